@@ -1,0 +1,1 @@
+"""Floor 0: the towers as pure `flax.linen` modules."""

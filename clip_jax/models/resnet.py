@@ -1,0 +1,174 @@
+"""ModifiedResNet, the convolutional image tower (paper section 2.4; He et al. 2019; Zhang 2019).
+
+Three differences to a plain ResNet: a stem of three convolutions, anti-aliased strides (average pooling
+before the strided projection), and attention pooling instead of average pooling.
+
+Running statistics are leaves of `params` called `mean` and `var`, so that `params` alone fixes the
+function. Nothing is updated in place: in training with `batch_norm="batch"` each layer sows the batch's
+statistics into the collection "batch_statistics", and `update_running_statistics` blends them in.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax.models.architectures import ClipConfig
+from clip_jax.models.transformer import torch_uniform
+
+BATCH_STATISTICS = "batch_statistics"
+RUNNING_NAMES = ("mean", "var")  # leaves of `params` that are buffers, not trained and not counted
+MOMENTUM = 0.1  # weight of the new batch, as in the framework of the released weights
+
+
+class BatchNorm(nn.Module):
+    """Normalises channels, (B, H, W, C) -> (B, H, W, C); statistics in float32.
+
+    `use_batch` takes mean and variance of this (global) batch and sows them; otherwise the stored ones.
+    """
+
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, use_batch: bool) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        mean = self.param("mean", nn.initializers.zeros, (channels,), jnp.float32)
+        var = self.param("var", nn.initializers.ones, (channels,), jnp.float32)
+        if use_batch:
+            x32 = x.astype(jnp.float32)
+            mean = x32.mean(axis=(0, 1, 2))
+            var = jnp.square(x32 - mean).mean(axis=(0, 1, 2))
+            count = x.size // channels
+            # The running variance is the unbiased one, as in the framework of the released weights.
+            self.sow(BATCH_STATISTICS, "mean", mean, reduce_fn=_keep_last)
+            self.sow(BATCH_STATISTICS, "var", var * count / max(count - 1, 1), reduce_fn=_keep_last)
+        else:
+            mean, var = jax.lax.stop_gradient((mean, var))
+        gain = scale * jax.lax.rsqrt(var + self.eps)
+        return x * gain.astype(x.dtype) + (bias - mean * gain).astype(x.dtype)
+
+
+def _keep_last(_: Any, value: jax.Array) -> jax.Array:
+    return value
+
+
+def update_running_statistics(params: Any, batch_statistics: Mapping[str, Any]) -> Any:
+    """`params` with every sown mean and variance blended in: 0.9 old + 0.1 new."""
+    flat = dict(jax.tree_util.tree_flatten_with_path(batch_statistics)[0])
+
+    def blend(path: Any, old: jax.Array) -> jax.Array:
+        if path not in flat:
+            return old
+        return (1 - MOMENTUM) * old + MOMENTUM * flat[path]
+
+    return jax.tree_util.tree_map_with_path(blend, params)
+
+
+def _conv(
+    features: int, kernel: int, inputs: int, dtype: jnp.dtype, name: str, stride: int = 1
+) -> nn.Conv:
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=kernel // 2,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=torch_uniform(inputs * kernel * kernel),
+        name=name,
+    )
+
+
+def _average_pool(x: jax.Array, stride: int) -> jax.Array:
+    return nn.avg_pool(x, (stride, stride), (stride, stride)) if stride > 1 else x
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, (average pool), 1x1 with a shortcut; expansion 4, every convolution of stride 1."""
+
+    width: int
+    stride: int
+    dtype: jnp.dtype
+    use_batch: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, features = x.shape[-1], 4 * self.width
+        y = _conv(self.width, 1, inputs, self.dtype, "conv1")(x)
+        y = nn.relu(BatchNorm(name="norm1")(y, self.use_batch))
+        y = _conv(self.width, 3, self.width, self.dtype, "conv2")(y)
+        y = nn.relu(BatchNorm(name="norm2")(y, self.use_batch))
+        y = _conv(features, 1, self.width, self.dtype, "conv3")(_average_pool(y, self.stride))
+        y = BatchNorm(scale_init=nn.initializers.zeros, name="norm3")(y, self.use_batch)
+        if self.stride > 1 or inputs != features:
+            x = _conv(features, 1, inputs, self.dtype, "shortcut")(_average_pool(x, self.stride))
+            x = BatchNorm(name="shortcut_norm")(x, self.use_batch)
+        return nn.relu(x + y)
+
+
+class AttentionPool(nn.Module):
+    """(B, H, W, C) -> (B, embed_dim): one attention whose only query is the mean over positions."""
+
+    heads: int
+    embed_dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        init = nn.initializers.normal(channels**-0.5)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=init)
+        x_BLC = x.reshape(batch, height * width, channels)
+        x_BLC = jnp.concatenate([x_BLC.mean(axis=1, keepdims=True), x_BLC], axis=1)
+        positions = self.param("positions", init, (height * width + 1, channels), jnp.float32)
+        x_BLC += positions.astype(self.dtype)
+
+        def split(y: jax.Array) -> jax.Array:
+            return y.reshape(batch, -1, self.heads, channels // self.heads)
+
+        bias_init = torch_uniform(channels)
+        query = split(dense(channels, bias_init=bias_init, name="query")(x_BLC[:, :1]))
+        key = split(dense(channels, bias_init=bias_init, name="key")(x_BLC))
+        value = split(dense(channels, bias_init=bias_init, name="value")(x_BLC))
+        pooled = jax.nn.dot_product_attention(query, key, value).reshape(batch, channels)
+        return dense(self.embed_dim, bias_init=bias_init, name="out")(pooled)
+
+
+class ModifiedResNet(nn.Module):
+    """(B, S, S, 3) float, normalised -> (B, embed_dim) in the compute dtype, not normalised."""
+
+    config: ClipConfig
+
+    @nn.compact
+    def __call__(self, images_BSSC: jax.Array, train: bool = False) -> jax.Array:
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        assert not isinstance(config.vision_layers, int)
+        use_batch = train and config.batch_norm == "batch"
+        width = config.vision_width
+        x = images_BSSC.astype(dtype)
+        stem = ((width // 2, 2), (width // 2, 1), (width, 1))
+        for index, (features, stride) in enumerate(stem, start=1):
+            x = _conv(features, 3, x.shape[-1], dtype, f"stem_conv{index}", stride)(x)
+            x = nn.relu(BatchNorm(name=f"stem_norm{index}")(x, use_batch))
+        x = _average_pool(x, 2)
+        block = Bottleneck
+        if config.remat != "none":
+            block = nn.remat(Bottleneck)
+        for stage, depth in enumerate(config.vision_layers):
+            for index in range(depth):
+                x = block(
+                    width=width * 2**stage,
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    dtype=dtype,
+                    use_batch=use_batch,
+                    name=f"stage{stage + 1}_block{index}",
+                )(x)
+        return AttentionPool(config.vision_heads, config.embed_dim, dtype, name="attention_pool")(x)

@@ -1,0 +1,109 @@
+"""The two towers in one space (paper figure 3)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax.models.architectures import ClipConfig, get_architecture
+from clip_jax.models.resnet import RUNNING_NAMES, ModifiedResNet
+from clip_jax.models.text import TextTransformer
+from clip_jax.models.vision import VisionTransformer
+
+
+class CLIPOutput(NamedTuple):
+    """What a forward pass gives; all float32. The embeddings are L2-normalised, the scale is exp(t)."""
+
+    image_embeds: jax.Array  # (B, D)
+    text_embeds: jax.Array  # (B, D)
+    logit_scale: jax.Array  # ()
+    logit_bias: jax.Array  # (); 0 where the model has no bias
+
+
+def l2_normalize(x_BD: jax.Array) -> jax.Array:
+    """(B, D) -> (B, D) float32 rows of length 1. The cast comes first: squares overflow in half precision.
+
+    A row of zeros gives zeros and a zero gradient instead of NaN; every other row is divided by its exact
+    norm, without an epsilon, as in OpenAI's code.
+    """
+    x_BD = x_BD.astype(jnp.float32)
+    squares = jnp.sum(x_BD * x_BD, axis=-1, keepdims=True)
+    return x_BD * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0))
+
+
+class TwoTower(nn.Module):
+    """An image tower and a text tower, each projected linearly into one space."""
+
+    config: ClipConfig
+
+    def setup(self) -> None:
+        tower = VisionTransformer if self.config.vision_kind == "vit" else ModifiedResNet
+        self.vision = tower(self.config)
+        self.text = TextTransformer(self.config)
+        self.logit_scale = self.param(
+            "logit_scale", nn.initializers.constant(self.config.logit_scale_init), (), jnp.float32
+        )
+        if self.config.logit_bias_init is not None:
+            self.logit_bias = self.param(
+                "logit_bias", nn.initializers.constant(self.config.logit_bias_init), (), jnp.float32
+            )
+
+    def encode_image(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """(B, S, S, 3) float, normalised -> (B, D) in the compute dtype, not L2-normalised."""
+        return self.vision(images, train)
+
+    def encode_text(self, tokens: jax.Array) -> jax.Array:
+        """(B, L) int -> (B, D) in the compute dtype, not L2-normalised."""
+        return self.text(tokens)
+
+    def __call__(self, images: jax.Array, tokens: jax.Array, train: bool = False) -> CLIPOutput:
+        """(B, S, S, 3) float normalised, (B, L) int -> `CLIPOutput`.
+
+        `train` matters for batch normalisation only; then pass `mutable=["batch_statistics"]`.
+        """
+        has_bias = self.config.logit_bias_init is not None
+        return CLIPOutput(
+            l2_normalize(self.encode_image(images, train)),
+            l2_normalize(self.encode_text(tokens)),
+            jnp.exp(self.logit_scale),
+            self.logit_bias if has_bias else jnp.zeros((), jnp.float32),
+        )
+
+
+def dummy_inputs(config: ClipConfig, batch: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of one batch, (B, S, S, 3) float32 and (B, L) int32, for `eval_shape` and `init`."""
+    return (
+        jax.ShapeDtypeStruct((batch, config.image_size, config.image_size, 3), jnp.float32),
+        jax.ShapeDtypeStruct((batch, config.context_length), jnp.int32),
+    )
+
+
+def init_params(config: ClipConfig, key: jax.Array) -> dict[str, Any]:
+    """Random parameters, a nested dict of float32 arrays. Pure: jit it, or give it to `eval_shape`."""
+    inputs = [jnp.zeros(x.shape, x.dtype) for x in dummy_inputs(config)]
+    return TwoTower(config).init(key, *inputs)["params"]
+
+
+def is_buffer(path: Any) -> bool:
+    """Whether the leaf at a tree path is a running statistic: stored with the weights, never trained."""
+    names = [getattr(entry, "key", "") for entry in path]
+    return names[-1] in RUNNING_NAMES and "norm" in names[-2]
+
+
+def count_trainable(params: Any) -> int:
+    """The number of trainable scalars, batch normalisation's running statistics left out."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return sum(int(leaf.size) for path, leaf in leaves if not is_buffer(path))
+
+
+def count_parameters(name: str, **overrides: Any) -> int:
+    """Trainable scalars of an architecture, without allocating them.
+
+    Raises `UserError` for an unknown name or field.
+    """
+    config = get_architecture(name, **overrides)
+    shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    return count_trainable(shapes)
