@@ -1,0 +1,54 @@
+"""CLIP in JAX: train, load, evaluate and use contrastive image-text models.
+
+Importing this package is cheap and touches no device; each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# name -> the module that defines it
+_EXPORTS = {
+    "Clip": "clip_jax.clip",
+    "create": "clip_jax.clip",
+    "load": "clip_jax.clip",
+    "list_models": "clip_jax.models.architectures",
+    "ClipConfig": "clip_jax.models.architectures",
+    "count_parameters": "clip_jax.models.two_tower",
+    "CLIPOutput": "clip_jax.models.two_tower",
+    "get_tokenizer": "clip_jax.data.tokenizer",
+    "UserError": "clip_jax.errors",
+}
+_MODULES = ("losses",)
+
+__all__ = sorted([*_EXPORTS, *_MODULES, "__version__"])  # noqa: PLE0605
+
+if TYPE_CHECKING:
+    from clip_jax import losses as losses
+    from clip_jax.clip import Clip as Clip
+    from clip_jax.clip import create as create
+    from clip_jax.clip import load as load
+    from clip_jax.data.tokenizer import get_tokenizer as get_tokenizer
+    from clip_jax.errors import UserError as UserError
+    from clip_jax.models.architectures import ClipConfig as ClipConfig
+    from clip_jax.models.architectures import list_models as list_models
+    from clip_jax.models.two_tower import CLIPOutput as CLIPOutput
+    from clip_jax.models.two_tower import count_parameters as count_parameters
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"clip_jax.{name}")
+    else:
+        raise AttributeError(f"module 'clip_jax' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

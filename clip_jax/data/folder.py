@@ -1,0 +1,116 @@
+"""A folder of images, captioned by `.txt` files beside them or by the names of their subfolders."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clip_jax.data.records import (
+    IMAGE_EXTENSIONS,
+    Record,
+    decode_caption,
+    fingerprint_of,
+    read_file,
+)
+from clip_jax.errors import UserError
+
+
+def list_images(root: Path) -> Iterator[Path]:
+    """Paths of all images below `root`, sorted, relative to it; hidden ones are skipped."""
+    seen: set[str] = set()
+
+    def walk(folder: Path) -> Iterator[Path]:
+        # Linked class folders are common; the real path guards against a link to a parent.
+        real = os.path.realpath(folder)
+        if real in seen:
+            return
+        seen.add(real)
+        with os.scandir(folder) as entries:
+            listing = sorted(entries, key=lambda entry: entry.name)
+        for entry in listing:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_dir():
+                yield from walk(Path(entry.path))
+            elif entry.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+                yield Path(entry.path).relative_to(root)
+
+    return walk(root)
+
+
+class FolderSource:
+    """Images below a folder, in sorted order.
+
+    A sibling `.txt` wins: each of its non-empty lines is one caption. Otherwise the name of the
+    image's subfolder, `_` and `-` read as spaces, is its class (`metadata["class"]`), and the
+    caption is `caption_template` with the class in it. The key is the path relative to the folder.
+
+    Raises:
+      UserError: the folder is missing, or has no image, or no image with a caption.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, caption_template: str = "a photo of a {}."
+    ) -> None:
+        self._root = Path(path)
+        if not self._root.is_dir():
+            raise UserError(f"data path {path} is not a folder; give an existing folder of images")
+        if "{}" not in caption_template:
+            raise UserError(
+                f"caption_template {caption_template!r} has no '{{}}' where the class name goes"
+            )
+        self._keys: list[str] = []
+        self._captions: list[tuple[str, ...]] = []
+        self._classes: list[str | None] = []
+        self.dropped: dict[str, str] = {}
+        for relative in list_images(self._root):
+            self._add(relative, caption_template)
+        if not self._keys:
+            why = next(iter(self.dropped.items()), None)
+            raise UserError(
+                f"folder {path} has no image with a caption"
+                + (f" ({len(self.dropped)} without; {why[0]}: {why[1]})" if why else "")
+                + "; give images with .txt captions beside them, or in subfolders named by class"
+            )
+        self.fingerprint = fingerprint_of(zip(self._keys, self._captions, strict=True))
+
+    def _add(self, relative: Path, caption_template: str) -> None:
+        key = relative.as_posix()
+        class_name = None
+        caption_file = (self._root / relative).with_suffix(".txt")
+        if caption_file.is_file():
+            try:
+                text = decode_caption(caption_file.read_bytes())
+            except (ValueError, OSError) as error:
+                self.dropped[key] = f"{caption_file.name}: {error}"
+                return
+            captions = tuple(line.strip() for line in text.splitlines() if line.strip())
+        elif len(relative.parts) > 1:
+            class_name = " ".join(relative.parts[-2].replace("_", " ").replace("-", " ").split())
+            captions = (caption_template.replace("{}", class_name),)
+            if not class_name:
+                self.dropped[key] = "the name of its folder has no letters"
+                return
+        else:
+            self.dropped[key] = "no .txt caption beside it and not in a subfolder named by class"
+            return
+        self._keys.append(key)
+        self._captions.append(captions)
+        self._classes.append(class_name)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Record:
+        image = read_file(self._root / self._keys[index])
+        return Record(self._keys[index], image, self._captions[index], self.metadata(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._captions[index]
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        class_name = self._classes[index]
+        return {} if class_name is None else {"class": class_name}
+
+    def key(self, index: int) -> str:
+        return self._keys[index]

@@ -1,0 +1,214 @@
+"""SentencePiece tokenizers: training one from captions, and using any `.model` file.
+
+Source: Kudo 2018 (unigram language model); SigLIP and SigLIP 2 use such vocabularies.
+"""
+
+import io
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from clip_jax.data.text_cleaning import (
+    as_text_list,
+    check_cleaning,
+    check_context_length,
+    clean_text,
+    pack_ids,
+)
+from clip_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILE_NAME = "tokenizer.model"
+# pad, unk, EOS and one piece for each byte
+_NUM_RESERVED_PIECES = 3 + 256
+# SentencePiece drops longer lines (4,192 bytes); a row of ids ends far earlier anyway.
+_MAX_TRAINING_CHARACTERS = 1000
+_MIN_VOCAB_SIZE = _NUM_RESERVED_PIECES + 16
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model: texts -> int32 (N, context_length): [BOS,] ids, EOS, padding.
+
+    A text that is too long is cut and still ends in EOS.
+
+    Args:
+      model: content of a SentencePiece `.model` file.
+      context_length: ids a row, BOS and EOS included.
+      cleaning: a mode of `clip_jax.data.text_cleaning.clean_text`, applied before the model.
+      add_bos: put the model's BOS id first.
+      pad_id: None takes the model's; SigLIP pads with its EOS id.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(
+        self,
+        model: bytes,
+        context_length: int = 64,
+        cleaning: str = "lower",
+        add_bos: bool = False,
+        pad_id: int | None = None,
+    ):
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            loaded = self._processor.LoadFromSerializedProto(model)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UserError(f"{MODEL_FILE_NAME} is not a SentencePiece model: {error}") from error
+        if not loaded or self._processor.vocab_size() == 0:
+            raise UserError(f"{MODEL_FILE_NAME} is not a SentencePiece model")
+        self.context_length = check_context_length(context_length, smallest=2 + add_bos)
+        self.cleaning = check_cleaning(cleaning)
+        self.add_bos = add_bos
+        self._model = model
+        self._pad_option = pad_id
+        self.vocab_size: int = self._processor.vocab_size()
+        self.eos_id = self._required_id("eos_id", self._processor.eos_id())
+        self.bos_id = self._required_id("bos_id", self._processor.bos_id()) if add_bos else None
+        self.pad_id = self._required_id(
+            "pad_id", self._processor.pad_id() if pad_id is None else pad_id
+        )
+
+    def _required_id(self, name: str, value: int) -> int:
+        if not 0 <= value < self.vocab_size:
+            raise UserError(
+                f"{name}={value} is not among the {self.vocab_size} ids of this SentencePiece model"
+            )
+        return value
+
+    def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Texts (N) -> int32 (N, context_length)."""
+        cleaned = [clean_text(text, self.cleaning) for text in as_text_list(texts)]
+        # One thread: data workers call this side by side, each on its own core.
+        rows = self._processor.encode(cleaned, out_type=int, num_threads=1) if cleaned else []
+        start = [] if self.bos_id is None else [self.bos_id]
+        rows = [[*start, *ids, self.eos_id] for ids in rows]
+        return pack_ids(rows, self.context_length, self.eos_id, self.pad_id)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids of one text -> the cleaned text, up to the first EOS, without BOS and padding."""
+        kept = []
+        for i in (int(i) for i in ids):
+            if i == self.eos_id:
+                break
+            if i not in (self.bos_id, self.pad_id):
+                kept.append(i)
+        return self._processor.decode(kept)
+
+    def with_context_length(self, context_length: int) -> "SentencePieceTokenizer":
+        """The same tokenizer with rows of `context_length` ids."""
+        options = {**self._options(), "context_length": context_length}
+        return SentencePieceTokenizer(self._model, **options)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "context_length": self.context_length,
+            "cleaning": self.cleaning,
+            "add_bos": self.add_bos,
+            "pad_id": self._pad_option,
+        }
+
+    def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """(JSON-able spec, {file name: content}); `tokenizer_from_files` is the inverse."""
+        return {"kind": self.kind, "options": self._options()}, {MODEL_FILE_NAME: self._model}
+
+    @classmethod
+    def from_files(
+        cls, spec: Mapping[str, Any], files: Mapping[str, bytes]
+    ) -> "SentencePieceTokenizer":
+        """Inverse of `to_files`."""
+        return cls(files[MODEL_FILE_NAME], **spec["options"])
+
+    def __reduce__(self):
+        return SentencePieceTokenizer.from_files, self.to_files()
+
+
+def train_sentencepiece(
+    captions: Iterable[str],
+    vocab_size: int,
+    context_length: int = 64,
+    cleaning: str = "lower",
+) -> SentencePieceTokenizer:
+    """Trains a unigram vocabulary on the distinct cleaned captions, in the order first seen.
+
+    The same captions in the same order give the same model, byte for byte. Ids: 0 padding,
+    1 unknown, 2 EOS, then 256 bytes (a character outside the vocabulary is spelled in bytes, so
+    nothing is lost), then the learned pieces; there is no BOS.
+
+    Args:
+      captions: at least one that is not empty after cleaning; their first 1,000 characters count.
+      vocab_size: number of ids wished for, the 259 above included; a small set of captions gives
+        fewer, which is logged (`.vocab_size` of the result is the true number).
+      context_length: ids a row, EOS included.
+      cleaning: a mode of `clip_jax.data.text_cleaning.clean_text`.
+
+    Raises:
+      UserError: no captions, or a vocabulary too small for the 259 reserved ids.
+    """
+    check_cleaning(cleaning)
+    if vocab_size < _MIN_VOCAB_SIZE:
+        raise UserError(
+            f"vocab_size={vocab_size}: accepted is >= {_MIN_VOCAB_SIZE} "
+            f"({_NUM_RESERVED_PIECES} ids are reserved for padding, unknown, EOS and the bytes)"
+        )
+    distinct = dict.fromkeys(
+        clean_text(caption, cleaning)[:_MAX_TRAINING_CHARACTERS] for caption in captions
+    )
+    distinct.pop("", None)
+    if not distinct:
+        raise UserError("no captions to train a tokenizer on: all are missing or empty")
+    room = vocab_size - _NUM_RESERVED_PIECES
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(_without_rare_characters(distinct, room // 2)),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=2,
+            byte_fallback=True,
+            character_coverage=1.0,
+            normalization_rule_name="identity",  # the cleaning is ours
+            input_sentence_size=0,
+            shuffle_input_sentence=False,
+            num_threads=1,  # with more, sums of floats depend on who finishes first
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"no vocabulary of vocab_size={vocab_size} could be trained on {len(distinct)} "
+            f"captions: {reason}"
+        ) from error
+    tokenizer = SentencePieceTokenizer(model.getvalue(), context_length, cleaning)
+    level = logging.INFO if tokenizer.vocab_size == vocab_size else logging.WARNING
+    logger.log(
+        level,
+        "tokenizer: %d pieces (vocab_size=%d asked for) from %d distinct captions",
+        tokenizer.vocab_size,
+        vocab_size,
+        len(distinct),
+    )
+    return tokenizer
+
+
+def _without_rare_characters(captions: Iterable[str], most: int) -> list[str]:
+    """The captions with all but their `most` commonest characters replaced by spaces.
+
+    A character that training never sees is spelled in bytes. SentencePiece gives every character
+    a piece of its own (at least 98 % of the running text), which for a few Chinese captions asks
+    for more pieces than a small vocabulary has.
+    """
+    captions = list(captions)
+    counts = Counter(itertools.chain.from_iterable(captions))
+    rare = dict.fromkeys((ord(c) for c, _ in counts.most_common()[most:]), " ")
+    return [caption.translate(rare) for caption in captions] if rare else captions

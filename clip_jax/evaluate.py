@@ -1,0 +1,74 @@
+"""Evaluates a model on named tasks and writes one JSON file.
+
+    python -m clip_jax.evaluate --model=runs/quickstart --tasks=glyphs/letters,glyphs/retrieval
+    python -m clip_jax.evaluate --model=runs/mine --tasks=zero_shot --data=photos/test --output=result.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from clip_jax import command_line
+from clip_jax.errors import UserError
+
+_MODEL = flags.DEFINE_string("model", None, "What clip_jax.load takes: an export, a training run.")
+_TASKS = flags.DEFINE_list("tasks", None, "Comma-separated tasks.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; without it the table is all.")
+_DATA = flags.DEFINE_string("data", "", "Folder, CSV or tar files, for zero_shot and retrieval.")
+_FORMAT = flags.DEFINE_string("format", "auto", "auto, folder, csv, webdataset or glyphs.")
+_LABEL_KEY = flags.DEFINE_string(
+    "label_key", "class", "zero_shot: metadata field with the class name or number."
+)
+_CLASSNAMES = flags.DEFINE_string("classnames", None, "zero_shot: file with a class name a line.")
+_TEMPLATES = flags.DEFINE_string(
+    "templates", "openai", "zero_shot: openai, openai_simple, photo, none, or a file."
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images a batch.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
+
+
+def main() -> int:
+    """Loads, runs the tasks, prints a table, writes the file."""
+    if not _MODEL.value:
+        raise UserError("--model: is missing; give a training run or an export")
+    from clip_jax.clip import load
+    from clip_jax.evaluation.tasks import TASKS, Embedders, TaskData, check_tasks, run_task
+    from clip_jax.training.summary import format_rows
+
+    if not _TASKS.value:
+        raise UserError(f"--tasks: is missing; choose of {', '.join(TASKS)}")
+    check_tasks(tuple(_TASKS.value), "--tasks")
+    output = Path(_OUTPUT.value).expanduser() if _OUTPUT.value else None
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"--output={output}: the folder {output.absolute().parent} does not exist")
+    clip = load(_MODEL.value, _DTYPE.value)
+    embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform)
+    data = TaskData(
+        path=_DATA.value,
+        format=_FORMAT.value,
+        label_key=_LABEL_KEY.value,
+        classnames=_CLASSNAMES.value,
+        templates=_TEMPLATES.value,
+        batch_size=_BATCH_SIZE.value,
+    )
+    rows = []
+    for task in _TASKS.value:
+        begun = time.perf_counter()
+        for row in run_task(task, embedders, data):
+            rows.append({"model": _MODEL.value, **row})
+        print(f"{task}: {time.perf_counter() - begun:.1f} s", file=sys.stderr)
+    print(format_rows(rows))
+    if output is not None:
+        text = json.dumps({"model": _MODEL.value, "results": rows}, indent=1)
+        output.write_text(text + "\n", encoding="utf-8")
+        print(f"written: {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main, sys.argv)

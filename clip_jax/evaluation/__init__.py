@@ -1,0 +1,1 @@
+"""Evaluators: pure protocols that take two functions, `embed_image` and `embed_text`, and data."""

@@ -1,0 +1,322 @@
+"""Image-text retrieval: recall@k both ways, without ever holding the N×M similarity matrix.
+
+Protocol: recall@k is the share of queries with at least one positive among the k items of highest
+inner product. Image-to-text queries are images, text-to-image queries are all captions, as for the
+zero-shot retrieval of Radford et al. 2021, appendix E.1.
+
+Ties are broken uniformly at random, in expectation: a query whose best positive ties with other
+items counts with the probability that a random order of the tied items puts a positive in the
+top k. So constant embeddings score exactly chance, and the order of the data never matters.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from clip_jax.errors import UserError
+
+DEFAULT_KS = (1, 5, 10)
+# One block of scores is 1024 x 4096 float32 a device: 16 MiB.
+QUERIES_PER_BLOCK = 1024
+GALLERY_PER_BLOCK = 4096
+
+# Fill a ragged label array; different, so that filling never equals filling.
+_NO_QUERY_LABEL = -1
+_NO_GALLERY_LABEL = -2
+
+
+def retrieval_recalls(
+    image_embeds,
+    text_embeds,
+    image_of_text,
+    ks: Sequence[int] = DEFAULT_KS,
+    *,
+    texts: Sequence[str] | None = None,
+    image_query_mask=None,
+    text_query_mask=None,
+) -> dict[str, float]:
+    """Recalls in [0, 1] of (N, D) images and their (T,) captions, both ways.
+
+    Args:
+      image_embeds: float (N, D), L2-normalised.
+      text_embeds: float (T, D), L2-normalised.
+      image_of_text: int (T,): caption t was written for image `image_of_text[t]`; every image that
+        is a query needs at least one.
+      ks: the k of recall@k.
+      texts: the captions (T). Given, equal captions are the same caption: a caption is right for
+        every image that has one with this text. Without it only an image's own captions are right.
+      image_query_mask, text_query_mask: bool (N,), (T,): which images, captions are queries (all
+        without a mask); the gallery is always full.
+
+    Returns:
+      `image_to_text_recall_at_{k}`, `text_to_image_recall_at_{k}`, and the sizes `num_images`,
+      `num_texts`, `num_image_queries`, `num_text_queries`.
+
+    Raises:
+      UserError: shapes or indices that do not fit, embeddings that are not finite, a query without
+        a positive, or no query at all.
+    """
+    num_images, num_texts = len(image_embeds), len(text_embeds)
+    image_of_text = np.asarray(image_of_text)
+    _check_index(image_of_text, num_images, num_texts)
+    if texts is None:
+        image_labels, text_labels = np.arange(num_images)[:, None], image_of_text[:, None]
+    else:
+        image_labels, text_labels = caption_labels(texts, image_of_text, num_images)
+    images, captions = (image_embeds, image_labels), (text_embeds, text_labels)
+    image_hits = recall_at_k(*images, *captions, ks, image_query_mask)
+    text_hits = recall_at_k(*captions, *images, ks, text_query_mask)
+    return {
+        **{f"image_to_text_recall_at_{k}": recall for k, recall in image_hits.items()},
+        **{f"text_to_image_recall_at_{k}": recall for k, recall in text_hits.items()},
+        "num_images": num_images,
+        "num_texts": num_texts,
+        "num_image_queries": _selected(image_query_mask, num_images).size,
+        "num_text_queries": _selected(text_query_mask, num_texts).size,
+    }
+
+
+def evaluate_retrieval(
+    embed_image: Callable[[np.ndarray], np.ndarray],
+    embed_text: Callable[[list[str]], np.ndarray],
+    image_batches: Iterable[np.ndarray],
+    texts: Sequence[str],
+    image_of_text,
+    ks: Sequence[int] = DEFAULT_KS,
+    *,
+    equal_texts_are_positives: bool = False,
+    image_query_mask=None,
+    text_query_mask=None,
+    texts_per_call: int = 1024,
+) -> dict[str, float]:
+    """`retrieval_recalls` of a model given as its two functions.
+
+    Args:
+      embed_image: uint8 (n, S, S, 3) -> float32 (n, D), L2-normalised.
+      embed_text: list of n strings -> float32 (n, D), L2-normalised.
+      image_batches: uint8 (n, S, S, 3) each; images are numbered in this order.
+      texts: the captions (T).
+      image_of_text: int (T,), the number of each caption's image.
+      ks, image_query_mask, text_query_mask: see `retrieval_recalls`.
+      equal_texts_are_positives: a caption is right for every image that has one with this text.
+      texts_per_call: captions handed to one call of `embed_text`.
+    """
+    image_embeds = [np.asarray(embed_image(images)) for images in image_batches]
+    texts = list(texts)
+    text_embeds = [
+        np.asarray(embed_text(texts[i : i + texts_per_call]))
+        for i in range(0, len(texts), texts_per_call)
+    ]
+    if not image_embeds or not text_embeds:
+        raise UserError("retrieval: there are no images or no texts to evaluate on")
+    return retrieval_recalls(
+        np.concatenate(image_embeds),
+        np.concatenate(text_embeds),
+        image_of_text,
+        ks,
+        texts=texts if equal_texts_are_positives else None,
+        image_query_mask=image_query_mask,
+        text_query_mask=text_query_mask,
+    )
+
+
+def caption_labels(
+    texts: Sequence[str], image_of_text: np.ndarray, num_images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels by which equal captions are the same caption.
+
+    Returns image labels int (N, P) and text labels int (T, 1): a label a distinct text; an image
+    has those of its captions (P the most of any image), filled up with negative ones.
+    """
+    if len(texts) != len(image_of_text):
+        raise UserError(f"texts: {len(texts)} of them, but image_of_text has {len(image_of_text)}")
+    number: dict[str, int] = {}
+    text_labels = np.array([number.setdefault(text, len(number)) for text in texts], np.int32)
+    labels_of_image: list[dict[int, None]] = [{} for _ in range(num_images)]
+    for image, label in zip(image_of_text, text_labels, strict=True):
+        labels_of_image[image][int(label)] = None
+    width = max((len(labels) for labels in labels_of_image), default=0)
+    image_labels = np.full((num_images, max(width, 1)), _NO_QUERY_LABEL, np.int32)
+    for row, labels in zip(image_labels, labels_of_image, strict=True):
+        row[: len(labels)] = list(labels)
+    return image_labels, text_labels[:, None]
+
+
+def recall_at_k(
+    query_embeds,
+    query_labels,
+    gallery_embeds,
+    gallery_labels,
+    ks: Sequence[int] = DEFAULT_KS,
+    query_mask=None,
+) -> dict[int, float]:
+    """Recall@k of (Q, D) queries against a (G, D) gallery, by inner product -> {k: share}.
+
+    Args:
+      query_labels, gallery_labels: int (Q,) or (Q, P), (G,) or (G, R); an item is a positive of a
+        query where they share a label. Negative labels equal nothing.
+      query_mask: bool (Q,), the queries to count; None means all.
+
+    Raises:
+      UserError: see `retrieval_recalls`.
+    """
+    if not ks or any(k < 1 for k in ks):
+        raise UserError(f"ks={tuple(ks)}: accepted are whole numbers >= 1")
+    queries, gallery = _as_embeds("queries", query_embeds), _as_embeds("gallery", gallery_embeds)
+    if queries.shape[1] != gallery.shape[1]:
+        raise UserError(
+            f"embeddings of {queries.shape[1]} and {gallery.shape[1]} dimensions cannot be compared"
+        )
+    query_labels = _as_labels(query_labels, len(queries), _NO_QUERY_LABEL)
+    gallery_labels = _as_labels(gallery_labels, len(gallery), _NO_GALLERY_LABEL)
+    selected = _selected(query_mask, len(queries))
+    _check_positives(query_labels[selected], gallery_labels, selected)
+    counts = _rank_counts(queries[selected], query_labels[selected], gallery, gallery_labels)
+    return {int(k): float(_hit_probability(counts, k).mean()) for k in ks}
+
+
+def _hit_probability(counts: np.ndarray, k: int) -> np.ndarray:
+    """Counts (Q, 3) of items above the best positive, and of the negatives and positives that tie
+    with it -> float64 (Q,): the probability that a random order puts a positive in the top k."""
+    above, negatives, positives = counts.T.astype(np.float64)
+    # None of the first j of the tied items is a positive: a product of hypergeometric factors.
+    miss = np.ones(len(counts))
+    for j in range(k):
+        left = np.maximum(negatives - j, 0.0)
+        miss = np.where(above + j < k, miss * left / (left + positives), miss)
+    return 1.0 - miss
+
+
+def _rank_counts(
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    queries_per_block: int = QUERIES_PER_BLOCK,
+    gallery_per_block: int = GALLERY_PER_BLOCK,
+) -> np.ndarray:
+    """-> int32 (Q, 3), see `_hit_probability`; queries are split over this host's devices."""
+    devices = jax.local_devices()
+    mesh = jax.make_mesh(
+        (len(devices),), ("queries",), devices=devices, axis_types=(AxisType.Auto,)
+    )
+    gallery_block = min(gallery_per_block, len(gallery))
+    query_block = len(devices) * min(queries_per_block, -(-len(queries) // len(devices)))
+    replicated = NamedSharding(mesh, P())
+    fixed = jax.device_put(
+        (
+            _blocks(gallery, gallery_block, 0.0),
+            _blocks(gallery_labels, gallery_block, _NO_GALLERY_LABEL),
+            _blocks(np.ones(len(gallery), bool), gallery_block, False),
+        ),
+        replicated,
+    )
+    by_query = NamedSharding(mesh, P("queries"))
+    blocks = zip(
+        _blocks(queries, query_block, 0.0),
+        _blocks(query_labels, query_block, _NO_QUERY_LABEL),
+        strict=True,
+    )
+    # Dispatched one after the other, read at the end: the host never waits in between.
+    counts = [_count_block(*jax.device_put(block, by_query), *fixed) for block in blocks]
+    return np.concatenate([np.asarray(c) for c in counts])[: len(queries)]
+
+
+@jax.jit
+def _count_block(queries_BxD, labels_BxP, gallery_NxGxD, labels_NxGxR, valid_NxG):
+    """One block of queries against all N blocks of the gallery -> int32 (B, 3).
+
+    Two passes over the gallery, the first for the best positive's score: scores of equal inputs are
+    equal bits only if the same product computes them, and ties are counted by equality.
+    """
+
+    def scores(block):
+        gallery_GxD, labels_GxR, valid_G = block
+        score_BxG = jnp.matmul(queries_BxD, gallery_GxD.T, precision=jax.lax.Precision.HIGHEST)
+        positive_BxG = jnp.zeros(score_BxG.shape, bool)
+        for p in range(labels_BxP.shape[1]):
+            for r in range(labels_GxR.shape[1]):
+                positive_BxG |= labels_BxP[:, p, None] == labels_GxR[None, :, r]
+        return jnp.where(valid_G, score_BxG, -jnp.inf), positive_BxG
+
+    def best_of_block(best_B, block):
+        score, positive = scores(block)
+        return jnp.maximum(best_B, jnp.where(positive, score, -jnp.inf).max(1)), None
+
+    def count_block(best_B, counts_Bx3, block):
+        score, positive = scores(block)
+        best = best_B[:, None]
+        tied = score == best
+        counts = [(score > best) & ~positive, tied & ~positive, tied & positive]
+        return counts_Bx3 + jnp.stack([c.sum(1, dtype=jnp.int32) for c in counts], 1), None
+
+    gallery = (gallery_NxGxD, labels_NxGxR, valid_NxG)
+    num_queries = len(queries_BxD)
+    best_B, _ = jax.lax.scan(best_of_block, jnp.full(num_queries, -jnp.inf), gallery)
+    counts = jnp.zeros((num_queries, 3), jnp.int32)
+    return jax.lax.scan(partial(count_block, best_B), counts, gallery)[0]
+
+
+def _blocks(array: np.ndarray, block: int, fill) -> np.ndarray:
+    """(N, ...) -> (ceil(N / block), block, ...), filled up with `fill`."""
+    padding = [(0, -len(array) % block)] + [(0, 0)] * (array.ndim - 1)
+    return np.pad(array, padding, constant_values=fill).reshape(-1, block, *array.shape[1:])
+
+
+def _as_embeds(name: str, embeds) -> np.ndarray:
+    array = np.asarray(embeds, np.float32)
+    if array.ndim != 2 or not array.size:
+        raise UserError(f"{name}: embeddings of shape {array.shape}; accepted is (N, D), N > 0")
+    # NaN compares false with everything and would rank every positive first.
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(1))[0])
+        raise UserError(f"{name}: the embedding in row {row} is not finite")
+    return array
+
+
+def _as_labels(labels, length: int, fill: int) -> np.ndarray:
+    array = np.asarray(labels)
+    if len(array) != length or array.ndim not in (1, 2) or array.dtype.kind not in "iu":
+        raise UserError(
+            f"labels of shape {array.shape}, {array.dtype}: accepted are {length} rows of integers"
+        )
+    array = array.reshape(length, -1).astype(np.int32)
+    return np.where(array < 0, fill, array)
+
+
+def _selected(mask, length: int) -> np.ndarray:
+    """Bool mask or None -> indices of the queries, int (Q,)."""
+    if mask is None:
+        return np.arange(length)
+    mask = np.asarray(mask)
+    if mask.shape != (length,) or mask.dtype != np.bool_:
+        raise UserError(f"query mask {mask.dtype} {mask.shape}: accepted is bool ({length},)")
+    if not mask.any():
+        raise UserError(f"query mask: none of {length} queries is selected")
+    return np.flatnonzero(mask)
+
+
+def _check_positives(query_labels, gallery_labels, selected) -> None:
+    missing = ~np.isin(query_labels, gallery_labels).any(1)
+    if missing.any():
+        raise UserError(
+            f"{int(missing.sum())} of {len(selected)} queries have no positive in the gallery, the "
+            f"first is query {int(selected[missing][0])}; mask them or complete the gallery"
+        )
+
+
+def _check_index(image_of_text: np.ndarray, num_images: int, num_texts: int) -> None:
+    if image_of_text.shape != (num_texts,) or image_of_text.dtype.kind not in "iu":
+        raise UserError(
+            f"image_of_text {image_of_text.dtype} {image_of_text.shape}: accepted are integers "
+            f"({num_texts},), one a text"
+        )
+    wrong = (image_of_text < 0) | (image_of_text >= num_images)
+    if wrong.any():
+        t = int(np.flatnonzero(wrong)[0])
+        raise UserError(f"image_of_text[{t}]={image_of_text[t]}: accepted is 0 to {num_images - 1}")

@@ -1,0 +1,148 @@
+"""Zero-shot classification with an ensemble of prompts.
+
+Source: Radford et al. 2021, section 3.1, and the notebook Prompt_Engineering_for_ImageNet that
+OpenAI released: the classifier's column of a class is the mean of its normalised template
+embeddings, normalised again.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clip_jax.errors import UserError
+from clip_jax.evaluation.prompts import get_templates
+
+Templates = str | Path | Sequence[str]
+
+
+def zero_shot_classifier(
+    embed_text: Callable[[list[str]], np.ndarray],
+    classnames: Sequence[str],
+    templates: Templates = "openai",
+    texts_per_call: int = 1024,
+) -> np.ndarray:
+    """Class names (C) and templates (K) -> float32 (D, C), each column of length one.
+
+    Args:
+      embed_text: list of n strings -> float32 (n, D), L2-normalised (normalised here all the same).
+      classnames: what goes into the templates' "{}".
+      templates: anything that `get_templates` takes.
+      texts_per_call: prompts handed to one call of `embed_text`; all C·K are encoded in order.
+
+    Raises:
+      UserError: no class names, bad templates, or an embedding that is not finite or zero.
+    """
+    templates = get_templates(templates)
+    if isinstance(classnames, str) or not len(classnames):
+        raise UserError(f"classnames={classnames!r}: accepted is a list of at least one name")
+    # str.replace and not str.format: a class name or template may hold other braces.
+    prompts = [t.replace("{}", name) for name in classnames for t in templates]
+    sums: np.ndarray | None = None
+    for start in range(0, len(prompts), texts_per_call):
+        chunk = prompts[start : start + texts_per_call]
+        embeds = np.asarray(embed_text(chunk), np.float64)
+        if sums is None:
+            sums = np.zeros((len(classnames), embeds.shape[-1]))
+        class_of_prompt = np.arange(start, start + len(chunk)) // len(templates)
+        np.add.at(sums, class_of_prompt, _normalised(embeds, chunk))
+    assert sums is not None
+    return _normalised(sums, classnames).T.astype(np.float32)
+
+
+def _normalised(embeds: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    norms = np.linalg.norm(embeds, axis=-1, keepdims=True)
+    wrong = ~(np.isfinite(norms) & (norms > 0))[:, 0]
+    if wrong.any():
+        text = texts[int(np.flatnonzero(wrong)[0])]
+        raise UserError(f"the text embedding of {text!r} is zero or not finite")
+    return embeds / norms
+
+
+def evaluate_zero_shot(
+    embed_image: Callable[[np.ndarray], np.ndarray],
+    embed_text: Callable[[list[str]], np.ndarray],
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    classnames: Sequence[str],
+    templates: Templates = "openai",
+    texts_per_call: int = 1024,
+) -> dict[str, float]:
+    """Zero-shot accuracy of a model given as its two functions.
+
+    Ties count in expectation over a random order of the tied classes, so a model whose scores are
+    all equal gets exactly chance and not the share of class 0.
+
+    Args:
+      embed_image: uint8 (n, S, S, 3) -> float32 (n, D), L2-normalised.
+      embed_text: list of n strings -> float32 (n, D), L2-normalised.
+      batches: (images uint8 (n, S, S, 3), labels int (n,)) each; n may differ from batch to batch.
+      classnames: name of class 0, 1, …, C − 1.
+      templates: anything that `get_templates` takes.
+      texts_per_call: see `zero_shot_classifier`.
+
+    Returns:
+      `accuracy_top1`, `accuracy_top5` (only with at least five classes, below which it says
+      nothing), `mean_per_class_accuracy` (top-1, over the classes that occur), all in [0, 1];
+      `num_images`, `num_classes`.
+
+    Raises:
+      UserError: no images, a label outside the classes, an embedding that is not finite.
+    """
+    classifier = zero_shot_classifier(embed_text, classnames, templates, texts_per_call)
+    num_classes = len(classnames)
+    num_images = 0
+    top1, top5, all_labels = [], [], []
+    for images, labels in batches:
+        labels = _check_labels(labels, len(images), num_classes)
+        scores = np.asarray(embed_image(images), np.float32) @ classifier
+        # NaN compares false with everything and would pass for a right answer.
+        if not np.isfinite(scores).all():
+            first = num_images + int(np.argmin(np.isfinite(scores).all(1)))
+            raise UserError(f"the embedding of image {first} is not finite")
+        top1.append(top_k_hits(scores, labels, 1))
+        top5.append(top_k_hits(scores, labels, 5))
+        all_labels.append(labels)
+        num_images += len(labels)
+    if not num_images:
+        raise UserError("zero-shot evaluation: there are no images")
+    hits, labels = np.concatenate(top1), np.concatenate(all_labels)
+    images_of_class = np.bincount(labels, minlength=num_classes)
+    hits_of_class = np.bincount(labels, weights=hits, minlength=num_classes)
+    present = images_of_class > 0
+    metrics = {
+        "accuracy_top1": float(hits.mean()),
+        "accuracy_top5": float(np.concatenate(top5).mean()),
+        "mean_per_class_accuracy": float(
+            (hits_of_class / np.maximum(images_of_class, 1))[present].mean()
+        ),
+        "num_images": num_images,
+        "num_classes": num_classes,
+    }
+    if num_classes < 5:
+        del metrics["accuracy_top5"]
+    return metrics
+
+
+def top_k_hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """float (N, C), int (N,) -> float64 (N,): probability that the label is among the top k.
+
+    It is 0 or 1, or between them where other classes tie with the label's score.
+    """
+    of_label = np.take_along_axis(scores, labels[:, None], axis=1)
+    above = (scores > of_label).sum(1)
+    tied = (scores == of_label).sum(1)  # the label itself is one of them
+    return np.clip((k - above) / tied, 0.0, 1.0)
+
+
+def _check_labels(labels, num_images: int, num_classes: int) -> np.ndarray:
+    array = np.asarray(labels)
+    if array.shape != (num_images,) or array.dtype.kind not in "iu":
+        raise UserError(
+            f"labels {array.dtype} {array.shape}: accepted are ({num_images},) integers"
+        )
+    wrong = (array < 0) | (array >= num_classes)
+    if wrong.any():
+        raise UserError(
+            f"label {array[wrong][0]}: accepted is 0 to {num_classes - 1}, a class each"
+        )
+    return array.astype(np.int64)

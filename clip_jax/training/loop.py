@@ -1,0 +1,433 @@
+"""The training run, from a configuration to an exported model; resumes by itself.
+
+Nothing here waits for the device but where it must: step n + 1 is dispatched before the metrics of step n
+are read, and checkpoints are written behind the run's back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from clip_jax.clip import Clip, fit_tokenizer
+from clip_jax.data.pipeline import BatchIterator, training_batches
+from clip_jax.data.records import Source
+from clip_jax.data.sources import open_source
+from clip_jax.data.tokenizer import Tokenizer, get_tokenizer, train_sentencepiece
+from clip_jax.errors import UserError
+from clip_jax.evaluation.tasks import Embedders, TaskData, check_tasks, run_task
+from clip_jax.models.architectures import ClipConfig, override
+from clip_jax.models.flops import peak_flops, step_flops
+from clip_jax.sharding import batch_sharding, check_batch, global_batch, make_mesh
+from clip_jax.training import config as configs
+from clip_jax.training.checkpoint import Checkpoints
+from clip_jax.training.config import TrainConfig
+from clip_jax.training.metrics import Progress, RunLog
+from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from clip_jax.training.state import TrainState, abstract_state, sharded_state
+from clip_jax.training.step import make_train_step
+from clip_jax.weights.bundle import is_bundle, tokenizer_from_identity, tokenizer_to_identity
+
+Pending = tuple[int, dict[str, jax.Array], np.ndarray]  # step, its metrics, its record numbers
+
+
+@dataclasses.dataclass
+class Run:
+    """What stays the same from the first step to the last."""
+
+    config: TrainConfig
+    workdir: Path
+    architecture: ClipConfig
+    tokenizer: Tokenizer
+    source: Source
+    mesh: Mesh
+    steps: int
+    batches: BatchIterator
+    checkpoints: Checkpoints
+    log: RunLog
+    progress: Progress
+    first_step: int  # 0, or the step that was resumed
+
+    def identity(self, step: int) -> dict[str, Any]:
+        """What a checkpoint carries besides arrays."""
+        return {
+            "version": 1,
+            "config": configs.to_dict(self.config),
+            "architecture": self.architecture.to_dict(),
+            "tokenizer": tokenizer_to_identity(self.tokenizer),
+            # The reader is ahead of the trainer: what counts is the batch that the next step takes.
+            "data": {**self.batches.state(), "next_batch": step},
+            "samples_seen": step * self.config.batch_size,
+        }
+
+
+class Preemption:
+    """Turns SIGTERM into a flag, which the loop looks at between two steps."""
+
+    def __init__(self) -> None:
+        self.requested = threading.Event()
+        self._before: Any = None
+
+    def __enter__(self) -> Preemption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, lambda *_: self.requested.set())
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+def train(config: TrainConfig, workdir: Path) -> Clip | None:
+    """Trains, or goes on training, the run in `workdir`, and exports the model to `workdir`/model.
+
+    Returns the trained `Clip`, or None when SIGTERM ended the run early (it is saved then, and the same
+    call goes on from there). Raises `UserError` for what the user can put right.
+    """
+    check_tasks(config.evaluation.tasks, "config.evaluation.tasks")
+    with Preemption() as preemption:
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        check_batch(mesh, config.batch_size, "config.batch_size")
+        workdir = make_workdir(workdir)
+        _enable_compilation_cache(workdir)
+        source = open_source(
+            config.data.path,
+            config.data.format,
+            image_column=config.data.image_column,
+            caption_column=config.data.caption_column,
+            caption_template=config.data.caption_template,
+        )
+        with jax.set_mesh(mesh):
+            run, state = _start(config, workdir, source, mesh)
+            try:
+                if run.first_step < run.steps:
+                    state = _train_steps(run, state, preemption)
+                elif is_bundle(workdir / "model"):
+                    run.progress.say(f"{workdir}: already trained to step {run.steps:,}")
+                if int(state.step) < run.steps:
+                    return None
+                return _finish(run, state)
+            finally:
+                run.batches.close()
+                run.checkpoints.close()
+                run.log.close()
+
+
+def make_workdir(workdir: Path) -> Path:
+    """Creates the folder. Raises `UserError` where that is impossible."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be made ({error})") from error
+    return workdir.absolute()
+
+
+def _enable_compilation_cache(workdir: Path) -> None:
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+
+
+def _start(
+    config: TrainConfig, workdir: Path, source: Source, mesh: Mesh
+) -> tuple[Run, TrainState]:
+    """Opens the run: a new state, or that of the newest checkpoint."""
+    is_first = jax.process_index() == 0
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    newest = checkpoints.newest_step
+    identity = checkpoints.identity(newest) if newest is not None else None
+    if identity is not None:
+        tokenizer = tokenizer_from_identity(identity)
+    else:
+        tokenizer = make_tokenizer(config, source)
+    architecture, tokenizer = resolve_architecture(config, tokenizer)
+    if identity is not None:
+        check_same_model(architecture, identity, workdir)
+    steps = total_steps(config, len(source))
+
+    optimizer = make_optimizer(config.optimizer, steps)
+    ema = config.optimizer.ema_decay is not None
+    if newest is not None:
+        abstract = abstract_state(mesh, architecture, optimizer, ema)
+        state = checkpoints.restore(newest, abstract)
+    else:
+        state = sharded_state(mesh, architecture, optimizer, config.seed, ema)
+    first_step = newest or 0
+    batches = training_batches(
+        source,
+        tokenizer,
+        architecture.image_size,
+        architecture.image_interpolation,
+        config.augmentation,
+        batch_size=config.batch_size // jax.process_count(),
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+        start_batch=first_step,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+    if identity is not None:
+        batches.check_state(identity["data"])
+    if is_first:
+        text = json.dumps(configs.to_dict(config), indent=1) + "\n"
+        (workdir / "config.json").write_text(text, encoding="utf-8")
+    run = Run(
+        config, workdir, architecture, tokenizer, source, mesh, steps, batches, checkpoints,
+        log=RunLog(workdir, first_step, enabled=is_first),
+        progress=Progress(steps, enabled=is_first),
+        first_step=first_step,
+    )  # fmt: skip
+    for key, reason in list(source.dropped.items())[:10]:
+        run.progress.say(f"left out: {key}: {reason}")
+    if len(source.dropped) > 10:
+        run.progress.say(f"left out: {len(source.dropped) - 10} more")
+    dropped = f", {len(source.dropped):,} left out" if source.dropped else ""
+    begun = f"resuming at step {first_step:,}" if first_step else "starting"
+    run.progress.say(
+        f"{begun}: {architecture.name}, {len(source):,} pairs{dropped}, {steps:,} steps of "
+        f"{config.batch_size}, {mesh.size} {jax.devices()[0].device_kind} device(s)"
+    )
+    return run, state
+
+
+def make_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
+    """The tokenizer that the configuration names, or one trained on the captions of the data."""
+    if config.tokenizer.source != "captions":
+        return get_tokenizer(config.tokenizer.source)
+    captions = (text for index in range(len(source)) for text in source.captions(index))
+    return train_sentencepiece(
+        captions,
+        config.tokenizer.vocab_size,
+        context_length=config.model.architecture().context_length,
+        cleaning=config.tokenizer.cleaning,
+    )
+
+
+def resolve_architecture(
+    config: TrainConfig, tokenizer: Tokenizer
+) -> tuple[ClipConfig, Tokenizer]:
+    """The architecture with the vocabulary of its tokenizer, and the tokenizer at its context length.
+
+    Where the end of text is not the largest id, the text tower pools at that id instead.
+    """
+    architecture = config.model.architecture()
+    chosen = config.model.overrides
+    if "vocab_size" not in chosen:
+        architecture = override(architecture, vocab_size=tokenizer.vocab_size)
+    eos_id = tokenizer.eos_id
+    if architecture.text_pool != "last" and eos_id != tokenizer.vocab_size - 1:
+        architecture = override(architecture, text_pool="eos", eos_id=eos_id)
+    if config.loss == "sigmoid" and architecture.logit_bias_init is None:
+        architecture = override(architecture, logit_bias_init=-10.0)
+    return architecture, fit_tokenizer(architecture, tokenizer)
+
+
+def check_same_model(architecture: ClipConfig, identity: dict[str, Any], workdir: Path) -> None:
+    """Raises `UserError` when the checkpoints in `workdir` are of another architecture."""
+    saved, now = identity["architecture"], json.loads(json.dumps(architecture.to_dict()))
+    different = [key for key in now if now[key] != saved.get(key)]
+    if different:
+        changes = ", ".join(f"{key}: {saved.get(key)} -> {now[key]}" for key in different)
+        raise UserError(
+            f"--workdir={workdir}: holds a run of another architecture ({changes}); "
+            "use another workdir, or the configuration it was made with"
+        )
+
+
+def total_steps(config: TrainConfig, num_records: int) -> int:
+    """The length of the run, from `steps` or from `epochs`."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None
+    return max(1, math.ceil(config.epochs * num_records / config.batch_size))
+
+
+def _train_steps(run: Run, state: TrainState, preemption: Preemption) -> TrainState:
+    """All steps that are left, or as many as until SIGTERM; saves at the end in either case."""
+    config = run.config
+    optimizer = make_optimizer(config.optimizer, run.steps)
+    schedule = learning_rate_schedule(config.optimizer, run.steps)
+    step_function = jax.jit(
+        make_train_step(
+            run.architecture, optimizer, schedule, config.loss, config.optimizer.ema_decay
+        ),
+        donate_argnums=0,
+        in_shardings=(jax.tree.map(lambda x: x.sharding, state), batch_sharding(run.mesh)),
+    )
+    clock = Clock(run)
+    pending: Pending | None = None
+    for step in range(run.first_step + 1, run.steps + 1):
+        clock.waiting()
+        host_batch = next(run.batches)
+        indices = host_batch.pop("indices")
+        clock.running()
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            state, metrics = step_function(state, global_batch(run.mesh, host_batch))
+        if pending is not None:
+            _report_step(run, state, pending, clock)
+        pending = (step, metrics, indices)
+        evaluate = config.evaluation.every_steps and step % config.evaluation.every_steps == 0
+        stop = preemption.requested.is_set()
+        save = run.checkpoints.due(step)
+        if evaluate or save or stop or step == run.steps:
+            # Rows come before the checkpoint that vouches for them: what a resume drops is what it redoes.
+            _report_step(run, state, pending, clock)
+            pending = None
+            clock.pause()
+            if evaluate and step < run.steps:
+                evaluate_state(run, state, step)
+            if save or stop or step == run.steps:
+                run.checkpoints.save(state, run.identity(step), wait=stop or step == run.steps)
+            clock.resume()
+        if stop and step < run.steps:
+            run.progress.say(f"SIGTERM: saved step {step:,}; the same command goes on from there")
+            break
+    run.progress.finish()
+    return state
+
+
+class Clock:
+    """Where the time of a run goes, without evaluations and checkpoints.
+
+    A step's time runs from the end of the step before it to its own end, as seen by the host; the share
+    in which the host waited for data is kept apart.
+    """
+
+    def __init__(self, run: Run):
+        self.seconds = run.log.last_seconds  # of training, over all the resumed parts
+        self.wait_seconds = 0.0  # for data, since the last logged row
+        self.logged_seconds = self.seconds
+        self.logged_step = run.first_step
+        self.started_step = run.first_step
+        self.compiled = False
+        self._mark = time.perf_counter()
+        self._wait_from = 0.0
+
+    def waiting(self) -> None:
+        self._wait_from = time.perf_counter()
+
+    def running(self) -> None:
+        self.wait_seconds += time.perf_counter() - self._wait_from
+
+    def tick(self) -> None:
+        """Adds the time since the last tick to the run."""
+        now = time.perf_counter()
+        self.seconds += now - self._mark
+        self._mark = now
+
+    pause = tick
+
+    def resume(self) -> None:
+        self._mark = time.perf_counter()
+
+
+def _report_step(run: Run, state: TrainState, pending: Pending, clock: Clock) -> None:
+    """Reads the metrics of a step (and so waits for its end), and writes what is due."""
+    step, metrics, indices = pending
+    loss = float(metrics["loss"])
+    clock.tick()
+    if bool(metrics["failed"]):
+        _stop_not_finite(run, state, step, metrics, indices)
+    if not clock.compiled:  # the first step compiles: rates begin after it
+        clock.compiled = True
+        compile_seconds = clock.seconds - clock.logged_seconds
+        run.progress.say(f"first step, with compilation: {compile_seconds:.1f} s")
+        rate_seconds, rate_steps = compile_seconds, 1
+        clock.started_step, clock.rate_start = step, clock.seconds
+    else:
+        rate_seconds, rate_steps = clock.seconds - clock.logged_seconds, step - clock.logged_step
+    if step > clock.started_step:
+        per_step = (clock.seconds - clock.rate_start) / (step - clock.started_step)
+        rate = run.config.batch_size / per_step
+        run.progress.show(step, loss, rate, per_step * (run.steps - step))
+    if step % run.config.log_every_steps == 0 or step in (1, run.steps):
+        samples_per_second = run.config.batch_size * rate_steps / max(rate_seconds, 1e-9)
+        peak = peak_flops(jax.devices()[0].device_kind)
+        flops = step_flops(run.architecture, run.config.batch_size)
+        per_second = flops * rate_steps / max(rate_seconds, 1e-9)
+        run.log.log_metrics(
+            {
+                "step": step,
+                "samples_seen": step * run.config.batch_size,
+                "loss": loss,
+                "logit_scale": float(metrics["logit_scale"]),
+                "learning_rate": float(metrics["learning_rate"]),
+                "grad_norm": float(metrics["grad_norm"]),
+                "samples_per_second": samples_per_second,
+                "samples_per_second_per_device": samples_per_second / run.mesh.size,
+                "step_seconds": rate_seconds / rate_steps,
+                "data_wait_fraction": min(1.0, clock.wait_seconds / max(rate_seconds, 1e-9)),
+                "model_flops_per_second": per_second,
+                "model_flops_utilization": per_second / peak / run.mesh.size if peak else None,
+                "bad_records": len(run.batches.bad_records),
+                "seconds": clock.seconds,
+            }
+        )
+        clock.logged_seconds, clock.logged_step, clock.wait_seconds = clock.seconds, step, 0.0
+
+
+def _stop_not_finite(
+    run: Run,
+    state: TrainState,
+    step: int,
+    metrics: dict[str, jax.Array],
+    indices: np.ndarray,
+) -> None:
+    """Saves the last good state, writes down the batch, and raises `UserError`."""
+    keys = [run.source.key(int(index)) for index in indices]
+    path = run.workdir / f"not_finite_step_{step}.json"
+    values = {name: float(value) for name, value in metrics.items()}
+    about = {"step": step, **{k: repr(v) for k, v in values.items()}, "keys": keys}
+    path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    good = state.replace(failed=np.zeros((), bool))
+    if int(good.step) > 0:
+        run.checkpoints.save(good, run.identity(int(good.step)), wait=True)
+    raise UserError(
+        f"step {step}: loss={values['loss']} grad_norm={values['grad_norm']} is not finite; the state "
+        f"before it is saved (step {int(good.step)}), the batch's keys are in {path} "
+        f"(first: {', '.join(keys[:3])}); lower optimizer.learning_rate or look at these records"
+    )
+
+
+def evaluate_state(run: Run, state: TrainState, step: int) -> list[dict[str, Any]]:
+    """Runs the configured tasks on the state's parameters and writes their rows."""
+    evaluation = run.config.evaluation
+    clip = Clip(run.architecture, state.eval_params, run.tokenizer, run.mesh)
+    embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform)
+    data = TaskData(
+        path=evaluation.path,
+        label_key=evaluation.label_key,
+        classnames=evaluation.classnames,
+        templates=evaluation.templates,
+        batch_size=evaluation.batch_size,
+    )
+    rows = []
+    for task in evaluation.tasks:
+        rows += [{"step": step, **row} for row in run_task(task, embedders, data)]
+    for row in rows:
+        run.log.log_evaluation(row)
+    return rows
+
+
+def _finish(run: Run, state: TrainState) -> Clip:
+    """Final evaluation, export and report; each is made only where it is missing."""
+    if not run.log.has_evaluation(run.steps) or jax.process_count() > 1:
+        evaluate_state(run, state, run.steps)
+    clip = Clip(run.architecture, state.eval_params, run.tokenizer, run.mesh)
+    if jax.process_index() == 0 and not is_bundle(run.workdir / "model"):
+        clip.save(run.workdir / "model")
+    bad = run.batches.bad_records
+    if bad:
+        logging.warning("%d records could not be decoded and were left out", len(bad))
+    return clip

@@ -1,0 +1,177 @@
+"""The plot of a sweep: a metric against the swept keys.
+
+One key: a line. Two keys: a line for each value of the second, or a heat map where both have many
+values. More keys, or random draws of two: one panel of points a key.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sweep_report import Row
+
+MAX_LINES = 8
+MIN_HEAT_MAP_VALUES = 4
+LOG_RATIO = 8  # an axis whose values span this factor is logarithmic
+PANEL_INCHES = (5.2, 3.9)
+
+Draw = Callable[[Axes, Sequence[Row], str], None]  # axis, all runs, metric
+
+
+def write_plot(rows: Sequence[Row], metrics: Sequence[str], path: Path, title: str) -> None:
+    """Writes a PNG with a row of panels for each metric."""
+    draws = panels(rows)
+    width, height = PANEL_INCHES
+    figure = Figure(figsize=(width * len(draws), height * len(metrics)), layout="constrained")
+    grid = figure.subplots(len(metrics), len(draws), squeeze=False)
+    for metric, axes in zip(metrics, grid, strict=True):
+        is_empty = not any(has_value(row, metric) for row in rows)
+        for axis, draw in zip(axes, draws, strict=True):
+            axis.set_title(metric, fontsize=10)
+            if is_empty:
+                axis.text(0.5, 0.5, "no values", ha="center", transform=axis.transAxes)
+            else:
+                draw(axis, rows, metric)
+    figure.suptitle(f"sweep {title}", fontsize=11)
+    figure.savefig(path, dpi=120)
+
+
+def panels(rows: Sequence[Row]) -> list[Draw]:
+    """How to draw this sweep: one function a panel."""
+    values = {key: distinct(rows, key) for key in swept_keys(rows)}
+    if not values:
+        return [draw_runs]
+    if len(values) == 1:
+        (key,) = values
+        return [partial(draw_lines, x=key)]
+    if len(values) == 2:
+        # Numbers go on the x axis before names, many values before few.
+        x, series = sorted(values, key=lambda k: (not is_numeric(values[k]), -len(values[k])))
+        pairs = {(setting(row, x), setting(row, series)) for row in rows}
+        is_full = len(pairs) == len(values[x]) * len(values[series])
+        if is_full and min(len(v) for v in values.values()) >= MIN_HEAT_MAP_VALUES:
+            return [partial(draw_heat_map, x=x, y=series)]
+        if len(values[series]) <= MAX_LINES and (is_full or len(pairs) > len(values[x])):
+            return [partial(draw_lines, x=x, series=series)]
+    return [partial(draw_points, key=key) for key in values]
+
+
+def swept_keys(rows: Sequence[Row]) -> list[str]:
+    """The keys that differ between runs; seeds are averaged over where there is another key."""
+    keys = dict.fromkeys(key for row in rows for key in row.run.overrides)
+    differing = [key for key in keys if len(distinct(rows, key)) > 1]
+    return [key for key in differing if key.rpartition(".")[2] != "seed"] or differing
+
+
+def setting(row: Row, key: str) -> Any:
+    """A run's value of a key, made hashable; runs without it read `default`."""
+    value = row.run.overrides.get(key, "default")
+    return str(value) if isinstance(value, list | tuple | bool | None) else value
+
+
+def distinct(rows: Sequence[Row], key: str) -> list[Any]:
+    """The key's different values: numbers in order, anything else as it comes."""
+    values = list(dict.fromkeys(setting(row, key) for row in rows))
+    return sorted(values) if is_numeric(values) else values
+
+
+def is_numeric(values: Sequence[Any]) -> bool:
+    """Whether every value can be put on an axis as a number."""
+    return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+
+
+def has_value(row: Row, metric: str) -> bool:
+    """Whether the run has this metric, as a finite number."""
+    return math.isfinite(row.results.get(metric, math.nan))
+
+
+def text(value: Any) -> str:
+    """A value as a label."""
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
+
+def set_x_axis(axis: Axes, rows: Sequence[Row], key: str) -> dict[Any, float]:
+    """Labels and scales the x axis for a key; returns the position of each of its values."""
+    values = distinct(rows, key)
+    axis.set_xlabel(key)
+    if not is_numeric(values):
+        axis.set_xticks(range(len(values)), [text(value) for value in values])
+        axis.set_xlim(-0.5, len(values) - 0.5)  # also names whose runs have no value yet
+        return {value: float(position) for position, value in enumerate(values)}
+    if min(values) > 0 and max(values) / min(values) >= LOG_RATIO:
+        axis.set_xscale("log")
+    if len(values) <= MAX_LINES:
+        axis.set_xticks(values, [text(value) for value in values])
+        axis.minorticks_off()
+        axis.tick_params(axis="x", labelrotation=30 if len(values) > 5 else 0)
+    return {value: float(value) for value in values}
+
+
+def draw_lines(
+    axis: Axes, rows: Sequence[Row], metric: str, x: str, series: str | None = None
+) -> None:
+    """A line of means for each value of `series`, and a point for each run."""
+    positions = set_x_axis(axis, rows, x)
+    style = "-" if is_numeric(distinct(rows, x)) else ""  # nothing lies between two names
+    for value in distinct(rows, series) if series else [None]:
+        groups: dict[float, list[float]] = {}
+        for row in rows:
+            if has_value(row, metric) and (series is None or setting(row, series) == value):
+                groups.setdefault(positions[setting(row, x)], []).append(row.results[metric])
+        places = sorted(groups)
+        means = [sum(groups[place]) / len(groups[place]) for place in places]
+        label = f"{series} = {text(value)}" if series else None
+        (line,) = axis.plot(places, means, marker="o", linestyle=style, label=label)
+        if any(len(group) > 1 for group in groups.values()):
+            points = [(place, y) for place in places for y in groups[place]]
+            across, up = zip(*points, strict=True)
+            axis.scatter(across, up, s=14, alpha=0.5, color=line.get_color())
+    axis.set_ylabel(metric.rpartition("/")[2])
+    axis.grid(alpha=0.3)
+    if series:
+        axis.legend(fontsize=8)
+
+
+def draw_heat_map(axis: Axes, rows: Sequence[Row], metric: str, x: str, y: str) -> None:
+    """The mean of each pair of values, written into its cell."""
+    columns, lines = distinct(rows, x), distinct(rows, y)
+    cells: dict[tuple[int, int], list[float]] = {}
+    for row in [row for row in rows if has_value(row, metric)]:
+        place = (lines.index(setting(row, y)), columns.index(setting(row, x)))
+        cells.setdefault(place, []).append(row.results[metric])
+    means = [[math.nan] * len(columns) for _ in lines]
+    for (line, column), values in cells.items():
+        means[line][column] = sum(values) / len(values)
+    image = axis.imshow(means, aspect="auto", origin="lower", cmap="viridis")
+    finite = [v for of_line in means for v in of_line if math.isfinite(v)]
+    middle = (min(finite) + max(finite)) / 2
+    for (line, column), _ in cells.items():
+        mean = means[line][column]
+        color = "white" if mean < middle else "black"
+        axis.text(column, line, f"{mean:.3g}", ha="center", va="center", color=color, fontsize=8)
+    axis.set_xticks(range(len(columns)), [text(value) for value in columns], rotation=30)
+    axis.set_yticks(range(len(lines)), [text(value) for value in lines])
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.figure.colorbar(image, ax=axis)
+
+
+def draw_points(axis: Axes, rows: Sequence[Row], metric: str, key: str) -> None:
+    """Every run as a point over one of the keys, whatever the others were."""
+    positions = set_x_axis(axis, rows, key)
+    have = [row for row in rows if has_value(row, metric)]
+    across = [positions[setting(row, key)] for row in have]
+    axis.scatter(across, [row.results[metric] for row in have], s=24)
+    axis.set_ylabel(metric.rpartition("/")[2])
+    axis.grid(alpha=0.3)
+
+
+def draw_runs(axis: Axes, rows: Sequence[Row], metric: str) -> None:
+    """A bar for each run, where nothing was swept."""
+    axis.bar(range(len(rows)), [row.results.get(metric, 0.0) for row in rows], width=0.4)
+    axis.set_xticks(range(len(rows)), [row.run.name for row in rows])
+    axis.set_ylabel(metric.rpartition("/")[2])

@@ -1,0 +1,184 @@
+"""The table and the plot of a sweep, from what its runs left in their directories."""
+
+import csv
+import difflib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clip_jax.errors import UserError
+from clip_jax.sweep import Run
+
+CSV_FILE = "sweep.csv"
+PLOT_FILE = "sweep.png"
+OWN_COLUMNS = ("run", "state", "step", "samples_seen", "loss")
+MAX_DEFAULT_METRICS = 4
+LOWER_IS_BETTER = ("loss", "rank", "error")
+
+
+@dataclass
+class Row:
+    """One run: what was set, and what came out (`loss`, `task/metric`, … to number)."""
+
+    run: Run
+    state: str
+    results: dict[str, float] = field(default_factory=dict)
+
+
+def write_report(runs: Sequence[Run], workdir: Path, metrics: Sequence[str] | None) -> None:
+    """Writes DIR/sweep.csv and DIR/sweep.png, and prints a short table.
+
+    Raises UserError for a metric that no run has; the CSV is there by then.
+    """
+    rows = read_rows(runs)
+    names = list(dict.fromkeys(name for row in rows for name in row.results))
+    write_csv(rows, names, workdir / CSV_FILE)
+    plottable = [name for name in names if name not in ("step", "samples_seen")]
+    if not plottable:
+        print(f"no run has results yet\ntable: {workdir / CSV_FILE}")
+        return
+    chosen = [resolve_metric(m, plottable) for m in metrics] if metrics else defaults(plottable)
+    print(text_table(rows, chosen))
+    import sweep_plot  # matplotlib takes a second to import, and only this needs it
+
+    sweep_plot.write_plot(rows, chosen, workdir / PLOT_FILE, workdir.name)
+    print(f"\ntable: {workdir / CSV_FILE}\nplot:  {workdir / PLOT_FILE}")
+
+
+def read_rows(runs: Sequence[Run]) -> list[Row]:
+    """Reads every run's last metrics and, for each task and data set, its last evaluation."""
+    evaluations = {run.name: last_evaluations(Path(run.workdir)) for run in runs}
+    datasets: dict[str, set[str]] = {}
+    for of_run in evaluations.values():
+        for task, dataset in of_run:
+            datasets.setdefault(task, set()).add(dataset)
+    rows = []
+    for run in runs:
+        row = Row(run, run.state(), last_metrics(Path(run.workdir)))
+        for (task, dataset), values in evaluations[run.name].items():
+            # The data set's name is only there where it tells two columns apart.
+            prefix = f"{task}/{dataset}" if len(datasets[task]) > 1 else task
+            row.results |= {f"{prefix}/{name}": value for name, value in values.items()}
+        rows.append(row)
+    return rows
+
+
+def last_metrics(directory: Path) -> dict[str, float]:
+    """The newest values of `step`, `samples_seen` and `loss` in metrics.jsonl."""
+    latest: dict[str, float] = {}
+    for record in read_lines(directory / "metrics.jsonl"):
+        latest |= numbers(record, only=("step", "samples_seen", "loss"))
+    return {name: latest[name] for name in ("step", "samples_seen", "loss") if name in latest}
+
+
+def last_evaluations(directory: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """(task, data set) to the metrics of its last evaluation in evaluation.jsonl."""
+    latest: dict[tuple[str, str], dict[str, float]] = {}
+    for record in read_lines(directory / "evaluation.jsonl"):
+        key = (str(record.get("task", "")), str(record.get("dataset", "")))
+        latest[key] = {name: v for name, v in numbers(record).items() if name != "step"}
+    return latest
+
+
+def numbers(record: dict[str, Any], only: Sequence[str] = ()) -> dict[str, float]:
+    """The numeric values of a record."""
+    return {
+        name: value
+        for name, value in record.items()
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (not only or name in only)
+    }
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, none where it is missing.
+
+    A last line that a killed trainer left unfinished is passed over.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}: line {number} is not JSON: {error}") from error
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def write_csv(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
+    """One row a run: its name, state, swept keys and results."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.run.overrides))
+    # A swept key may be called `loss`; a table must not have two columns of one name.
+    headers = [f"config.{key}" if key in OWN_COLUMNS else key for key in keys]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "state", *headers, *names])
+        for row in rows:
+            settings = [row.run.overrides.get(key, "") for key in keys]
+            results = [row.results.get(name, "") for name in names]
+            writer.writerow([row.run.name, row.state, *settings, *results])
+
+
+def resolve_metric(asked: str, known: Sequence[str]) -> str:
+    """The column meant by `asked`: its name, or an ending that belongs to one column only."""
+    if asked in known:
+        return asked
+    endings = [name for name in known if name.endswith(f"/{asked}")]
+    if len(endings) == 1:
+        return endings[0]
+    if endings:
+        raise UserError(f"--metric={asked}: could be any of {', '.join(endings)}; give one")
+    # `task/metric` where the columns also name the data set.
+    task, _, metric = asked.partition("/")
+    with_dataset = [n for n in known if n.startswith(f"{task}/") and n.endswith(f"/{metric}")]
+    if with_dataset:
+        raise UserError(f"--metric={asked}: could be any of {', '.join(with_dataset)}; give one")
+    near = difflib.get_close_matches(asked, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"--metric={asked}: no run has it; {hint}the runs have {', '.join(known)}")
+
+
+def defaults(known: Sequence[str]) -> list[str]:
+    """The loss and the first metric of each task."""
+    firsts: dict[str, str] = {}
+    for name in known:
+        firsts.setdefault(name.rpartition("/")[0], name)
+    return list(firsts.values())[:MAX_DEFAULT_METRICS]
+
+
+def text_table(rows: Sequence[Row], metrics: Sequence[str]) -> str:
+    """The runs with the chosen metrics; `*` marks the best value of each."""
+    best = {}
+    for name in metrics:
+        values = [
+            row.results[name] for row in rows if math.isfinite(row.results.get(name, math.nan))
+        ]
+        if values:
+            lower = any(word in name.rpartition("/")[2] for word in LOWER_IS_BETTER)
+            best[name] = min(values) if lower else max(values)
+    table = [["run", "state", "step", *metrics]]
+    for row in rows:
+        cells = [row.run.name, row.state, f"{row.results.get('step', '-')}"]
+        for name in metrics:
+            value = row.results.get(name)
+            mark = " *" if value is not None and value == best.get(name) else "  "
+            cells.append("-  " if value is None else f"{value:.4g}{mark}")
+        table.append(cells)
+    widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
+    lines = []
+    for cells in table:
+        left = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
+        lines.append("  ".join(left + right).rstrip())
+    return "\n".join(lines)

