@@ -1,6 +1,7 @@
 """CLIP in JAX: train, load, evaluate and use contrastive image-text models.
 
-Importing this package is cheap and touches no device; each name below is imported when it is first used.
+Importing this package is cheap and touches no device; each name below is imported when it is first
+used.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _EXPORTS = {
 }
 _MODULES = ("losses",)
 
-__all__ = sorted([*_EXPORTS, *_MODULES, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_EXPORTS, *_MODULES, "__version__"])
 
 if TYPE_CHECKING:
     from clip_jax import losses as losses

@@ -31,7 +31,7 @@ FORMATS = ("clip_jax", "huggingface", "open_clip")
 def _embed_images(
     params: Any, images: jax.Array, config: ClipConfig, normalize: bool, out_sharding: NamedSharding
 ) -> jax.Array:
-    embeds = TwoTower(config).apply(
+    embeds: Any = TwoTower(config).apply(
         {"params": params}, normalize_images(images, config), method="encode_image"
     )
     embeds = l2_normalize(embeds) if normalize else embeds.astype(jnp.float32)
@@ -42,7 +42,7 @@ def _embed_images(
 def _embed_tokens(
     params: Any, tokens: jax.Array, config: ClipConfig, normalize: bool, out_sharding: NamedSharding
 ) -> jax.Array:
-    embeds = TwoTower(config).apply({"params": params}, tokens, method="encode_text")
+    embeds: Any = TwoTower(config).apply({"params": params}, tokens, method="encode_text")
     embeds = l2_normalize(embeds) if normalize else embeds.astype(jnp.float32)
     return jax.lax.with_sharding_constraint(embeds, out_sharding)
 
@@ -57,7 +57,8 @@ class Clip:
         tokenizer: Tokenizer | None = None,
         mesh: Mesh | None = None,
     ):
-        """`mesh`: where `params` live; by default they are copied to every local device at first use."""
+        """`mesh`: where `params` live; by default they are copied to every local device at first
+        use."""
         self.config = config
         self.params = params
         self.model = TwoTower(config)
@@ -103,7 +104,8 @@ class Clip:
     ) -> np.ndarray:
         """Embeds images -> float32 (N, D), rows of length 1 unless `normalize=False`.
 
-        `images`: uint8 (N, S, S, 3) already transformed, or anything `transform` takes, any number of it.
+        `images`: uint8 (N, S, S, 3) already transformed, or anything `transform` takes, any number
+        of it.
         """
         embed = functools.partial(_embed_images, config=self.config, normalize=normalize)
         size = self.config.image_size
@@ -117,9 +119,11 @@ class Clip:
                 images[i : i + batch_size] for i in range(0, len(images), batch_size)
             )
         else:
-            if isinstance(images, str | bytes | Path) or not isinstance(images, Iterable):
-                images = [images]  # type: ignore[list-item]
-            elif isinstance(images, np.ndarray) and images.ndim == 3:
+            if (
+                isinstance(images, str | bytes | Path)
+                or not isinstance(images, Iterable)
+                or (isinstance(images, np.ndarray) and images.ndim == 3)
+            ):
                 images = [images]
             chunks = (
                 np.stack([self.transform(image) for image in chunk])
@@ -148,7 +152,8 @@ class Clip:
     def zero_shot_classifier(
         self, classnames: Sequence[str], templates: str | Sequence[str] = "openai"
     ) -> np.ndarray:
-        """float32 (D, C): a column a class, the mean of its normalised prompt embeddings, normalised.
+        """float32 (D, C): a column a class, the mean of its normalised prompt embeddings,
+        normalised.
 
         `templates`: a name of `evaluation.prompts`, a file, or texts with one `{}` each.
         """
@@ -173,7 +178,9 @@ class Clip:
         if format not in FORMATS:
             raise UserError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
         if format != "clip_jax":
-            raise UserError(f"format={format!r}: not built yet; only 'clip_jax' can be written so far")
+            raise UserError(
+                f"format={format!r}: not built yet; only 'clip_jax' can be written so far"
+            )
         write_bundle(Path(directory), self.config, self.params, self._tokenizer)
 
     def _embed(
@@ -195,7 +202,7 @@ class Clip:
                 padded = np.zeros((size, *chunk.shape[1:]), chunk.dtype)
                 padded[: len(chunk)] = chunk
                 rows = jax.make_array_from_callback(
-                    padded.shape, batch_sharding(mesh), lambda index, padded=padded: padded[index]
+                    padded.shape, batch_sharding(mesh), padded.__getitem__
                 )
                 embeds = embed(params, rows, out_sharding=replicated(mesh))
                 if pending is not None:
@@ -236,8 +243,9 @@ def create(
 ) -> Clip:
     """A CLIP with random parameters.
 
-    `tokenizer`: a name or path that `get_tokenizer` takes, or a tokenizer. `overrides`: `ClipConfig` fields
-    such as `image_size=`, `context_length=`, `vocab_size=`. Raises `UserError` for unknown ones.
+    `tokenizer`: a name or path that `get_tokenizer` takes, or a tokenizer. `overrides`:
+    `ClipConfig` fields such as `image_size=`, `context_length=`, `vocab_size=`. Raises `UserError`
+    for unknown ones.
     """
     config = get_architecture(name, **overrides)
     if isinstance(tokenizer, str | Path):
@@ -261,8 +269,8 @@ def fit_tokenizer(config: ClipConfig, tokenizer: Tokenizer) -> Tokenizer:
 def load(source: str | Path, dtype: str = "float32") -> Clip:
     """A CLIP from a folder on disk: our export, a training run, or one of its checkpoints.
 
-    `dtype` ("float32" or "bfloat16") is that of the parameters and of the computation. Raises `UserError`
-    that says what is missing or damaged.
+    `dtype` ("float32" or "bfloat16") is that of the parameters and of the computation. Raises
+    `UserError` that says what is missing or damaged.
     """
     from clip_jax.weights.bundle import read_source
 

@@ -15,7 +15,8 @@ from clip_jax.errors import UserError
 def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> None:
     """Parses absl flags, calls `main`, exits 0, its own code, or 2 after a user's mistake.
 
-    A mistake is one line on stderr that begins with "error:"; only our own defects end in a traceback.
+    A mistake is one line on stderr that begins with "error:"; only our own defects end in a
+    traceback.
     """
     argv = list(sys.argv if argv is None else argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)

@@ -1,7 +1,8 @@
 """Evaluates a model on named tasks and writes one JSON file.
 
-    python -m clip_jax.evaluate --model=runs/quickstart --tasks=glyphs/letters,glyphs/retrieval
-    python -m clip_jax.evaluate --model=runs/mine --tasks=zero_shot --data=photos/test --output=result.json
+python -m clip_jax.evaluate --model=runs/quickstart --tasks=glyphs/letters,glyphs/retrieval
+python -m clip_jax.evaluate --model=runs/mine --tasks=zero_shot --data=photos/test
+--output=result.json
 """
 
 from __future__ import annotations

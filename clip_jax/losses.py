@@ -12,9 +12,13 @@ Array = jax.Array
 
 
 def similarity_logits(
-    image_embeds_BD: Array, text_embeds_BD: Array, logit_scale: Array, logit_bias: Array | float = 0.0
+    image_embeds_BD: Array,
+    text_embeds_BD: Array,
+    logit_scale: Array,
+    logit_bias: Array | float = 0.0,
 ) -> Array:
-    """(B, D), (C, D), (), () -> (B, C) float32: scale·cosine + bias of every image with every text."""
+    """(B, D), (C, D), (), () -> (B, C) float32: scale·cosine + bias of every image with every
+    text."""
     cosine_BC = jnp.matmul(
         image_embeds_BD.astype(jnp.float32),
         text_embeds_BD.astype(jnp.float32).T,
@@ -26,9 +30,9 @@ def similarity_logits(
 def softmax_loss(image_embeds_BD: Array, text_embeds_BD: Array, logit_scale: Array) -> Array:
     """(B, D), (B, D), () -> (): the symmetric cross-entropy of CLIP (paper figure 3).
 
-    The embeddings are L2-normalised, row i of one belongs to row i of the other, and `logit_scale` is
-    exp(t). Each row's term is log-sum-exp minus the positive, a row-wise dot product: the B×B matrix of
-    log-probabilities is never built (Oord et al. 2018 for the loss).
+    The embeddings are L2-normalised, row i of one belongs to row i of the other, and `logit_scale`
+    is exp(t). Each row's term is log-sum-exp minus the positive, a row-wise dot product: the B×B
+    matrix of log-probabilities is never built (Oord et al. 2018 for the loss).
     """
     logits_BB = similarity_logits(image_embeds_BD, text_embeds_BD, logit_scale)
     positive_B = logit_scale * jnp.sum(
@@ -44,8 +48,8 @@ def sigmoid_loss(
 ) -> Array:
     """(B, D), (B, D), (), () -> (): the pairwise loss of SigLIP (Zhai et al. 2023, equation 1).
 
-    Minus log sigmoid of +logit for pairs that belong together and of −logit for all others, summed over
-    all B² pairs and divided by B.
+    Minus log sigmoid of +logit for pairs that belong together and of −logit for all others, summed
+    over all B² pairs and divided by B.
     """
     logits_BB = similarity_logits(image_embeds_BD, text_embeds_BD, logit_scale, logit_bias)
     sign_BB = 2.0 * jnp.eye(logits_BB.shape[0], dtype=jnp.float32) - 1.0

@@ -1,1 +1,2 @@
-def write_report(workdir): pass
+def write_report(workdir):
+    pass

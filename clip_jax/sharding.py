@@ -1,6 +1,7 @@
 """The mesh, and what lies where on it.
 
-Axes ("data", "fsdp", "tensor"): the batch is split over data and fsdp together, parameters over fsdp.
+Axes ("data", "fsdp", "tensor"): the batch is split over data and fsdp together, parameters over
+fsdp.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from clip_jax.errors import UserError
 from clip_jax.models.constraints import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
-FSDP_MIN_BYTES = 1 << 20  # smaller leaves are copied to every device: gathering them costs more than it saves
+FSDP_MIN_BYTES = (
+    1 << 20
+)  # smaller leaves are copied to every device: gathering them costs more than it saves
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:

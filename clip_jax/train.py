@@ -1,6 +1,6 @@
 """Trains a CLIP, or goes on training one.
 
-    python -m clip_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+python -m clip_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 import csv
 import difflib
+import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,19 +52,33 @@ def write_report(runs: Sequence[Run], workdir: Path, metrics: Sequence[str] | No
 def read_rows(runs: Sequence[Run]) -> list[Row]:
     """Reads every run's last metrics and, for each task and data set, its last evaluation."""
     evaluations = {run.name: last_evaluations(Path(run.workdir)) for run in runs}
-    datasets: dict[str, set[str]] = {}
-    for of_run in evaluations.values():
-        for task, dataset in of_run:
-            datasets.setdefault(task, set()).add(dataset)
+    prefixes = column_prefixes({key for of_run in evaluations.values() for key in of_run})
     rows = []
     for run in runs:
         row = Row(run, run.state(), last_metrics(Path(run.workdir)))
-        for (task, dataset), values in evaluations[run.name].items():
-            # The data set's name is only there where it tells two columns apart.
-            prefix = f"{task}/{dataset}" if len(datasets[task]) > 1 else task
-            row.results |= {f"{prefix}/{name}": value for name, value in values.items()}
+        for key, values in evaluations[run.name].items():
+            row.results |= {f"{prefixes[key]}/{name}": value for name, value in values.items()}
         rows.append(row)
     return rows
+
+
+def column_prefixes(evaluated: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """(task, data set) to the task and as much of the data set as tells it from the task's others.
+
+    A task's only data set, or one that the others are parts of, leaves the task's name alone:
+    `retrieval` on glyphs/test and glyphs/test/seen give `retrieval` and `retrieval/seen`.
+    """
+    parts: dict[str, list[list[str]]] = {}
+    for task, dataset in evaluated:
+        parts.setdefault(task, []).append(dataset.split("/"))
+    shared = {
+        task: len(list(itertools.takewhile(lambda c: len(set(c)) == 1, zip(*lists, strict=False))))
+        for task, lists in parts.items()
+    }
+    return {
+        (task, dataset): "/".join([task, *dataset.split("/")[shared[task] :]])
+        for task, dataset in evaluated
+    }
 
 
 def last_metrics(directory: Path) -> dict[str, float]:
@@ -139,8 +154,8 @@ def resolve_metric(asked: str, known: Sequence[str]) -> str:
         return endings[0]
     if endings:
         raise UserError(f"--metric={asked}: could be any of {', '.join(endings)}; give one")
-    # `task/metric` where the columns also name the data set.
-    task, _, metric = asked.partition("/")
+    # `task/metric` where every column also names a data set.
+    task, _, metric = asked.rpartition("/")
     with_dataset = [n for n in known if n.startswith(f"{task}/") and n.endswith(f"/{metric}")]
     if with_dataset:
         raise UserError(f"--metric={asked}: could be any of {', '.join(with_dataset)}; give one")
@@ -150,10 +165,12 @@ def resolve_metric(asked: str, known: Sequence[str]) -> str:
 
 
 def defaults(known: Sequence[str]) -> list[str]:
-    """The loss and the first metric of each task."""
+    """The loss and the first metric of each task, without those on parts of its data."""
     firsts: dict[str, str] = {}
-    for name in known:
-        firsts.setdefault(name.rpartition("/")[0], name)
+    for name in sorted(known, key=lambda name: name.count("/")):
+        group = name.rpartition("/")[0]
+        if not any(earlier and group.startswith(f"{earlier}/") for earlier in firsts):
+            firsts.setdefault(group, name)
     return list(firsts.values())[:MAX_DEFAULT_METRICS]
 
 

@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: launch/tpu_pod.sh --name=TPU --zone=ZONE --config=configs/X.py --workdir=gs://… [options] [-- trainer flags]
+usage: launch/tpu_pod.sh --name=TPU --zone=ZONE --config=configs/X.py --workdir=DIR [options] [-- trainer flags]
   --name, --zone, --project      the TPU VM             ($TPU_NAME, $TPU_ZONE, $TPU_PROJECT)
   --type=v5p-128, --version=…    create it if it is absent or was pre-empted   ($TPU_TYPE, $TPU_VERSION)
   --spot                         create it as a spot TPU
@@ -12,7 +12,7 @@ usage: launch/tpu_pod.sh --name=TPU --zone=ZONE --config=configs/X.py --workdir=
   --watch[=SECONDS]              stay, and bring TPU and training back after a pre-emption, until the end
 Sends the revision to all workers, installs '.[tpu]' and starts `python -m clip_jax.train --multihost` in the
 background; output: ~/clip_jax/train.log on each worker. A trainer that fails starts again and resumes from
---workdir, which every worker must see. Running this again never starts a second trainer.
+--workdir, which every worker must see (NFS, a mounted bucket). Running this again never starts a second trainer.
 END
 }
 fail() {

@@ -113,7 +113,7 @@ def test_script_is_clean(script):
     assert checked.stdout == ""
 
 
-TPU = ("--name=pod", "--zone=us-east5-a", "--config=configs/c.py", "--workdir=gs://bucket/run")
+TPU = ("--name=pod", "--zone=us-east5-a", "--config=configs/c.py", "--workdir=/mnt/bucket/run")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_tpu_pod_creates_installs_and_starts_once(fake, checkout):
     (fake / "hold").unlink()
     wait_until((fake / "home" / "clip_jax" / "exit_code").exists)
     assert (fake / "trained").read_text().split("\n\n")[:-1] == [
-        "-m\nclip_jax.train\n--config=configs/c.py\n--workdir=gs://bucket/run\n--multihost\n"
+        "-m\nclip_jax.train\n--config=configs/c.py\n--workdir=/mnt/bucket/run\n--multihost\n"
         "--config.note=it's a $HOME; test\n--config.seed=3"
     ]
     commit = subprocess.check_output(["git", "-C", str(checkout), "rev-parse", "HEAD"], text=True)

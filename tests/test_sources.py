@@ -135,7 +135,7 @@ class TestTable:
 
     def test_bad_tables(self, tmp_path):
         write(tmp_path / "1.png", png())
-        cases = {
+        cases: dict[str, tuple[str | bytes, str]] = {
             "a.csv": ("photo,caption\n1.png,x\n", "photo, caption"),
             "b.csv": ("path,words\n1.png,x\n", "path, words"),
             "c.csv": ("", "columns are"),
@@ -206,6 +206,10 @@ class TestWebDataset:
         assert keys(open_source(f"{tmp_path}/*.tar")) == everything
         assert keys(open_source(f"{tmp_path}/{{00008..00010}}.tar")) == everything[8:11]
         assert keys(open_source(f"{tmp_path}/{{00001,00003}}.tar")) == ["001", "003"]
+        odd = tmp_path / "a,b{1..2}"
+        odd.mkdir()
+        (tmp_path / "00004.tar").rename(odd / "x.tar")
+        assert keys(open_source(odd)) == keys(open_source(odd / "x.tar")) == ["004"]
         both = f"{tmp_path}/00007.tar,{tmp_path}/00002.tar"
         assert keys(open_source(both)) == ["007", "002"]
         with pytest.raises(UserError, match=r"00012\.tar"):

@@ -32,9 +32,10 @@ def source():
 @pytest.fixture(scope="module")
 def decoded(source):
     """key -> [(record, upright RGB array or the DecodeError)]"""
-    results = {}
+    results: dict[str, list] = {}
     for index in range(len(source)):
         record = source[index]
+        outcome: np.ndarray | DecodeError
         try:
             outcome = np.asarray(decode(record.image))
         except DecodeError as error:

@@ -57,6 +57,8 @@ with open(workdir / "evaluation.jsonl", "w") as file:
         print(json.dumps({"task": "letters", "accuracy_top1": rate * step, **common}), file=file)
         recalls = {"recall_at_1": rate + step, "recall_at_10": rate + 10 * step}
         print(json.dumps({"task": "retrieval", **recalls, **common}), file=file)
+        print(json.dumps({"task": "retrieval", "step": step, "dataset": "glyphs/seen",
+                          "recall_at_1": rate}), file=file)
 (workdir / "model").mkdir(exist_ok=True)
 """
 
@@ -231,12 +233,15 @@ def test_runs_then_skips_and_leaves_table_and_plot(project):
         "letters/accuracy_top1": "0.2",
         "retrieval/recall_at_1": "2.1",
         "retrieval/recall_at_10": "20.1",
+        "retrieval/seen/recall_at_1": "0.1",
     }
     assert (project / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert "21.5 *" in first.stdout  # the best one is marked
 
     again = sweep(project, "--", "--config.steps=2")
     assert again.returncode == 0, again.stderr
+    header = next(line for line in again.stdout.splitlines() if line.startswith("run "))
+    assert header.split()[3:] == ["loss", "letters/accuracy_top1", "retrieval/recall_at_1"]
     assert [starts(project, name) for name in NAMES] == [1, 1, 1]
     printed = sweep(project, "--mode=print", "--", "--config.steps=3").stdout
     assert printed.count("--config.steps=3") == 3  # other flags than it finished with: not skipped

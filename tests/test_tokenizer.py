@@ -1,7 +1,6 @@
 """Tokenizers: OpenAI's goldens, sticky EOS, saving, determinism, and what a user can get wrong."""
 
 import gzip
-import html
 import io
 import itertools
 import json
@@ -12,13 +11,11 @@ import sys
 import unicodedata
 from pathlib import Path
 
-import ftfy
 import numpy as np
 import pytest
 import sentencepiece
 
 from clip_jax.data import bpe
-from clip_jax.data.text_cleaning import clean_text
 from clip_jax.data.tokenizer import (
     TOKENIZER_CONFIG_NAME,
     ClipBpeTokenizer,
@@ -306,30 +303,6 @@ def test_bos_comes_first_when_asked_for():
     gemma_like = SentencePieceTokenizer(model.getvalue(), context_length=6, add_bos=True)
     row = gemma_like("greek small letter omega and more")[0]
     assert (row[0], row[-1]) == (2, 1)
-
-
-# --- Cleaning -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("cleaning", "expected"),
-    [
-        ("whitespace", "A GREEN_Apple, café <b>!"),
-        ("lower", "a green_apple, café <b>!"),
-        ("canonicalize", "a green apple café b"),
-    ],
-)
-def test_cleaning_modes(cleaning, expected):
-    assert clean_text("  A\tGREEN_Apple,\n caf\u00c3\u00a9 &amp;lt;b&gt;! ", cleaning) == expected
-
-
-def test_plain_ascii_shortcut_changes_nothing():
-    rng = np.random.default_rng(0)
-    plain = [chr(c) for c in range(32, 127) if chr(c) != "&"] + ["\t", "\n"]
-    for _ in range(300):
-        text = "".join(rng.choice(plain, rng.integers(0, 60)))
-        slow = html.unescape(html.unescape(ftfy.fix_text(text)))
-        assert clean_text(text, "whitespace") == " ".join(slow.split())
 
 
 # --- Saving, loading, finding -------------------------------------------------------------------

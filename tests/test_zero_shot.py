@@ -18,8 +18,8 @@ def embed_text(strings):
     for s in strings:
         seed = int.from_bytes(hashlib.sha256(s.encode()).digest()[:4], "big")
         rows.append(np.random.default_rng(seed).normal(size=16))
-    rows = np.array(rows, np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    embeds = np.array(rows, np.float32)
+    return embeds / np.linalg.norm(embeds, axis=1, keepdims=True)
 
 
 # --- Templates and class names ------------------------------------------------------------------

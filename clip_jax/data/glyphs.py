@@ -1,8 +1,8 @@
 """The embedded dataset: glyphs of the fonts that matplotlib ships, captioned by Unicode's names.
 
-Training has the twelve text faces of DejaVu, the test is STIX General: another typeface, whose glyphs
-and a part of whose names training never saw. Every glyph is drawn at one scale on one baseline, so that
-"c" and "C" differ. Nothing is downloaded; drawing takes seconds and is cached.
+Training has the twelve text faces of DejaVu, the test is STIX General: another typeface, whose
+glyphs and a part of whose names training never saw. Every glyph is drawn at one scale on one
+baseline, so that "c" and "C" differ. Nothing is downloaded; drawing takes seconds and is cached.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ DEJAVU_FACES = tuple(
     )
     for style in styles
 )
-# A face that is left out when settings are chosen, so that nothing is ever chosen by looking at STIX.
+# A face that is left out when settings are chosen, so that nothing is ever chosen by looking at
+# STIX.
 VALIDATION_FACE = "DejaVuSerif.ttf"
 TEST_FACE = "STIXGeneral.ttf"
 

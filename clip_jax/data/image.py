@@ -187,8 +187,12 @@ def training_image(
 
     Raises DecodeError where the image cannot be decoded.
     """
-    is_square = isinstance(image, np.ndarray) and image.shape == (image_size, image_size, 3)
-    if is_square and image.dtype == np.uint8 and not augmentation.crops:
+    if (
+        isinstance(image, np.ndarray)
+        and image.shape == (image_size, image_size, 3)
+        and image.dtype == np.uint8
+        and not augmentation.crops
+    ):
         pixels = image
     else:
         pixels = _crop(image, image_size, _interpolation(interpolation), augmentation, rng)

@@ -19,6 +19,7 @@ global batch k holds the same records with the same augmentation on any number o
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -181,8 +182,8 @@ class BatchIterator:
             return
         key, reason = next(iter(self.bad_records.items()))
         raise UserError(
-            f"{len(self._bad_indices)} of the first {judged} records cannot be decoded, more than"
-            f" max_bad_fraction={self._max_bad_fraction:g}; such as {key}: {reason};"
+            f"{len(self._bad_indices)} of {min(count, self._tried)} records tried cannot be"
+            f" decoded, more than max_bad_fraction={self._max_bad_fraction:g}; such as {key}: {reason};"
             " repair the data or raise max_bad_fraction"
         )
 
@@ -208,8 +209,11 @@ class BatchIterator:
                 )
 
     def close(self) -> None:
-        """Ends threads and worker processes."""
-        self._iterator.close()
+        """Ends threads and worker processes; nothing comes after it."""
+        if hasattr(self._iterator, "close"):
+            self._iterator.close()
+        # Let go of now: what grain's iterators do when the interpreter ends prints a traceback.
+        self._iterator = iter(())
 
 
 def training_batches(
@@ -348,12 +352,12 @@ def _in_order(
     starts = iter(range(0, len(source), _EVALUATION_CHUNK))
     ahead = threads + batch_size // _EVALUATION_CHUNK
     with ThreadPoolExecutor(threads) as pool:
-        pending: list[Future[list[tuple[int, np.ndarray | str]]]] = [
+        pending: deque[Future[list[tuple[int, np.ndarray | str]]]] = deque(
             pool.submit(read, start) for start in islice(starts, ahead)
-        ]
+        )
         try:
             while pending:
-                yield from pending.pop(0).result()
+                yield from pending.popleft().result()
                 pending.extend(pool.submit(read, start) for start in islice(starts, 1))
         finally:
             for future in pending:

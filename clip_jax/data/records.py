@@ -57,11 +57,15 @@ class Source(Protocol):
     Safe to read from several threads.
     """
 
-    dropped: dict[str, str]
-    """key -> why the sample was left out when the source was indexed."""
+    @property
+    def dropped(self) -> dict[str, str]:
+        """key -> why the sample was left out when the source was indexed."""
+        ...
 
-    fingerprint: str
-    """Hash of keys and captions in order; equal data, equal fingerprint, on any machine."""
+    @property
+    def fingerprint(self) -> str:
+        """Hash of keys and captions in order; equal data, equal fingerprint, on any machine."""
+        ...
 
     def __len__(self) -> int: ...
 

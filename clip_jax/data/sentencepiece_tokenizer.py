@@ -162,11 +162,26 @@ def train_sentencepiece(
     distinct.pop("", None)
     if not distinct:
         raise UserError("no captions to train a tokenizer on: all are missing or empty")
+    model = _train_unigram(list(distinct), vocab_size)
+    tokenizer = SentencePieceTokenizer(model, context_length, cleaning)
+    level = logging.INFO if tokenizer.vocab_size == vocab_size else logging.WARNING
+    logger.log(
+        level,
+        "tokenizer: %d pieces (vocab_size=%d asked for) from %d distinct captions",
+        tokenizer.vocab_size,
+        vocab_size,
+        len(distinct),
+    )
+    return tokenizer
+
+
+def _train_unigram(captions: list[str], vocab_size: int) -> bytes:
+    """Cleaned captions -> content of a `.model` file."""
     room = vocab_size - _NUM_RESERVED_PIECES
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_without_rare_characters(distinct, room // 2)),
+            sentence_iterator=iter(_without_rare_characters(captions, most=room // 2)),
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size,
@@ -186,29 +201,19 @@ def train_sentencepiece(
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"no vocabulary of vocab_size={vocab_size} could be trained on {len(distinct)} "
+            f"no vocabulary of vocab_size={vocab_size} could be trained on {len(captions)} "
             f"captions: {reason}"
         ) from error
-    tokenizer = SentencePieceTokenizer(model.getvalue(), context_length, cleaning)
-    level = logging.INFO if tokenizer.vocab_size == vocab_size else logging.WARNING
-    logger.log(
-        level,
-        "tokenizer: %d pieces (vocab_size=%d asked for) from %d distinct captions",
-        tokenizer.vocab_size,
-        vocab_size,
-        len(distinct),
-    )
-    return tokenizer
+    return model.getvalue()
 
 
-def _without_rare_characters(captions: Iterable[str], most: int) -> list[str]:
+def _without_rare_characters(captions: list[str], most: int) -> list[str]:
     """The captions with all but their `most` commonest characters replaced by spaces.
 
     A character that training never sees is spelled in bytes. SentencePiece gives every character
     a piece of its own (at least 98 % of the running text), which for a few Chinese captions asks
     for more pieces than a small vocabulary has.
     """
-    captions = list(captions)
     counts = Counter(itertools.chain.from_iterable(captions))
     rare = dict.fromkeys((ord(c) for c, _ in counts.most_common()[most:]), " ")
     return [caption.translate(rare) for caption in captions] if rare else captions

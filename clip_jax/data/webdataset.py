@@ -222,7 +222,8 @@ def _headers(archive: tarfile.TarFile, path: str, size: int) -> Iterator[tarfile
             return
         if info is None:
             break
-        archive.members.clear()  # tarfile keeps every header otherwise
+        # tarfile keeps every header otherwise.
+        archive.members.clear()  # type: ignore[attr-defined]
         yield info
     # tarfile takes a damaged header for the end of the archive without a word.
     with open(path, "rb") as file:
@@ -254,8 +255,10 @@ def expand_paths(pattern: str) -> list[str]:
     Raises UserError where any part of it names no file.
     """
     paths: list[str] = []
-    for part in _split_commas(pattern):
-        for name in _expand_braces(part):
+    # What exists under that very name is meant, whatever signs are in it.
+    parts = [pattern] if os.path.exists(pattern) else _split_commas(pattern)
+    for part in parts:
+        for name in [part] if os.path.exists(part) else _expand_braces(part):
             if os.path.isdir(name):
                 found = sorted(str(path) for path in Path(name).glob("*.tar"))
             elif os.path.isfile(name):

@@ -106,21 +106,23 @@ def evaluate_zero_shot(
     if not num_images:
         raise UserError("zero-shot evaluation: there are no images")
     hits, labels = np.concatenate(top1), np.concatenate(all_labels)
-    images_of_class = np.bincount(labels, minlength=num_classes)
-    hits_of_class = np.bincount(labels, weights=hits, minlength=num_classes)
-    present = images_of_class > 0
     metrics = {
         "accuracy_top1": float(hits.mean()),
-        "accuracy_top5": float(np.concatenate(top5).mean()),
-        "mean_per_class_accuracy": float(
-            (hits_of_class / np.maximum(images_of_class, 1))[present].mean()
-        ),
+        "mean_per_class_accuracy": _mean_per_class(hits, labels),
         "num_images": num_images,
         "num_classes": num_classes,
     }
-    if num_classes < 5:
-        del metrics["accuracy_top5"]
+    if num_classes >= 5:
+        metrics["accuracy_top5"] = float(np.concatenate(top5).mean())
     return metrics
+
+
+def _mean_per_class(hits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over the classes that occur of the mean of their hits."""
+    images_of_class = np.bincount(labels)
+    hits_of_class = np.bincount(labels, weights=hits)
+    present = images_of_class > 0
+    return float((hits_of_class[present] / images_of_class[present]).mean())
 
 
 def top_k_hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The table of architectures: one frozen row a name.
 
-Sizes are those of the CLIP paper (Radford et al. 2021, tables 19 and 20) and of the released weights.
-A plain name computes the exact GELU; OpenAI's weights were trained with x·sigmoid(1.702 x), which is the
-`-quickgelu` twin (the parameter counts are equal, so a wrong choice would load without an error).
+Sizes are those of the CLIP paper (Radford et al. 2021, tables 19 and 20) and of the released
+weights. A plain name computes the exact GELU; OpenAI's weights were trained with x·sigmoid(1.702
+x), which is the `-quickgelu` twin (the parameter counts are equal, so a wrong choice would load
+without an error).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """Everything that fixes the function a CLIP computes, but for its parameters and its vocabulary."""
+    """Everything that fixes the function a CLIP computes, but for its parameters and its
+    vocabulary."""
 
     name: str = "custom"
     embed_dim: int = 512  # width of the shared space
@@ -28,13 +30,19 @@ class ClipConfig:
     vision_kind: Literal["vit", "resnet"] = "vit"
     patch_size: int = 32  # pixels; ViT only
     vision_width: int = 768  # ViT: token width; ResNet: channels of the first stage
-    vision_layers: int | tuple[int, ...] = 12  # ViT: blocks; ResNet: blocks of each of the four stages
+    vision_layers: int | tuple[int, ...] = (
+        12  # ViT: blocks; ResNet: blocks of each of the four stages
+    )
     vision_heads: int = 12  # ResNet: heads of the attention pool
     vision_mlp_dim: int = 3072  # ViT only
-    vision_pool: Literal["class_token", "average"] = "class_token"  # ViT only; a ResNet pools by attention
+    vision_pool: Literal["class_token", "average"] = (
+        "class_token"  # ViT only; a ResNet pools by attention
+    )
     vision_pre_norm: bool = True  # ViT: LayerNorm between the embedding and the first block
     vision_activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
-    batch_norm: Literal["batch", "frozen"] = "batch"  # ResNet, in training: statistics of the batch, or stored
+    batch_norm: Literal["batch", "frozen"] = (
+        "batch"  # ResNet, in training: statistics of the batch, or stored
+    )
 
     context_length: int = 77  # tokens
     vocab_size: int = 49408
@@ -57,12 +65,15 @@ class ClipConfig:
 
     image_mean: tuple[float, float, float] = OPENAI_MEAN  # of RGB in [0, 1]; applied on the device
     image_std: tuple[float, float, float] = OPENAI_STD
-    image_resize: Literal["shortest", "squash"] = "shortest"  # shorter side then centre crop, or both sides
+    image_resize: Literal["shortest", "squash"] = (
+        "shortest"  # shorter side then centre crop, or both sides
+    )
     image_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
     @property
     def vision_grid(self) -> int:
-        """Side of the grid of patches (ViT) or of the last feature map (ResNet, total stride 32)."""
+        """Side of the grid of patches (ViT) or of the last feature map (ResNet, total stride
+        32)."""
         return self.image_size // (self.patch_size if self.vision_kind == "vit" else 32)
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,10 +103,14 @@ def _check(config: ClipConfig) -> None:
                 f"patch_size={config.patch_size}: must be 1 to image_size={config.image_size}"
             )
         if not isinstance(config.vision_layers, int):
-            raise UserError(f"vision_layers={config.vision_layers}: a ViT takes one number of blocks")
+            raise UserError(
+                f"vision_layers={config.vision_layers}: a ViT takes one number of blocks"
+            )
     else:
         if isinstance(config.vision_layers, int) or len(config.vision_layers) != 4:
-            raise UserError(f"vision_layers={config.vision_layers}: a ResNet takes four stage depths")
+            raise UserError(
+                f"vision_layers={config.vision_layers}: a ResNet takes four stage depths"
+            )
         if config.image_size % 32 or config.image_size < 32:
             raise UserError(f"image_size={config.image_size}: a ResNet takes a multiple of 32")
         feature_dim = config.vision_width * 32
@@ -120,13 +135,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def override(config: ClipConfig, **changes: Any) -> ClipConfig:
-    """`config` with some fields changed. Raises `UserError` naming the nearest field if one is unknown."""
+    """`config` with some fields changed. Raises `UserError` naming the nearest field if one is
+    unknown."""
     fields = [field.name for field in dataclasses.fields(config)]
     for key, value in changes.items():
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"unknown field {key!r} of ClipConfig{hint} (known: {', '.join(fields)})")
+            raise UserError(
+                f"unknown field {key!r} of ClipConfig{hint} (known: {', '.join(fields)})"
+            )
         if isinstance(value, list):
             changes[key] = tuple(value)
     changed = dataclasses.replace(config, **changes)
@@ -204,13 +222,12 @@ def list_models() -> tuple[str, ...]:
 
 
 def get_architecture(name: str, **overrides: Any) -> ClipConfig:
-    """The row called `name`, with fields changed. Raises `UserError` naming the nearest known name."""
+    """The row called `name`, with fields changed. Raises `UserError` naming the nearest known
+    name."""
     if name == "custom":
         return override(ClipConfig(), **overrides)
     if name not in ARCHITECTURES:
         near = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(
-            f"unknown model {name!r}{hint} (known: custom, {', '.join(ARCHITECTURES)})"
-        )
+        raise UserError(f"unknown model {name!r}{hint} (known: custom, {', '.join(ARCHITECTURES)})")
     return override(ARCHITECTURES[name], **overrides)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from clip_jax.models.architectures import ClipConfig
 
-# Peak dense bfloat16 operations a second of one device, by `jax.Device.device_kind`, from the vendors'
-# data sheets. A kind that is not here has an unknown peak, and utilisation is null.
+# Peak dense bfloat16 operations a second of one device, by `jax.Device.device_kind`, from the
+# vendors' data sheets. A kind that is not here has an unknown peak, and utilisation is null.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -77,7 +77,8 @@ def text_flops(config: ClipConfig) -> float:
 
 
 def step_flops(config: ClipConfig, batch_size: int) -> float:
-    """Operations of one training step: forward, and twice that backward; the loss matrix three times."""
+    """Operations of one training step: forward, and twice that backward; the loss matrix three
+    times."""
     loss = 3 * 2 * batch_size**2 * config.embed_dim
     return 3 * batch_size * (image_flops(config) + text_flops(config)) + loss
 

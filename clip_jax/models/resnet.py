@@ -1,11 +1,12 @@
 """ModifiedResNet, the convolutional image tower (paper section 2.4; He et al. 2019; Zhang 2019).
 
-Three differences to a plain ResNet: a stem of three convolutions, anti-aliased strides (average pooling
-before the strided projection), and attention pooling instead of average pooling.
+Three differences to a plain ResNet: a stem of three convolutions, anti-aliased strides (average
+pooling before the strided projection), and attention pooling instead of average pooling.
 
 Running statistics are leaves of `params` called `mean` and `var`, so that `params` alone fixes the
-function. Nothing is updated in place: in training with `batch_norm="batch"` each layer sows the batch's
-statistics into the collection "batch_statistics", and `update_running_statistics` blends them in.
+function. Nothing is updated in place: in training with `batch_norm="batch"` each layer sows the
+batch's statistics into the collection "batch_statistics", and `update_running_statistics` blends
+them in.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ MOMENTUM = 0.1  # weight of the new batch, as in the framework of the released w
 class BatchNorm(nn.Module):
     """Normalises channels, (B, H, W, C) -> (B, H, W, C); statistics in float32.
 
-    `use_batch` takes mean and variance of this (global) batch and sows them; otherwise the stored ones.
+    `use_batch` takes mean and variance of this (global) batch and sows them; otherwise the stored
+    ones.
     """
 
     scale_init: nn.initializers.Initializer = nn.initializers.ones

@@ -1,4 +1,5 @@
-"""The text tower (paper section 2.4): a Transformer whose feature is read at the end-of-text token."""
+"""The text tower (paper section 2.4): a Transformer whose feature is read at the end-of-text
+token."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from clip_jax.models.transformer import Transformer
 def pool_positions(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
     """(B, L) int -> (B,) int: the position whose output stands for the caption.
 
-    "argmax" reads the largest id (OpenAI: end-of-text is the last entry of the vocabulary), "eos" the first
-    `eos_id`, "last" the last position.
+    "argmax" reads the largest id (OpenAI: end-of-text is the last entry of the vocabulary), "eos"
+    the first `eos_id`, "last" the last position.
     """
     if config.text_pool == "argmax":
         return jnp.argmax(tokens_BL, axis=-1)
@@ -24,7 +25,8 @@ def pool_positions(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
 
 
 class TextTransformer(nn.Module):
-    """(B, L) int token ids -> (B, embed_dim) in the compute dtype, not normalised. L <= context_length."""
+    """(B, L) int token ids -> (B, embed_dim) in the compute dtype, not normalised. L <=
+    context_length."""
 
     config: ClipConfig
 

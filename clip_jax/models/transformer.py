@@ -11,12 +11,11 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer
 
 from clip_jax.models.constraints import constrain_batch
 
 Array = jax.Array
-default_kernel_init = nn.initializers.lecun_normal()
+Init = Callable[..., Array]  # (key, shape, dtype) -> initial values
 
 
 def quick_gelu(x: Array) -> Array:
@@ -31,9 +30,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def torch_uniform(fan_in: int) -> Initializer:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch gives Linear and convolution layers by default,
-    and so what OpenAI's code leaves in every layer that it does not initialise itself."""
+def torch_uniform(fan_in: int) -> Init:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch gives Linear and convolution layers by
+    default, and so what OpenAI's code leaves in every layer that it does not initialise itself."""
     bound = fan_in**-0.5
 
     def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
@@ -43,15 +42,15 @@ def torch_uniform(fan_in: int) -> Initializer:
 
 
 class Initializers:
-    """Initial values of one tower's blocks, by the rule of OpenAI's code (`clip_details` section 6)."""
+    """Initial values of one tower's blocks, by the rule of OpenAI's released code."""
 
     def __init__(self, width: int, mlp_dim: int, layers: int, *, scaled: bool):
         if scaled:  # the text tower
             residual_std = width**-0.5 * (2 * layers) ** -0.5
-            self.query_key_value: Initializer = nn.initializers.normal(width**-0.5)
-            self.attention_out: Initializer = nn.initializers.normal(residual_std)
-            self.mlp_in: Initializer = nn.initializers.normal((2 * width) ** -0.5)
-            self.mlp_out: Initializer = nn.initializers.normal(residual_std)
+            self.query_key_value: Init = nn.initializers.normal(width**-0.5)
+            self.attention_out: Init = nn.initializers.normal(residual_std)
+            self.mlp_in: Init = nn.initializers.normal((2 * width) ** -0.5)
+            self.mlp_out: Init = nn.initializers.normal(residual_std)
         else:  # the image tower keeps its framework's defaults: xavier for the fused (D, 3D) matrix
             self.query_key_value = _xavier_uniform_fused(width)
             self.attention_out = torch_uniform(width)
@@ -61,7 +60,7 @@ class Initializers:
         self.mlp_out_bias = torch_uniform(mlp_dim)
 
 
-def _xavier_uniform_fused(width: int) -> Initializer:
+def _xavier_uniform_fused(width: int) -> Init:
     bound = (6 / (width + 3 * width)) ** 0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
         key, shape, dtype, -bound, bound
@@ -80,8 +79,8 @@ class Attention(nn.Module):
     def __call__(self, x_BLD: Array) -> Array:
         width = x_BLD.shape[-1]
         head_dim = width // self.heads
-        # One matrix for the three projections (one product instead of three); heads are an axis of their
-        # own, so that tensor parallelism can split them.
+        # One matrix for the three projections (one product instead of three); heads are an axis of
+        # their own, so that tensor parallelism can split them.
         kernel = self.param(
             "query_key_value",
             self.inits.query_key_value,
@@ -91,7 +90,9 @@ class Attention(nn.Module):
         bias = self.param(
             "query_key_value_bias", nn.initializers.zeros, (3, self.heads, head_dim), jnp.float32
         )
-        out = self.param("out", self.inits.attention_out, (self.heads, head_dim, width), jnp.float32)
+        out = self.param(
+            "out", self.inits.attention_out, (self.heads, head_dim, width), jnp.float32
+        )
         out_bias = self.param("out_bias", nn.initializers.zeros, (width,), jnp.float32)
 
         qkv = jnp.einsum("bld,dshk->bslhk", x_BLD, kernel.astype(self.dtype))
@@ -144,11 +145,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: Array, _: None = None) -> tuple[Array, None]:
-        # The constraint keeps the batch split under FSDP; without it the partitioner follows the weights'
-        # sharding and memory grows several times over.
+        # The constraint keeps the batch split under FSDP; without it the partitioner follows the
+        # weights' sharding and memory grows several times over.
         x_BLD = constrain_batch(x_BLD)
         normed = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="attention_norm")(x_BLD)
-        x_BLD += Attention(self.heads, self.causal, self.dtype, self.inits, name="attention")(normed)
+        x_BLD += Attention(self.heads, self.causal, self.dtype, self.inits, name="attention")(
+            normed
+        )
         normed = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="mlp_norm")(x_BLD)
         x_BLD += Mlp(self.mlp_dim, self.activation, self.dtype, self.inits, name="mlp")(normed)
         return constrain_batch(x_BLD), None
@@ -163,8 +166,9 @@ REMAT_POLICIES = {
 class Transformer(nn.Module):
     """A stack of blocks, (B, L, D) -> (B, L, D).
 
-    `scan_layers` compiles one block and scans it over parameters with a leading layer axis (`blocks/…`);
-    otherwise the blocks are `blocks_0`, `blocks_1`, … `remat` names what the backward pass recomputes.
+    `scan_layers` compiles one block and scans it over parameters with a leading layer axis
+    (`blocks/…`); otherwise the blocks are `blocks_0`, `blocks_1`, … `remat` names what the
+    backward pass recomputes.
     """
 
     layers: int

@@ -15,7 +15,8 @@ from clip_jax.models.vision import VisionTransformer
 
 
 class CLIPOutput(NamedTuple):
-    """What a forward pass gives; all float32. The embeddings are L2-normalised, the scale is exp(t)."""
+    """What a forward pass gives; all float32. The embeddings are L2-normalised, the scale is
+    exp(t)."""
 
     image_embeds: jax.Array  # (B, D)
     text_embeds: jax.Array  # (B, D)
@@ -24,10 +25,11 @@ class CLIPOutput(NamedTuple):
 
 
 def l2_normalize(x_BD: jax.Array) -> jax.Array:
-    """(B, D) -> (B, D) float32 rows of length 1. The cast comes first: squares overflow in half precision.
+    """(B, D) -> (B, D) float32 rows of length 1. The cast comes first: squares overflow in half
+    precision.
 
-    A row of zeros gives zeros and a zero gradient instead of NaN; every other row is divided by its exact
-    norm, without an epsilon, as in OpenAI's code.
+    A row of zeros gives zeros and a zero gradient instead of NaN; every other row is divided by
+    its exact norm, without an epsilon, as in OpenAI's code.
     """
     x_BD = x_BD.astype(jnp.float32)
     squares = jnp.sum(x_BD * x_BD, axis=-1, keepdims=True)
@@ -82,13 +84,15 @@ def dummy_inputs(config: ClipConfig, batch: int = 1) -> tuple[jax.ShapeDtypeStru
 
 
 def init_params(config: ClipConfig, key: jax.Array) -> dict[str, Any]:
-    """Random parameters, a nested dict of float32 arrays. Pure: jit it, or give it to `eval_shape`."""
+    """Random parameters, a nested dict of float32 arrays. Pure: jit it, or give it to
+    `eval_shape`."""
     inputs = [jnp.zeros(x.shape, x.dtype) for x in dummy_inputs(config)]
     return TwoTower(config).init(key, *inputs)["params"]
 
 
 def is_buffer(path: Any) -> bool:
-    """Whether the leaf at a tree path is a running statistic: stored with the weights, never trained."""
+    """Whether the leaf at a tree path is a running statistic: stored with the weights, never
+    trained."""
     names = [getattr(entry, "key", "") for entry in path]
     return names[-1] in RUNNING_NAMES and "norm" in names[-2]
 

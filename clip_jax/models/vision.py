@@ -13,8 +13,8 @@ from clip_jax.models.transformer import Transformer, torch_uniform
 class VisionTransformer(nn.Module):
     """(B, S, S, 3) float, normalised -> (B, embed_dim) in the compute dtype, not normalised.
 
-    With `vision_pool="average"` there is still a class token; it takes part in attention, and the mean is
-    taken over the patches only.
+    With `vision_pool="average"` there is still a class token; it takes part in attention, and the
+    mean is taken over the patches only.
     """
 
     config: ClipConfig
@@ -26,8 +26,9 @@ class VisionTransformer(nn.Module):
         assert isinstance(config.vision_layers, int)
         token_init = nn.initializers.normal(width**-0.5)
 
-        # Cutting into patches and multiplying is the patch convolution (stride = kernel) as one matrix
-        # product, which every backend runs well; pixels beyond the last whole patch are dropped (VALID).
+        # Cutting into patches and multiplying is the patch convolution (stride = kernel) as one
+        # matrix product, which every backend runs well; pixels beyond the last whole patch are
+        # dropped (VALID).
         batch, channels = images_BSSC.shape[0], images_BSSC.shape[-1]
         patches = images_BSSC[:, : grid * patch, : grid * patch].astype(dtype)
         patches = patches.reshape(batch, grid, patch, grid, patch, channels)

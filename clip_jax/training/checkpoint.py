@@ -1,10 +1,10 @@
 """Saving and resuming, through orbax. The only file that knows orbax's API.
 
-A checkpoint DIR/STEP holds separately restorable parts: `params` (what is trained), `ema` (their moving
-average, where there is one), `rest` (optimizer state, step, random key) and `identity`, one JSON text:
-the resolved configuration, the architecture with its image transform, the tokenizer with its files, and
-the position in the data. orbax writes into a temporary folder and commits at the end, so that a
-half-written checkpoint is never seen as one.
+A checkpoint DIR/STEP holds separately restorable parts: `params` (what is trained), `ema` (their
+moving average, where there is one), `rest` (optimizer state, step, random key) and `identity`, one
+JSON text: the resolved configuration, the architecture with its image transform, the tokenizer
+with its files, and the position in the data. orbax writes into a temporary folder and commits at
+the end, so that a half-written checkpoint is never seen as one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Checkpoints:
         every, minutes = self._config.every_steps, self._config.every_minutes
         if every and step % every == 0:
             return True
-        return bool(minutes) and time.monotonic() - self._last_save > 60 * minutes  # type: ignore[operator]
+        if minutes is None or jax.process_count() > 1:  # clocks of several hosts do not agree
+            return False
+        return time.monotonic() - self._last_save > 60 * minutes
 
     def save(self, state: TrainState, identity: dict[str, Any], wait: bool = False) -> None:
         """Starts a save of the state's step; a step that is already saved is left as it is."""
@@ -84,10 +86,12 @@ class Checkpoints:
             parts = self._checkpointer.load_checkpointables(step, wanted)
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(
-                f"checkpoint {self._directory / str(step)} cannot be restored: {_first_line(error)}; "
-                "delete that folder to go on from the one before it"
+                f"checkpoint {self._directory / str(step)} cannot be restored: "
+                f"{_first_line(error)}; delete that folder to go on from the one before it"
             ) from error
-        return abstract.replace(params=parts["params"], ema_params=parts.get("ema"), **parts["rest"])
+        return abstract.replace(
+            params=parts["params"], ema_params=parts.get("ema"), **parts["rest"]
+        )
 
     def close(self) -> None:
         """Waits for a save in progress."""
@@ -132,7 +136,8 @@ def read_identity(directory: Path) -> dict[str, Any]:
 
 
 def read_params(directory: Path) -> dict[str, Any]:
-    """The parameters of a checkpoint alone, as numpy arrays: the moving average where there is one."""
+    """The parameters of a checkpoint alone, as numpy arrays: the moving average where there is
+    one."""
     name = "ema" if (directory / "ema").is_dir() else "params"
     try:
         params = _load_parts(directory, {name: None})[name]

@@ -1,7 +1,8 @@
 """What a training run is: every default, once, with its unit.
 
-A file in `configs/` starts from `default_config()`, changes what it wants, and returns it; flags of the
-form `--config.optimizer.learning_rate=1e-3` change it further; `build_config` then checks and freezes it.
+A file in `configs/` starts from `default_config()`, changes what it wants, and returns it; flags
+of the form `--config.optimizer.learning_rate=1e-3` change it further; `build_config` then checks
+and freezes it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from clip_jax.models.architectures import ClipConfig, get_architecture
 class TokenizerConfig:
     """Which vocabulary reads the captions."""
 
-    source: str = "captions"  # train SentencePiece on the captions; or "clip_bpe", or a saved tokenizer
+    source: str = (
+        "captions"  # train SentencePiece on the captions; or "clip_bpe", or a saved tokenizer
+    )
     vocab_size: int = 8000  # pieces, for "captions"; fewer when the captions are few
     cleaning: Literal["lower", "whitespace", "canonicalize"] = "lower"  # for "captions"
 
@@ -53,12 +56,15 @@ class OptimizerConfig:
     weight_decay: float = 0.2  # decoupled; not on gains, biases, position tables, the logit scale
     clip_norm: float | None = 1.0  # of the global gradient; None: no clipping
     first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    ema_decay: float | None = None  # of the parameters' moving average, which is evaluated and exported
+    ema_decay: float | None = (
+        None  # of the parameters' moving average, which is evaluated and exported
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices an axis; -1 takes the rest. The batch is split over data × fsdp, parameters over fsdp."""
+    """Devices an axis; -1 takes the rest. The batch is split over data × fsdp, parameters over
+    fsdp."""
 
     data: int = -1
     fsdp: int = 1
@@ -82,7 +88,9 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = ()  # of clip_jax.evaluation.tasks.TASKS
     every_steps: int | None = None  # None: at the end only
     path: str = ""  # images for "zero_shot" and "retrieval", in any format that data.path takes
-    label_key: str = "class"  # "zero_shot": the metadata field that holds the class name or its number
+    label_key: str = (
+        "class"  # "zero_shot": the metadata field that holds the class name or its number
+    )
     classnames: str | None = None  # file, a name a line; None: the names found in the data
     templates: str = "openai"  # prompt templates by name, or a file
     batch_size: int = 256  # images
@@ -189,8 +197,8 @@ def _placeholder(kind: Any) -> config_dict.FieldReference:
 def build_config(values: config_dict.ConfigDict | dict[str, Any]) -> TrainConfig:
     """Checks and freezes a configuration.
 
-    Raises `UserError` that names the key, its value and what would be accepted: an unknown key (with the
-    nearest known one), a wrong type, a value outside its choices.
+    Raises `UserError` that names the key, its value and what would be accepted: an unknown key
+    (with the nearest known one), a wrong type, a value outside its choices.
     """
     if isinstance(values, config_dict.ConfigDict):
         values = values.to_dict()
@@ -299,9 +307,7 @@ def _check(config: TrainConfig) -> None:
         if size != -1 and size < 1:
             raise UserError(f"config.mesh.{name}={size}: must be at least 1, or -1 for the rest")
     if config.mesh.tensor != 1:
-        raise UserError(
-            f"config.mesh.tensor={config.mesh.tensor}: tensor parallelism is not built yet; must be 1"
-        )
+        raise UserError(f"config.mesh.tensor={config.mesh.tensor}: only 1 is built so far")
     config.model.architecture()
 
 

@@ -1,15 +1,13 @@
 """The training run, from a configuration to an exported model; resumes by itself.
 
-Nothing here waits for the device but where it must: step n + 1 is dispatched before the metrics of step n
-are read, and checkpoints are written behind the run's back.
+Nothing here waits for the device but where it must: step n + 1 is dispatched before the metrics of
+step n are read, and checkpoints are written behind the run's back.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-import math
 import signal
 import threading
 import time
@@ -17,59 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
 
-from clip_jax.clip import Clip, fit_tokenizer
-from clip_jax.data.pipeline import BatchIterator, training_batches
-from clip_jax.data.records import Source
+from clip_jax.clip import Clip
 from clip_jax.data.sources import open_source
-from clip_jax.data.tokenizer import Tokenizer, get_tokenizer, train_sentencepiece
 from clip_jax.errors import UserError
 from clip_jax.evaluation.tasks import Embedders, TaskData, check_tasks, run_task
-from clip_jax.models.architectures import ClipConfig, override
 from clip_jax.models.flops import peak_flops, step_flops
 from clip_jax.sharding import batch_sharding, check_batch, global_batch, make_mesh
-from clip_jax.training import config as configs
-from clip_jax.training.checkpoint import Checkpoints
 from clip_jax.training.config import TrainConfig
-from clip_jax.training.metrics import Progress, RunLog
 from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from clip_jax.training.state import TrainState, abstract_state, sharded_state
+from clip_jax.training.run import Run, open_run
+from clip_jax.training.state import TrainState
 from clip_jax.training.step import make_train_step
-from clip_jax.weights.bundle import is_bundle, tokenizer_from_identity, tokenizer_to_identity
+from clip_jax.weights.bundle import exported_step, write_bundle
 
 Pending = tuple[int, dict[str, jax.Array], np.ndarray]  # step, its metrics, its record numbers
-
-
-@dataclasses.dataclass
-class Run:
-    """What stays the same from the first step to the last."""
-
-    config: TrainConfig
-    workdir: Path
-    architecture: ClipConfig
-    tokenizer: Tokenizer
-    source: Source
-    mesh: Mesh
-    steps: int
-    batches: BatchIterator
-    checkpoints: Checkpoints
-    log: RunLog
-    progress: Progress
-    first_step: int  # 0, or the step that was resumed
-
-    def identity(self, step: int) -> dict[str, Any]:
-        """What a checkpoint carries besides arrays."""
-        return {
-            "version": 1,
-            "config": configs.to_dict(self.config),
-            "architecture": self.architecture.to_dict(),
-            "tokenizer": tokenizer_to_identity(self.tokenizer),
-            # The reader is ahead of the trainer: what counts is the batch that the next step takes.
-            "data": {**self.batches.state(), "next_batch": step},
-            "samples_seen": step * self.config.batch_size,
-        }
 
 
 class Preemption:
@@ -92,8 +55,8 @@ class Preemption:
 def train(config: TrainConfig, workdir: Path) -> Clip | None:
     """Trains, or goes on training, the run in `workdir`, and exports the model to `workdir`/model.
 
-    Returns the trained `Clip`, or None when SIGTERM ended the run early (it is saved then, and the same
-    call goes on from there). Raises `UserError` for what the user can put right.
+    Returns the trained `Clip`, or None when SIGTERM ended the run early (it is saved then, and the
+    same call goes on from there). Raises `UserError` for what the user can put right.
     """
     check_tasks(config.evaluation.tasks, "config.evaluation.tasks")
     with Preemption() as preemption:
@@ -109,11 +72,11 @@ def train(config: TrainConfig, workdir: Path) -> Clip | None:
             caption_template=config.data.caption_template,
         )
         with jax.set_mesh(mesh):
-            run, state = _start(config, workdir, source, mesh)
+            run, state = open_run(config, workdir, source, mesh)
             try:
                 if run.first_step < run.steps:
                     state = _train_steps(run, state, preemption)
-                elif is_bundle(workdir / "model"):
+                elif exported_step(workdir / "model") == run.steps:
                     run.progress.say(f"{workdir}: already trained to step {run.steps:,}")
                 if int(state.step) < run.steps:
                     return None
@@ -134,123 +97,8 @@ def make_workdir(workdir: Path) -> Path:
 
 
 def _enable_compilation_cache(workdir: Path) -> None:
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.read("jax_compilation_cache_dir") is None:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
-
-
-def _start(
-    config: TrainConfig, workdir: Path, source: Source, mesh: Mesh
-) -> tuple[Run, TrainState]:
-    """Opens the run: a new state, or that of the newest checkpoint."""
-    is_first = jax.process_index() == 0
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-    newest = checkpoints.newest_step
-    identity = checkpoints.identity(newest) if newest is not None else None
-    if identity is not None:
-        tokenizer = tokenizer_from_identity(identity)
-    else:
-        tokenizer = make_tokenizer(config, source)
-    architecture, tokenizer = resolve_architecture(config, tokenizer)
-    if identity is not None:
-        check_same_model(architecture, identity, workdir)
-    steps = total_steps(config, len(source))
-
-    optimizer = make_optimizer(config.optimizer, steps)
-    ema = config.optimizer.ema_decay is not None
-    if newest is not None:
-        abstract = abstract_state(mesh, architecture, optimizer, ema)
-        state = checkpoints.restore(newest, abstract)
-    else:
-        state = sharded_state(mesh, architecture, optimizer, config.seed, ema)
-    first_step = newest or 0
-    batches = training_batches(
-        source,
-        tokenizer,
-        architecture.image_size,
-        architecture.image_interpolation,
-        config.augmentation,
-        batch_size=config.batch_size // jax.process_count(),
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=config.data.workers,
-        start_batch=first_step,
-        max_bad_fraction=config.data.max_bad_fraction,
-    )
-    if identity is not None:
-        batches.check_state(identity["data"])
-    if is_first:
-        text = json.dumps(configs.to_dict(config), indent=1) + "\n"
-        (workdir / "config.json").write_text(text, encoding="utf-8")
-    run = Run(
-        config, workdir, architecture, tokenizer, source, mesh, steps, batches, checkpoints,
-        log=RunLog(workdir, first_step, enabled=is_first),
-        progress=Progress(steps, enabled=is_first),
-        first_step=first_step,
-    )  # fmt: skip
-    for key, reason in list(source.dropped.items())[:10]:
-        run.progress.say(f"left out: {key}: {reason}")
-    if len(source.dropped) > 10:
-        run.progress.say(f"left out: {len(source.dropped) - 10} more")
-    dropped = f", {len(source.dropped):,} left out" if source.dropped else ""
-    begun = f"resuming at step {first_step:,}" if first_step else "starting"
-    run.progress.say(
-        f"{begun}: {architecture.name}, {len(source):,} pairs{dropped}, {steps:,} steps of "
-        f"{config.batch_size}, {mesh.size} {jax.devices()[0].device_kind} device(s)"
-    )
-    return run, state
-
-
-def make_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
-    """The tokenizer that the configuration names, or one trained on the captions of the data."""
-    if config.tokenizer.source != "captions":
-        return get_tokenizer(config.tokenizer.source)
-    captions = (text for index in range(len(source)) for text in source.captions(index))
-    return train_sentencepiece(
-        captions,
-        config.tokenizer.vocab_size,
-        context_length=config.model.architecture().context_length,
-        cleaning=config.tokenizer.cleaning,
-    )
-
-
-def resolve_architecture(
-    config: TrainConfig, tokenizer: Tokenizer
-) -> tuple[ClipConfig, Tokenizer]:
-    """The architecture with the vocabulary of its tokenizer, and the tokenizer at its context length.
-
-    Where the end of text is not the largest id, the text tower pools at that id instead.
-    """
-    architecture = config.model.architecture()
-    chosen = config.model.overrides
-    if "vocab_size" not in chosen:
-        architecture = override(architecture, vocab_size=tokenizer.vocab_size)
-    eos_id = tokenizer.eos_id
-    if architecture.text_pool != "last" and eos_id != tokenizer.vocab_size - 1:
-        architecture = override(architecture, text_pool="eos", eos_id=eos_id)
-    if config.loss == "sigmoid" and architecture.logit_bias_init is None:
-        architecture = override(architecture, logit_bias_init=-10.0)
-    return architecture, fit_tokenizer(architecture, tokenizer)
-
-
-def check_same_model(architecture: ClipConfig, identity: dict[str, Any], workdir: Path) -> None:
-    """Raises `UserError` when the checkpoints in `workdir` are of another architecture."""
-    saved, now = identity["architecture"], json.loads(json.dumps(architecture.to_dict()))
-    different = [key for key in now if now[key] != saved.get(key)]
-    if different:
-        changes = ", ".join(f"{key}: {saved.get(key)} -> {now[key]}" for key in different)
-        raise UserError(
-            f"--workdir={workdir}: holds a run of another architecture ({changes}); "
-            "use another workdir, or the configuration it was made with"
-        )
-
-
-def total_steps(config: TrainConfig, num_records: int) -> int:
-    """The length of the run, from `steps` or from `epochs`."""
-    if config.steps is not None:
-        return config.steps
-    assert config.epochs is not None
-    return max(1, math.ceil(config.epochs * num_records / config.batch_size))
 
 
 def _train_steps(run: Run, state: TrainState, preemption: Preemption) -> TrainState:
@@ -281,7 +129,8 @@ def _train_steps(run: Run, state: TrainState, preemption: Preemption) -> TrainSt
         stop = preemption.requested.is_set()
         save = run.checkpoints.due(step)
         if evaluate or save or stop or step == run.steps:
-            # Rows come before the checkpoint that vouches for them: what a resume drops is what it redoes.
+            # Rows come before the checkpoint that vouches for them: what a resume drops is what it
+            # redoes.
             _report_step(run, state, pending, clock)
             pending = None
             clock.pause()
@@ -300,8 +149,8 @@ def _train_steps(run: Run, state: TrainState, preemption: Preemption) -> TrainSt
 class Clock:
     """Where the time of a run goes, without evaluations and checkpoints.
 
-    A step's time runs from the end of the step before it to its own end, as seen by the host; the share
-    in which the host waited for data is kept apart.
+    A step's time runs from the end of the step before it to its own end, as seen by the host; the
+    share in which the host waited for data is kept apart.
     """
 
     def __init__(self, run: Run):
@@ -311,6 +160,7 @@ class Clock:
         self.logged_step = run.first_step
         self.started_step = run.first_step
         self.compiled = False
+        self.rate_start = 0.0  # seconds at the end of the first step, which compiles
         self._mark = time.perf_counter()
         self._wait_from = 0.0
 
@@ -390,12 +240,12 @@ def _stop_not_finite(
     values = {name: float(value) for name, value in metrics.items()}
     about = {"step": step, **{k: repr(v) for k, v in values.items()}, "keys": keys}
     path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    good = state.replace(failed=np.zeros((), bool))
+    good = state.replace(failed=jnp.zeros((), bool))
     if int(good.step) > 0:
         run.checkpoints.save(good, run.identity(int(good.step)), wait=True)
     raise UserError(
-        f"step {step}: loss={values['loss']} grad_norm={values['grad_norm']} is not finite; the state "
-        f"before it is saved (step {int(good.step)}), the batch's keys are in {path} "
+        f"step {step}: loss={values['loss']} grad_norm={values['grad_norm']} is not finite; the "
+        f"state before it is saved (step {int(good.step)}), the batch's keys are in {path} "
         f"(first: {', '.join(keys[:3])}); lower optimizer.learning_rate or look at these records"
     )
 
@@ -415,18 +265,22 @@ def evaluate_state(run: Run, state: TrainState, step: int) -> list[dict[str, Any
     rows = []
     for task in evaluation.tasks:
         rows += [{"step": step, **row} for row in run_task(task, embedders, data)]
-    for row in rows:
-        run.log.log_evaluation(row)
+    run.log.log_evaluations(rows)
     return rows
 
 
 def _finish(run: Run, state: TrainState) -> Clip:
-    """Final evaluation, export and report; each is made only where it is missing."""
-    if not run.log.has_evaluation(run.steps) or jax.process_count() > 1:
+    """Final evaluation and export; each is made only where it is missing."""
+    is_evaluated = np.asarray(run.log.has_evaluation(run.steps))
+    if not multihost_utils.broadcast_one_to_all(is_evaluated):  # only process 0 has the files
         evaluate_state(run, state, run.steps)
-    clip = Clip(run.architecture, state.eval_params, run.tokenizer, run.mesh)
-    if jax.process_index() == 0 and not is_bundle(run.workdir / "model"):
-        clip.save(run.workdir / "model")
+    params = state.eval_params
+    clip = Clip(run.architecture, params, run.tokenizer, run.mesh)
+    export = run.workdir / "model"
+    if exported_step(export) != run.steps:
+        on_host = multihost_utils.process_allgather(params, tiled=True)
+        if jax.process_index() == 0:
+            write_bundle(export, run.architecture, on_host, run.tokenizer, step=run.steps)
     bad = run.batches.bad_records
     if bad:
         logging.warning("%d records could not be decoded and were left out", len(bad))

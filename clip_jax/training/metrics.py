@@ -39,8 +39,12 @@ class JsonLines:
 
     def append(self, row: Row) -> None:
         """Writes one row, at once."""
-        self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
+        self.extend([row])
+
+    def extend(self, rows: list[Row]) -> None:
+        """Writes rows that belong together in one go, so that a kill leaves all or none of them."""
+        self.rows.extend(rows)
+        self._file.write("".join(json.dumps(row) + "\n" for row in rows))
         self._file.flush()
 
     def close(self) -> None:
@@ -71,11 +75,12 @@ class RunLog:
             self.metrics.append(row)
             self._to_board("train", row)
 
-    def log_evaluation(self, row: Row) -> None:
-        """One evaluation: step, task, dataset, and its metrics by name."""
+    def log_evaluations(self, rows: list[Row]) -> None:
+        """The evaluations of one step: step, task, dataset, and metrics by name in each row."""
         if self.enabled:
-            self.evaluations.append(row)
-            self._to_board(f"{row['task']}/{row['dataset']}", row)
+            self.evaluations.extend(rows)
+            for row in rows:
+                self._to_board(f"{row['task']}/{row['dataset']}", row)
 
     def has_evaluation(self, step: int) -> bool:
         """Whether step was evaluated already, by this run or the one it resumes."""
@@ -101,7 +106,8 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """A line that says where the run is: rewritten on a terminal, every few seconds in a log file."""
+    """A line that says where the run is: rewritten on a terminal, every few seconds in a log
+    file."""
 
     def __init__(self, total: int, enabled: bool, stream: TextIO | None = None):
         self._total = total

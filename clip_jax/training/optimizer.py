@@ -11,8 +11,9 @@ import optax
 
 from clip_jax.training.config import OptimizerConfig
 
-# Decay shrinks what multiplies activations. Gains, biases, position tables, the class token and the logit
-# scale are left alone (CLIP paper section 2.5), running statistics are no parameters at all.
+# Decay shrinks what multiplies activations. Gains, biases, position tables, the class token and
+# the logit scale are left alone (CLIP paper section 2.5), running statistics are no parameters at
+# all.
 NO_DECAY = re.compile(
     r"(^|/)(\w*bias|scale|positions|class_token|logit_scale|logit_bias|mean|var)$"
 )
@@ -28,7 +29,8 @@ def decay_mask(params: Any) -> Any:
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Step -> learning rate: linear from 0 over the warm-up, then a cosine that reaches 0 at `steps`."""
+    """Step -> learning rate: linear from 0 over the warm-up, then a cosine that reaches 0 at
+    `steps`."""
     warmup = min(config.warmup_steps, max(steps - 1, 0))
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,

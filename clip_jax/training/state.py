@@ -64,6 +64,4 @@ def sharded_state(
 ) -> TrainState:
     """A fresh state that is born on its shards: no device ever holds the whole of it."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(mesh, config, optimizer, ema))
-    return jax.jit(
-        lambda: create_state(config, optimizer, seed, ema), out_shardings=shardings
-    )()
+    return jax.jit(lambda: create_state(config, optimizer, seed, ema), out_shardings=shardings)()

@@ -59,9 +59,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """(state, {"images": (B, S, S, 3) uint8, "tokens": (B, L) int32}) -> (state, metrics).
 
-    Pure; jit it under a mesh with donated state. When the loss or the gradient is not finite, the state
-    comes back unchanged but for `failed`, and stays so: the host looks at step n only after it has
-    dispatched n + 1, and must still find the last good state.
+    Pure; jit it under a mesh with donated state. When the loss or the gradient is not finite, the
+    state comes back unchanged but for `failed`, and stays so: the host looks at step n only after
+    it has dispatched n + 1, and must still find the last good state.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -88,7 +88,9 @@ def make_train_step(
             "failed": failed,
         }
         kept = jax.tree.map(
-            lambda new, old: jnp.where(failed, old, new), updated.replace(key=None), state.replace(key=None)
+            lambda new, old: jnp.where(failed, old, new),
+            updated.replace(key=None),
+            state.replace(key=None),
         )
         return kept.replace(key=state.key, failed=failed), metrics
 
@@ -96,7 +98,8 @@ def make_train_step(
 
 
 def _ema(state: TrainState, params: Any, decay: float | None) -> Any:
-    """The moving average after this step; early on it follows faster, so that it forgets the start."""
+    """The moving average after this step; early on it follows faster, so that it forgets the
+    start."""
     if decay is None:
         return None
     count = state.step.astype(jnp.float32)

@@ -49,5 +49,6 @@ def print_summary(workdir: Path) -> None:
 Next:
   python -m clip_jax.evaluate --model={workdir} --tasks=… --output=result.json
   python -c "import clip_jax; clip = clip_jax.load('{workdir}'); print(clip)"
-  python -m clip_jax.train --config=configs/own_images.py --workdir=runs/mine --config.data.path=FOLDER"""
+  python -m clip_jax.train --config=configs/own_images.py --workdir=runs/mine
+  --config.data.path=FOLDER"""
     )

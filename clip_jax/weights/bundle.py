@@ -1,8 +1,8 @@
 """Our own layout of a model on disk, and what a source on disk is.
 
-    DIR/config.json            {"format": "clip_jax", "version": 1, "architecture": {… every ClipConfig field}}
-    DIR/model.safetensors      parameters, their tree paths joined by "/"
-    DIR/tokenizer/             the tokenizer's configuration and its own files
+DIR/config.json            {"format": "clip_jax", "version": 1, "architecture": {… every ClipConfig
+field}} DIR/model.safetensors      parameters, their tree paths joined by "/"
+DIR/tokenizer/             the tokenizer's configuration and its own files
 """
 
 from __future__ import annotations
@@ -50,11 +50,16 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_bundle(
-    directory: Path, config: ClipConfig, params: Any, tokenizer: Tokenizer | None
+    directory: Path,
+    config: ClipConfig,
+    params: Any,
+    tokenizer: Tokenizer | None,
+    step: int | None = None,
 ) -> None:
     """Writes a model, aside first and then renamed, so that no reader ever sees half of it.
 
-    Raises `UserError` when the folder holds something that is not such a model.
+    `step` is the training step of the parameters, where that is known. Raises `UserError` when the
+    folder holds something that is not such a model.
     """
     directory = directory.absolute()
     if directory.exists() and any(directory.iterdir()) and not is_bundle(directory):
@@ -67,7 +72,12 @@ def write_bundle(
             for name, leaf in flatten(params).items()
         }
         save_file(tensors, aside / WEIGHTS)
-        about = {"format": "clip_jax", "version": VERSION, "architecture": config.to_dict()}
+        about = {
+            "format": "clip_jax",
+            "version": VERSION,
+            "architecture": config.to_dict(),
+            "step": step,
+        }
         (aside / CONFIG).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         if tokenizer is not None:
             save_tokenizer(tokenizer, aside / TOKENIZER)
@@ -79,18 +89,27 @@ def write_bundle(
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def is_bundle(directory: Path) -> bool:
-    """Whether a folder was written by `write_bundle`."""
+def _read_about(directory: Path) -> dict[str, Any]:
     try:
         about = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(about, dict) and about.get("format") == "clip_jax"
+        return {}
+    return about if isinstance(about, dict) and about.get("format") == "clip_jax" else {}
+
+
+def is_bundle(directory: Path) -> bool:
+    """Whether a folder was written by `write_bundle`."""
+    return bool(_read_about(directory))
+
+
+def exported_step(directory: Path) -> int | None:
+    """The training step that a folder was exported at; None where there is no export."""
+    return _read_about(directory).get("step")
 
 
 def read_bundle(directory: Path, dtype: str) -> Loaded:
     """A model written by `write_bundle`. Raises `UserError` naming the damaged file."""
-    about = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    about = _read_about(directory)
     if about.get("version") != VERSION:
         raise UserError(
             f"{directory / CONFIG}: version {about.get('version')}; this clip_jax reads {VERSION}"
@@ -110,16 +129,20 @@ def read_bundle(directory: Path, dtype: str) -> Loaded:
 def check_params(
     config: ClipConfig, params: Any, where: Path, dtype: str, tokenizer: Tokenizer | None
 ) -> Loaded:
-    """The model in `dtype`, once every parameter is there with its shape. Raises `UserError` if not."""
+    """The model in `dtype`, once every parameter is there with its shape. Raises `UserError` if
+    not."""
     wanted = flatten(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
     found = flatten(params)
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or extra:
-        raise UserError(f"{where}: missing parameters {missing or 'none'}, unknown {extra or 'none'}")
+        raise UserError(
+            f"{where}: missing parameters {missing or 'none'}, unknown {extra or 'none'}"
+        )
     for name, leaf in found.items():
         if np.shape(leaf) != wanted[name].shape:
             raise UserError(
-                f"{where}: {name} has shape {np.shape(leaf)}, the architecture says {wanted[name].shape}"
+                f"{where}: {name} has shape {np.shape(leaf)}, "
+                f"the architecture says {wanted[name].shape}"
             )
     kind = np.dtype(np.float32 if dtype == "float32" else ml_dtypes.bfloat16)
     # The scale stays float32: exp() of a rounded logarithm is visibly another temperature.
@@ -131,7 +154,8 @@ def read_source(source: Path, dtype: str) -> Loaded:
     """Whatever is on disk at `source`. Raises `UserError` that says what was looked for."""
     if not source.exists():
         raise UserError(
-            f"{source}: no such file or folder (hub ids are not downloaded yet; give a folder on disk)"
+            f"{source}: no such file or folder "
+            "(hub ids are not downloaded yet; give a folder on disk)"
         )
     if is_bundle(source):
         return read_bundle(source, dtype)

@@ -1,0 +1,191 @@
+"""Opening a run: what it is made of, fresh or from the newest checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from clip_jax.clip import fit_tokenizer
+from clip_jax.data.pipeline import BatchIterator, training_batches
+from clip_jax.data.records import Source
+from clip_jax.data.tokenizer import Tokenizer, get_tokenizer, train_sentencepiece
+from clip_jax.errors import UserError
+from clip_jax.models.architectures import ClipConfig, override
+from clip_jax.training import config as configs
+from clip_jax.training.checkpoint import Checkpoints
+from clip_jax.training.config import TrainConfig
+from clip_jax.training.metrics import Progress, RunLog
+from clip_jax.training.optimizer import make_optimizer
+from clip_jax.training.state import TrainState, abstract_state, sharded_state
+from clip_jax.weights.bundle import tokenizer_from_identity, tokenizer_to_identity
+
+
+@dataclasses.dataclass
+class Run:
+    """What stays the same from the first step to the last."""
+
+    config: TrainConfig
+    workdir: Path
+    architecture: ClipConfig
+    tokenizer: Tokenizer
+    source: Source
+    mesh: Mesh
+    steps: int
+    batches: BatchIterator
+    checkpoints: Checkpoints
+    log: RunLog
+    progress: Progress
+    first_step: int  # 0, or the step that was resumed
+
+    def identity(self, step: int) -> dict[str, Any]:
+        """What a checkpoint carries besides arrays."""
+        return {
+            "version": 1,
+            "config": configs.to_dict(self.config),
+            "architecture": self.architecture.to_dict(),
+            "tokenizer": tokenizer_to_identity(self.tokenizer),
+            # The reader is ahead of the trainer: what counts is the batch that the next step takes.
+            "data": {**self.batches.state(), "next_batch": step},
+            "samples_seen": step * self.config.batch_size,
+        }
+
+
+def open_run(
+    config: TrainConfig, workdir: Path, source: Source, mesh: Mesh
+) -> tuple[Run, TrainState]:
+    """Opens the run: a new state, or that of the newest checkpoint.
+
+    Raises `UserError` when what is in the workdir was made with another architecture, data or seed.
+    """
+    is_first = jax.process_index() == 0
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    newest = checkpoints.newest_step
+    identity = checkpoints.identity(newest) if newest is not None else None
+    if identity is not None:
+        tokenizer = tokenizer_from_identity(identity)
+    else:
+        tokenizer = make_tokenizer(config, source)
+    architecture, tokenizer = resolve_architecture(config, tokenizer)
+    if identity is not None:
+        check_same_model(architecture, identity, workdir)
+        _tell_changes(config, identity["config"])
+    steps = total_steps(config, len(source))
+
+    optimizer = make_optimizer(config.optimizer, steps)
+    ema = config.optimizer.ema_decay is not None
+    if newest is not None:
+        abstract = abstract_state(mesh, architecture, optimizer, ema)
+        state = checkpoints.restore(newest, abstract)
+    else:
+        state = sharded_state(mesh, architecture, optimizer, config.seed, ema)
+    first_step = newest or 0
+    batches = training_batches(
+        source,
+        tokenizer,
+        architecture.image_size,
+        architecture.image_interpolation,
+        config.augmentation,
+        batch_size=config.batch_size // jax.process_count(),
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+        start_batch=first_step,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+    if identity is not None:
+        batches.check_state(identity["data"])
+    if is_first:
+        text = json.dumps(configs.to_dict(config), indent=1) + "\n"
+        (workdir / "config.json").write_text(text, encoding="utf-8")
+    run = Run(
+        config, workdir, architecture, tokenizer, source, mesh, steps, batches, checkpoints,
+        log=RunLog(workdir, first_step, enabled=is_first),
+        progress=Progress(steps, enabled=is_first),
+        first_step=first_step,
+    )  # fmt: skip
+    for key, reason in list(source.dropped.items())[:10]:
+        run.progress.say(f"left out: {key}: {reason}")
+    if len(source.dropped) > 10:
+        run.progress.say(f"left out: {len(source.dropped) - 10} more")
+    dropped = f", {len(source.dropped):,} left out" if source.dropped else ""
+    begun = f"resuming at step {first_step:,}" if first_step else "starting"
+    run.progress.say(
+        f"{begun}: {architecture.name}, {len(source):,} pairs{dropped}, {steps:,} steps of "
+        f"{config.batch_size}, {mesh.size} {jax.devices()[0].device_kind} device(s)"
+    )
+    return run, state
+
+
+def make_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
+    """The tokenizer that the configuration names, or one trained on the captions of the data."""
+    if config.tokenizer.source != "captions":
+        return get_tokenizer(config.tokenizer.source)
+    captions = (text for index in range(len(source)) for text in source.captions(index))
+    return train_sentencepiece(
+        captions,
+        config.tokenizer.vocab_size,
+        context_length=config.model.architecture().context_length,
+        cleaning=config.tokenizer.cleaning,
+    )
+
+
+def resolve_architecture(config: TrainConfig, tokenizer: Tokenizer) -> tuple[ClipConfig, Tokenizer]:
+    """The architecture with the vocabulary of its tokenizer, and the tokenizer at its context
+    length.
+
+    Where the end of text is not the largest id, the text tower pools at that id instead.
+    """
+    architecture = config.model.architecture()
+    chosen = config.model.overrides
+    if "vocab_size" not in chosen:
+        architecture = override(architecture, vocab_size=tokenizer.vocab_size)
+    eos_id = tokenizer.eos_id
+    if architecture.text_pool != "last" and eos_id != tokenizer.vocab_size - 1:
+        architecture = override(architecture, text_pool="eos", eos_id=eos_id)
+    if config.loss == "sigmoid" and architecture.logit_bias_init is None:
+        architecture = override(architecture, logit_bias_init=-10.0)
+    return architecture, fit_tokenizer(architecture, tokenizer)
+
+
+def check_same_model(architecture: ClipConfig, identity: dict[str, Any], workdir: Path) -> None:
+    """Raises `UserError` when the checkpoints in `workdir` are of another architecture."""
+    saved, now = identity["architecture"], json.loads(json.dumps(architecture.to_dict()))
+    different = [key for key in now if now[key] != saved.get(key)]
+    if different:
+        changes = ", ".join(f"{key}: {saved.get(key)} -> {now[key]}" for key in different)
+        raise UserError(
+            f"--workdir={workdir}: holds a run of another architecture ({changes}); "
+            "use another workdir, or the configuration it was made with"
+        )
+
+
+def _tell_changes(config: TrainConfig, saved: dict[str, Any]) -> None:
+    """Warns of settings that are not those that the checkpoint was made with."""
+
+    def leaves(values: dict[str, Any], prefix: str = "config") -> dict[str, Any]:
+        flat = {}
+        for key, value in values.items():
+            name = f"{prefix}.{key}"
+            flat.update(leaves(value, name) if isinstance(value, dict) else {name: value})
+        return flat
+
+    before, now = leaves(saved), leaves(json.loads(json.dumps(configs.to_dict(config))))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            logging.warning("resuming with %s=%s (was %s)", name, now.get(name), before.get(name))
+
+
+def total_steps(config: TrainConfig, num_records: int) -> int:
+    """The length of the run, from `steps` or from `epochs`."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None
+    return max(1, math.ceil(config.epochs * num_records / config.batch_size))
