@@ -284,19 +284,21 @@ def _affine(pixels: np.ndarray, augmentation: Augmentation, rng: np.random.Gener
     y = centre + augmentation.shift * size * (2 * down - 1)
     matrix = (a, b, centre - a * x - b * y, d, e, centre - d * x - e * y)
     red = pixels[:, :, 0].tobytes()
-    is_grey = red == pixels[:, :, 1].tobytes() == pixels[:, :, 2].tobytes()
-    if is_grey:  # drawings and glyphs: one channel instead of three is half the time
-        pixels = np.frombuffer(red, np.uint8).reshape(size, size)
+    if red == pixels[:, :, 1].tobytes() == pixels[:, :, 2].tobytes():
+        # Drawings and glyphs: one channel takes half the time of three.
+        fill = _border_median(np.frombuffer(red, np.uint8).reshape(size, size))
+        picture = Image.frombuffer("L", (size, size), red, "raw", "L", 0, 1)
+        moved = _transform(picture, matrix, fill).tobytes()
+        return np.repeat(np.frombuffer(moved, np.uint8), 3).reshape(size, size, 3)
+    return np.asarray(_transform(Image.fromarray(pixels), matrix, tuple(_border_median(pixels))))
+
+
+def _transform(picture: Image.Image, matrix: tuple[float, ...], fill: Any) -> Image.Image:
+    method, resample = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    return picture.transform(picture.size, method, matrix, resample, fillcolor=fill)
+
+
+def _border_median(pixels: np.ndarray) -> Any:
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     border.sort(axis=0)
-    fill = border[len(border) // 2].tolist()
-    moved = np.asarray(
-        Image.fromarray(pixels).transform(
-            (size, size),
-            Image.Transform.AFFINE,
-            matrix,
-            Image.Resampling.BILINEAR,
-            fillcolor=fill if is_grey else tuple(fill),
-        )
-    )
-    return np.broadcast_to(moved[:, :, None], (size, size, 3)) if is_grey else moved
+    return border[len(border) // 2].tolist()

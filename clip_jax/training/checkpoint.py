@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -34,6 +35,8 @@ class Checkpoints:
         kept: list[Any] = [policies.LatestN(config.keep_newest)]
         if config.keep_every_steps:
             kept.append(policies.EveryNSteps(config.keep_every_steps))
+        if jax.process_index() == 0:
+            set_aside_incomplete(directory)
         self._config = config
         self._last_save = time.monotonic()
         self._checkpointer = ocp.training.Checkpointer(
@@ -148,14 +151,28 @@ def read_params(directory: Path) -> dict[str, Any]:
     return jax.tree.map(np.asarray, params)
 
 
-def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint below DIR/checkpoints, or None."""
+def is_complete(path: Path) -> bool:
+    """Whether a folder holds all the parts of a checkpoint; what its files hold is not looked at."""
+    return all((path / part / "_METADATA").is_file() for part in ("params", "rest", "identity"))
+
+
+def _steps(directory: Path) -> list[Path]:
+    """The step folders, newest first."""
     if not directory.is_dir():
-        return None
-    steps = sorted((int(p.name) for p in directory.iterdir() if p.name.isdigit()), reverse=True)
-    for step in steps:
-        path = directory / str(step)
-        if ocp.is_orbax_checkpoint(path.absolute()):
-            return path
-        logging.warning("%s is not a complete checkpoint: passed over", path)
-    return None
+        return []
+    return sorted((p for p in directory.iterdir() if p.name.isdigit()), key=lambda p: -int(p.name))
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint in DIR/checkpoints, or None."""
+    return next((path for path in _steps(directory) if is_complete(path)), None)
+
+
+def set_aside_incomplete(directory: Path) -> None:
+    """Renames step folders that lack a part, such as an interrupted copy leaves, out of the way."""
+    for path in _steps(directory):
+        if not is_complete(path):
+            aside = path.with_name(f"{path.name}.incomplete")
+            logging.warning("%s is not a complete checkpoint: renamed to %s", path, aside.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)

@@ -97,7 +97,7 @@ def make_workdir(workdir: Path) -> Path:
 
 
 def _enable_compilation_cache(workdir: Path) -> None:
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
 
 

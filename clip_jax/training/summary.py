@@ -1,54 +1,210 @@
-"""The short table that ends a run."""
+"""The short table that ends a run, and what to try next."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from clip_jax.training.metrics import format_seconds, read_rows
 
-_LABELS = ("step", "task", "dataset", "model", "templates")
+Row = dict[str, Any]
+
+WIDTH = 100  # characters that the table may take in a terminal
+NO_VALUE = "–"
 
 
-def format_rows(rows: list[dict[str, Any]]) -> str:
-    """Evaluation rows as aligned text: a line a metric; shares in per cent."""
-    lines = []
-    for row in rows:
-        for name, value in row.items():
-            if name in _LABELS or not isinstance(value, int | float):
-                continue
-            shown = f"{100 * value:.1f} %" if isinstance(value, float) else f"{value:,}"
-            lines.append((row["task"], row["dataset"], name, shown))
-    if not lines:
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A metric that deserves a place in the table."""
+
+    group: str
+    title: str  # a few letters, for a terminal
+    name: str  # spelled out
+    metric: str  # its key in evaluation.jsonl
+
+
+COLUMNS = (
+    Column("zero-shot", "top-1", "top-1", "accuracy_top1"),
+    Column("zero-shot", "top-5", "top-5", "accuracy_top5"),
+    Column("zero-shot", "/class", "mean per class", "mean_per_class_accuracy"),
+    *(
+        Column(f"{query}→{found}", f"R@{k}", f"R@{k}", f"{query}_to_{found}_recall_at_{k}")
+        for query, found in (("image", "text"), ("text", "image"))
+        for k in (1, 5, 10)
+    ),
+)
+
+
+def used_columns(rows: list[Row]) -> list[Column]:
+    """The columns that have a value in some row."""
+    return [column for column in COLUMNS if any(column.metric in row for row in rows)]
+
+
+def percentage(value: Any) -> str:
+    """A share as "12.3"; a dash where it was not measured."""
+    return f"{100 * value:.1f}" if isinstance(value, int | float) else NO_VALUE
+
+
+def row_size(row: Row) -> str:
+    """How many images were asked about."""
+    size = row.get("num_image_queries", row.get("num_images"))
+    return NO_VALUE if size is None else f"{size:,}"
+
+
+def task_name(row: Row) -> str:
+    """The task without the family that its dataset names already: "glyphs/letters" -> "letters"."""
+    return str(row.get("task", "")).rpartition("/")[2]
+
+
+def last_evaluation(rows: list[Row]) -> list[Row]:
+    """The rows of the newest evaluated step."""
+    newest = max((row.get("step", 0) for row in rows), default=None)
+    return [row for row in rows if row.get("step", 0) == newest]
+
+
+def format_rows(rows: list[Row]) -> str:
+    """Evaluation rows as aligned text: a line a task and dataset, shares in per cent."""
+    if not rows:
         return "no evaluation was asked for"
-    widths = [max(len(line[column]) for line in lines) for column in range(3)]
-    return "\n".join(
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {value:>8}"
-        for a, b, c, value in lines
+    columns = used_columns(rows)
+    tabled = [row for row in rows if any(column.metric in row for column in columns)]
+    lines = _table_lines(tabled, columns) if tabled else []
+    return "\n".join([*lines, *(_plain_line(row) for row in rows if row not in tabled)])
+
+
+def _table_lines(rows: list[Row], columns: list[Column]) -> list[str]:
+    groups: dict[str, list[Column]] = {}
+    for column in columns:
+        groups.setdefault(column.group, []).append(column)
+    width = {column: max(5, len(column.title)) for column in columns}
+    group_width = {
+        group: sum(width[column] + 1 for column in members) - 1 for group, members in groups.items()
+    }
+    sizes = [row_size(row) for row in rows]
+    size_width = max(map(len, sizes))
+    right = sum(w + 2 for w in group_width.values()) + 2 + size_width
+    tasks = [task_name(row) for row in rows]
+    task_width = max(map(len, [*tasks, "task"]))
+    room = max(len("dataset"), WIDTH - right - task_width - 2)
+    datasets = [_shorten(str(row.get("dataset", "")), room) for row in rows]
+    left = task_width + 2 + max(map(len, [*datasets, "dataset"]))
+
+    def line(task: str, dataset: str, cells: list[str], size: str) -> str:
+        name = f"{task:<{task_width}}  {dataset}"
+        return f"{name:<{left}}  " + "  ".join(cells) + f"  {size:>{size_width}}"
+
+    def group_cells(text_of: Any) -> list[str]:
+        return [
+            " ".join(f"{text_of(column):>{width[column]}}" for column in members)
+            for members in groups.values()
+        ]
+
+    heads = [f"{group + ' %':^{group_width[group]}}" for group in groups]
+    lines = [line("", "", heads, "").rstrip()]
+    lines.append(line("task", "dataset", group_cells(lambda column: column.title), "n"))
+    for row, task, dataset, size in zip(rows, tasks, datasets, sizes, strict=True):
+        values = group_cells(lambda column, row=row: percentage(row.get(column.metric)))
+        lines.append(line(task, dataset, values, size))
+    return lines
+
+
+def _plain_line(row: Row) -> str:
+    """A row of an evaluator whose metrics have no column."""
+    metrics = ", ".join(
+        f"{name} {value:.4g}"
+        for name, value in row.items()
+        if isinstance(value, int | float) and name != "step"
     )
+    return f"{task_name(row)}  {row.get('dataset', '')}  {metrics}"
+
+
+def _shorten(text: str, width: int) -> str:
+    """The end of a long path: there the datasets differ."""
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
 def print_summary(workdir: Path) -> None:
     """The last evaluation, the cost of the run, and the next commands to try."""
     metrics = read_rows(workdir / "metrics.jsonl")
-    evaluations = read_rows(workdir / "evaluation.jsonl")
-    newest = max((row["step"] for row in evaluations), default=None)
+    rows = last_evaluation(read_rows(workdir / "evaluation.jsonl"))
+    shown = shown_path(workdir)
     print()
-    print(format_rows([row for row in evaluations if row["step"] == newest]))
+    if rows and "step" in rows[0]:
+        print(f"evaluation at step {rows[0]['step']:,}\n")
+    print(format_rows(rows))
     if metrics:
         last = metrics[-1]
         print(
             f"\ntrained {last['step']:,} steps, {last['samples_seen']:,} pairs, in "
             f"{format_seconds(last['seconds'])}; final loss {last['loss']:.3f}"
         )
-    print(f"\nmodel    {workdir / 'model'}")
+    print(f"\nmodel    {shown / 'model'}")
     if (workdir / "report.html").exists():
-        print(f"report   {workdir / 'report.html'}   (open it in a browser)")
-    print(
-        f"""
-Next:
-  python -m clip_jax.evaluate --model={workdir} --tasks=… --output=result.json
-  python -c "import clip_jax; clip = clip_jax.load('{workdir}'); print(clip)"
-  python -m clip_jax.train --config=configs/own_images.py --workdir=runs/mine
-  --config.data.path=FOLDER"""
+        print(f"report   {shown / 'report.html'}   (open it in a browser)")
+    print("\nNext:")
+    for command in next_commands(workdir):
+        print(f"  {command}")
+
+
+def shown_path(path: Path) -> Path:
+    """Relative to the current folder where it lies below it: shorter, and right in a command."""
+    absolute = path.absolute()
+    try:
+        return absolute.relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+def next_commands(workdir: Path) -> list[str]:
+    """Command lines that work for this run as they are, but for the FOLDER that only the user knows."""
+    shown = str(shown_path(workdir))
+    config = read_config(workdir)
+    load = f"import clip_jax; clip = clip_jax.load({shown!r}); print(clip)"
+    code = f'"{load}"' if not set(load) & set('"$`\\!') else shlex.quote(load)
+    commands = [_evaluate_command(shown, config), f"python -c {code}"]
+    if config.get("data", {}).get("format") == "glyphs":
+        commands.append(
+            "python -m clip_jax.train --config=configs/own_images.py --workdir=runs/mine "
+            "--config.data.path=FOLDER"
+        )
+    else:
+        commands.append(f"python -m clip_jax.report --workdir={shlex.quote(shown)}")
+    return commands
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The run's config.json; empty where there is none that can be read."""
+    try:
+        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _evaluate_command(shown: str, config: dict[str, Any]) -> str:
+    data, evaluation = config.get("data", {}), config.get("evaluation", {})
+    tasks = list(evaluation.get("tasks") or ())
+    options: list[str] = []
+    if data.get("format") == "glyphs":
+        tasks = tasks or ["glyphs/letters", "glyphs/retrieval"]
+    elif evaluation.get("path"):
+        options.append(f"--data={shlex.quote(evaluation['path'])}")
+    else:
+        options.append("--data=FOLDER")
+    if "zero_shot" in tasks:
+        defaults = {"label_key": "class", "classnames": None, "templates": "openai"}
+        for key, default in defaults.items():
+            value = evaluation.get(key, default)
+            if value != default:
+                options.append(f"--{key}={shlex.quote(str(value))}")
+    return " ".join(
+        [
+            f"python -m clip_jax.evaluate --model={shlex.quote(shown)}",
+            f"--tasks={','.join(tasks) or 'retrieval'}",
+            *options,
+            "--output=result.json",
+        ]
     )

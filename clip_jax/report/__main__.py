@@ -1,0 +1,30 @@
+"""Writes the report of a run again.
+
+python -m clip_jax.report --workdir=runs/quickstart
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from clip_jax import command_line
+from clip_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; report.html is written there.")
+
+
+def main() -> int:
+    """Writes the report and says where it is."""
+    if not _WORKDIR.value:
+        raise UserError("--workdir: is missing; give a run, such as --workdir=runs/quickstart")
+    from clip_jax.report import write_report
+
+    print(f"written: {write_report(Path(_WORKDIR.value).expanduser())}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main, sys.argv)

@@ -1,0 +1,54 @@
+"""What a run left in its folder, read with patience: any part may be missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from clip_jax.clip import Clip, load
+from clip_jax.errors import UserError
+from clip_jax.training.metrics import read_rows
+from clip_jax.training.summary import Row, read_config
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """The run's own words about itself, and the model once it is asked for."""
+
+    workdir: Path
+    config: dict[str, Any]  # config.json as it is: a run of an older version is still readable
+    metrics: list[Row]
+    evaluations: list[Row]
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """A config value by its dotted key: `setting("data.path")`."""
+        value: Any = self.config
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+    @functools.cached_property
+    def clip(self) -> Clip:
+        """The trained model. Raises `UserError` where there is none that can be read."""
+        return load(self.workdir)
+
+
+def read_run(workdir: Path) -> RunFiles:
+    """Reads a run's folder. Raises `UserError` where it holds neither a config nor metrics."""
+    if not workdir.is_dir():
+        raise UserError(f"--workdir={workdir}: no such folder; give the folder of a run")
+    run = RunFiles(
+        workdir=workdir,
+        config=read_config(workdir),
+        metrics=read_rows(workdir / "metrics.jsonl"),
+        evaluations=read_rows(workdir / "evaluation.jsonl"),
+    )
+    if not run.config and not run.metrics:
+        raise UserError(
+            f"--workdir={workdir}: holds neither config.json nor metrics.jsonl; give the folder of a run"
+        )
+    return run

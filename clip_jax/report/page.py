@@ -1,0 +1,141 @@
+"""The building blocks of the page: escaped text, pictures inside the file, cards and tables.
+
+Whatever comes from data or configuration passes through `text`; nothing here refers to another file.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clip_jax.report.style import CSS
+
+THUMBNAIL = 144  # pixels; larger pictures are made smaller, for the size of the file
+SMALL = 64  # pixels; up to here a picture is shown pixel by pixel
+
+# The browser itself refuses what is not in the file.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def text(value: Any) -> str:
+    """Anything as HTML text, also right inside a quoted attribute."""
+    return html.escape(str(value), quote=True)
+
+
+def document(title: str, body: str) -> str:
+    """A whole page around `body` (HTML)."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="color-scheme" content="light dark">
+<title>{text(title)}</title>
+<style>
+{CSS}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def section(title: str, lead: str, body: str) -> str:
+    """A headed part of the page. `lead` (plain text) says what is seen and how it was chosen."""
+    shown = f'<p class="lead">{text(lead)}</p>\n' if lead else ""
+    return f"<section>\n<h2>{text(title)}</h2>\n{shown}{body}\n</section>"
+
+
+def left_out(title: str, why: str) -> str:
+    """A part that could not be made, and the reason."""
+    return section(title, "", f'<p class="card left-out">Left out: {text(why)}</p>')
+
+
+def grid(kind: str, items: Iterable[str]) -> str:
+    """Items (HTML) side by side, as many as the screen is wide for."""
+    inside = "\n".join(items)
+    return f'<div class="grid {kind}">\n{inside}\n</div>'
+
+
+def tile(value: str, label: str) -> str:
+    """A figure and what it counts."""
+    return f'<div class="card tile"><b>{text(value)}</b><span>{text(label)}</span></div>'
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> str:
+    """Names and values in columns."""
+    inside = "\n".join(
+        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in pairs
+    )
+    return f'<dl class="facts">\n{inside}\n</dl>'
+
+
+def picture(pixels: np.ndarray, alt: str) -> str:
+    """uint8 (S, S, 3) as an <img> that holds its own data.
+
+    Small pictures stay as they are, as PNG, and show their pixels; photos become JPEG thumbnails.
+    """
+    image = Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    if max(image.size) <= SMALL:
+        if (pixels == pixels[..., :1]).all():
+            image = image.convert("L")
+        image.save(buffer, "PNG", optimize=True)
+        kind, style = "png", "picture pixels"
+    else:
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        image.save(buffer, "JPEG", quality=86)
+        kind, style = "jpeg", "picture"
+    return f'<img class="{style}" alt="{text(alt)}" src="{_data_url(buffer.getvalue(), kind)}">'
+
+
+def themed_picture(light: bytes, dark: bytes, alt: str) -> str:
+    """A PNG in two versions, of which the reader's colour scheme takes one."""
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_data_url(dark, "png")}">'
+        f'<img alt="{text(alt)}" src="{_data_url(light, "png")}"></picture>'
+    )
+
+
+def _data_url(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def metrics_table(
+    groups: Sequence[tuple[str, Sequence[str]]], rows: Sequence[tuple[str, str, Sequence[str], str]]
+) -> str:
+    """Groups of columns (name, titles); rows of (name, detail, cells, count)."""
+    first = {0}
+    for _, titles in groups:
+        first.add(max(first) + len(titles))
+
+    def cells(tag: str, values: Sequence[str]) -> str:
+        return "".join(
+            f'<{tag}{" class=" + chr(34) + "first" + chr(34) if i in first else ""}>{text(v)}</{tag}>'
+            for i, v in enumerate(values)
+        )
+
+    heads = "".join(f'<th colspan="{len(titles)}">{text(name)}</th>' for name, titles in groups)
+    titles = [title for _, members in groups for title in members]
+    lines = [
+        f'<tr><th class="name">{text(name)}<small>{text(detail)}</small></th>'
+        f"{cells('td', values)}<td class=\"first\">{text(count)}</td></tr>"
+        for name, detail, values, count in rows
+    ]
+    body = "\n".join(lines)
+    return (
+        '<div class="card scroll"><table class="metrics">\n'
+        f"<thead><tr><th></th>{heads}<th></th></tr>\n"
+        f'<tr><th class="name">task</th>{cells("th", titles)}<th>images</th></tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
