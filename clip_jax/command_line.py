@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,19 +22,51 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
     argv = list(sys.argv if argv is None else argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.WARNING)
-    app.define_help_flags()
-    flags.FLAGS.set_default("showprefixforinfo", False)
+    if {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
+        program = sys.modules["__main__"]
+        print(f"{(program.__doc__ or '').strip()}\n\nFlags:")
+        print(flags.FLAGS.module_help(program))
+        sys.exit(0)
     try:
-        rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise UserError(f"{rest[1]!r}: flags only, such as --config=…; see --help")
+        _parse(argv)
         code = main()
-    except (UserError, flags.Error) as error:
+    except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
     sys.exit(code or 0)
+
+
+def _parse(argv: list[str]) -> None:
+    """Parses the flags, which runs the configuration file. Raises `UserError` for any mistake."""
+    app.define_help_flags()
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    except Exception as error:  # a configuration file is code: anything can come out of it
+        raise UserError(_explain(error, argv)) from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r}: flags only, such as --config=…; see --help")
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    """What went wrong while a configuration file was run and changed by flags."""
+    from flax.traverse_util import flatten_dict
+
+    from clip_jax.training.config import default_config, unknown_key
+
+    known = ["config." + key for key in flatten_dict(default_config().to_dict(), sep=".")]
+    for argument in argv[1:]:
+        key = argument.lstrip("-").split("=")[0]
+        if key.startswith("config.") and key not in known:
+            return unknown_key(key, known)
+    frames = traceback.extract_tb(error.__traceback__)
+    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    inside = [frame for frame in frames if path and frame.filename.endswith(path)]
+    where = f"{path}, line {inside[-1].lineno}: " if inside else f"--config={path}: "
+    return f"{where}{type(error).__name__}: {error}"
 
 
 def fail(message: str) -> Any:

@@ -66,17 +66,17 @@ def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
         )
 
 
-def leaf_spec(shape: tuple[int, ...], dtype: Any, fsdp: int, min_bytes: int) -> PartitionSpec:
-    """The largest axis that fsdp divides is split, in leaves of at least `min_bytes`."""
+def leaf_spec(shape: tuple[int, ...], dtype: Any, fsdp: int) -> PartitionSpec:
+    """The largest axis that fsdp divides is split, in leaves of at least `FSDP_MIN_BYTES`."""
     size_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if fsdp > 1 and size_bytes >= min_bytes:
+    if fsdp > 1 and size_bytes >= FSDP_MIN_BYTES:
         for axis in sorted(range(len(shape)), key=lambda i: -shape[i]):
             if shape[axis] % fsdp == 0:
                 return PartitionSpec(*[None] * axis, "fsdp")
     return PartitionSpec()
 
 
-def tree_shardings(mesh: Mesh, shapes: Any, min_bytes: int = FSDP_MIN_BYTES) -> Any:
+def tree_shardings(mesh: Mesh, shapes: Any) -> Any:
     """A `NamedSharding` for each leaf of a tree of shapes.
 
     The rule looks at shapes alone, so that optimizer moments lie where their parameters lie.
@@ -85,7 +85,7 @@ def tree_shardings(mesh: Mesh, shapes: Any, min_bytes: int = FSDP_MIN_BYTES) -> 
     def sharding(leaf: Any) -> NamedSharding:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return replicated(mesh)
-        return NamedSharding(mesh, leaf_spec(leaf.shape, leaf.dtype, mesh.shape["fsdp"], min_bytes))
+        return NamedSharding(mesh, leaf_spec(leaf.shape, leaf.dtype, mesh.shape["fsdp"]))
 
     return jax.tree.map(sharding, shapes)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
+from ml_collections.config_dict import ConfigDict
 
 from clip_jax import command_line
 from clip_jax.errors import UserError
@@ -27,6 +28,14 @@ def main() -> int:
     """Builds the configuration, trains, says what came of it."""
     if _CONFIG.value is None:
         raise UserError("--config: is missing; give a file, such as --config=configs/quickstart.py")
+    if not isinstance(_CONFIG.value, ConfigDict):
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        found = (
+            "has no get_config() that returns a ConfigDict"
+            if Path(path).exists()
+            else "no such file"
+        )
+        raise UserError(f"--config={path}: {found}; give a file, such as configs/quickstart.py")
     if _WORKDIR.value is None:
         raise UserError("--workdir: is missing; give a folder, such as --workdir=runs/quickstart")
     from clip_jax.training.config import build_config

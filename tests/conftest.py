@@ -16,13 +16,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "compilation"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("CLIP_JAX_CACHE", str(CACHE / "clip_jax"))
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
 
 def tiny_config(**changes):
-    """A glyph run of a second: the smallest towers, few steps. `changes` are dotted keys with "__"."""
+    """A glyph run of a second: few steps of the smallest towers. `changes`: keys, "__" for "."."""
     from clip_jax.training.config import default_config
 
     config = default_config()
@@ -64,7 +64,7 @@ def shared_data() -> Path:
     """The folder of sample data beside the repository; tests that need it skip where it is not."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"no sample data at {folder.relative_to(REPOSITORY.parent)} beside the repository")
+        pytest.skip("the folder shared/data is not beside the repository")
     return folder
 
 

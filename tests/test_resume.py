@@ -97,7 +97,7 @@ def test_kill_at_random_moments(config: Path, reference: Path, tmp_path: Path) -
     workdir = tmp_path / "run"
     rng = random.Random()  # other moments in every run of the test
     kills = 0
-    # Every few steps and some random milliseconds later: within steps, saves, evaluations, the export.
+    # A few steps and random milliseconds later: within steps, saves, evaluations, the export.
     for step in (1, 9, 18, 33, STEPS):
         process = start(config, workdir)
         wait_for_step(process, workdir, step)

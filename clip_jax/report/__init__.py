@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with its figures, its curves and what the model makes of images.
+"""The report of a run: one HTML file with its figures, its curves and what it makes of images.
 
 `python -m clip_jax.report --workdir=runs/quickstart` writes it again.
 """
@@ -15,8 +15,8 @@ REPORT = "report.html"
 def write_report(workdir: Path) -> Path:
     """Writes `workdir`/report.html from what is in the run's folder, and returns its path.
 
-    What is missing (no evaluation yet, data that has moved away) is left out with a sentence that says
-    why. Raises `UserError` where `workdir` is not a run.
+    What is missing (no evaluation yet, data that has moved away) is left out with a sentence that
+    says why. Raises `UserError` where `workdir` is not a run.
     """
     # Imported here: matplotlib and jax are not needed to name this module.
     from clip_jax.report.inputs import read_run
@@ -24,8 +24,8 @@ def write_report(workdir: Path) -> Path:
 
     workdir = Path(workdir)
     page = build_page(read_run(workdir))
-    # Written aside and renamed: a reader, or a kill, never meets half a page. A key or caption may hold
-    # a lone surrogate (file names need not be UTF-8), which becomes "?".
+    # Written aside and renamed: a reader, or a kill, never meets half a page. A path may hold a
+    # lone surrogate (file names need not be UTF-8), which becomes "?".
     handle, aside = tempfile.mkstemp(dir=workdir, prefix=f".{REPORT}-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:

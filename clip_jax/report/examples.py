@@ -1,9 +1,9 @@
-"""Which images, labels and queries the report shows: drawn at random with a fixed seed, never by hand."""
+"""Which images, labels and queries the report shows: drawn with a fixed seed, never by hand."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -90,8 +90,8 @@ def _glyph_gallery(trained_on: str, transform: ImageTransform) -> Gallery:
         quizzes.append(
             Quiz(
                 title=title,
-                lead=f"{len(images)} of the {len(chosen):,} {kind}, {DRAWN}; the model chooses among "
-                f"{len(candidates):,} names.",
+                lead=f"{len(images)} of the {len(chosen):,} {kind}, {DRAWN}; the model "
+                f"chooses among {len(candidates):,} names.",
                 images=images,
                 candidates=candidates,
                 truths=[frozenset({source.names[i]}) for i in images],
@@ -106,8 +106,8 @@ def _glyph_gallery(trained_on: str, transform: ImageTransform) -> Gallery:
         captions=[source.captions(i) for i in range(len(source))],
         quizzes=quizzes,
         queries=[*GLYPH_QUERIES, *drawn],
-        query_note=f"The first {len(GLYPH_QUERIES)} queries are the same in every report, the others "
-        f"are {DRAWN} from all names.",
+        query_note=f"The first {len(GLYPH_QUERIES)} queries are the same in every report, the "
+        f"others are {DRAWN} from all names.",
         pairs=_draw(3, SHOWN_PAIRS, len(source)),
     )
 
@@ -175,7 +175,9 @@ def _own_quiz(
         if len(templates) * len(candidates) > MAX_PROMPTS:
             name = "photo"
             templates = get_templates(name)
-        lead = f"{how}; the model chooses among {len(candidates):,} class names (templates: {name})."
+        lead = (
+            f"{how}; the model chooses among {len(candidates):,} class names (templates: {name})."
+        )
         return Quiz("What is this?", lead, images, candidates, truths, templates)
     truths = [frozenset(captions[i]) for i in images]
     # Those of the shown images first, so that the right one is always among them.
@@ -191,22 +193,22 @@ def _labels(
 ) -> tuple[list[str], list[frozenset[str]]] | None:
     """All class names and those of the shown records; None where the records have no labels."""
     key = run.setting("evaluation.label_key", "class")
-    labels = [source.metadata(index).get(key) for index in shown]
-    if any(label is None for label in labels):
+    if any(source.metadata(index).get(key) is None for index in shown):
         return None
+    labels = [str(source.metadata(index)[key]) for index in shown]
     file = run.setting("evaluation.classnames")
     if file:
         names = list(read_classnames(file))
     else:
-        read = range(len(source))
+        read: Iterable[int] = range(len(source))
         if len(source) > MAX_LABELS_READ:
-            read = sorted({*_draw(5, MAX_LABELS_READ, len(source)), *shown})  # type: ignore[assignment]
+            read = {*_draw(5, MAX_LABELS_READ, len(source)), *shown}
         found = {source.metadata(index).get(key) for index in read} - {None}
         names = sorted({str(label) for label in found})
-    if all(str(label).isdigit() for label in labels):
+    if all(label.isdigit() for label in labels):
         if not file:
             return None  # numbers without names say nothing to a text tower
         if max(int(label) for label in labels) >= len(names):
             raise UserError(f"{file}: has {len(names)} names, but a label is larger")
         return names, [frozenset({names[int(label)]}) for label in labels]
-    return names, [frozenset({str(label)}) for label in labels]
+    return names, [frozenset({label}) for label in labels]

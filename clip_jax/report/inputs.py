@@ -49,6 +49,7 @@ def read_run(workdir: Path) -> RunFiles:
     )
     if not run.config and not run.metrics:
         raise UserError(
-            f"--workdir={workdir}: holds neither config.json nor metrics.jsonl; give the folder of a run"
+            f"--workdir={workdir}: holds neither config.json nor metrics.jsonl; "
+            "give the folder of a run"
         )
     return run

@@ -1,6 +1,6 @@
 """The building blocks of the page: escaped text, pictures inside the file, cards and tables.
 
-Whatever comes from data or configuration passes through `text`; nothing here refers to another file.
+Whatever comes from data or configuration passes through `text`; nothing refers to another file.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 def text(value: Any) -> str:
     """Anything as HTML text, also right inside a quoted attribute."""
     return html.escape(str(value), quote=True)
+
+
+def css_class(name: str, applies: bool) -> str:
+    """A class attribute, or nothing."""
+    return f' class="{name}"' if applies else ""
 
 
 def document(title: str, body: str) -> str:
@@ -65,6 +70,13 @@ def grid(kind: str, items: Iterable[str]) -> str:
     """Items (HTML) side by side, as many as the screen is wide for."""
     inside = "\n".join(items)
     return f'<div class="grid {kind}">\n{inside}\n</div>'
+
+
+def tiles(items: Sequence[str]) -> str:
+    """Tiles in one row, or in two of equal length where they are many."""
+    columns = len(items) if len(items) <= 5 else -(-len(items) // 2)
+    inside = "\n".join(items)
+    return f'<div class="grid tiles" style="--columns:{max(columns, 1)}">\n{inside}\n</div>'
 
 
 def tile(value: str, label: str) -> str:
@@ -111,6 +123,11 @@ def _data_url(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
+def _breakable(path: str) -> str:
+    """A path that breaks between its parts rather than within a word."""
+    return text(path).replace("/", "/<wbr>")
+
+
 def metrics_table(
     groups: Sequence[tuple[str, Sequence[str]]], rows: Sequence[tuple[str, str, Sequence[str], str]]
 ) -> str:
@@ -121,21 +138,22 @@ def metrics_table(
 
     def cells(tag: str, values: Sequence[str]) -> str:
         return "".join(
-            f'<{tag}{" class=" + chr(34) + "first" + chr(34) if i in first else ""}>{text(v)}</{tag}>'
+            f"<{tag}{css_class('first', i in first)}>{text(v)}</{tag}>"
             for i, v in enumerate(values)
         )
 
     heads = "".join(f'<th colspan="{len(titles)}">{text(name)}</th>' for name, titles in groups)
     titles = [title for _, members in groups for title in members]
     lines = [
-        f'<tr><th class="name">{text(name)}<small>{text(detail)}</small></th>'
-        f"{cells('td', values)}<td class=\"first\">{text(count)}</td></tr>"
+        f'<tr><th class="name">{text(name)}<small>{_breakable(detail)}</small></th>'
+        f'{cells("td", values)}<td class="first">{text(count)}</td></tr>'
         for name, detail, values, count in rows
     ]
     body = "\n".join(lines)
     return (
         '<div class="card scroll"><table class="metrics">\n'
         f"<thead><tr><th></th>{heads}<th></th></tr>\n"
-        f'<tr><th class="name">task</th>{cells("th", titles)}<th>images</th></tr></thead>\n'
+        f'<tr><th class="name">task</th>{cells("th", titles)}'
+        '<th class="first">images</th></tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>"
     )

@@ -68,7 +68,7 @@ def make_train_step(
         (value, statistics), grads = jax.value_and_grad(loss_and_statistics, has_aux=True)(
             state.params, batch, config, loss
         )
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         failed = state.failed | ~jnp.isfinite(value) | ~jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

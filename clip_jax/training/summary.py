@@ -159,7 +159,7 @@ def shown_path(path: Path) -> Path:
 
 
 def next_commands(workdir: Path) -> list[str]:
-    """Command lines that work for this run as they are, but for the FOLDER that only the user knows."""
+    """Command lines that are right for this run; FOLDER is what only the user knows."""
     shown = str(shown_path(workdir))
     config = read_config(workdir)
     load = f"import clip_jax; clip = clip_jax.load({shown!r}); print(clip)"

@@ -1,0 +1,43 @@
+"""A CLIP on your own images: a folder, a CSV file or WebDataset tars.
+
+COMMAND   python -m clip_jax.train --config=configs/own_images.py --workdir=runs/mine \
+              --config.data.path=FOLDER_OR_CSV_OR_TARS
+HARDWARE  a laptop's CPU; anything faster is used as it is (add --config.batch_size=… for a GPU)
+
+    FOLDER   images with a .txt of the same name beside them (a caption a line), or one subfolder a class
+    CSV      a column of image paths and one of captions (data.image_column, data.caption_column)
+    TARS     a .tar, a folder of tars, "shards/{00000..00099}.tar"
+
+The towers are small and start from random values, which suits thousands of pairs of one domain. What to
+expect is an order of magnitude and not more: with so few pairs a model learns the classes that its
+captions name, not the language around them.
+"""
+
+from clip_jax.training.config import default_config
+
+
+def get_config():
+    """Small towers, a vocabulary of the captions' own, thirty passes over the data."""
+    config = default_config()
+    config.model.name = "custom"
+    config.model.embed_dim = 256
+    config.model.image_size = 96
+    config.model.patch_size = 12
+    config.model.vision_width = 192
+    config.model.vision_layers = 6
+    config.model.vision_heads = 3
+    config.model.vision_mlp_dim = 768
+    config.model.context_length = 32
+    config.model.text_width = 192
+    config.model.text_layers = 3
+    config.model.text_heads = 3
+    config.model.text_mlp_dim = 768
+    config.tokenizer.vocab_size = 2000
+    config.augmentation.crop_scale = (0.4, 1.0)
+    config.augmentation.flip_probability = 0.5
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 50
+    config.batch_size = 128
+    config.epochs = 30.0
+    config.checkpoint.every_minutes = 2.0
+    return config
