@@ -20,7 +20,7 @@ from clip_jax.errors import UserError
 from clip_jax.losses import sigmoid_loss, softmax_loss
 from clip_jax.models.architectures import ClipConfig, override
 from clip_jax.models.resnet import BATCH_STATISTICS, update_running_statistics
-from clip_jax.models.two_tower import CLIPOutput, TwoTower, l2_normalize
+from clip_jax.models.two_tower import CLIPOutput, TwoTower
 from clip_jax.weights.state_dict import from_state_dict, to_state_dict
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -81,6 +81,11 @@ class Golden(NamedTuple):
     def state(self) -> dict[str, np.ndarray]:
         return {name: x.astype(np.float32) for name, x in self.under("state/").items()}
 
+    @property
+    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """(B, S, S, 3) float32 images and (B, L) int32 tokens."""
+        return self.arrays["images"].astype(np.float32), self.arrays["tokens"]
+
 
 @functools.cache
 def golden(name: str) -> Golden:
@@ -97,47 +102,50 @@ class Ours(NamedTuple):
     statistics: Any  # what batch normalisation sowed
 
 
+def run(config: ClipConfig, train: bool, params: Any, images: Any, tokens: Any) -> Any:
+    """The softmax loss, and ((image, text) features, output, what batch normalisation sowed)."""
+    out, extra = TwoTower(config).apply(
+        {"params": params},
+        images,
+        tokens,
+        train,
+        capture_intermediates=lambda module, _: module.name in ("vision", "text"),
+        mutable=[BATCH_STATISTICS, "intermediates"],
+    )
+    features = tuple(extra["intermediates"][tower]["__call__"][0] for tower in ("vision", "text"))
+    loss = softmax_loss(out.image_embeds, out.text_embeds, out.logit_scale)
+    return loss, (features, out, extra.get(BATCH_STATISTICS, {}))
+
+
 @functools.cache
-def ours(name: str, loss: str = "softmax", train: bool = False, **overrides: Any) -> Ours:
+def ours(name: str, train: bool = False, **overrides: Any) -> Ours:
     """Our forward and backward pass over a golden's inputs."""
     reference = golden(name)
     config = override(reference.config, **overrides)
-    model = TwoTower(config)
-    params = from_state_dict(config, reference.state)
-    images, tokens = reference.arrays["images"].astype(np.float32), reference.arrays["tokens"]
-
-    def forward(params: Any) -> tuple[jax.Array, Any]:
-        def towers(model: TwoTower) -> tuple[jax.Array, jax.Array, CLIPOutput]:
-            return (
-                model.encode_image(images, train),
-                model.encode_text(tokens),
-                model(images, tokens, train),
-            )
-
-        (image, text, out), sown = model.apply(
-            {"params": params}, method=towers, mutable=[BATCH_STATISTICS]
-        )
-        if loss == "softmax":
-            value = softmax_loss(out.image_embeds, out.text_embeds, out.logit_scale)
-        else:
-            value = sigmoid_loss(*out)
-        return value, ((image, text), out, sown.get(BATCH_STATISTICS, {}))
-
-    (value, aux), gradients = jax.jit(jax.value_and_grad(forward, has_aux=True))(params)
-    features, output, statistics = aux
-    return Ours(features, output, value, to_state_dict(config, gradients), statistics)
+    step = jax.jit(
+        jax.value_and_grad(functools.partial(run, config, train), has_aux=True),
+        # Half the compile time; the rewrites of the program are the same, the machine code slower.
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    (loss, (features, output, statistics)), gradients = step(
+        from_state_dict(config, reference.state), *reference.inputs
+    )
+    return Ours(features, output, loss, to_state_dict(config, gradients), statistics)
 
 
-def relative_error(ours: Any, theirs: np.ndarray, floor: float = 0.0) -> float:
-    """Largest difference over the largest value (or over `floor`, where that is larger)."""
+def relative_error(ours: Any, theirs: np.ndarray) -> float:
+    """Largest difference over the largest value."""
     assert np.shape(ours) == theirs.shape
-    return float(np.abs(np.asarray(ours) - theirs).max() / max(np.abs(theirs).max(), floor))
+    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
 def assert_gradients_close(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
     largest = max(np.abs(gradient).max() for gradient in theirs.values())
     assert len(theirs) > 20
     for name, gradient in theirs.items():
+        if name.endswith(("running_mean", "running_var")):
+            assert not ours[name].any()
+            continue
         if name.endswith("k_proj.bias"):  # exactly 0: it shifts all scores of a query alike
             assert np.abs(ours[name]).max() < 1e-5 * largest
             continue
@@ -166,11 +174,14 @@ def test_softmax_loss_and_gradients(name: str) -> None:
 
 
 def test_sigmoid_loss_and_gradients() -> None:
-    got, reference = ours("vit_average_pool", "sigmoid"), golden("vit_average_pool")
-    assert relative_error(got.loss, reference.arrays["sigmoid_loss"]) < 2e-6
-    theirs = reference.under("sigmoid_gradient/")
-    assert "logit_bias" in theirs
-    assert_gradients_close(got.gradients, theirs)
+    arrays, bias = golden("vit_average_pool").arrays, golden("vit_average_pool").state["logit_bias"]
+    inputs = [arrays[name] for name in ("image_embeds", "text_embeds", "scale")]
+    loss, gradients = jax.value_and_grad(sigmoid_loss, argnums=(0, 1, 2, 3))(*inputs, bias)
+    assert relative_error(loss, arrays["sigmoid_loss"]) < 2e-6
+    names = ("image_embeds", "text_embeds", "scale", "bias")
+    for name, gradient in zip(names, gradients, strict=True):
+        assert relative_error(gradient, arrays[f"sigmoid_gradient/{name}"]) < 2e-6, name
+    assert ours("vit_average_pool").output.logit_bias == bias
 
 
 def test_resnet_in_train_mode() -> None:
@@ -193,9 +204,15 @@ def test_resnet_in_train_mode() -> None:
 
 
 def test_frozen_batch_norm_in_training_is_evaluation() -> None:
-    frozen = ours("resnet", train=True, batch_norm="frozen")
-    assert frozen.statistics == {}
-    assert np.array_equal(frozen.features[0], ours("resnet").features[0])
+    """With stored statistics, training compiles to the very program of evaluation."""
+    reference = golden("resnet")
+    frozen = override(reference.config, batch_norm="frozen")
+    params = from_state_dict(reference.config, reference.state)
+    texts = [
+        jax.jit(functools.partial(run, config, train)).lower(params, *reference.inputs).as_text()
+        for config, train in ((frozen, True), (reference.config, False), (reference.config, True))
+    ]
+    assert texts[0] == texts[1] != texts[2]
 
 
 @pytest.mark.parametrize(("name", "overrides"), VARIANTS)
@@ -203,10 +220,8 @@ def test_layouts_and_remat_agree(name: str, overrides: dict[str, Any]) -> None:
     plain, variant = ours(name), ours(name, **overrides)
     for a, b in zip(plain.features, variant.features, strict=True):
         assert relative_error(b, np.asarray(a)) < 2e-6
-    largest = max(np.abs(gradient).max() for gradient in plain.gradients.values())
-    for key, gradient in plain.gradients.items():
-        error = relative_error(variant.gradients[key], gradient, floor=1e-3 * largest)
-        assert error < GRADIENT_TOLERANCE, key
+    assert variant.gradients.keys() == plain.gradients.keys()
+    assert_gradients_close(variant.gradients, plain.gradients)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -251,8 +266,3 @@ def test_state_dict_errors_list_the_names() -> None:
     params["vision"]["scale"] = params["vision"].pop("projection")
     with pytest.raises(UserError, match=r"missing: vision/projection; unknown: vision/scale"):
         to_state_dict(reference.config, params)
-
-
-def test_normalised_features_are_the_embeddings() -> None:
-    got = ours("vit_quickgelu")
-    assert np.array_equal(l2_normalize(got.features[0]), got.output.image_embeds)

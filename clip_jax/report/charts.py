@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 DPI = 200
 SIZE = (4.4, 2.75)  # inches: about 115 pixels an inch on a desktop, 75 on a phone
+TICK_STEPS = [1, 2, 2.5, 5, 10]  # round numbers; by default 8, 16, 24 may come out
 MAX_POINTS = 1500  # a curve; more than the chart has pixels only makes it slow
 
 LINES = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#0891b2", "#a16207", "#64748b")
@@ -74,6 +75,7 @@ def draw(chart: Chart, theme: Theme) -> bytes:
             linewidth=1.8,
             marker="o" if chart.has_markers or len(curve.steps) == 1 else None,
             markersize=4.5,
+            clip_on=False,  # a marker at zero is whole
             label=curve.label,
         )
     if chart.level is not None:
@@ -116,8 +118,8 @@ def _style(chart: Chart, axes, theme: Theme) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(colors=theme.ink, labelsize=9.5, length=0, pad=5)
     axes.set_xlabel("step", color=theme.ink, fontsize=9.5)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=TICK_STEPS))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     unit = " %" if chart.is_percentage else ""
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}{unit}"))

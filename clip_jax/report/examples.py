@@ -21,7 +21,7 @@ SHOWN_PAIRS = 8  # of the similarity table
 DRAWN_QUERIES = 3
 MAX_GALLERY = 500  # images that are searched, where the data are not glyphs
 MAX_CANDIDATES = 1000  # captions among which the model chooses
-MAX_PROMPTS = 8192  # class names × templates; beyond it one template has to do
+MAX_PROMPTS = 2000  # class names × templates; beyond it fewer templates have to do
 MAX_LABELS_READ = 50_000  # records whose label is looked up to collect the class names
 
 GLYPH_QUERIES = ("greek small letter omega", "rightwards arrow", "roman numeral seven")
@@ -170,11 +170,10 @@ def _own_quiz(
     labels = _labels(run, source, [numbers[i] for i in images])
     if labels is not None:
         candidates, truths = labels
-        name = run.setting("evaluation.templates", "openai")
-        templates = get_templates(name)
-        if len(templates) * len(candidates) > MAX_PROMPTS:
-            name = "photo"
+        for name in (run.setting("evaluation.templates", "openai"), "openai_simple", "photo"):
             templates = get_templates(name)
+            if len(templates) * len(candidates) <= MAX_PROMPTS:
+                break
         lead = (
             f"{how}; the model chooses among {len(candidates):,} class names (templates: {name})."
         )

@@ -67,10 +67,11 @@ def _guess_card(
         kind = ' class="true"' if candidates[index] in truth else ""
         bars.append(
             f'<li{kind}><i style="width:{100 * share:.1f}%"></i>'
-            f"<span>{page.text(candidates[index])}</span><span>{100 * share:.1f} %</span></li>"
+            f"<span>{page.text(page.short(candidates[index]))}</span>"
+            f"<span>{100 * share:.1f} %</span></li>"
         )
     ranks = [rank for rank, index in enumerate(order) if candidates[index] in truth]
-    name = " / ".join(sorted(truth))
+    name = page.short(" / ".join(sorted(truth)))
     if ranks and ranks[0] == 0:
         verdict, note = '<p class="verdict is-right">✓ right</p>', ""
     else:
@@ -101,15 +102,15 @@ def _search_section(run: RunFiles, gallery: Gallery, image_embeds: np.ndarray) -
         for index in np.argsort(-scores, kind="stable")[:TOP_IMAGES]:
             captions = gallery.captions[index]
             kind = ' class="hit"' if query in captions else ""
-            caption = page.text(captions[0])
+            caption = page.text(page.short(captions[0]))
             results.append(
-                f"<li{kind}>{page.picture(gallery.pixels[index], captions[0])}"
+                f"<li{kind}>{page.picture(gallery.pixels[index], page.short(captions[0]))}"
                 f'<b>{scores[index]:.2f}</b><span title="{caption}">{caption}</span></li>'
             )
         items = "\n".join(results)
         unknown = "" if query in known else ' <span class="soft">(no image has this caption)</span>'
         cards.append(
-            f'<div class="card query"><h3>“{page.text(query)}”{unknown}</h3>\n'
+            f'<div class="card query"><h3>“{page.text(page.short(query))}”{unknown}</h3>\n'
             f'<ol class="results">{items}</ol></div>'
         )
     lead = (
@@ -125,7 +126,7 @@ def _similarity_section(run: RunFiles, gallery: Gallery, image_embeds: np.ndarra
     low, high = float(cosine_TI.min()), float(cosine_TI.max())
     span = max(high - low, 1e-6)
     heads = "".join(
-        f"<th>{page.picture(gallery.pixels[i], caption)}</th>"
+        f"<th>{page.picture(gallery.pixels[i], page.short(caption))}</th>"
         for i, caption in zip(gallery.pairs, captions, strict=True)
     )
     lines = []
@@ -137,7 +138,7 @@ def _similarity_section(run: RunFiles, gallery: Gallery, image_embeds: np.ndarra
             f"{value:.2f}</td>"
             for column, value in enumerate(cosine_TI[row])
         )
-        lines.append(f"<tr><th>{page.text(caption)}</th>{cells}</tr>")
+        lines.append(f"<tr><th>{page.text(page.short(caption))}</th>{cells}</tr>")
     body = "\n".join(lines)
     lead = (
         f"Cosine of {len(captions)} captions with their images, {DRAWN}; outlined: the pairs that "

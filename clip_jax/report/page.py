@@ -33,6 +33,12 @@ def css_class(name: str, applies: bool) -> str:
     return f' class="{name}"' if applies else ""
 
 
+def short(caption: str, limit: int = 140) -> str:
+    """A caption for display: on one line, cut where it is as long as a page."""
+    words = " ".join(caption.split())
+    return words if len(words) <= limit else words[: limit - 1] + "…"
+
+
 def document(title: str, body: str) -> str:
     """A whole page around `body` (HTML)."""
     return f"""<!DOCTYPE html>

@@ -13,7 +13,8 @@ Each file holds one model, every key a path:
     image_features, text_features                 not normalised, evaluation mode
     image_embeds, text_embeds, scale              as the model's forward gives them
     softmax_loss, gradient/NAME                   open_clip's ClipLoss, world size 1
-    sigmoid_loss, sigmoid_gradient/NAME           its SigLipLoss, for models with a logit bias
+    sigmoid_loss, sigmoid_gradient/NAME           its SigLipLoss, for models with a logit bias; of
+                              image_embeds, text_embeds, scale and bias
     train/…                   models with batch normalisation, in train mode: image_features,
                               softmax_loss, gradient/NAME, and state/NAME of the running statistics
 """
@@ -167,9 +168,12 @@ def make(settings: dict[str, Any], seed: int) -> dict[str, Any]:
     golden["softmax_loss"] = loss.detach().numpy()
     golden |= with_prefix("gradient/", gradients(model, loss))
     if bias:
-        loss = SigLipLoss()(image, text, scale, bias[0])
+        leaves = dict(image_embeds=image, text_embeds=text, scale=scale, bias=bias[0])
+        leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+        loss = SigLipLoss()(*leaves.values())
+        loss.backward()
         golden["sigmoid_loss"] = loss.detach().numpy()
-        golden |= with_prefix("sigmoid_gradient/", gradients(model, loss))
+        golden |= {f"sigmoid_gradient/{name}": x.grad.numpy() for name, x in leaves.items()}
     if any("running_var" in name for name in state):
         golden |= with_prefix("train/", train_mode(model, pixels, ids))
     return golden
