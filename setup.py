@@ -31,7 +31,6 @@ setup(
         "regex",
         "safetensors>=0.5",
         "sentencepiece>=0.2",
-        "simplejpeg",
         "tensorboardX",
     ],
     extras_require={

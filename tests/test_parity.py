@@ -27,9 +27,9 @@ GOLDENS = Path(__file__).parent / "goldens"
 MODELS = ("vit_quickgelu", "vit_average_pool", "resnet")
 VARIANTS = [
     ("vit_quickgelu", {"scan_layers": True}),
-    ("vit_quickgelu", {"scan_layers": True, "remat": "full"}),
-    ("vit_quickgelu", {"remat": "dots"}),
-    ("resnet", {"remat": "full"}),
+    pytest.param("vit_quickgelu", {"scan_layers": True, "remat": "full"}, marks=pytest.mark.slow),
+    pytest.param("vit_quickgelu", {"remat": "dots"}, marks=pytest.mark.slow),
+    pytest.param("resnet", {"remat": "full"}, marks=pytest.mark.slow),
 ]
 
 # Largest error over the largest value of a tensor, in float32. Measured: 7e-7 for features (the
@@ -184,6 +184,7 @@ def test_sigmoid_loss_and_gradients() -> None:
     assert ours("vit_average_pool").output.logit_bias == bias
 
 
+@pytest.mark.slow
 def test_resnet_in_train_mode() -> None:
     """Statistics of the batch in the forward pass and its gradient, and the running ones after."""
     got, reference = ours("resnet", train=True), golden("resnet")

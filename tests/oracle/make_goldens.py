@@ -168,7 +168,7 @@ def make(settings: dict[str, Any], seed: int) -> dict[str, Any]:
     golden["softmax_loss"] = loss.detach().numpy()
     golden |= with_prefix("gradient/", gradients(model, loss))
     if bias:
-        leaves = dict(image_embeds=image, text_embeds=text, scale=scale, bias=bias[0])
+        leaves = {"image_embeds": image, "text_embeds": text, "scale": scale, "bias": bias[0]}
         leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
         loss = SigLipLoss()(*leaves.values())
         loss.backward()
