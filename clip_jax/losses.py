@@ -19,12 +19,40 @@ def similarity_logits(
 ) -> Array:
     """(B, D), (C, D), (), () -> (B, C) float32: scale·cosine + bias of every image with every
     text."""
-    cosine_BC = jnp.matmul(
-        image_embeds_BD.astype(jnp.float32),
+    # The scale goes to the (B, D) side: its gradient then needs no second (B, C) matrix.
+    logits_BC = jnp.matmul(
+        logit_scale * image_embeds_BD.astype(jnp.float32),
         text_embeds_BD.astype(jnp.float32).T,
         precision=jax.lax.Precision.HIGHEST,
     )
-    return logit_scale * cosine_BC + logit_bias
+    return logits_BC + logit_bias
+
+
+@jax.custom_vjp
+def _mean_logsumexp(logits_BB: Array) -> Array:
+    """(B, B) -> (B,): the mean of row i's log-sum-exp and column i's.
+
+    Its own gradient, because the derived one keeps a matrix of exponentials for either direction.
+    """
+    return _mean_logsumexp_forward(logits_BB)[0]
+
+
+def _mean_logsumexp_forward(logits_BB: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    row_B = jax.nn.logsumexp(logits_BB, axis=1)
+    column_B = jax.nn.logsumexp(logits_BB, axis=0)
+    return 0.5 * (row_B + column_B), (logits_BB, row_B, column_B)
+
+
+def _mean_logsumexp_backward(
+    residuals: tuple[Array, Array, Array], cotangent_B: Array
+) -> tuple[Array]:
+    logits_BB, row_B, column_B = residuals
+    rows_BB = cotangent_B[:, None] * jnp.exp(logits_BB - row_B[:, None])
+    columns_BB = cotangent_B * jnp.exp(logits_BB - column_B)
+    return (0.5 * (rows_BB + columns_BB),)
+
+
+_mean_logsumexp.defvjp(_mean_logsumexp_forward, _mean_logsumexp_backward)
 
 
 def softmax_loss(image_embeds_BD: Array, text_embeds_BD: Array, logit_scale: Array) -> Array:
@@ -35,12 +63,9 @@ def softmax_loss(image_embeds_BD: Array, text_embeds_BD: Array, logit_scale: Arr
     matrix of log-probabilities is never built (Oord et al. 2018 for the loss).
     """
     logits_BB = similarity_logits(image_embeds_BD, text_embeds_BD, logit_scale)
-    positive_B = logit_scale * jnp.sum(
-        image_embeds_BD.astype(jnp.float32) * text_embeds_BD.astype(jnp.float32), axis=-1
-    )
-    image_to_text_B = jax.nn.logsumexp(logits_BB, axis=1)
-    text_to_image_B = jax.nn.logsumexp(logits_BB, axis=0)
-    return jnp.mean(0.5 * (image_to_text_B + text_to_image_B) - positive_B)
+    scaled_BD = logit_scale * image_embeds_BD.astype(jnp.float32)
+    positive_B = jnp.sum(scaled_BD * text_embeds_BD.astype(jnp.float32), axis=-1)
+    return jnp.mean(_mean_logsumexp(logits_BB) - positive_B)
 
 
 def sigmoid_loss(
@@ -52,5 +77,5 @@ def sigmoid_loss(
     over all B² pairs and divided by B.
     """
     logits_BB = similarity_logits(image_embeds_BD, text_embeds_BD, logit_scale, logit_bias)
-    sign_BB = 2.0 * jnp.eye(logits_BB.shape[0], dtype=jnp.float32) - 1.0
-    return -jnp.sum(jax.nn.log_sigmoid(sign_BB * logits_BB)) / logits_BB.shape[0]
+    positive_BB = jnp.eye(logits_BB.shape[0], dtype=bool)
+    return jnp.sum(jax.nn.softplus(jnp.where(positive_BB, -logits_BB, logits_BB))) / len(logits_BB)

@@ -4,13 +4,12 @@ COMMAND   python -m clip_jax.train --config=configs/own_images.py --workdir=runs
               --config.data.path=FOLDER_OR_CSV_OR_TARS
 HARDWARE  a laptop's CPU; anything faster is used as it is (add --config.batch_size=… for a GPU)
 
-    FOLDER   images with a .txt of the same name beside them (a caption a line), or one subfolder a class
-    CSV      a column of image paths and one of captions (data.image_column, data.caption_column)
+    FOLDER   images, each with a .txt of the same name (a caption a line), or a subfolder a class
+    CSV      a column of image paths, one of captions (data.image_column, data.caption_column)
     TARS     a .tar, a folder of tars, "shards/{00000..00099}.tar"
 
-The towers are small and start from random values, which suits thousands of pairs of one domain. What to
-expect is an order of magnitude and not more: with so few pairs a model learns the classes that its
-captions name, not the language around them.
+The towers are small and start from random values, which suits thousands of pairs of one domain:
+with so few, a model learns the classes that its captions name, not the language around them.
 """
 
 from clip_jax.training.config import default_config

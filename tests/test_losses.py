@@ -73,7 +73,8 @@ def test_value_is_that_of_float64(name: str, scale: float) -> None:
 def test_gradient_is_the_finite_difference_of_float64(name: str, scale: float) -> None:
     loss, reference = LOSSES[name]
     inputs = arguments(7, scale)
-    gradients = jax.grad(loss, argnums=(0, 1, 2, 3))(*inputs)
+    trained = (0, 1, 2) if name == "softmax" else (0, 1, 2, 3)
+    gradients = jax.grad(loss, argnums=trained)(*inputs)
     exact = in_float64(inputs)
     for index, gradient in enumerate(gradients):
         expected = np.empty(np.shape(gradient))
@@ -83,7 +84,7 @@ def test_gradient_is_the_finite_difference_of_float64(name: str, scale: float) -
             above = reference(*values)
             values[index][at] -= 2 * step
             expected[at] = (above - reference(*values)) / (2 * step)
-        tolerance = 1e-4 * np.abs(expected).max() + 1e-9
+        tolerance = 1e-4 * np.abs(expected).max()
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=tolerance)
 
 
@@ -120,7 +121,7 @@ def test_images_and_texts_may_be_exchanged(name: str) -> None:
 def test_one_and_eight_devices_agree(name: str, shape: tuple[int, int]) -> None:
     """Value and gradients over embeddings that are split over the mesh: negatives are global."""
     loss, _ = LOSSES[name]
-    inputs = arguments(64, 50.0)
+    inputs = arguments(64, 10.0)
     results = []
     for data, fsdp, devices in ((1, 1, jax.devices()[:1]), (*shape, jax.devices()[:8])):
         mesh = make_mesh(data=data, fsdp=fsdp, devices=devices)
@@ -139,14 +140,14 @@ def test_one_and_eight_devices_agree(name: str, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_memory_of_value_and_gradient(name: str) -> None:
-    """Fewer than three B×B float32 matrices live at once: no log-probabilities twice."""
+    """At most two B×B float32 matrices live at once: the logits and their gradient."""
     rows = 2048
     shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in arguments(2, 1.0)]
     shapes[:2] = [jax.ShapeDtypeStruct((rows, 64), jnp.float32)] * 2
     loss, _ = LOSSES[name]
     compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*shapes).compile()
     matrices = compiled.memory_analysis().temp_size_in_bytes / (4 * rows**2)
-    assert matrices < 3
+    assert matrices < 2.1
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data.image import Augmentation, ImageTransform
+from clip_jax.data.augmentation import Augmentation
+from clip_jax.data.image import ImageTransform
 from clip_jax.data.pipeline import evaluation_batches, training_batches
 from clip_jax.data.records import Record
 from clip_jax.errors import UserError

@@ -31,7 +31,8 @@ import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
-from clip_jax.data.image import Augmentation, ImageTransform, training_image
+from clip_jax.data.augmentation import Augmentation, training_image
+from clip_jax.data.image import ImageTransform
 from clip_jax.data.records import DecodeError, Source
 from clip_jax.errors import UserError
 

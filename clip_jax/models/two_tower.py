@@ -33,7 +33,8 @@ def l2_normalize(x_BD: jax.Array) -> jax.Array:
     """
     x_BD = x_BD.astype(jnp.float32)
     squares = jnp.sum(x_BD * x_BD, axis=-1, keepdims=True)
-    return x_BD * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0))
+    inverse = jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0))
+    return x_BD * jnp.where(squares > 0, inverse, 0.0)
 
 
 class TwoTower(nn.Module):

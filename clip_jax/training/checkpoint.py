@@ -152,7 +152,7 @@ def read_params(directory: Path) -> dict[str, Any]:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a folder holds all the parts of a checkpoint; what its files hold is not looked at."""
+    """Whether a folder holds all parts of a checkpoint; what is in them is not looked at."""
     return all((path / part / "_METADATA").is_file() for part in ("params", "rest", "identity"))
 
 

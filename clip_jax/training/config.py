@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from ml_collections import config_dict
 
-from clip_jax.data.image import Augmentation
+from clip_jax.data.augmentation import Augmentation
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ClipConfig, get_architecture
 
