@@ -1,9 +1,18 @@
 """A CLIP from scratch on the embedded glyphs, in five minutes on a laptop.
 
-COMMAND   python -m clip_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+COMMAND   make quickstart, or
+          python -m clip_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 HARDWARE  2 CPU cores
+TIME      under 5 minutes of training
+EXPECTED  on STIX General, a typeface that training never saw: recall@10 of image -> text over all
+          3,287 glyphs and zero-shot accuracy over the 52 ASCII letters as in the README's table
+
+Every choice was made on DejaVu alone: trained on its sans-serif faces without a tenth of the names,
+judged on its serif faces. What mattered: a ModifiedResNet instead of a ViT (recall@10 61 % against
+10 % at an equal number of pairs), small batches, mild augmentation (71 % against 56 % with strong).
 """
 
+from clip_jax.sweep import grid
 from clip_jax.training.config import default_config
 
 
@@ -13,29 +22,41 @@ def get_config():
     config.model.name = "custom"
     config.model.embed_dim = 128
     config.model.image_size = 32
-    config.model.patch_size = 8
-    config.model.vision_width = 128
-    config.model.vision_layers = 3
-    config.model.vision_heads = 2
-    config.model.vision_mlp_dim = 512
-    config.model.context_length = 16
+    config.model.vision_kind = "resnet"
+    config.model.vision_width = 16
+    config.model.vision_layers = (1, 1, 1, 1)
+    config.model.vision_heads = 8
+    config.model.context_length = 16  # 95 % of the captions are shorter
     config.model.text_width = 128
-    config.model.text_layers = 2
+    config.model.text_layers = 1
     config.model.text_heads = 2
     config.model.text_mlp_dim = 512
+    config.model.text_causal = False
+    config.model.text_activation = "gelu_tanh"
     config.tokenizer.vocab_size = 1000
     config.data.format = "glyphs"
     config.data.path = "train"
     config.augmentation.crop_scale = (1.0, 1.0)
-    config.augmentation.shift = 0.06
-    config.augmentation.zoom = (0.85, 1.15)
-    config.augmentation.shear = 0.15
-    config.augmentation.rotation_degrees = 5.0
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup_steps = 100
-    config.batch_size = 256
-    config.steps = 1000
+    config.augmentation.shift = 0.03
+    config.augmentation.zoom = (0.935, 1.07)
+    config.augmentation.stretch = (0.9, 1.11)
+    config.augmentation.shear = 0.16
+    config.augmentation.rotation_degrees = 2.5
+    config.augmentation.thicken_probability = 0.3
+    config.augmentation.thin_probability = 0.3
+    config.augmentation.blur_probability = 0.2
+    config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.warmup_steps = 250
+    config.optimizer.weight_decay = 0.1
+    config.batch_size = 128
+    config.steps = 2500
+    config.log_every_steps = 25
     config.evaluation.tasks = ("glyphs/letters", "glyphs/retrieval")
-    config.evaluation.every_steps = 250
-    config.checkpoint.every_steps = 250
+    config.evaluation.every_steps = 500
+    config.checkpoint.every_steps = 500
     return config
+
+
+def sweep():
+    """Six short runs for `launch/sweep.py`: learning rate against batch size."""
+    return grid(**{"batch_size": [64, 128], "optimizer.learning_rate": [5e-4, 1.5e-3, 4.5e-3]})

@@ -54,8 +54,9 @@ class BatchNorm(nn.Module):
             self.sow(BATCH_STATISTICS, "var", var * count / max(count - 1, 1), reduce_fn=_keep_last)
         else:
             mean, var = jax.lax.stop_gradient((mean, var))
+        # In float32 to the end: a rounded gain times a large mean would leave an offset.
         gain = scale * jax.lax.rsqrt(var + self.eps)
-        return x * gain.astype(x.dtype) + (bias - mean * gain).astype(x.dtype)
+        return ((x.astype(jnp.float32) - mean) * gain + bias).astype(x.dtype)
 
 
 def _keep_last(_: Any, value: jax.Array) -> jax.Array:

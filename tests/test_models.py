@@ -1,0 +1,363 @@
+"""Architectures by name, their counts, their initialisation, and what the towers compute."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from clip_jax import count_parameters, list_models
+from clip_jax.errors import UserError
+from clip_jax.models.architectures import ClipConfig, get_architecture, override
+from clip_jax.models.flops import image_flops, text_flops
+from clip_jax.models.resnet import BatchNorm
+from clip_jax.models.text import pool_positions
+from clip_jax.models.two_tower import TwoTower, init_params, l2_normalize
+from clip_jax.models.vision import VisionTransformer
+
+# Of the released models: trainable scalars, and 10⁹ operations of one image and one full text.
+PUBLISHED = {
+    "RN50": (102_007_137, 18.18),
+    "RN50-quickgelu": (102_007_137, 18.18),
+    "RN101": (119_688_033, 25.50),
+    "RN101-quickgelu": (119_688_033, 25.50),
+    "RN50x4": (178_300_601, 51.82),
+    "RN50x4-quickgelu": (178_300_601, 51.82),
+    "RN50x16": (290_979_217, 162.69),
+    "RN50x16-quickgelu": (290_979_217, 162.69),
+    "RN50x64": (623_258_305, 552.65),
+    "RN50x64-quickgelu": (623_258_305, 552.65),
+    "ViT-B-32": (151_277_313, 14.78),
+    "ViT-B-32-quickgelu": (151_277_313, 14.78),
+    "ViT-B-16": (149_620_737, 41.09),
+    "ViT-B-16-quickgelu": (149_620_737, 41.09),
+    "ViT-L-14": (427_616_513, 175.33),
+    "ViT-L-14-quickgelu": (427_616_513, 175.33),
+    "ViT-L-14-336": (427_944_193, 395.22),
+    "ViT-L-14-336-quickgelu": (427_944_193, 395.22),
+}
+
+TINY = {
+    "embed_dim": 12,
+    "image_size": 16,
+    "patch_size": 8,
+    "vision_width": 16,
+    "vision_layers": 1,
+    "vision_heads": 2,
+    "vision_mlp_dim": 32,
+    "context_length": 8,
+    "vocab_size": 32,
+    "text_width": 16,
+    "text_layers": 2,
+    "text_heads": 2,
+    "text_mlp_dim": 32,
+}
+TINY_RESNET = TINY | {
+    "vision_kind": "resnet",
+    "image_size": 32,
+    "vision_width": 4,
+    "vision_layers": (1, 1, 1, 1),
+    "vision_heads": 2,
+}
+EOT = 31
+
+
+def tiny(**changes: Any) -> ClipConfig:
+    return override(ClipConfig(), **(TINY | changes))
+
+
+# Half the compile time, slower machine code.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def tiny_params(config: ClipConfig) -> Any:
+    """Random parameters, none of them 0 or 1."""
+    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def values(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        assert leaf.dtype == np.float32
+        one = path[-1].key in ("scale", "var")
+        return (one + rng.uniform(-0.3, 0.3, leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(values, shapes)
+
+
+@functools.cache
+def apply(config: ClipConfig, method: str) -> Any:
+    return compiled(lambda params, x: TwoTower(config).apply({"params": params}, x, method=method))
+
+
+def encode_text(config: ClipConfig, tokens: Any) -> np.ndarray:
+    return np.asarray(apply(config, "encode_text")(tiny_params(config), np.asarray(tokens)))
+
+
+def encode_image(config: ClipConfig, images: Any) -> np.ndarray:
+    return np.asarray(apply(config, "encode_image")(tiny_params(config), np.asarray(images)))
+
+
+def images_of(config: ClipConfig, batch: int = 3) -> np.ndarray:
+    shape = (batch, config.image_size, config.image_size, 3)
+    return np.random.default_rng(2).standard_normal(shape, np.float32)
+
+
+def test_names() -> None:
+    assert sorted(list_models()) == sorted(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_parameter_count(name: str) -> None:
+    assert count_parameters(name) == PUBLISHED[name][0]
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_operation_count(name: str) -> None:
+    config = get_architecture(name)
+    surplus = 0.0
+    if config.vision_kind == "resnet":
+        # The published figure has all tokens as queries of the attention pool; one is used.
+        width, tokens = 32 * config.vision_width, config.vision_grid**2 + 1
+        surplus = 2 * (tokens - 1) * width * (width + 2 * tokens + config.embed_dim)
+    total = image_flops(config) + text_flops(config) + surplus
+    assert total == pytest.approx(1e9 * PUBLISHED[name][1], rel=1e-3)
+
+
+def test_quickgelu_twins_differ_in_the_activation_only() -> None:
+    for name in ("RN50", "ViT-B-32"):
+        plain, twin = get_architecture(name), get_architecture(f"{name}-quickgelu")
+        assert (twin.vision_activation, twin.text_activation) == ("quick_gelu", "quick_gelu")
+        names = {"name": name, "vision_activation": "gelu", "text_activation": "gelu"}
+        assert override(twin, **names) == plain
+
+
+def test_overrides_change_the_count() -> None:
+    plain = PUBLISHED["ViT-B-32"][0]
+    grown = count_parameters("ViT-B-32", image_size=256, vocab_size=49_409, context_length=80)
+    assert grown - plain == (64 - 49) * 768 + 512 + 3 * 512
+    assert count_parameters("ViT-B-32", logit_bias_init=-10.0) == plain + 1
+    assert count_parameters("ViT-B-32", scan_layers=True) == plain
+    assert count_parameters("ViT-B-32", vision_pre_norm=False) == plain - 2 * 768
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("ViT-B32", {}, "did you mean 'ViT-B-32'?"),
+        ("rn50", {}, "unknown model 'rn50'"),
+        ("ViT-B-32", {"image_sizes": 224}, "did you mean 'image_size'?"),
+        ("ViT-B-32", {"vision_heads": 7}, "must divide vision_width=768"),
+        ("ViT-B-32", {"vision_pool": "max"}, "choose one of class_token, average"),
+        ("ViT-B-32", {"patch_size": 300}, "must be 1 to image_size=224"),
+        ("RN50", {"image_size": 225}, "a ResNet takes a multiple of 32"),
+        ("RN50", {"vision_layers": 12}, "a ResNet takes four stage depths"),
+    ],
+)
+def test_errors_name_what_would_be_accepted(
+    name: str, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        count_parameters(name, **overrides)
+    assert message in str(caught.value)
+
+
+def test_config_survives_json() -> None:
+    config = get_architecture("RN50", image_size=256, logit_bias_init=-10.0)
+    assert ClipConfig.from_dict(config.to_dict()) == config
+
+
+@functools.cache
+def fresh(**changes: Any) -> dict[str, np.ndarray]:
+    """Initial parameters by path, wide enough for statistics."""
+    sizes = {"vision_width": 64, "text_width": 64, "embed_dim": 48, "vocab_size": 500}
+    sizes |= {"text_mlp_dim": 256, "vision_mlp_dim": 192, "context_length": 40, "image_size": 64}
+    config = tiny(**(sizes | changes))
+    params = compiled(init_params, static_argnums=0)(config, jax.random.key(1))
+    return {path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()}
+
+
+NORMAL = {  # standard deviations: OpenAI's initialisation of a width of 64 and 2 text layers
+    "text/token_embedding": 0.02,
+    "text/positions": 0.01,
+    "text/projection": 64**-0.5,
+    "text/transformer/blocks_1/attention/query_key_value": 64**-0.5,
+    "text/transformer/blocks_1/attention/out": 64**-0.5 * 4**-0.5,
+    "text/transformer/blocks_1/mlp/in/kernel": 128**-0.5,
+    "text/transformer/blocks_1/mlp/out/kernel": 64**-0.5 * 4**-0.5,
+    "vision/class_token": 64**-0.5,
+    "vision/positions": 64**-0.5,
+    "vision/projection": 64**-0.5,
+}
+UNIFORM = {  # bounds: PyTorch's defaults
+    "vision/patch_embedding": 192**-0.5,
+    "vision/transformer/blocks_0/attention/query_key_value": (6 / (64 + 192)) ** 0.5,
+    "vision/transformer/blocks_0/attention/out": 64**-0.5,
+    "vision/transformer/blocks_0/mlp/in/kernel": 64**-0.5,
+    "vision/transformer/blocks_0/mlp/in/bias": 64**-0.5,
+    "vision/transformer/blocks_0/mlp/out/kernel": 192**-0.5,
+    "text/transformer/blocks_0/mlp/in/bias": 64**-0.5,
+    "text/transformer/blocks_0/mlp/out/bias": 256**-0.5,
+}
+
+
+def test_initialisation_of_transformers() -> None:
+    params = fresh()
+    for path, std in NORMAL.items():
+        x = params[path]
+        # Four standard errors of an estimated standard deviation.
+        assert x.std() == pytest.approx(std, rel=4 / (2 * x.size) ** 0.5), path
+        assert np.abs(x).max() > 2 * std or x.size < 100, path
+    for path, bound in UNIFORM.items():
+        x = params[path]
+        assert np.abs(x).max() <= bound, path
+        assert x.std() == pytest.approx(bound / 3**0.5, rel=4 / (2 * x.size) ** 0.5), path
+    for path, x in params.items():
+        if path.endswith("norm/scale"):
+            assert (x == 1).all(), path
+        if path.endswith(("norm/bias", "query_key_value_bias", "out_bias")):
+            assert not x.any(), path
+    assert params["logit_scale"] == np.float32(np.log(1 / 0.07))
+
+
+def test_initialisation_of_a_scanned_stack_is_that_of_its_blocks() -> None:
+    scanned = fresh(scan_layers=True)
+    kernel = scanned["text/transformer/blocks/attention/query_key_value"]
+    assert kernel.shape == (2, 64, 3, 2, 32)
+    assert not np.allclose(kernel[0], kernel[1])
+    assert kernel.std(axis=(1, 2, 3, 4)) == pytest.approx([64**-0.5] * 2, rel=0.03)
+
+
+def test_initialisation_of_resnets() -> None:
+    params = fresh(**TINY_RESNET)
+    for name in ("positions", "query/kernel", "key/kernel", "value/kernel", "out/kernel"):
+        x = params[f"vision/attention_pool/{name}"]
+        assert x.std() == pytest.approx(128**-0.5, rel=4 / (2 * x.size) ** 0.5), name
+    for path, x in params.items():
+        if "block" in path and path.endswith("norm3/scale"):
+            assert not x.any(), path
+        elif "norm" in path and path.endswith(("scale", "var")):
+            assert (x == 1).all(), path
+        elif "norm" in path:
+            assert not x.any(), path
+        elif path.endswith(("conv1/kernel", "conv2/kernel", "shortcut/kernel")):
+            bound = np.prod(x.shape[:3]) ** -0.5
+            assert 0.8 * bound < np.abs(x).max() <= bound, path
+
+
+def test_embeddings_have_length_one() -> None:
+    config = tiny(logit_bias_init=-3.0)
+    tokens = np.full((3, 8), EOT, np.int32)
+    out = compiled(TwoTower(config).apply)(
+        {"params": tiny_params(config)}, images_of(config), tokens
+    )
+    for embeds in (out.image_embeds, out.text_embeds):
+        assert embeds.shape == (3, 12)
+        assert np.linalg.norm(embeds, axis=1) == pytest.approx([1, 1, 1], abs=1e-6)
+    params = tiny_params(config)
+    np.testing.assert_allclose(out.logit_scale, np.exp(params["logit_scale"]), rtol=1e-6)
+    assert out.logit_bias == params["logit_bias"]
+
+
+def test_a_row_of_zeros_is_no_nan() -> None:
+    x = np.array([[3, 4], [0, 0], [3e-12, 4e-12]], np.float32)
+    np.testing.assert_allclose(l2_normalize(x), [[0.6, 0.8], [0, 0], [0.6, 0.8]], rtol=1e-6)
+    gradient = jax.grad(lambda x: (l2_normalize(x) * np.array([1, 2])).sum())(x[:2])
+    assert np.isfinite(gradient).all()
+    assert not gradient[1].any()
+    huge = l2_normalize(jnp.array([[300.0, 400.0]], jnp.float16))  # its squares are not in float16
+    assert huge.dtype == jnp.float32
+    np.testing.assert_allclose(huge, [[0.6, 0.8]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("base", [TINY, TINY_RESNET], ids=["vit", "resnet"])
+def test_bfloat16_computes_nearly_the_same(base: dict[str, Any]) -> None:
+    config = override(ClipConfig(), **base)
+    half = override(config, dtype="bfloat16")
+    images, tokens = images_of(config), np.array([[1, 5, EOT, 0], [2, EOT, 0, 0], [3, 4, 5, EOT]])
+    exact = encode_image(config, images), encode_text(config, tokens)
+    rough = encode_image(half, images), encode_text(half, tokens)
+    for a, b in zip(exact, rough, strict=True):
+        assert b.dtype == jnp.bfloat16
+        normed, rough_normed = l2_normalize(a), l2_normalize(b)
+        assert rough_normed.dtype == jnp.float32
+        assert np.sum(normed * rough_normed, axis=1).min() > 0.9995
+
+
+def test_batch_norm_in_bfloat16_with_a_large_mean() -> None:
+    """Mean and variance are taken out before rounding: 100 ± 1 keeps its digits."""
+    x = jnp.asarray(np.random.default_rng(0).normal(100, 1, (4, 8, 8, 3)), jnp.bfloat16)
+    x32 = np.asarray(x, np.float64)
+    expected = (x32 - x32.mean((0, 1, 2))) / x32.std((0, 1, 2))
+    got, _ = BatchNorm().init_with_output(jax.random.key(0), x, True)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(got, np.float64), expected, atol=0.02)
+
+
+def test_patch_embedding_is_a_strided_convolution() -> None:
+    """18 pixels in patches of 8: the last two are dropped."""
+    config = tiny(image_size=18)
+    images, params = images_of(config), tiny_params(config)["vision"]
+    expected = jax.lax.conv_general_dilated(
+        images,
+        params["patch_embedding"],
+        window_strides=(8, 8),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ).reshape(3, 4, 16)
+    _, extra = VisionTransformer(config).apply(
+        {"params": params},
+        images,
+        capture_intermediates=lambda module, _: module.name == "pre_norm",
+        mutable=["intermediates"],
+    )
+    x = jnp.concatenate([jnp.broadcast_to(params["class_token"], (3, 1, 16)), expected], axis=1)
+    x += params["positions"]
+    x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    x = x * params["pre_norm"]["scale"] + params["pre_norm"]["bias"]
+    (captured,) = extra["intermediates"]["pre_norm"]["__call__"]
+    np.testing.assert_allclose(captured, x, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_after_the_end_do_not_matter() -> None:
+    config = tiny()
+    tokens = np.array([[30, 4, EOT, 0, 0, 0, 0, 0], [30, 4, EOT, 7, 9, 11, 2, 1]])
+    first, second = encode_text(config, tokens)
+    np.testing.assert_array_equal(first, second)
+    tokens[1, 1] = 5
+    assert not np.allclose(first, encode_text(config, tokens)[1], atol=1e-3)
+    both_ways = tiny(text_causal=False)
+    tokens[1, 1] = 4
+    first, second = encode_text(both_ways, tokens)
+    assert not np.allclose(first, second, atol=1e-3)
+
+
+def test_shorter_contexts() -> None:
+    """Captions may be cut behind their end of text: the rest of the context is padding."""
+    config = tiny()
+    tokens = np.array([[30, 4, EOT, 0, 0, 0, 0, 0], [30, EOT, 0, 0, 0, 0, 0, 0]])
+    full, short = encode_text(config, tokens), encode_text(config, tokens[:, :4])
+    np.testing.assert_allclose(short, full, rtol=1e-5, atol=1e-6)
+
+
+def test_text_pooling() -> None:
+    tokens = jnp.array([[30, 4, EOT, 0, 0], [9, 9, 4, EOT, EOT]])
+    expected = {
+        "argmax": [2, 3],
+        "eos": [0, 0],  # the first 9 … in row 1; row 0 has none
+        "last": [4, 4],
+    }
+    for pool, positions in expected.items():
+        assert pool_positions(tokens, tiny(text_pool=pool, eos_id=9)).tolist() == positions
+    assert pool_positions(tokens, tiny(text_pool="eos", eos_id=4)).tolist() == [1, 2]
+
+
+def test_vision_pooling() -> None:
+    """Both kinds read the same tokens, and differ."""
+    class_token, average = tiny(), tiny(vision_pool="average")
+    images = images_of(class_token)
+    assert not np.allclose(encode_image(class_token, images), encode_image(average, images))

@@ -1,0 +1,283 @@
+"""Weight decay's mask, the schedule, AdamW against numpy, and one whole update."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from clip_jax.models.architectures import ClipConfig, override
+from clip_jax.models.two_tower import init_params
+from clip_jax.training.config import OptimizerConfig
+from clip_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
+from clip_jax.training.state import TrainState, create_state
+from clip_jax.training.step import make_train_step
+
+VIT = ClipConfig(
+    embed_dim=8,
+    image_size=16,
+    patch_size=8,
+    vision_width=16,
+    vision_layers=1,
+    vision_heads=2,
+    vision_mlp_dim=32,
+    context_length=6,
+    vocab_size=16,
+    text_width=16,
+    text_layers=1,
+    text_heads=2,
+    text_mlp_dim=32,
+    logit_bias_init=-10.0,
+)
+RESNET = override(
+    VIT,
+    vision_kind="resnet",
+    image_size=32,
+    vision_width=4,
+    vision_layers=(1, 1, 1, 1),
+    logit_bias_init=None,
+)
+
+BLOCK_DECAYED = {"attention/query_key_value", "attention/out", "mlp/in/kernel", "mlp/out/kernel"}
+BLOCK_OTHERS = {
+    "attention/query_key_value_bias",
+    "attention/out_bias",
+    "mlp/in/bias",
+    "mlp/out/bias",
+    "attention_norm/scale",
+    "attention_norm/bias",
+    "mlp_norm/scale",
+    "mlp_norm/bias",
+}
+TEXT_DECAYED = {"text/token_embedding", "text/projection"}
+TEXT_OTHERS = {"text/positions", "text/final_norm/scale", "text/final_norm/bias", "logit_scale"}
+VIT_DECAYED = {"vision/patch_embedding", "vision/projection"}
+VIT_OTHERS = {
+    "vision/class_token",
+    "vision/positions",
+    *(f"vision/{norm}/{leaf}" for norm in ("pre_norm", "post_norm") for leaf in ("scale", "bias")),
+    "logit_bias",
+}
+
+
+def masks(config: ClipConfig) -> tuple[set[str], set[str]]:
+    """Paths of the leaves that decay, and of those that do not."""
+    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    flat = flatten_dict(decay_mask(shapes), sep="/")
+    decayed = {path for path, decays in flat.items() if decays}
+    return decayed, flat.keys() - decayed
+
+
+def block(tower: str, leaves: set[str], name: str = "blocks_0") -> set[str]:
+    return {f"{tower}/transformer/{name}/{leaf}" for leaf in leaves}
+
+
+@pytest.mark.parametrize(("scan_layers", "name"), [(False, "blocks_0"), (True, "blocks")])
+def test_decay_of_every_leaf_of_a_vit(scan_layers: bool, name: str) -> None:
+    decayed, others = masks(override(VIT, scan_layers=scan_layers))
+    blocks = [block(tower, BLOCK_DECAYED, name) for tower in ("vision", "text")]
+    assert decayed == TEXT_DECAYED.union(VIT_DECAYED, *blocks)
+    blocks = [block(tower, BLOCK_OTHERS, name) for tower in ("vision", "text")]
+    assert others == TEXT_OTHERS.union(VIT_OTHERS, *blocks)
+
+
+def test_decay_of_every_leaf_of_a_resnet() -> None:
+    decayed, others = masks(RESNET)
+    pool = ("query", "key", "value", "out")
+    stages = [f"vision/stage{stage}_block0" for stage in (1, 2, 3, 4)]
+    assert decayed == {
+        *TEXT_DECAYED,
+        *block("text", BLOCK_DECAYED),
+        *(f"vision/stem_conv{i}/kernel" for i in (1, 2, 3)),
+        *(f"{stage}/{conv}/kernel" for stage in stages for conv in ("conv1", "conv2", "conv3")),
+        *(f"{stage}/shortcut/kernel" for stage in stages),
+        *(f"vision/attention_pool/{name}/kernel" for name in pool),
+    }
+    norms = [f"vision/stem_norm{i}" for i in (1, 2, 3)]
+    norms += [f"{stage}/norm{i}" for stage in stages for i in (1, 2, 3)]
+    norms += [f"{stage}/shortcut_norm" for stage in stages]
+    assert others == {
+        *TEXT_OTHERS,
+        *block("text", BLOCK_OTHERS),
+        *(f"{norm}/{leaf}" for norm in norms for leaf in ("scale", "bias", "mean", "var")),
+        *(f"vision/attention_pool/{name}/bias" for name in pool),
+        "vision/attention_pool/positions",
+    }
+
+
+def test_schedule() -> None:
+    """Linear from 0 to the peak, then half a cosine that ends at 0 and stays there."""
+    schedule = learning_rate_schedule(OptimizerConfig(learning_rate=2e-3, warmup_steps=10), 110)
+    expected = {0: 0, 1: 2e-4, 5: 1e-3, 10: 2e-3, 60: 1e-3, 110: 0, 500: 0}
+    expected[35] = 1e-3 * (1 + math.cos(math.pi / 4))
+    for step, value in expected.items():
+        assert float(schedule(step)) == pytest.approx(value, abs=1e-9), step
+
+
+def test_schedule_of_a_run_shorter_than_its_warm_up() -> None:
+    schedule = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=100), 5)
+    assert [float(schedule(step)) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 0]
+    assert float(learning_rate_schedule(OptimizerConfig(), 1)(0)) == pytest.approx(5e-4)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_three_steps_of_adamw(clip_norm: float | None) -> None:
+    config = OptimizerConfig(
+        learning_rate=0.1, warmup_steps=2, weight_decay=0.3, clip_norm=clip_norm
+    )
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.standard_normal((3, 2)), "bias": rng.standard_normal(2)}
+    first, second = ({name: np.zeros_like(x) for name, x in params.items()} for _ in range(2))
+    optimizer = make_optimizer(config, steps=4)
+    ours: Any = jax.tree.map(jnp.float32, params)
+    state = optimizer.init(ours)
+    for step, rate in enumerate((0.0, 0.05, 0.1), start=1):
+        grads = {name: 3 * rng.standard_normal(x.shape) for name, x in params.items()}
+        updates, state = optimizer.update(jax.tree.map(jnp.float32, grads), state, ours)
+        ours = optax.apply_updates(ours, updates)
+
+        norm = math.sqrt(sum((gradient**2).sum() for gradient in grads.values()))
+        assert norm > 1
+        for name, x in params.items():
+            gradient = grads[name] / (norm if clip_norm else 1)
+            first[name] = config.b1 * first[name] + (1 - config.b1) * gradient
+            second[name] = config.b2 * second[name] + (1 - config.b2) * gradient**2
+            direction = (first[name] / (1 - config.b1**step)) / (
+                np.sqrt(second[name] / (1 - config.b2**step)) + config.eps
+            )
+            decay = config.weight_decay * x if name == "kernel" else 0
+            params[name] = x - rate * (direction + decay)
+            np.testing.assert_allclose(ours[name], params[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dtype_of_the_moments(dtype: Any) -> None:
+    params = {"kernel": jnp.ones((2, 2))}
+    optimizer = make_optimizer(OptimizerConfig(first_moment_dtype=dtype), steps=10)
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    adam = next(s for s in jax.tree.leaves(state, is_leaf=_is_adam) if _is_adam(s))
+    assert adam.mu["kernel"].dtype == jnp.dtype(dtype)
+    assert adam.nu["kernel"].dtype == jnp.float32
+
+
+def _is_adam(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByAdamState)
+
+
+EMA_DECAY = 0.15  # reached at the second step: the first uses 1/10
+
+
+@functools.cache
+def training() -> tuple[Any, TrainState]:
+    """A compiled step on a tiny ViT, and a fresh state."""
+    config = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
+    optimizer, schedule = make_optimizer(config, 100), learning_rate_schedule(config, 100)
+    step = jax.jit(
+        make_train_step(VIT, optimizer, schedule, ema_decay=EMA_DECAY),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    shapes = jax.eval_shape(lambda: create_state(VIT, optimizer, 0, ema=True))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype), shapes.params
+    )
+    params["logit_scale"] = jnp.float32(2.0)
+    return step, TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema_params=params,
+        key=jax.random.key(0),
+        failed=jnp.zeros((), bool),
+    )
+
+
+def batch() -> dict[str, jax.Array]:
+    rng = np.random.default_rng(1)
+    return {
+        "images": jnp.asarray(rng.integers(0, 256, (6, 16, 16, 3)), jnp.uint8),
+        "tokens": jnp.asarray(rng.integers(0, 16, (6, 6)), jnp.int32),
+    }
+
+
+def with_params(state: TrainState, **changes: Any) -> TrainState:
+    changed = {name: jnp.asarray(value, jnp.float32) for name, value in changes.items()}
+    return state.replace(params=state.params | changed)
+
+
+def equal(a: Any, b: Any) -> list[bool]:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return [np.array_equal(x, y, equal_nan=True) for x, y in pairs]
+
+
+def test_an_update() -> None:
+    step, state = training()
+    after, metrics = step(state, batch())
+    assert int(after.step) == 1
+    assert not after.failed
+    moved = flatten_dict(
+        jax.tree.map(lambda a, b: bool((a != b).any()), after.params, state.params)
+    )
+    # The softmax loss has no bias; every other leaf has a gradient.
+    assert {path for path, has_moved in moved.items() if not has_moved} == {("logit_bias",)}
+    assert metrics["logit_scale"] == pytest.approx(math.exp(2))
+    assert metrics["learning_rate"] == pytest.approx(1e-2)
+    assert metrics["grad_norm"] > 0
+    losses = [float(metrics["loss"])]
+    for _ in range(30):
+        after, metrics = step(after, batch())
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_logit_scale_is_clamped() -> None:
+    """To [0, ln 100], whatever the gradient says."""
+    step, state = training()
+    for start, bound in ((5.5, math.log(100)), (-0.5, 0.0)):
+        after, metrics = step(with_params(state, logit_scale=start), batch())
+        assert float(after.params["logit_scale"]) == pytest.approx(bound, abs=1e-6)
+        assert float(after.params["logit_scale"]) <= np.float32(math.log(100))
+        assert metrics["logit_scale"] == pytest.approx(math.exp(start), rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing() -> None:
+    step, state = training()
+    broken = with_params(state, logit_scale=np.nan)
+    after, metrics = step(broken, batch())
+    assert not np.isfinite(metrics["loss"])
+    assert metrics["failed"]
+    assert after.failed
+    for name in ("step", "params", "opt_state", "ema_params"):
+        assert all(equal(getattr(after, name), getattr(broken, name))), name
+
+    # The host notices one step later: that one must not change anything either.
+    failed = state.replace(failed=jnp.ones((), bool))
+    after, metrics = step(failed, batch())
+    assert np.isfinite(metrics["loss"])
+    assert metrics["failed"]
+    for name in ("step", "params", "opt_state", "ema_params"):
+        assert all(equal(getattr(after, name), getattr(state, name))), name
+
+
+def test_moving_average() -> None:
+    """0.1 of the old at the first step, then up to the decay."""
+    step, state = training()
+    average: Any = state.params
+    for decay in (0.1, EMA_DECAY, EMA_DECAY):
+        state, _ = step(state, batch())
+        average = jax.tree.map(
+            lambda old, new, d=decay: d * old + (1 - d) * new, average, state.params
+        )
+        for ours, expected in zip(
+            jax.tree.leaves(state.ema_params), jax.tree.leaves(average), strict=True
+        ):
+            np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+    assert state.eval_params is state.ema_params
+    assert state.replace(ema_params=None).eval_params is state.params
