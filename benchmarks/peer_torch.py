@@ -1,10 +1,11 @@
-"""The peer of train_step.py: the same shapes in open_clip, or in transformers where that is missing.
+"""The peer of train_step.py: the same shapes in open_clip, or transformers where that is missing.
 
-Runs in an environment of its own (PyTorch is no dependency of ours) as a worker: reads a JSON request
-a line, answers with a JSON line. `python peer_torch.py SPEC` where SPEC is the JSON that train_step.py
-sends.
+Runs in an environment of its own (PyTorch is no dependency of ours) as a worker: reads a JSON
+request a line, answers with a JSON line. `python peer_torch.py SPEC`, where SPEC is the JSON that
+train_step.py sends.
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -89,10 +90,8 @@ def build_transformers(spec):
 
 
 def build(spec):
-    try:
-        import torchvision_operators  # noqa: F401  (makes torchvision importable without its kernels)
-    except ImportError:
-        pass  # a normal torchvision needs no such help
+    with contextlib.suppress(ImportError):  # a normal torchvision needs no such help
+        import torchvision_operators  # noqa: F401
     try:
         return build_open_clip(spec)
     except ImportError:

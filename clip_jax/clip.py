@@ -19,10 +19,19 @@ from clip_jax.errors import UserError
 from clip_jax.evaluation.prompts import get_templates
 from clip_jax.evaluation.zero_shot import zero_shot_classifier
 from clip_jax.losses import similarity_logits
-from clip_jax.models.architectures import ClipConfig, get_architecture
+from clip_jax.models.architectures import ClipConfig, get_architecture, override
 from clip_jax.models.two_tower import TwoTower, count_trainable, init_params, l2_normalize
 from clip_jax.sharding import batch_sharding, make_mesh, replicated
+from clip_jax.training.checkpoint import newest_checkpoint, read_identity, read_params
 from clip_jax.training.step import normalize_images
+from clip_jax.weights.bundle import (
+    Loaded,
+    check_params,
+    is_bundle,
+    read_bundle,
+    tokenizer_from_identity,
+    write_bundle,
+)
 
 FORMATS = ("clip_jax", "huggingface", "open_clip")
 
@@ -173,8 +182,6 @@ class Clip:
 
         Raises `UserError` for another format, or a folder that holds something else.
         """
-        from clip_jax.weights.bundle import write_bundle
-
         if format not in FORMATS:
             raise UserError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
         if format != "clip_jax":
@@ -251,19 +258,30 @@ def create(
     if isinstance(tokenizer, str | Path):
         tokenizer = get_tokenizer(tokenizer)
     if tokenizer is not None:
-        tokenizer = fit_tokenizer(config, tokenizer)
+        config, tokenizer = fit_tokenizer(config, tokenizer)
     params = jax.jit(lambda: init_params(config, jax.random.key(seed)))()
     return Clip(config, params, tokenizer)
 
 
-def fit_tokenizer(config: ClipConfig, tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer at the model's context length. Raises `UserError` where its ids do not fit."""
+def fit_tokenizer(
+    config: ClipConfig, tokenizer: Tokenizer, *, keep_vocab_size: bool = True
+) -> tuple[ClipConfig, Tokenizer]:
+    """The two made one: the tokenizer at the model's context length, the model pooling at its end.
+
+    Where the end of text is not the largest id, the text tower reads that id's position instead;
+    without `keep_vocab_size` the model takes the tokenizer's vocabulary. Raises `UserError` where
+    the tokenizer has more ids than the model.
+    """
+    if not keep_vocab_size:
+        config = override(config, vocab_size=tokenizer.vocab_size)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"vocab_size={config.vocab_size} of {config.name}: the tokenizer has "
             f"{tokenizer.vocab_size} ids; give vocab_size={tokenizer.vocab_size} or more"
         )
-    return tokenizer.with_context_length(config.context_length)
+    if config.text_pool != "last" and tokenizer.eos_id != tokenizer.vocab_size - 1:
+        config = override(config, text_pool="eos", eos_id=tokenizer.eos_id)
+    return config, tokenizer.with_context_length(config.context_length)
 
 
 def load(source: str | Path, dtype: str = "float32") -> Clip:
@@ -272,9 +290,42 @@ def load(source: str | Path, dtype: str = "float32") -> Clip:
     `dtype` ("float32" or "bfloat16") is that of the parameters and of the computation. Raises
     `UserError` that says what is missing or damaged.
     """
-    from clip_jax.weights.bundle import read_source
-
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype={dtype!r}: choose float32 or bfloat16")
-    config, params, tokenizer = read_source(Path(source), dtype)
+    config, params, tokenizer = _read_source(Path(source), dtype)
     return Clip(config, params, tokenizer)
+
+
+def _read_source(source: Path, dtype: str) -> Loaded:
+    """Whatever is on disk at `source`. Raises `UserError` that says what was looked for."""
+    if not source.exists():
+        raise UserError(
+            f"{source}: no such file or folder "
+            "(hub ids are not downloaded yet; give a folder on disk)"
+        )
+    if is_bundle(source):
+        return read_bundle(source, dtype)
+    if is_bundle(source / "model"):
+        return read_bundle(source / "model", dtype)
+    checkpoint = _find_checkpoint(source)
+    if checkpoint is not None:
+        return _read_checkpoint(checkpoint, dtype)
+    raise UserError(
+        f"{source}: neither an export (config.json with format clip_jax), nor a training run with "
+        "model/ or a complete checkpoint in checkpoints/; other layouts cannot be read yet"
+    )
+
+
+def _find_checkpoint(source: Path) -> Path | None:
+    for folder in (source / "checkpoints", source):
+        found = newest_checkpoint(folder)
+        if found is not None:
+            return found
+    return source if (source / "identity").is_dir() and (source / "params").is_dir() else None
+
+
+def _read_checkpoint(directory: Path, dtype: str) -> Loaded:
+    identity = read_identity(directory)
+    config = ClipConfig.from_dict(identity["architecture"])
+    tokenizer = tokenizer_from_identity(identity)
+    return check_params(config, read_params(directory), directory, dtype, tokenizer)

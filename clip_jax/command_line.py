@@ -11,6 +11,7 @@ from typing import Any
 from absl import app, flags
 
 from clip_jax.errors import UserError
+from clip_jax.host_memory import keep_freed_memory
 
 
 def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> None:
@@ -20,8 +21,10 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
     traceback.
     """
     argv = list(sys.argv if argv is None else argv)
+    keep_freed_memory()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    # orbax tells by absl of every metadata file that it does without.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     if {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
         program = sys.modules["__main__"]
         print(f"{(program.__doc__ or '').strip()}\n\nFlags:")

@@ -22,6 +22,11 @@ _TASKS = flags.DEFINE_list("tasks", None, "Comma-separated tasks.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; without it the table is all.")
 _DATA = flags.DEFINE_string("data", "", "Folder, CSV or tar files, for zero_shot and retrieval.")
 _FORMAT = flags.DEFINE_string("format", "auto", "auto, folder, csv, webdataset or glyphs.")
+_IMAGE_COLUMN = flags.DEFINE_string("image_column", None, "CSV: the column of image paths.")
+_CAPTION_COLUMN = flags.DEFINE_string("caption_column", None, "CSV: the column of captions.")
+_CAPTION_TEMPLATE = flags.DEFINE_string(
+    "caption_template", "a photo of a {}.", "Caption of an image in a class-named folder."
+)
 _LABEL_KEY = flags.DEFINE_string(
     "label_key", "class", "zero_shot: metadata field with the class name or number."
 )
@@ -43,20 +48,23 @@ def main() -> int:
 
     if not _TASKS.value:
         raise UserError(f"--tasks: is missing; choose of {', '.join(TASKS)}")
-    check_tasks(tuple(_TASKS.value), "--tasks")
     output = Path(_OUTPUT.value).expanduser() if _OUTPUT.value else None
-    if output is not None and not output.absolute().parent.is_dir():
-        raise UserError(f"--output={output}: the folder {output.absolute().parent} does not exist")
-    clip = load(_MODEL.value, _DTYPE.value)
-    embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform)
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise UserError(f"--output={output}: must be a file in a folder that exists")
     data = TaskData(
         path=_DATA.value,
         format=_FORMAT.value,
+        image_column=_IMAGE_COLUMN.value,
+        caption_column=_CAPTION_COLUMN.value,
+        caption_template=_CAPTION_TEMPLATE.value,
         label_key=_LABEL_KEY.value,
         classnames=_CLASSNAMES.value,
         templates=_TEMPLATES.value,
         batch_size=_BATCH_SIZE.value,
     )
+    check_tasks(tuple(_TASKS.value), data, "--tasks")
+    clip = load(_MODEL.value, _DTYPE.value)
+    embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform)
     rows = []
     for task in _TASKS.value:
         begun = time.perf_counter()
@@ -66,7 +74,10 @@ def main() -> int:
     print(format_rows(rows))
     if output is not None:
         text = json.dumps({"model": _MODEL.value, "results": rows}, indent=1)
-        output.write_text(text + "\n", encoding="utf-8")
+        try:
+            output.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output={output}: cannot be written ({error.strerror})") from error
         print(f"written: {output}")
     return 0
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from clip_jax.errors import UserError
+
 Array = jax.Array
 
 
@@ -55,27 +57,40 @@ def _mean_logsumexp_backward(
 _mean_logsumexp.defvjp(_mean_logsumexp_forward, _mean_logsumexp_backward)
 
 
-def softmax_loss(image_embeds_BD: Array, text_embeds_BD: Array, logit_scale: Array) -> Array:
+def _check_implementation(implementation: str) -> None:
+    if implementation != "dense":
+        raise UserError(f"implementation={implementation!r}: only 'dense' is built so far")
+
+
+def softmax_loss(
+    image_embeds: Array, text_embeds: Array, logit_scale: Array, implementation: str = "dense"
+) -> Array:
     """(B, D), (B, D), () -> (): the symmetric cross-entropy of CLIP (paper figure 3).
 
     The embeddings are L2-normalised, row i of one belongs to row i of the other, and `logit_scale`
     is exp(t). Each row's term is log-sum-exp minus the positive, a row-wise dot product: the B×B
     matrix of log-probabilities is never built (Oord et al. 2018 for the loss).
     """
-    logits_BB = similarity_logits(image_embeds_BD, text_embeds_BD, logit_scale)
-    scaled_BD = logit_scale * image_embeds_BD.astype(jnp.float32)
-    positive_B = jnp.sum(scaled_BD * text_embeds_BD.astype(jnp.float32), axis=-1)
+    _check_implementation(implementation)
+    logits_BB = similarity_logits(image_embeds, text_embeds, logit_scale)
+    scaled_BD = logit_scale * image_embeds.astype(jnp.float32)
+    positive_B = jnp.sum(scaled_BD * text_embeds.astype(jnp.float32), axis=-1)
     return jnp.mean(_mean_logsumexp(logits_BB) - positive_B)
 
 
 def sigmoid_loss(
-    image_embeds_BD: Array, text_embeds_BD: Array, logit_scale: Array, logit_bias: Array
+    image_embeds: Array,
+    text_embeds: Array,
+    logit_scale: Array,
+    logit_bias: Array,
+    implementation: str = "dense",
 ) -> Array:
     """(B, D), (B, D), (), () -> (): the pairwise loss of SigLIP (Zhai et al. 2023, equation 1).
 
     Minus log sigmoid of +logit for pairs that belong together and of −logit for all others, summed
     over all B² pairs and divided by B.
     """
-    logits_BB = similarity_logits(image_embeds_BD, text_embeds_BD, logit_scale, logit_bias)
+    _check_implementation(implementation)
+    logits_BB = similarity_logits(image_embeds, text_embeds, logit_scale, logit_bias)
     positive_BB = jnp.eye(logits_BB.shape[0], dtype=bool)
     return jnp.sum(jax.nn.softplus(jnp.where(positive_BB, -logits_BB, logits_BB))) / len(logits_BB)

@@ -44,7 +44,12 @@ def main() -> int:
     import jax
 
     if _MULTIHOST.value:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"--multihost: the other processes cannot be joined: {error}"
+            ) from error
     from clip_jax.training.loop import train
     from clip_jax.training.summary import print_summary
 

@@ -200,7 +200,7 @@ def test_state_is_json_and_tells_what_differs():
     state = json.loads(json.dumps(iterator.state()))
     assert state == {"next_batch": 6, "seed": 3, "global_batch_size": 8, "fingerprint": "30 1"}
     same = batches(source, seed=3, batch_size=8, start_batch=state["next_batch"])
-    same.check_state(state)
+    same.resume(state)
     same.close()
     for changed, options, message in (
         (Memory(31), {"seed": 3, "batch_size": 8}, "data"),
@@ -209,7 +209,7 @@ def test_state_is_json_and_tells_what_differs():
     ):
         other = batches(changed, **options)
         with pytest.raises(UserError, match=message):
-            other.check_state(state)
+            other.resume(state)
         other.close()
 
 

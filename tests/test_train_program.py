@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -16,7 +17,8 @@ from PIL import Image
 pytestmark = pytest.mark.slow
 
 SMALL = (  # noqa: SIM905
-    "--config.model.image_size=32 --config.model.patch_size=16 --config.model.vision_width=16 "
+    "--config.model.vision_kind=vit --config.model.image_size=32 --config.model.patch_size=16 "
+    "--config.model.vision_width=16 "
     "--config.model.vision_layers=1 --config.model.vision_heads=2 --config.model.vision_mlp_dim=16 "
     "--config.model.text_width=16 --config.model.text_layers=1 --config.model.text_heads=2 "
     "--config.model.text_mlp_dim=16 --config.model.embed_dim=16 --config.tokenizer.vocab_size=300 "
@@ -38,7 +40,10 @@ def assert_mistake(result: subprocess.CompletedProcess[str], *parts: str) -> Non
     """Exit 2, one line that begins with "error:" and names what is wrong, no traceback."""
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
-    line = result.stderr.strip().splitlines()[-1]
+    lines = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert len(lines) == 1, result.stderr
+    line = lines[0]
+    assert line == result.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ")
     for part in parts:
         assert part in line
@@ -127,9 +132,40 @@ def test_mistakes_on_the_command_line(tmp_path: Path, photos: Path) -> None:
         "did you mean 'config.optimizer.learning_rate'",
     )
     assert_mistake(train(workdir, "--config.batch_size=many"), "batch_size", "many")
+    data = f"--config.data.path={photos}"
+    task = "--config.evaluation.tasks=('zero_shot',)"
+    # What only the evaluation needs is looked at before the training begins.
+    assert_mistake(train(workdir, data, task), "zero_shot", "evaluation.path")
+    where = f"--config.evaluation.path={photos}"
+    assert_mistake(
+        train(workdir, data, task, where, "--config.evaluation.templates=nosuch"), "nosuch"
+    )
+    assert_mistake(
+        train(workdir, data, task, where, "--config.evaluation.label_key=kind"), "kind", "class"
+    )
+    assert_mistake(train("--workdir=gs://bucket/run", data), "gs:/")
     assert_mistake(run("clip_jax.train", "--config=nowhere.py", workdir), "nowhere.py")
     assert_mistake(train(workdir, "--confg=1"), "confg")
     assert not (tmp_path / "run").exists()
+
+
+def test_none_and_steps_by_flag(tmp_path: Path, photos: Path) -> None:
+    """Fields that may be None are set and unset on the command line; steps win over epochs."""
+    workdir = tmp_path / "run"
+    result = train(
+        f"--workdir={workdir}",
+        f"--config.data.path={photos}",
+        *SMALL,
+        "--config.steps=3",
+        "--config.optimizer.clip_norm=None",
+        "--config.checkpoint.every_minutes=None",
+        "--config.report=false",
+    )
+    assert result.returncode == 0, result.stderr
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["optimizer"]["clip_norm"] is None
+    assert config["steps"] == 3
+    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_mistakes_in_the_data(tmp_path: Path, photos: Path) -> None:
@@ -142,7 +178,11 @@ def test_mistakes_in_the_data(tmp_path: Path, photos: Path) -> None:
         (bad / f"{index}.jpg").write_bytes(b"not an image")
     assert_mistake(train(workdir, "--config.data.path=nowhere"), "nowhere")
     assert_mistake(train(workdir, f"--config.data.path={tmp_path / 'empty'}"), "empty")
-    assert_mistake(train(workdir, f"--config.data.path={tmp_path / 'columns.csv'}"), "a", "b")
+    assert_mistake(
+        train(workdir, f"--config.data.path={tmp_path / 'columns.csv'}"),
+        "none of",
+        "its columns are: a, b",
+    )
     assert_mistake(
         train(workdir, f"--config.data.path={tmp_path / 'bad'}", *SMALL), "max_bad_fraction"
     )
@@ -166,6 +206,14 @@ def test_mistakes_against_the_mesh_and_the_workdir(photo_run: Path, photos: Path
     )
     assert_mistake(environment_run, "batch_size=12", "multiple", "8 or 16")
     before = (photo_run / "metrics.jsonl").read_bytes()
+    assert_mistake(train(f"--workdir={photo_run}", data, *SMALL, "--config.steps=2"), "steps=2")
+    assert_mistake(
+        train(f"--workdir={photo_run}", data, *SMALL, "--config.optimizer.clip_norm=None"),
+        "clip_norm=None",
+    )
+    with open(photo_run / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert_mistake(train(f"--workdir={photo_run}", data, *SMALL), "another trainer")
     other = train(f"--workdir={photo_run}", data, *SMALL, "--config.model.embed_dim=32")
     assert_mistake(other, "another architecture", "embed_dim: 16 -> 32")
     assert (photo_run / "metrics.jsonl").read_bytes() == before

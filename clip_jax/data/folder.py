@@ -25,8 +25,11 @@ def list_images(root: Path) -> Iterator[Path]:
         if real in seen:
             return
         seen.add(real)
-        with os.scandir(folder) as entries:
-            listing = sorted(entries, key=lambda entry: entry.name)
+        try:
+            with os.scandir(folder) as entries:
+                listing = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be read: {error.strerror}") from error
         for entry in listing:
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import logging
 import os
 import tempfile
 import unicodedata
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clip_jax.data.records import Record
+from clip_jax.data.records import Record, fingerprint_of
 from clip_jax.errors import UserError
 
 IMAGE_SIZE = 32  # pixels, square
@@ -84,10 +85,9 @@ class Glyphs:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of every image and name."""
-        digest = hashlib.sha256(self.images.tobytes())
-        digest.update("\n".join(self.names).encode())
-        return digest.hexdigest()[:16]
+        """A hash of every key and name; pixels may differ a little between font engines."""
+        indices = range(len(self))
+        return fingerprint_of((self.key(index), self.captions(index)) for index in indices)
 
 
 def _draw_face(face: str) -> tuple[np.ndarray, list[int]]:
@@ -135,7 +135,7 @@ def _load_face(face: str) -> tuple[np.ndarray, np.ndarray]:
         try:
             with np.load(path) as stored:
                 return stored["images"], stored["codepoints"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             logging.warning("glyph cache %s is damaged (%s): drawing again", path, error)
     images, codepoints = _draw_face(face)
     points = np.asarray(codepoints, np.int32)

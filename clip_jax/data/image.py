@@ -18,6 +18,7 @@ from clip_jax.data.decoding import (
 )
 from clip_jax.data.records import DecodeError
 from clip_jax.errors import UserError
+from clip_jax.models.architectures import OPENAI_MEAN, OPENAI_STD
 
 __all__ = [
     "INTERPOLATIONS",
@@ -29,9 +30,6 @@ __all__ = [
     "ImageTransform",
     "decode",
 ]
-
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,

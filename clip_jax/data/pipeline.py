@@ -190,8 +190,15 @@ class BatchIterator:
         )
 
     def state(self) -> dict[str, Any]:
-        """JSON-able: what a checkpoint keeps, and what `check_state` compares."""
-        return {"next_batch": self.next_batch, **self._identity()}
+        """JSON-able: what a checkpoint keeps, and what `resume` takes back."""
+        bad = sorted(self._bad_indices)
+        return {
+            "next_batch": self.next_batch,
+            **self._identity(),
+            "tried": self._tried,
+            "bad": bad,
+            "bad_records": self.bad_records,
+        }
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -200,8 +207,12 @@ class BatchIterator:
             "fingerprint": self._source.fingerprint,
         }
 
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raises UserError where `state` belongs to other data, seed or global batch size."""
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Takes over the count of bad records of the run that `state` was saved by.
+
+        Raises UserError where that run had other data, seed or global batch size. The position is
+        not moved: it is `start_batch`.
+        """
         for name, now in self._identity().items():
             if state.get(name) != now:
                 what = "data (keys or captions)" if name == "fingerprint" else name
@@ -209,6 +220,9 @@ class BatchIterator:
                     f"cannot resume: the checkpoint was made with other {what}:"
                     f" {name}={state.get(name)!r} there, {now!r} now; restore it or start a new run"
                 )
+        self._tried = state["tried"]
+        self._bad_indices = set(state["bad"])
+        self.bad_records = dict(state["bad_records"])
 
     def close(self) -> None:
         """Ends threads and worker processes; nothing comes after it."""

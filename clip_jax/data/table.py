@@ -54,6 +54,8 @@ class TableSource:
                 self._read(csv.reader(file, delimiter=delimiter), image_column, caption_column)
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except csv.Error as error:
             raise UserError(f"{path} is not a readable table: {error}") from None
         if not self._keys:

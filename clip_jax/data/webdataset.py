@@ -111,6 +111,8 @@ class WebDatasetSource:
     """
 
     def __init__(self, paths: list[str]) -> None:
+        if not paths:
+            raise UserError("data path names no tar file; give a .tar, a folder or a pattern")
         self._shards = _Shards(paths)
         self._keys: list[str] = []
         self._captions: list[tuple[str, ...]] = []
@@ -194,9 +196,10 @@ class WebDatasetSource:
     def __getitem__(self, index: int) -> Record:
         try:
             image = self._shards.read(self._members[index][0])
+            metadata = self.metadata(index)
         except OSError as error:
             raise DecodeError(f"{self._keys[index]} cannot be read: {error}") from error
-        return Record(self._keys[index], image, self._captions[index], self.metadata(index))
+        return Record(self._keys[index], image, self._captions[index], metadata)
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self._captions[index]

@@ -40,6 +40,9 @@ class TaskData:
 
     path: str = ""
     format: str = "auto"
+    image_column: str | None = None
+    caption_column: str | None = None
+    caption_template: str = "a photo of a {}."
     label_key: str = "class"
     classnames: str | None = None
     templates: str = "openai"
@@ -49,7 +52,13 @@ class TaskData:
 def _open(data: TaskData, task: str) -> Source:
     if not data.path:
         raise UserError(f"task {task!r}: needs images; give --data (config: evaluation.path)")
-    return open_source(data.path, data.format)
+    return open_source(
+        data.path,
+        data.format,
+        image_column=data.image_column,
+        caption_column=data.caption_column,
+        caption_template=data.caption_template,
+    )
 
 
 def _labels(source: Source, data: TaskData) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -168,11 +177,20 @@ TASKS: dict[str, Callable[[Embedders, TaskData], list[Row]]] = {
 }
 
 
-def check_tasks(tasks: tuple[str, ...], key: str) -> None:
-    """Raises `UserError` for a name that is not a task."""
+def check_tasks(tasks: tuple[str, ...], data: TaskData, key: str) -> None:
+    """Opens what the tasks will read, so that a mistake shows before the work and not after it.
+
+    Raises `UserError` for a name that is not a task, and for data, labels, class names or templates
+    that a task could not use. `key` is where the tasks were named.
+    """
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"{key}={task!r}: choose of {', '.join(TASKS)}")
+    if "zero_shot" in tasks:
+        _labels(_open(data, "zero_shot"), data)
+        get_templates(data.templates)
+    elif "retrieval" in tasks:
+        _open(data, "retrieval")
 
 
 def run_task(task: str, embedders: Embedders, data: TaskData) -> list[Row]:

@@ -90,8 +90,11 @@ def _check(config: ClipConfig) -> None:
     """Raises `UserError` for sizes that no model can have."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if isinstance(value, int) and not isinstance(value, bool) and value < 0:
-            raise UserError(f"{field.name}={value}: must not be negative")
+        lowest = 0 if field.name == "eos_id" else 1
+        if isinstance(value, int) and not isinstance(value, bool) and value < lowest:
+            raise UserError(f"{field.name}={value}: must be at least {lowest}")
+        if field.name in ("image_mean", "image_std") and len(value) != 3:
+            raise UserError(f"{field.name}={value}: must be three numbers, for red, green, blue")
         allowed = CHOICES.get(field.name)
         if allowed and value not in allowed:
             raise UserError(f"{field.name}={value!r}: choose one of {', '.join(allowed)}")

@@ -45,10 +45,14 @@ class BatchNorm(nn.Module):
         mean = self.param("mean", nn.initializers.zeros, (channels,), jnp.float32)
         var = self.param("var", nn.initializers.ones, (channels,), jnp.float32)
         if use_batch:
-            x32 = x.astype(jnp.float32)
-            mean = x32.mean(axis=(0, 1, 2))
-            var = jnp.square(x32 - mean).mean(axis=(0, 1, 2))
-            count = x.size // channels
+            # One pass over the batch, not two. Moments about the running mean, which is near the
+            # batch's, lose no digits where the mean is large against the deviation.
+            origin = jax.lax.stop_gradient(mean)
+            shifted = x.astype(jnp.float32).reshape(-1, channels) - origin
+            offset = shifted.mean(axis=0)
+            var = jnp.maximum(jnp.square(shifted).mean(axis=0) - jnp.square(offset), 0.0)
+            mean = origin + offset
+            count = len(shifted)
             # The running variance is the unbiased one, as in the framework of the released weights.
             self.sow(BATCH_STATISTICS, "mean", mean, reduce_fn=_keep_last)
             self.sow(BATCH_STATISTICS, "var", var * count / max(count - 1, 1), reduce_fn=_keep_last)

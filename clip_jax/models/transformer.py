@@ -24,7 +24,7 @@ def quick_gelu(x: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """x·Φ(x), exact. By erf and not, as `jax.nn.gelu`, by erfc, which costs several times as much."""
+    """x·Φ(x), exact. By erf; `jax.nn.gelu` takes erfc, which costs several times as much."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 

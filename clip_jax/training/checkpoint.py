@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from clip_jax.errors import UserError
@@ -37,6 +38,7 @@ class Checkpoints:
             kept.append(policies.EveryNSteps(config.keep_every_steps))
         if jax.process_index() == 0:
             set_aside_incomplete(directory)
+        multihost_utils.sync_global_devices("incomplete checkpoints are set aside")
         self._config = config
         self._last_save = time.monotonic()
         self._checkpointer = ocp.training.Checkpointer(
@@ -90,7 +92,7 @@ class Checkpoints:
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(
                 f"checkpoint {self._directory / str(step)} cannot be restored: "
-                f"{_first_line(error)}; delete that folder to go on from the one before it"
+                f"{_first_line(error)}; it is damaged: move it away to go on from the one before it"
             ) from error
         return abstract.replace(
             params=parts["params"], ema_params=parts.get("ema"), **parts["rest"]
@@ -139,9 +141,12 @@ def read_identity(directory: Path) -> dict[str, Any]:
 
 
 def read_params(directory: Path) -> dict[str, Any]:
-    """The parameters of a checkpoint alone, as numpy arrays: the moving average where there is
-    one."""
-    name = "ema" if (directory / "ema").is_dir() else "params"
+    """The parameters of a checkpoint alone, as numpy arrays: their moving average where it has one.
+
+    Raises `UserError` when they cannot be read.
+    """
+    has_average = read_identity(directory)["config"]["optimizer"]["ema_decay"] is not None
+    name = "ema" if has_average else "params"
     try:
         params = _load_parts(directory, {name: None})[name]
     except (ValueError, KeyError, FileNotFoundError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any, Literal, TypeVar
@@ -88,6 +89,7 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = ()  # of clip_jax.evaluation.tasks.TASKS
     every_steps: int | None = None  # None: at the end only
     path: str = ""  # images for "zero_shot" and "retrieval", in any format that data.path takes
+    format: Literal["auto", "folder", "csv", "webdataset", "glyphs"] = "auto"
     label_key: str = (
         "class"  # "zero_shot": the metadata field that holds the class name or its number
     )
@@ -123,7 +125,7 @@ class TrainConfig:
     loss: Literal["softmax", "sigmoid"] = "softmax"
     batch_size: int = 256  # pairs, global
     steps: int | None = None  # length of the run; or
-    epochs: float | None = None  # passes over the data, where steps is None
+    epochs: float | None = None  # passes over the data; counts where steps is None
     seed: int = 0
     log_every_steps: int = 10
     report: bool = True  # write report.html at the end
@@ -147,23 +149,20 @@ def _to_config_dict(cls: Any) -> config_dict.ConfigDict:
         elif dataclasses.is_dataclass(kind):
             result[field.name] = _to_config_dict(kind)
         else:
-            # A field that may be None keeps its type by a placeholder, so that a flag can set it.
+            # A field that may be None is of type object, so that a flag can set it and unset it;
+            # build_config looks at the type of what comes.
             value = _default(field)
-            result[field.name] = _placeholder(kind) if value is None else value
-            if _is_optional(kind) and value is not None:
-                placeholder = _placeholder(kind)
-                result._fields[field.name] = placeholder
-                placeholder.set(value)
+            is_optional = _is_optional(kind)
+            result[field.name] = _optional(value) if is_optional else value
     result.lock()
     return result
 
 
 def _model_config_dict() -> config_dict.ConfigDict:
     result = config_dict.ConfigDict({"name": ModelConfig().name})
-    hints = typing.get_type_hints(ClipConfig)
     for field in dataclasses.fields(ClipConfig):
         if field.name != "name":
-            result[field.name] = _placeholder(hints[field.name])
+            result[field.name] = _optional()
     result.lock()
     return result
 
@@ -189,9 +188,8 @@ def _plain_types(kind: Any) -> tuple[type, ...]:
     return (origin or kind,)
 
 
-def _placeholder(kind: Any) -> config_dict.FieldReference:
-    kinds = _plain_types(kind)
-    return config_dict.placeholder(kinds[0] if len(kinds) == 1 else object)
+def _optional(value: Any = None) -> config_dict.FieldReference:
+    return config_dict.FieldReference(value, field_type=object)
 
 
 def build_config(values: config_dict.ConfigDict | dict[str, Any]) -> TrainConfig:
@@ -224,7 +222,10 @@ def _build(cls: type[Config], values: dict[str, Any], where: str) -> Config:
             built[key] = _build(kind, value, name)  # type: ignore[arg-type]
         else:
             built[key] = _coerce(value, kind, name)
-    return cls(**built)
+    try:
+        return cls(**built)
+    except (TypeError, ValueError) as error:  # a tuple of other things than numbers, say
+        raise UserError(f"{where}: {error}") from error
 
 
 def _build_model(values: dict[str, Any], where: str) -> ModelConfig:
@@ -291,12 +292,26 @@ def _check(config: TrainConfig) -> None:
         "config.epochs": config.epochs,
     }
     for key, value in positive.items():
-        if value is not None and value <= 0:
-            raise UserError(f"{key}={value}: must be greater than 0")
-    if (config.steps is None) == (config.epochs is None):
-        raise UserError(
-            f"config.steps={config.steps}, config.epochs={config.epochs}: give exactly one of them"
-        )
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"{key}={value}: must be greater than 0, and finite")
+    optimizer = config.optimizer
+    ranges = {
+        "config.seed": (config.seed, 0, 2**31 - 1),
+        "config.optimizer.warmup_steps": (optimizer.warmup_steps, 0, math.inf),
+        "config.optimizer.b1": (optimizer.b1, 0, 1),
+        "config.optimizer.b2": (optimizer.b2, 0, 1),
+        "config.optimizer.eps": (optimizer.eps, 0, 1),
+        "config.optimizer.weight_decay": (optimizer.weight_decay, 0, math.inf),
+        "config.optimizer.clip_norm": (optimizer.clip_norm, 0, math.inf),
+        "config.optimizer.ema_decay": (optimizer.ema_decay, 0, 1),
+        "config.data.workers": (config.data.workers, 0, 1024),
+        "config.data.max_bad_fraction": (config.data.max_bad_fraction, 0, 1),
+    }
+    for key, (value, low, high) in ranges.items():
+        if value is not None and not low <= value <= high:
+            raise UserError(f"{key}={value}: must be {low} to {high}")
+    if config.steps is None and config.epochs is None:
+        raise UserError("config.steps=None, config.epochs=None: give one of them")
     if not config.data.path:
         raise UserError(
             "config.data.path='': give a folder of images, a CSV file or tar files "

@@ -6,16 +6,19 @@ step n are read, and checkpoints are written behind the run's back.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
+import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -43,9 +46,17 @@ class Preemption:
         self._before: Any = None
 
     def __enter__(self) -> Preemption:
-        if threading.current_thread() is threading.main_thread():
+        # With several hosts jax has a handler of its own, by which they agree on the step.
+        alone = jax.process_count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, lambda *_: self.requested.set())
         return self
+
+    def reached(self, step: int) -> bool:
+        """Whether all hosts shall stop after this step."""
+        if jax.process_count() == 1:
+            return self.requested.is_set()
+        return multihost_utils.reached_preemption_sync_point(step)
 
     def __exit__(self, *_: Any) -> None:
         if self._before is not None:
@@ -58,11 +69,11 @@ def train(config: TrainConfig, workdir: Path) -> Clip | None:
     Returns the trained `Clip`, or None when SIGTERM ended the run early (it is saved then, and the
     same call goes on from there). Raises `UserError` for what the user can put right.
     """
-    check_tasks(config.evaluation.tasks, "config.evaluation.tasks")
-    with Preemption() as preemption:
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        check_batch(mesh, config.batch_size, "config.batch_size")
-        workdir = make_workdir(workdir)
+    check_tasks(config.evaluation.tasks, task_data(config), "config.evaluation.tasks")
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    check_batch(mesh, config.batch_size, "config.batch_size")
+    workdir = make_workdir(workdir)
+    with Preemption() as preemption, only_trainer(workdir):
         _enable_compilation_cache(workdir)
         source = open_source(
             config.data.path,
@@ -88,12 +99,33 @@ def train(config: TrainConfig, workdir: Path) -> Clip | None:
 
 
 def make_workdir(workdir: Path) -> Path:
-    """Creates the folder. Raises `UserError` where that is impossible."""
+    """Creates the folder. Raises `UserError` where that is impossible, or it cannot be written."""
+    if ":/" in str(workdir):
+        raise UserError(f"--workdir={workdir}: must be a local folder; remote ones need a mount")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot be made ({error})") from error
+    if not os.access(workdir, os.W_OK):
+        raise UserError(f"--workdir={workdir}: cannot be written")
     return workdir.absolute()
+
+
+@contextlib.contextmanager
+def only_trainer(workdir: Path) -> Iterator[None]:
+    """Holds the folder's lock on process 0. Raises `UserError` while another trainer has it.
+
+    The kernel lets go of it when the process ends, however it ends.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    with open(workdir / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"--workdir={workdir}: another trainer is at work in it") from error
+        yield
 
 
 def _enable_compilation_cache(workdir: Path) -> None:
@@ -126,7 +158,7 @@ def _train_steps(run: Run, state: TrainState, preemption: Preemption) -> TrainSt
             _report_step(run, state, pending, clock)
         pending = (step, metrics, indices)
         evaluate = config.evaluation.every_steps and step % config.evaluation.every_steps == 0
-        stop = preemption.requested.is_set()
+        stop = preemption.reached(step)
         save = run.checkpoints.due(step)
         if evaluate or save or stop or step == run.steps:
             # Rows come before the checkpoint that vouches for them: what a resume drops is what it
@@ -195,6 +227,7 @@ def _report_step(run: Run, state: TrainState, pending: Pending, clock: Clock) ->
         run.progress.say(f"first step, with compilation: {compile_seconds:.1f} s")
         rate_seconds, rate_steps = compile_seconds, 1
         clock.started_step, clock.rate_start = step, clock.seconds
+        clock.logged_seconds, clock.logged_step, clock.wait_seconds = clock.seconds, step, 0.0
     else:
         rate_seconds, rate_steps = clock.seconds - clock.logged_seconds, step - clock.logged_step
     if step > clock.started_step:
@@ -236,13 +269,13 @@ def _stop_not_finite(
 ) -> None:
     """Saves the last good state, writes down the batch, and raises `UserError`."""
     keys = [run.source.key(int(index)) for index in indices]
-    path = run.workdir / f"not_finite_step_{step}.json"
+    host = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = run.workdir / f"not_finite_step_{step}{host}.json"
     values = {name: float(value) for name, value in metrics.items()}
     about = {"step": step, **{k: repr(v) for k, v in values.items()}, "keys": keys}
     path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    good = state.replace(failed=jnp.zeros((), bool))
-    if int(good.step) > 0:
-        run.checkpoints.save(good, run.identity(int(good.step)), wait=True)
+    good = state.replace(failed=state.failed & False)
+    run.checkpoints.save(good, run.identity(int(good.step)), wait=True)
     raise UserError(
         f"step {step}: loss={values['loss']} grad_norm={values['grad_norm']} is not finite; the "
         f"state before it is saved (step {int(good.step)}), the batch's keys are in {path} "
@@ -250,30 +283,36 @@ def _stop_not_finite(
     )
 
 
-def evaluate_state(run: Run, state: TrainState, step: int) -> list[dict[str, Any]]:
-    """Runs the configured tasks on the state's parameters and writes their rows."""
-    evaluation = run.config.evaluation
-    clip = Clip(run.architecture, state.eval_params, run.tokenizer, run.mesh)
-    embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform)
-    data = TaskData(
+def task_data(config: TrainConfig) -> TaskData:
+    """What the evaluations of a run read; columns and captions are named as in its own data."""
+    evaluation, data = config.evaluation, config.data
+    return TaskData(
         path=evaluation.path,
+        format=evaluation.format,
+        image_column=data.image_column,
+        caption_column=data.caption_column,
+        caption_template=data.caption_template,
         label_key=evaluation.label_key,
         classnames=evaluation.classnames,
         templates=evaluation.templates,
         batch_size=evaluation.batch_size,
     )
+
+
+def evaluate_state(run: Run, state: TrainState, step: int) -> list[dict[str, Any]]:
+    """Runs the configured tasks on the state's parameters and writes their rows."""
+    clip = Clip(run.architecture, state.eval_params, run.tokenizer, run.mesh)
+    embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform)
+    data = task_data(run.config)
     rows = []
-    for task in evaluation.tasks:
+    for task in run.config.evaluation.tasks:
         rows += [{"step": step, **row} for row in run_task(task, embedders, data)]
     run.log.log_evaluations(rows)
     return rows
 
 
 def _finish(run: Run, state: TrainState) -> Clip:
-    """Final evaluation and export; each is made only where it is missing."""
-    is_evaluated = np.asarray(run.log.has_evaluation(run.steps))
-    if not multihost_utils.broadcast_one_to_all(is_evaluated):  # only process 0 has the files
-        evaluate_state(run, state, run.steps)
+    """Export and final evaluation; each is made only where it is missing."""
     params = state.eval_params
     clip = Clip(run.architecture, params, run.tokenizer, run.mesh)
     export = run.workdir / "model"
@@ -281,6 +320,9 @@ def _finish(run: Run, state: TrainState) -> Clip:
         on_host = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
             write_bundle(export, run.architecture, on_host, run.tokenizer, step=run.steps)
+    is_evaluated = np.asarray(run.log.has_evaluation(run.steps))
+    if not multihost_utils.broadcast_one_to_all(is_evaluated):  # only process 0 has the files
+        evaluate_state(run, state, run.steps)
     bad = run.batches.bad_records
     if bad:
         logging.warning("%d records could not be decoded and were left out", len(bad))

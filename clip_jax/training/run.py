@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from clip_jax.clip import fit_tokenizer
@@ -24,7 +25,11 @@ from clip_jax.training.config import TrainConfig
 from clip_jax.training.metrics import Progress, RunLog
 from clip_jax.training.optimizer import make_optimizer
 from clip_jax.training.state import TrainState, abstract_state, sharded_state
-from clip_jax.weights.bundle import tokenizer_from_identity, tokenizer_to_identity
+from clip_jax.weights.bundle import (
+    exported_step,
+    tokenizer_from_identity,
+    tokenizer_to_identity,
+)
 
 
 @dataclasses.dataclass
@@ -75,8 +80,18 @@ def open_run(
     architecture, tokenizer = resolve_architecture(config, tokenizer)
     if identity is not None:
         check_same_model(architecture, identity, workdir)
-        _tell_changes(config, identity["config"])
+        check_resumable(config, identity["config"], workdir)
     steps = total_steps(config, len(source))
+    if newest is not None and newest > steps:
+        raise UserError(
+            f"config.steps={steps}: {workdir} is at step {newest} already; "
+            "give at least that, or another workdir"
+        )
+    if newest is None and exported_step(workdir / "model") is not None:
+        raise UserError(
+            f"--workdir={workdir}: holds a finished model but no checkpoint to go on from; "
+            "use another workdir"
+        )
 
     optimizer = make_optimizer(config.optimizer, steps)
     ema = config.optimizer.ema_decay is not None
@@ -101,7 +116,7 @@ def open_run(
         max_bad_fraction=config.data.max_bad_fraction,
     )
     if identity is not None:
-        batches.check_state(identity["data"])
+        batches.resume(identity["data"])
     if is_first:
         text = json.dumps(configs.to_dict(config), indent=1) + "\n"
         (workdir / "config.json").write_text(text, encoding="utf-8")
@@ -138,21 +153,14 @@ def make_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
 
 
 def resolve_architecture(config: TrainConfig, tokenizer: Tokenizer) -> tuple[ClipConfig, Tokenizer]:
-    """The architecture with the vocabulary of its tokenizer, and the tokenizer at its context
-    length.
-
-    Where the end of text is not the largest id, the text tower pools at that id instead.
-    """
-    architecture = config.model.architecture()
-    chosen = config.model.overrides
-    if "vocab_size" not in chosen:
-        architecture = override(architecture, vocab_size=tokenizer.vocab_size)
-    eos_id = tokenizer.eos_id
-    if architecture.text_pool != "last" and eos_id != tokenizer.vocab_size - 1:
-        architecture = override(architecture, text_pool="eos", eos_id=eos_id)
+    """The architecture with the vocabulary of its tokenizer, and the bias that its loss needs."""
+    keep = "vocab_size" in config.model.overrides
+    architecture, tokenizer = fit_tokenizer(
+        config.model.architecture(), tokenizer, keep_vocab_size=keep
+    )
     if config.loss == "sigmoid" and architecture.logit_bias_init is None:
         architecture = override(architecture, logit_bias_init=-10.0)
-    return architecture, fit_tokenizer(architecture, tokenizer)
+    return architecture, tokenizer
 
 
 def check_same_model(architecture: ClipConfig, identity: dict[str, Any], workdir: Path) -> None:
@@ -167,20 +175,26 @@ def check_same_model(architecture: ClipConfig, identity: dict[str, Any], workdir
         )
 
 
-def _tell_changes(config: TrainConfig, saved: dict[str, Any]) -> None:
-    """Warns of settings that are not those that the checkpoint was made with."""
+def check_resumable(config: TrainConfig, saved: dict[str, Any], workdir: Path) -> None:
+    """Warns of settings that are not those the checkpoint was made with.
 
-    def leaves(values: dict[str, Any], prefix: str = "config") -> dict[str, Any]:
-        flat = {}
-        for key, value in values.items():
-            name = f"{prefix}.{key}"
-            flat.update(leaves(value, name) if isinstance(value, dict) else {name: value})
-        return flat
-
-    before, now = leaves(saved), leaves(json.loads(json.dumps(configs.to_dict(config))))
+    Raises `UserError` for those that cannot change: the tokenizer, and what the optimizer's state
+    is made of.
+    """
+    before, now = flatten_dict(saved, sep="."), flatten_dict(configs.to_dict(config), sep=".")
+    now = json.loads(json.dumps(now))
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            logging.warning("resuming with %s=%s (was %s)", name, now.get(name), before.get(name))
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        changes_tree = name in ("optimizer.clip_norm", "optimizer.ema_decay") and None in (old, new)
+        fixed = name.startswith("tokenizer.") or name == "optimizer.first_moment_dtype"
+        if changes_tree or fixed:
+            raise UserError(
+                f"config.{name}={new}: the run in {workdir} was begun with {old}, and cannot go on "
+                "otherwise; use another workdir"
+            )
+        logging.warning("resuming with config.%s=%s (was %s)", name, new, old)
 
 
 def total_steps(config: TrainConfig, num_records: int) -> int:

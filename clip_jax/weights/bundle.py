@@ -1,4 +1,4 @@
-"""Our own layout of a model on disk, and what a source on disk is.
+"""Our own layout of a model on disk.
 
 DIR/config.json            {"format": "clip_jax", "version": 1, "architecture": {… every ClipConfig
 field}} DIR/model.safetensors      parameters, their tree paths joined by "/"
@@ -62,10 +62,12 @@ def write_bundle(
     folder holds something that is not such a model.
     """
     directory = directory.absolute()
-    if directory.exists() and any(directory.iterdir()) and not is_bundle(directory):
+    foreign = {path.name for path in directory.glob("*")} - {CONFIG, WEIGHTS, TOKENIZER}
+    if foreign or (directory.exists() and any(directory.iterdir()) and not is_bundle(directory)):
         raise UserError(f"{directory}: holds other files; give a new or empty folder")
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
+    before = aside.with_name(aside.name + "-before")
     try:
         tensors = {
             name: np.ascontiguousarray(np.asarray(leaf)).reshape(np.shape(leaf))
@@ -83,10 +85,11 @@ def write_bundle(
             save_tokenizer(tokenizer, aside / TOKENIZER)
         aside.chmod(0o755)
         if directory.exists():
-            shutil.rmtree(directory)
+            os.replace(directory, before)
         os.replace(aside, directory)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def _read_about(directory: Path) -> dict[str, Any]:
@@ -148,45 +151,6 @@ def check_params(
     # The scale stays float32: exp() of a rounded logarithm is visibly another temperature.
     cast = {k: v if k.startswith("logit_") else v.astype(kind) for k, v in found.items()}
     return override(config, dtype=dtype), unflatten(cast), tokenizer
-
-
-def read_source(source: Path, dtype: str) -> Loaded:
-    """Whatever is on disk at `source`. Raises `UserError` that says what was looked for."""
-    if not source.exists():
-        raise UserError(
-            f"{source}: no such file or folder "
-            "(hub ids are not downloaded yet; give a folder on disk)"
-        )
-    if is_bundle(source):
-        return read_bundle(source, dtype)
-    if is_bundle(source / "model"):
-        return read_bundle(source / "model", dtype)
-    checkpoint = _find_checkpoint(source)
-    if checkpoint is not None:
-        return _read_checkpoint(checkpoint, dtype)
-    raise UserError(
-        f"{source}: neither an export (config.json with format clip_jax), nor a training run with "
-        "model/ or a complete checkpoint in checkpoints/; other layouts cannot be read yet"
-    )
-
-
-def _find_checkpoint(source: Path) -> Path | None:
-    from clip_jax.training.checkpoint import newest_checkpoint
-
-    for folder in (source / "checkpoints", source):
-        found = newest_checkpoint(folder)
-        if found is not None:
-            return found
-    return source if (source / "identity").is_dir() and (source / "params").is_dir() else None
-
-
-def _read_checkpoint(directory: Path, dtype: str) -> Loaded:
-    from clip_jax.training.checkpoint import read_identity, read_params
-
-    identity = read_identity(directory)
-    config = ClipConfig.from_dict(identity["architecture"])
-    tokenizer = tokenizer_from_identity(identity)
-    return check_params(config, read_params(directory), directory, dtype, tokenizer)
 
 
 def tokenizer_to_identity(tokenizer: Tokenizer) -> dict[str, Any]:
