@@ -59,7 +59,7 @@ rm -f exit_code
 if [ ! -e $commit/installed ]; then
   mkdir -p $commit && tar -xzf ~/clip_jax-$commit.tar.gz -C $commit
   command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
-  (cd $commit; uv venv -q --clear --python 3.12 .venv; uv pip install -q --python .venv/bin/python '.[tpu]')
+  (cd $commit; uv venv -q --clear --python 3.12 .venv; uv pip install -q --python .venv/bin/python -c constraints/py312.txt '.[tpu]')
   touch $commit/installed
 fi
 cat >train.sh <<'LOOP'

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tiny import tiny_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CACHE = REPOSITORY / ".cache"
@@ -19,44 +20,6 @@ os.environ.setdefault("CLIP_JAX_CACHE", str(CACHE / "clip_jax"))
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
-
-
-def tiny_config(**changes):
-    """A glyph run of a second: few steps of the smallest towers. `changes`: keys, "__" for "."."""
-    from clip_jax.training.config import default_config
-
-    config = default_config()
-    config.model.name = "custom"
-    config.model.embed_dim = 16
-    config.model.image_size = 32
-    config.model.patch_size = 16
-    config.model.vision_width = 16
-    config.model.vision_layers = 1
-    config.model.vision_heads = 2
-    config.model.vision_mlp_dim = 32
-    config.model.context_length = 12
-    config.model.text_width = 16
-    config.model.text_layers = 1
-    config.model.text_heads = 2
-    config.model.text_mlp_dim = 32
-    config.tokenizer.vocab_size = 400
-    config.data.format = "glyphs"
-    config.data.path = "validation"
-    config.augmentation.shift = 0.05
-    config.optimizer.learning_rate = 1e-2
-    config.optimizer.warmup_steps = 5
-    config.batch_size = 64
-    config.steps = 40
-    config.log_every_steps = 1
-    config.checkpoint.every_steps = 10
-    config.report = False
-    for key, value in changes.items():
-        *groups, last = key.split("__")
-        group = config
-        for name in groups:
-            group = group[name]
-        group[last] = value
-    return config
 
 
 @pytest.fixture(scope="session")

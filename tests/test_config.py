@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, tiny_config
+from conftest import REPOSITORY
+from tiny import tiny_config
 
 from clip_jax.errors import UserError
 from clip_jax.training.config import (

@@ -18,7 +18,7 @@ from clip_jax.training.metrics import read_rows
 CONFIG = """
 import sys
 sys.path.insert(0, {tests!r})
-from conftest import tiny_config
+from tiny import tiny_config
 
 def get_config():
     return tiny_config(

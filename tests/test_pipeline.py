@@ -198,7 +198,8 @@ def test_state_is_json_and_tells_what_differs():
     iterator = batches(source, seed=3, process_count=2, start_batch=4)
     take(iterator, 2)
     state = json.loads(json.dumps(iterator.state()))
-    assert state == {"next_batch": 6, "seed": 3, "global_batch_size": 8, "fingerprint": "30 1"}
+    where = {"next_batch": 6, "seed": 3, "global_batch_size": 8, "fingerprint": "30 1"}
+    assert state == where | {"tried": 8, "bad": [], "bad_records": {}}
     same = batches(source, seed=3, batch_size=8, start_batch=state["next_batch"])
     same.resume(state)
     same.close()
@@ -211,6 +212,21 @@ def test_state_is_json_and_tells_what_differs():
         with pytest.raises(UserError, match=message):
             other.resume(state)
         other.close()
+
+
+def test_a_resume_goes_on_counting_bad_records():
+    source = Memory(40, bad=(3, 17, 18, 30))
+    whole = batches(source, max_bad_fraction=0.5)
+    take(whole, 12)
+    first = batches(source, max_bad_fraction=0.5)
+    take(first, 5)
+    state = json.loads(json.dumps(first.state()))
+    second = batches(source, max_bad_fraction=0.5, start_batch=5)
+    second.resume(state)
+    take(second, 7)
+    assert second.bad_records == whole.bad_records
+    assert second.state() == whole.state()
+    assert len(whole.bad_records) == 4
 
 
 def test_impossible_requests_are_named():

@@ -22,7 +22,7 @@ STEPS = 40
 CONFIG = """
 import sys
 sys.path.insert(0, {tests!r})
-from conftest import tiny_config
+from tiny import tiny_config
 
 def get_config():
     return tiny_config(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
 from jax.sharding import PartitionSpec
+from tiny import tiny_config
 
 from clip_jax import sharding
 from clip_jax.errors import UserError

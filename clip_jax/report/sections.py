@@ -77,9 +77,9 @@ def _describe_model(run: RunFiles) -> str:
     image = f"Image tower: {kind}, {config.image_size}×{config.image_size} pixels"
     if config.vision_kind == "vit":
         image += f", patches of {config.patch_size}"
-        image += f", {config.vision_layers} layers {config.vision_width} wide"
+        image += f", {config.vision_layers} × {config.vision_width} wide"
     return (
-        f"{image}. Text tower: {config.text_layers} layers {config.text_width} wide, "
+        f"{image}. Text tower: {config.text_layers} × {config.text_width} wide, "
         f"{config.context_length} tokens of {config.vocab_size:,}. "
         f"Embeddings: {config.embed_dim} wide."
     )
