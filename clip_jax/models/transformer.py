@@ -100,9 +100,9 @@ class Attention(nn.Module):
         )
         out_bias = self.param("out_bias", nn.initializers.zeros, (width,), jnp.float32)
 
-        qkv = jnp.einsum("bld,dshk->bslhk", x_BLD, kernel.astype(self.dtype))
-        qkv += bias.astype(self.dtype)[:, None]
-        query_BLHK, key_BLHK, value_BLHK = qkv[:, 0], qkv[:, 1], qkv[:, 2]
+        qkv = jnp.einsum("bld,dshk->blshk", x_BLD, kernel.astype(self.dtype))
+        qkv += bias.astype(self.dtype)
+        query_BLHK, key_BLHK, value_BLHK = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         mixed_BLHK = jax.nn.dot_product_attention(
             query_BLHK, key_BLHK, value_BLHK, is_causal=self.causal
         )
