@@ -3,6 +3,10 @@
 COMMAND   python -m clip_jax.train --config=configs/own_images.py --workdir=runs/mine \
               --config.data.path=FOLDER_OR_CSV_OR_TARS
 HARDWARE  a laptop's CPU; anything faster is used as it is (add --config.batch_size=… for a GPU)
+TIME      on 2 CPU cores about 300 pairs a second
+EXPECTED  depends on the data. 2,640 photos of 81 kinds of groceries (github.com/marcusklasson/
+          GroceryStoreDataset), 20 passes (--config.epochs=20.0): 31 % zero-shot top-1 on held-out
+          photos, 80 templates; chance is 1.2 %
 
     FOLDER   images, each with a .txt of the same name (a caption a line), or a subfolder a class
     CSV      a column of image paths, one of captions (data.image_column, data.caption_column)
