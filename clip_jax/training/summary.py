@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,14 +165,14 @@ def next_commands(workdir: Path) -> list[str]:
     config = read_config(workdir)
     load = f"import clip_jax; clip = clip_jax.load({shown!r}); print(clip)"
     code = f'"{load}"' if not set(load) & set('"$`\\!') else shlex.quote(load)
-    commands = [_evaluate_command(shown, config), f"python -c {code}"]
+    commands = [_evaluate_command(shown, config), f"{_python()} -c {code}"]
     if config.get("data", {}).get("format") == "glyphs":
         commands.append(
-            "python -m clip_jax.train --config=configs/own_images.py --workdir=runs/mine "
+            f"{_python()} -m clip_jax.train --config=configs/own_images.py --workdir=runs/mine "
             "--config.data.path=FOLDER"
         )
     else:
-        commands.append(f"python -m clip_jax.report --workdir={shlex.quote(shown)}")
+        commands.append(f"{_python()} -m clip_jax.report --workdir={shlex.quote(shown)}")
     return commands
 
 
@@ -182,6 +183,13 @@ def read_config(workdir: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def _python() -> str:
+    """How a person starts this interpreter from here: by its path where that is below."""
+    here = Path.cwd()
+    executable = Path(sys.executable)
+    return str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"
 
 
 def _evaluate_command(shown: str, config: dict[str, Any]) -> str:
@@ -202,7 +210,7 @@ def _evaluate_command(shown: str, config: dict[str, Any]) -> str:
                 options.append(f"--{key}={shlex.quote(str(value))}")
     return " ".join(
         [
-            f"python -m clip_jax.evaluate --model={shlex.quote(shown)}",
+            f"{_python()} -m clip_jax.evaluate --model={shlex.quote(shown)}",
             f"--tasks={','.join(tasks) or 'retrieval'}",
             *options,
             "--output=result.json",
