@@ -3,7 +3,7 @@
 COMMAND   python -m clip_jax.train --config=configs/own_images.py --workdir=runs/mine \
               --config.data.path=FOLDER_OR_CSV_OR_TARS
 HARDWARE  a laptop's CPU; anything faster is used as it is (add --config.batch_size=… for a GPU)
-TIME      on 2 CPU cores about 300 pairs a second
+TIME      140 pairs a second on 2 CPU cores that a second training shared
 EXPECTED  depends on the data. 2,640 photos of 81 kinds of groceries (github.com/marcusklasson/
           GroceryStoreDataset), 20 passes (--config.epochs=20.0): 31 % zero-shot top-1 on held-out
           photos, 80 templates; chance is 1.2 %
