@@ -61,8 +61,8 @@ def get_config():
 def sweep():
     """Six short runs for `launch/sweep.py`: learning rate against batch size.
 
-    STIX is the test: to choose by such a sweep, train without the validation face and measure on it,
-    `-- --config.data.path=train_without_validation
+    STIX is the test: to choose by such a sweep, train without the validation face and measure on
+    it, `-- --config.data.path=train_without_validation
     "--config.evaluation.tasks=('glyphs_validation/retrieval',)"`.
     """
     return grid(**{"batch_size": [64, 128], "optimizer.learning_rate": [5e-4, 1.5e-3, 4.5e-3]})
