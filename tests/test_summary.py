@@ -111,12 +111,12 @@ def test_paths_outside_the_current_folder_stay(tmp_path, monkeypatch):
 def test_commands_of_a_glyph_run(tmp_path):
     run = write_run(tmp_path / "a run", {"data": {"format": "glyphs", "path": "train"}})
     evaluate, load, train = (shlex.split(command) for command in next_commands(run))
-    assert evaluate[0].endswith("python")
+    assert "python" in evaluate[0]
     assert evaluate[1:3] == ["-m", "clip_jax.evaluate"]
     assert f"--model={run}" in evaluate
     assert "--tasks=glyphs/letters,glyphs/retrieval" in evaluate
     assert not any(option.startswith("--data") for option in evaluate)
-    assert load[0].endswith("python")
+    assert "python" in load[0]
     assert load[1] == "-c"
     compile(load[2], "command", "exec")
     assert repr(str(run)) in load[2]
