@@ -113,6 +113,10 @@ def test_save_and_load_are_bit_equal(clip: clip_jax.Clip, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="holds other files"):
         clip.save(tmp_path / "other")
     assert (tmp_path / "other" / "precious.txt").read_text() == "mine"
+    (tmp_path / "copy" / "notes.txt").write_text("mine")  # put into an export of ours
+    with pytest.raises(UserError, match="holds other files"):
+        clip.save(tmp_path / "copy")
+    assert (tmp_path / "copy" / "notes.txt").read_text() == "mine"
     with pytest.raises(UserError, match="choose one of clip_jax"):
         clip.save(tmp_path / "x", "onnx")
 
