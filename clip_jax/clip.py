@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,26 +15,23 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from clip_jax.data.image import ImageLike, ImageTransform
-from clip_jax.data.tokenizer import Tokenizer, get_tokenizer
+from clip_jax.data.tokenizer import Tokenizer
 from clip_jax.errors import UserError
 from clip_jax.evaluation.prompts import get_templates
 from clip_jax.evaluation.zero_shot import zero_shot_classifier
-from clip_jax.losses import similarity_logits
-from clip_jax.models.architectures import ClipConfig, get_architecture, override
-from clip_jax.models.two_tower import TwoTower, count_trainable, init_params, l2_normalize
-from clip_jax.sharding import batch_sharding, make_mesh, replicated
-from clip_jax.training.checkpoint import newest_checkpoint, read_identity, read_params
-from clip_jax.training.step import normalize_images
-from clip_jax.weights.bundle import (
-    Loaded,
-    check_params,
-    is_bundle,
-    read_bundle,
-    tokenizer_from_identity,
-    write_bundle,
+from clip_jax.generation import (
+    Generation,
+    check_decoder,
+    generate_tokens,
+    generation_settings,
 )
-
-FORMATS = ("clip_jax", "huggingface", "open_clip")
+from clip_jax.losses import similarity_logits
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.features import Features, in_order, tower_features
+from clip_jax.models.two_tower import TwoTower, count_trainable, l2_normalize
+from clip_jax.sharding import batch_sharding, make_mesh, replicated
+from clip_jax.training.step import normalize_images
+from clip_jax.weights.save import save_model
 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalize", "out_sharding"))
@@ -45,6 +43,11 @@ def _embed_images(
     )
     embeds = l2_normalize(embeds) if normalize else embeds.astype(jnp.float32)
     return jax.lax.with_sharding_constraint(embeds, out_sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "tower"))
+def _features(params: Any, inputs: jax.Array, config: ClipConfig, tower: str) -> Features:
+    return tower_features(config, params, inputs, tower)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalize", "out_sharding"))
@@ -65,13 +68,15 @@ class Clip:
         params: Any,
         tokenizer: Tokenizer | None = None,
         mesh: Mesh | None = None,
+        find_tokenizer: Callable[[], Tokenizer | None] | None = None,
     ):
         """`mesh`: where `params` live; by default they are copied to every local device at first
-        use."""
+        use. `find_tokenizer` is asked at first use where no `tokenizer` is given."""
         self.config = config
         self.params = params
         self.model = TwoTower(config)
         self._tokenizer = tokenizer
+        self._find_tokenizer = find_tokenizer
         self._mesh = mesh
         self._placed: tuple[Any, Any] | None = None  # (params as given, the same on the mesh)
 
@@ -81,11 +86,19 @@ class Clip:
     @property
     def tokenizer(self) -> Tokenizer:
         """list[str] -> int32 (N, context_length). Raises `UserError` where the source had none."""
-        if self._tokenizer is None:
+        found = self._own_tokenizer()
+        if found is None:
             raise UserError(
-                f"this {self.config.name} has no tokenizer: give one, for example "
-                "create(name, tokenizer='clip_bpe'), or load from a source that has tokenizer files"
+                f"this {self.config.name} has no tokenizer, as its source has no tokenizer files; "
+                "give one, for example load(…, tokenizer='clip_bpe') or create(…, tokenizer=…)"
             )
+        return found
+
+    def _own_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, or None where there is none."""
+        if self._tokenizer is None and self._find_tokenizer is not None:
+            self._tokenizer = self._find_tokenizer()
+            self._find_tokenizer = None
         return self._tokenizer
 
     @functools.cached_property
@@ -98,6 +111,7 @@ class Clip:
             interpolation=config.image_interpolation,
             mean=config.image_mean,
             std=config.image_std,
+            fill=config.image_fill,
         )
 
     @property
@@ -117,6 +131,10 @@ class Clip:
         of it.
         """
         embed = functools.partial(_embed_images, config=self.config, normalize=normalize)
+        return self._embed(embed, self._image_chunks(images, batch_size), batch_size)
+
+    def _image_chunks(self, images: Any, batch_size: int) -> Iterable[np.ndarray]:
+        """What `encode_image` takes -> uint8 (up to batch_size, S, S, 3), one after another."""
         size = self.config.image_size
         if isinstance(images, np.ndarray) and images.ndim == 4:
             if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
@@ -124,30 +142,50 @@ class Clip:
                     f"images of shape {images.shape} and dtype {images.dtype}: must be uint8 "
                     f"(N, {size}, {size}, 3), or a list of images of any size"
                 )
-            chunks: Iterable[np.ndarray] = (
-                images[i : i + batch_size] for i in range(0, len(images), batch_size)
-            )
-        else:
-            if (
-                isinstance(images, str | bytes | Path)
-                or not isinstance(images, Iterable)
-                or (isinstance(images, np.ndarray) and images.ndim == 3)
-            ):
-                images = [images]
-            chunks = (
-                np.stack([self.transform(image) for image in chunk])
-                for chunk in _chunks(images, batch_size)
-            )
-        return self._embed(embed, chunks, batch_size)
+            return (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+        if (
+            isinstance(images, str | bytes | Path)
+            or not isinstance(images, Iterable)
+            or (isinstance(images, np.ndarray) and images.ndim == 3)
+        ):
+            images = [images]
+        return (
+            np.stack([self.transform(image) for image in chunk])
+            for chunk in _chunks(images, batch_size)
+        )
 
     def encode_text(
-        self, texts: str | Sequence[str], batch_size: int = 256, normalize: bool = True
+        self,
+        texts: str | Sequence[str],
+        batch_size: int = 256,
+        normalize: bool = True,
+        truncate: bool | None = None,
     ) -> np.ndarray:
-        """Embeds texts -> float32 (N, D), rows of length 1 unless `normalize=False`."""
+        """Embeds texts -> float32 (N, D), rows of length 1 unless `normalize=False`.
+
+        A text of more ids than the context is cut if `truncate`, and a `UserError` otherwise; None
+        leaves it to the tokenizer, which refuses unless it was made or saved with truncation.
+        """
         texts = [texts] if isinstance(texts, str) else list(texts)
         embed = functools.partial(_embed_tokens, config=self.config, normalize=normalize)
-        chunks = (self.tokenizer(chunk) for chunk in _chunks(texts, batch_size))
+        chunks = (self.tokenizer(chunk, truncate=truncate) for chunk in _chunks(texts, batch_size))
         return self._embed(embed, chunks, batch_size)
+
+    def image_features(self, images: np.ndarray | Iterable[ImageLike]) -> Features:
+        """Every block's output and every attention's weights for a few images, all at once.
+
+        Images are what `encode_image` takes. A class token is token 0, patches follow row by row.
+        """
+        pixels = np.stack([self.transform(image) for image in images])
+        return self._features(normalize_images(jnp.asarray(pixels), self.config), "image")
+
+    def text_features(self, texts: Sequence[str]) -> Features:
+        """The same for a few texts."""
+        return self._features(jnp.asarray(self.tokenizer(list(texts))), "text")
+
+    def _features(self, inputs: jax.Array, tower: str) -> Features:
+        found = _features(self.params, inputs, self.config, tower)
+        return Features(*(in_order(values) for values in found))
 
     def logits(self, images: Any, texts: Sequence[str]) -> np.ndarray:
         """float32 (N, M): exp(logit_scale)·cosine (+ bias) of every image with every text."""
@@ -177,18 +215,58 @@ class Clip:
         logits_NC = math.exp(float(self.params["logit_scale"])) * cosine_NC
         return np.asarray(jax.nn.softmax(jnp.asarray(logits_NC), axis=-1))
 
+    def generate(
+        self,
+        images: np.ndarray | Iterable[ImageLike],
+        method: str = Generation.method,
+        max_length: int = Generation.max_length,
+        min_length: int = Generation.min_length,
+        beams: int = Generation.beams,
+        beam_scores: str = Generation.beam_scores,
+        top_p: float = Generation.top_p,
+        top_k: int = Generation.top_k,
+        temperature: float = Generation.temperature,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> list[str]:
+        """A caption of each image, by a model with a caption decoder (CoCa).
+
+        Images are what `encode_image` takes. `method` is "beam", "greedy", "top_p" or "top_k";
+        `clip_jax.generation.Generation` explains the settings of each. `seed` fixes what the last
+        two draw, whatever the batch size. Raises `UserError` for a model without a decoder or a
+        value that cannot be.
+        """
+        check_decoder(self.config)
+        settings = generation_settings(
+            self.config,
+            self.tokenizer,
+            method=method,
+            max_length=max_length,
+            min_length=min_length,
+            beams=beams,
+            beam_scores=beam_scores,
+            top_p=top_p,
+            top_k=top_k,
+            temperature=temperature,
+        )
+        starts = itertools.count(0, batch_size)
+
+        def captions(params: Any, rows: jax.Array, out_sharding: NamedSharding) -> jax.Array:
+            first = next(starts)
+            return generate_tokens(params, rows, seed, first, self.config, settings, out_sharding)
+
+        tokens_NL = self._embed(captions, self._image_chunks(images, batch_size), batch_size)
+        return [self.tokenizer.decode(row) for row in tokens_NL]
+
     def save(self, directory: str | Path, format: str = "clip_jax") -> None:
         """Writes everything that `clip_jax.load` needs into a folder.
 
-        Raises `UserError` for another format, or a folder that holds something else.
+        "huggingface" is what `CLIPModel.from_pretrained` and `CLIPProcessor` read (or SigLIP's),
+        "open_clip" what `open_clip.create_model("local-dir:…")` reads. Raises `UserError` for an
+        unknown format, a model that the format cannot express, or a folder that holds something
+        else.
         """
-        if format not in FORMATS:
-            raise UserError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
-        if format != "clip_jax":
-            raise UserError(
-                f"format={format!r}: not built yet; only 'clip_jax' can be written so far"
-            )
-        write_bundle(Path(directory), self.config, self.params, self._tokenizer)
+        save_model(Path(directory), format, self.config, self.params, self._own_tokenizer())
 
     def _embed(
         self, embed: Callable[..., jax.Array], chunks: Iterable[np.ndarray], batch_size: int
@@ -243,89 +321,3 @@ def _chunks(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def create(
-    name: str, seed: int = 0, tokenizer: str | Path | Tokenizer | None = None, **overrides: Any
-) -> Clip:
-    """A CLIP with random parameters.
-
-    `tokenizer`: a name or path that `get_tokenizer` takes, or a tokenizer. `overrides`:
-    `ClipConfig` fields such as `image_size=`, `context_length=`, `vocab_size=`. Raises `UserError`
-    for unknown ones.
-    """
-    config = get_architecture(name, **overrides)
-    if isinstance(tokenizer, str | Path):
-        tokenizer = get_tokenizer(tokenizer)
-    if tokenizer is not None:
-        config, tokenizer = fit_tokenizer(config, tokenizer)
-    params = jax.jit(lambda: init_params(config, jax.random.key(seed)))()
-    return Clip(config, params, tokenizer)
-
-
-def fit_tokenizer(
-    config: ClipConfig, tokenizer: Tokenizer, *, keep_vocab_size: bool = True
-) -> tuple[ClipConfig, Tokenizer]:
-    """The two made one: the tokenizer at the model's context length, the model pooling at its end.
-
-    Where the end of text is not the largest id, the text tower reads that id's position instead;
-    without `keep_vocab_size` the model takes the tokenizer's vocabulary. Raises `UserError` where
-    the tokenizer has more ids than the model.
-    """
-    if not keep_vocab_size:
-        config = override(config, vocab_size=tokenizer.vocab_size)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"vocab_size={config.vocab_size} of {config.name}: the tokenizer has "
-            f"{tokenizer.vocab_size} ids; give vocab_size={tokenizer.vocab_size} or more"
-        )
-    if config.text_pool != "last" and tokenizer.eos_id != tokenizer.vocab_size - 1:
-        config = override(config, text_pool="eos", eos_id=tokenizer.eos_id)
-    return config, tokenizer.with_context_length(config.context_length)
-
-
-def load(source: str | Path, dtype: str = "float32") -> Clip:
-    """A CLIP from a folder on disk: our export, a training run, or one of its checkpoints.
-
-    `dtype` ("float32" or "bfloat16") is that of the parameters and of the computation. Raises
-    `UserError` that says what is missing or damaged.
-    """
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"dtype={dtype!r}: choose float32 or bfloat16")
-    config, params, tokenizer = _read_source(Path(source), dtype)
-    return Clip(config, params, tokenizer)
-
-
-def _read_source(source: Path, dtype: str) -> Loaded:
-    """Whatever is on disk at `source`. Raises `UserError` that says what was looked for."""
-    if not source.exists():
-        raise UserError(
-            f"{source}: no such file or folder "
-            "(hub ids are not downloaded yet; give a folder on disk)"
-        )
-    if is_bundle(source):
-        return read_bundle(source, dtype)
-    if is_bundle(source / "model"):
-        return read_bundle(source / "model", dtype)
-    checkpoint = _find_checkpoint(source)
-    if checkpoint is not None:
-        return _read_checkpoint(checkpoint, dtype)
-    raise UserError(
-        f"{source}: neither an export (config.json with format clip_jax), nor a training run with "
-        "model/ or a complete checkpoint in checkpoints/; other layouts cannot be read yet"
-    )
-
-
-def _find_checkpoint(source: Path) -> Path | None:
-    for folder in (source / "checkpoints", source):
-        found = newest_checkpoint(folder)
-        if found is not None:
-            return found
-    return source if (source / "identity").is_dir() and (source / "params").is_dir() else None
-
-
-def _read_checkpoint(directory: Path, dtype: str) -> Loaded:
-    identity = read_identity(directory)
-    config = ClipConfig.from_dict(identity["architecture"])
-    tokenizer = tokenizer_from_identity(identity)
-    return check_params(config, read_params(directory), directory, dtype, tokenizer)

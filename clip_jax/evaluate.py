@@ -7,6 +7,7 @@ python -m clip_jax.evaluate --model=runs/mine --tasks=zero_shot --data=photos/te
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -42,8 +43,8 @@ def main() -> int:
     """Loads, runs the tasks, prints a table, writes the file."""
     if not _MODEL.value:
         raise UserError("--model: is missing; give a training run or an export")
-    from clip_jax.clip import load
     from clip_jax.evaluation.tasks import TASKS, Embedders, TaskData, check_tasks, run_task
+    from clip_jax.loading import load
     from clip_jax.training.summary import format_rows
 
     if not _TASKS.value:
@@ -64,7 +65,8 @@ def main() -> int:
     )
     check_tasks(tuple(_TASKS.value), data, "--tasks")
     clip = load(_MODEL.value, _DTYPE.value)
-    embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform)
+    encode_text = functools.partial(clip.encode_text, truncate=True)  # captions may be long
+    embedders = Embedders(clip.encode_image, encode_text, clip.transform)
     rows = []
     for task in _TASKS.value:
         begun = time.perf_counter()

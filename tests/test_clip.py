@@ -80,6 +80,8 @@ def test_embeddings_are_those_of_the_model(clip: clip_jax.Clip, pictures) -> Non
 
 
 def test_classify_is_the_softmax_of_prompt_ensembles(clip: clip_jax.Clip, pictures) -> None:
+    # Prompts outgrow the 12 ids of this model.
+    clip = clip_jax.Clip(clip.config, clip.params, clip.tokenizer.with_truncation(True))
     probabilities = clip.classify(pictures, NAMES, templates=["{}", "the {}"])
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     columns = []
@@ -175,7 +177,7 @@ def test_damaged_bundles_are_named(clip: clip_jax.Clip, tmp_path: Path) -> None:
     about = json.loads((tmp_path / "m" / "config.json").read_text())
     for change, message in (
         ({"version": 99}, "version 99"),
-        ({"architecture": about["architecture"] | {"embed_dim": 5}}, "projection has shape"),
+        ({"architecture": about["architecture"] | {"embed_dim": 5}}, "of another shape: text/projection"),
         ({"architecture": about["architecture"] | {"text_layers": 2}}, "blocks_1"),
         ({"architecture": about["architecture"] | {"colour": 2}}, "colour"),
     ):

@@ -85,13 +85,48 @@ def test_squash_ignores_the_aspect():
     np.testing.assert_array_equal(result, expected)
 
 
+def open_clip_longest(image: Image.Image, size: int, filter: int, fill: int) -> np.ndarray:
+    """ResizeKeepRatio(longest=1) and CenterCropOrPad as open_clip's source has them."""
+    h, w = image.height, image.width
+    ratio_h, ratio_w = h / size, w / size
+    longest = 1.0
+    ratio = max(ratio_h, ratio_w) * longest + min(ratio_h, ratio_w) * (1.0 - longest)
+    new_h, new_w = (round(x * 1.0 / ratio) for x in (h, w))
+    resized = np.asarray(image.resize((new_w, new_h), filter))
+    left, right = (size - new_w) // 2, (size - new_w + 1) // 2
+    top, bottom = (size - new_h) // 2, (size - new_h + 1) // 2
+    return np.pad(resized, ((top, bottom), (left, right), (0, 0)), constant_values=fill)
+
+
+@pytest.mark.parametrize(("width", "height"), [*SIZES, (17, 32), (20, 20)])
+@pytest.mark.parametrize("size", [32, 33])
+def test_longest_equals_open_clip(width, height, size):
+    image = photo(width, height)
+    for name, filter in (("bicubic", Image.Resampling.BICUBIC), ("bilinear", 2)):
+        for fill in (0, 77):
+            result = ImageTransform(size, "longest", name, fill=fill)(image)
+            assert result.dtype == np.uint8
+            np.testing.assert_array_equal(result, open_clip_longest(image, size, filter, fill))
+
+
+def test_longest_keeps_at_least_one_pixel():
+    result = ImageTransform(8, "longest", fill=9)(np.full((1000, 3, 3), 200, np.uint8))
+    assert (result == 200).all(axis=(0, 2)).tolist() == [False] * 3 + [True] + [False] * 4
+    assert np.unique(result).tolist() == [9, 200]
+
+
 def test_transform_round_trips_through_json():
-    transform = ImageTransform(48, "squash", "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    transform = ImageTransform(48, "squash", "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 7)
     assert ImageTransform.from_dict(json.loads(json.dumps(transform.to_dict()))) == transform
     assert ImageTransform().mean == OPENAI_MEAN
     with pytest.raises(UserError, match="'image_sise'"):
         ImageTransform.from_dict({"image_sise": 3})
-    for wrong in ({"resize": "crop"}, {"interpolation": "cubic"}, {"image_size": 0}):
+    for wrong in (
+        {"resize": "crop"},
+        {"interpolation": "cubic"},
+        {"image_size": 0},
+        {"fill": 256},
+    ):
         with pytest.raises(UserError, match=next(iter(wrong))):
             ImageTransform(**wrong)
 
@@ -105,6 +140,76 @@ def test_alpha_goes_on_white():
         pixels = np.asarray(decode(image))
         np.testing.assert_array_equal(pixels[0, 0], (255, 0, 0))
         np.testing.assert_allclose(pixels[3, 0], (255, 204, 204), atol=1)
+
+
+def on_white(rgba: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 4) -> float (H, W, 3): the definition of compositing."""
+    alpha = rgba[:, :, 3:] / 255.0
+    return rgba[:, :, :3] * alpha + 255.0 * (1 - alpha)
+
+
+def odd_modes() -> dict[str, tuple[Image.Image, np.ndarray]]:
+    """mode -> (image 45 x 31, the RGB values that it stands for)."""
+    rgb = photo(45, 31)
+    grey, alpha = rgb.convert("L"), photo(45, 31, seed=1).convert("L")
+    grey_rgb = np.repeat(np.asarray(grey)[:, :, None], 3, axis=2)
+    rgba = np.dstack([np.asarray(rgb), np.asarray(alpha)])
+    wide = np.asarray(grey, np.uint16) * 257 - 100 * (np.asarray(grey) > 0)  # half a level at most
+    palette = rgb.quantize(64)
+    table = np.array(palette.getpalette()).reshape(-1, 3)
+    bits = grey.point(lambda value: 255 * (value > 127), "1")
+    cmyk = rng_image(45, 31, "CMYK")
+    inks = np.asarray(cmyk, np.float64)
+    return {
+        "L": (grey, grey_rgb),
+        "LA": (Image.merge("LA", (grey, alpha)), on_white(np.dstack([grey_rgb, alpha]))),
+        "RGBA": (Image.fromarray(rgba), on_white(rgba)),
+        "P": (palette, table[np.asarray(palette)]),
+        "1": (bits, np.repeat(np.asarray(bits)[:, :, None] * 255, 3, axis=2)),
+        "I;16": (Image.fromarray(wide.astype(np.uint16)), grey_rgb),
+        "CMYK": (cmyk, (255 - inks[:, :, :3]) * (255 - inks[:, :, 3:]) / 255),
+    }
+
+
+def rng_image(width: int, height: int, mode: str) -> Image.Image:
+    channels = [photo(width, height, seed).convert("L") for seed in range(len(mode))]
+    return Image.merge(mode, channels)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_every_mode_stands_for_its_rgb_values(mode, encoded):
+    image, wanted = odd_modes()[mode]
+    assert image.mode == mode
+    source = encode(image, "TIFF" if mode == "CMYK" else "PNG") if encoded else image
+    decoded = np.asarray(decode(source))
+    assert np.abs(decoded - wanted).max() <= 1
+    # Then resized as if it had been RGB all along.
+    as_rgb = Image.fromarray(np.round(wanted).astype(np.uint8))
+    for resize in ("shortest", "longest", "squash"):
+        transform = ImageTransform(24, resize)
+        difference = transform(source).astype(int) - transform(as_rgb)
+        assert np.abs(difference).max() <= 1
+
+
+def test_converting_grey_before_or_after_the_resize_is_the_same():
+    # OpenAI's order is resize, crop, then RGB.
+    grey = photo(45, 31).convert("L")
+    resized = grey.resize((24, 24), Image.Resampling.BICUBIC).convert("RGB")
+    np.testing.assert_array_equal(ImageTransform(24, "squash")(grey), np.asarray(resized))
+
+
+def test_images_without_pixels_are_refused():
+    for shape in ((0, 5, 3), (5, 0, 3), (0, 0), (0, 0, 4)):
+        with pytest.raises(DecodeError, match="no pixels"):
+            decode(np.zeros(shape, np.uint8))
+    for size in ((0, 0), (0, 4)):
+        for resize in ("shortest", "longest", "squash"):
+            with pytest.raises(DecodeError, match=f"no pixels: {size[0]}x{size[1]}"):
+                ImageTransform(8, resize)(Image.new("RGB", size))
+    for size in ((0, 4), (4, 0)):
+        with pytest.raises(DecodeError):
+            decode(png_header(*size))
 
 
 def test_palette_transparency_goes_on_white():

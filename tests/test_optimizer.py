@@ -13,7 +13,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from clip_jax.models.architectures import ClipConfig, override
+from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import init_params
 from clip_jax.training.config import OptimizerConfig
 from clip_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer

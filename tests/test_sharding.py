@@ -68,7 +68,7 @@ ARCHITECTURES = {
 def test_same_losses_on_any_mesh(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "FSDP_MIN_BYTES", 1)  # split even these tiny parameters
     train_config = build_config(tiny_config())
-    from clip_jax.models.architectures import override
+    from clip_jax.models.config import override
 
     config = override(train_config.model.architecture(), vocab_size=64, **ARCHITECTURES[name])
     devices = jax.devices()

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import itertools
 import json
 import logging
 import pickle
@@ -14,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+from textbook_tokenizer import TextbookClip
 
-from clip_jax.data import bpe
+from clip_jax.data import bpe, token_files
 from clip_jax.data.tokenizer import (
     TOKENIZER_CONFIG_NAME,
     ClipBpeTokenizer,
@@ -110,43 +110,28 @@ def test_bpe_special_string_in_a_caption(clip_bpe):
     assert parsing(text)[0, : len(openai_ids)].tolist() == openai_ids
 
 
-def naive_merges(clip_bpe, piece: str) -> list[int]:
-    """The rule as written: merge all pairs of the lowest rank, left to right, and begin again."""
-    ids = [clip_bpe._byte_id[b] for b in piece.encode()]
-    ids[-1] += 256
-    while True:
-        ranks = [clip_bpe._merged.get(pair, 1 << 30) for pair in itertools.pairwise(ids)]
-        if not ranks or min(ranks) == 1 << 30:
-            return ids
-        new, out, i = min(ranks), [], 0
-        while i < len(ids):
-            if i < len(ranks) and ranks[i] == new:
-                out.append(new)
-                i += 2
-            else:
-                out.append(ids[i])
-                i += 1
-        ids = out
-
-
 def test_bpe_merges_equal_the_naive_rule(clip_bpe):
+    textbook = TextbookClip(clip_bpe)
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("aabcdeehilnorstu"), n)) for n in rng.integers(1, 40, 300)]
     for piece in [*words, "a" * 257, "ab" * 99, "aaab" * 50, "hahaha" * 20, "é" * 64, "!" * 200]:
-        assert clip_bpe._encode_piece(piece) == naive_merges(clip_bpe, piece), piece
+        ids = np.frombuffer(clip_bpe._encode_piece(piece), np.int32).tolist()
+        assert ids == textbook.merge(piece), piece
 
 
 def test_bpe_truncation(clip_bpe):
     long = "cat " * 100
-    assert clip_bpe(long)[0].tolist() == [49406, *[2368] * 75, 49407]
-    assert clip_bpe.with_context_length(4)(long)[0].tolist() == [49406, 2368, 2368, 49407]
+    cutting = clip_bpe.with_truncation(True)
+    assert cutting(long)[0].tolist() == [49406, *[2368] * 75, 49407]
+    assert cutting.with_context_length(4)(long)[0].tolist() == [49406, 2368, 2368, 49407]
     fits = "cat " * 75
+    np.testing.assert_array_equal(cutting(fits), clip_bpe(fits))
     spec, files = clip_bpe.to_files()
-    spec["options"]["truncate"] = False
-    strict = tokenizer_from_files(spec, files)
-    np.testing.assert_array_equal(strict(fits), clip_bpe(fits))
-    with pytest.raises(UserError, match="context_length=77"):
-        strict(long)
+    spec["options"]["truncate"] = True  # as older files have it
+    np.testing.assert_array_equal(tokenizer_from_files(spec, files)(long), cutting(long))
+    del spec["options"]["truncate"]
+    with pytest.raises(UserError, match="102 ids"):
+        tokenizer_from_files(spec, files)(long)
 
 
 def test_bpe_decode(clip_bpe):
@@ -157,6 +142,7 @@ def test_bpe_decode(clip_bpe):
 
 def test_find_bpe_file(clip_bpe, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("CLIP_JAX_CACHE", raising=False)
     monkeypatch.setenv(bpe.BPE_FILE_VARIABLE, str(BPE_FILE))
     assert find_bpe_file() == BPE_FILE
     assert get_tokenizer("openai")("a dog")[0, 2] == 1929
@@ -171,14 +157,43 @@ def test_find_bpe_file(clip_bpe, tmp_path, monkeypatch):
     cached.parent.mkdir(parents=True)
     cached.write_bytes(BPE_FILE.read_bytes())
     assert find_bpe_file() == cached
+    beside = tmp_path / "weights"
+    beside.mkdir()
+    assert find_bpe_file(beside=beside) == cached
+    (beside / bpe.BPE_FILE_NAME).write_bytes(BPE_FILE.read_bytes())
+    assert find_bpe_file(beside=beside) == beside / bpe.BPE_FILE_NAME
+
+
+def test_download_of_the_bpe_file(clip_bpe, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(bpe.BPE_FILE_VARIABLE, raising=False)
+    monkeypatch.setattr(token_files, "_package_candidates", lambda: ())
+    target = tmp_path / "cache" / bpe.BPE_FILE_NAME
+    served = tmp_path / "served.txt.gz"
+    served.write_bytes(gzip.compress(b"not the merges"))
+    monkeypatch.setattr(token_files, "BPE_FILE_URL", served.as_uri())
+    with pytest.raises(UserError, match="SHA-256") as caught:
+        find_bpe_file()
+    assert str(target) in str(caught.value)
+    assert not target.exists()
+    served.write_bytes(BPE_FILE.read_bytes())
+    assert find_bpe_file() == target
+    assert target.read_bytes() == BPE_FILE.read_bytes()
+    assert [p.name for p in target.parent.iterdir()] == [target.name]  # nothing half-written
+    served.unlink()
+    assert get_tokenizer("openai")("a dog")[0, 2] == 1929  # from the cache
 
 
 def test_no_bpe_file_or_a_wrong_one(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(bpe.BPE_FILE_VARIABLE, raising=False)
-    monkeypatch.setattr(bpe.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=f"{bpe.BPE_FILE_NAME}.*{bpe.BPE_FILE_VARIABLE}"):
+    monkeypatch.setattr(token_files.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(token_files, "BPE_FILE_URL", (tmp_path / "absent").as_uri())
+    with pytest.raises(UserError, match=f"{bpe.BPE_FILE_NAME}.*{bpe.BPE_FILE_VARIABLE}") as caught:
         get_tokenizer("clip_bpe")
+    assert str(tmp_path / "cache" / bpe.BPE_FILE_NAME) in str(caught.value)
+    assert "\n" not in str(caught.value)
     wrong = tmp_path / bpe.BPE_FILE_NAME
     wrong.write_bytes(gzip.compress(b"not the merges"))
     with pytest.raises(UserError, match="SHA-256"):
@@ -209,8 +224,11 @@ def test_sentencepiece_ids(pieces):
 
 
 def test_sentencepiece_sticky_eos(pieces):
-    row = pieces.with_context_length(3)("greek small letter omega with grave")
-    full = pieces("greek small letter omega with grave")
+    short = pieces.with_context_length(3)
+    with pytest.raises(UserError, match=r"context_length=3.*truncate=True"):
+        short("greek small letter omega with grave")
+    row = short("greek small letter omega with grave", truncate=True)
+    full = pieces("greek small letter omega")
     assert row.shape == (1, 3)
     assert row[0].tolist() == [*full[0, :2], 2]
 
@@ -301,7 +319,7 @@ def test_bos_comes_first_when_asked_for():
         minloglevel=2,
     )
     gemma_like = SentencePieceTokenizer(model.getvalue(), context_length=6, add_bos=True)
-    row = gemma_like("greek small letter omega and more")[0]
+    row = gemma_like("greek small letter omega and more", truncate=True)[0]
     assert (row[0], row[-1]) == (2, 1)
 
 
@@ -318,7 +336,7 @@ TEXTS = ["A photo of a cat!", "", "naïve 你好", "word " * 200]
 
 def test_save_load_pickle(any_tokenizer, tmp_path):
     assert isinstance(any_tokenizer, Tokenizer)
-    short = any_tokenizer.with_context_length(9)
+    short = any_tokenizer.with_context_length(9).with_truncation(True)
     save_tokenizer(short, tmp_path / "t")
     for copy in (
         load_tokenizer(tmp_path / "t"),
@@ -330,6 +348,8 @@ def test_save_load_pickle(any_tokenizer, tmp_path):
         assert (copy.context_length, copy.vocab_size) == (9, any_tokenizer.vocab_size)
         np.testing.assert_array_equal(copy(TEXTS), short(TEXTS))
         assert (copy(TEXTS[-1])[0, -1]) == copy.eos_id
+        with pytest.raises(UserError, match=r"'word word .*…' has \d+ ids.*context_length=9"):
+            copy(TEXTS[-1], truncate=False)
 
 
 def test_wrong_input_type(any_tokenizer):
@@ -380,7 +400,7 @@ def test_unknown_option_is_named(pieces, tmp_path):
 def test_get_tokenizer_by_path_and_unknown(pieces, tmp_path):
     path = tmp_path / "my.model"
     path.write_bytes(pieces.to_files()[1]["tokenizer.model"])
-    np.testing.assert_array_equal(get_tokenizer(path)(TEXTS)[:3, :16], pieces(TEXTS)[:3])
+    np.testing.assert_array_equal(get_tokenizer(path)(TEXTS[:2])[:, :16], pieces(TEXTS[:2]))
     path.write_bytes(b"garbage")
     with pytest.raises(UserError, match=r"my\.model"):
         get_tokenizer(str(path))

@@ -3,269 +3,173 @@
 Source: Radford et al. 2021, section 2.4, and the `simple_tokenizer` that OpenAI released with it.
 """
 
-import gzip
-import hashlib
-import heapq
-import importlib.util
-import itertools
-import os
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
 
-import numpy as np
 import regex
 
-from clip_jax.data.text_cleaning import (
-    as_text_list,
-    check_cleaning,
-    check_context_length,
-    clean_text,
-    pack_ids,
+from clip_jax.data.text_cleaning import clean_words
+from clip_jax.data.token_files import BPE_FILE_SHA256, BPE_FILE_VARIABLE, find_bpe_file
+from clip_jax.data.token_merges import (
+    BOS_TOKEN,
+    BPE_FILE_NAME,
+    END_OF_PIECE,
+    EOS_TOKEN,
+    MERGES_FILE_NAME,
+    VOCAB_FILE_NAME,
+    byte_symbols,
+    byte_values,
+    make_engine,
+    read_huggingface_merges,
+    read_openai_merges,
 )
-from clip_jax.errors import UserError
+from clip_jax.data.token_rows import RowTokenizer, id_bytes
 
-BPE_FILE_NAME = "bpe_simple_vocab_16e6.txt.gz"
-BPE_FILE_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
-BPE_FILE_VARIABLE = "CLIP_JAX_BPE"
-
-NUM_MERGES = 48_894
-VOCAB_SIZE = 512 + NUM_MERGES + 2
-BOS_ID = VOCAB_SIZE - 2
-EOS_ID = VOCAB_SIZE - 1
-# Id 0 is also the real token "!": the text tower is causal and pools at EOS, so padding is unseen.
-PAD_ID = 0
+__all__ = [
+    "BPE_FILE_NAME",
+    "BPE_FILE_SHA256",
+    "BPE_FILE_VARIABLE",
+    "ClipBpeTokenizer",
+    "find_bpe_file",
+]
 
 # A contraction, a run of letters, one number character, or a run of anything else.
-_PIECE = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
-_SPECIAL_IDS = {"<|startoftext|>": BOS_ID, "<|endoftext|>": EOS_ID}
-_SPECIAL_OR_PIECE = regex.compile(
-    "|".join(regex.escape(s) for s in _SPECIAL_IDS) + "|" + _PIECE.pattern, regex.IGNORECASE
-)
-_MAX_CACHED_PIECES = 1 << 17
+_PIECE = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_STAND_INS = dict(zip(byte_values(), byte_symbols(), strict=True))
+_MAX_CACHED_WORDS = 1 << 17
+_MAX_CACHED_CHARACTERS = 64
 
 
-def find_bpe_file(path: str | Path | None = None) -> Path:
-    """The verified merges file of CLIP: `bpe_simple_vocab_16e6.txt.gz`.
+class _Words(dict[str, bytes]):
+    """Bytes of the ids of each word met so far: pieces never cross white space."""
 
-    Looks at `path`; else at the environment variable CLIP_JAX_BPE; else in ~/.cache/clip_jax; else
-    inside an installed `open_clip` or `clip` package (found, not imported).
+    def __init__(self, encode: Callable[[str], bytes]):
+        super().__init__()
+        self._encode = encode
 
-    Raises:
-      UserError: there is none, or its SHA-256 is not that of OpenAI's file.
-    """
-    if path is not None:
-        return _verified(Path(path), "the given path")
-    if named := os.environ.get(BPE_FILE_VARIABLE):
-        return _verified(Path(named), f"the environment variable {BPE_FILE_VARIABLE}")
-    cached = Path.home() / ".cache" / "clip_jax" / BPE_FILE_NAME
-    for candidate in (cached, *_package_candidates()):
-        if candidate.is_file():
-            return _verified(candidate, "the search for the file")
-    raise UserError(
-        f"CLIP's merges file {BPE_FILE_NAME} was not found: place it at {cached} or set "
-        f"{BPE_FILE_VARIABLE} to its path (it is in github.com/openai/CLIP, folder clip/; "
-        f"SHA-256 {BPE_FILE_SHA256})"
-    )
+    def __missing__(self, word: str) -> bytes:
+        encoded = self._encode(word)
+        if len(self) < _MAX_CACHED_WORDS and len(word) <= _MAX_CACHED_CHARACTERS:
+            self[word] = encoded
+        return encoded
 
 
-def _package_candidates() -> Iterable[Path]:
-    for package in ("open_clip", "clip"):
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
-            yield Path(folder) / BPE_FILE_NAME
-
-
-def _verified(path: Path, origin: str) -> Path:
-    if not path.is_file():
-        raise UserError(f"{path} (from {origin}) is not a file; expected {BPE_FILE_NAME} of CLIP")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != BPE_FILE_SHA256:
-        raise UserError(
-            f"{path} (from {origin}) has SHA-256 {digest}; CLIP's {BPE_FILE_NAME} has "
-            f"{BPE_FILE_SHA256}"
-        )
-    return path
-
-
-def _byte_symbols() -> list[str]:
-    """GPT-2's printable stand-in of each byte, in the order in which CLIP numbers them."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in set(printable)]
-    return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
-
-
-def _byte_values() -> list[int]:
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return printable + [b for b in range(256) if b not in set(printable)]
-
-
-@lru_cache(maxsize=2)
-def _read_merges(merges: bytes) -> tuple[list[str], dict[tuple[int, int], int]]:
-    """Content of the merges file -> (symbol of each id, {pair of ids: merged id}).
-
-    A merged id grows with the rank of its merge, so it also says which merge comes first.
-    """
-    try:
-        lines = gzip.decompress(merges).decode("utf-8").split("\n")[1 : NUM_MERGES + 1]
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{BPE_FILE_NAME} is corrupted: {error}") from error
-    pairs = [tuple(line.split()) for line in lines]
-    if len(pairs) != NUM_MERGES or any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"{BPE_FILE_NAME} is corrupted: expected {NUM_MERGES} lines of two symbols")
-    single = _byte_symbols()
-    symbols = [*single, *(s + "</w>" for s in single), *("".join(pair) for pair in pairs)]
-    ids = {symbol: i for i, symbol in enumerate(symbols)}
-    try:
-        merged = {(ids[a], ids[b]): 512 + rank for rank, (a, b) in enumerate(pairs)}
-    except KeyError as error:
-        raise UserError(f"{BPE_FILE_NAME} is corrupted: unknown symbol {error}") from error
-    return [*symbols, *_SPECIAL_IDS], merged
-
-
-class ClipBpeTokenizer:
-    """OpenAI CLIP's tokenizer: texts -> int32 (N, context_length): BOS, ids, EOS, zeros.
+class ClipBpeTokenizer(RowTokenizer):
+    """OpenAI CLIP's tokenizer: texts -> int32 (N, context_length): BOS, ids, EOS, padding.
 
     Differs from OpenAI's in one point: a literal "<|endoftext|>" in a caption is ordinary text and
     never becomes the special id, because that would move the position at which the text tower
     pools. `special_strings="parse"` gives OpenAI's behaviour.
 
+    A byte that a small vocabulary cannot spell is left out; Hugging Face puts `unk_token`, which
+    for CLIP is EOS, and with "parse" so does this.
+
     Args:
-      merges: content of `bpe_simple_vocab_16e6.txt.gz` (see `find_bpe_file`).
+      merges: content of `bpe_simple_vocab_16e6.txt.gz` (see `find_bpe_file`); with `vocab`, that of
+        Hugging Face's `merges.txt`.
       context_length: ids a row, BOS and EOS included; >= 2.
       truncate: cut a longer caption, its last id being EOS; otherwise it is a UserError.
       cleaning: a mode of `clip_jax.data.text_cleaning.clean_text`; CLIP's is "lower".
       special_strings: "encode" as text or "parse" into the special ids.
+      vocab: content of Hugging Face's `vocab.json`, of any size.
+      pad_id: OpenAI's is 0, which is also the real token "!": the text tower is causal and pools
+        at EOS, so padding is unseen.
     """
 
     kind = "clip_bpe"
-    vocab_size = VOCAB_SIZE
-    bos_id = BOS_ID
-    eos_id = EOS_ID
-    pad_id = PAD_ID
 
     def __init__(
         self,
         merges: bytes,
         context_length: int = 77,
-        truncate: bool = True,
+        truncate: bool = False,
         cleaning: str = "lower",
         special_strings: str = "encode",
+        vocab: bytes | None = None,
+        pad_id: int = 0,
+        bos_token: str = BOS_TOKEN,
+        eos_token: str = EOS_TOKEN,
     ):
-        if special_strings not in ("encode", "parse"):
-            raise UserError(f"special_strings={special_strings!r}: accepted are encode, parse")
-        self.context_length = check_context_length(context_length, smallest=2)
-        self.truncate = truncate
-        self.cleaning = check_cleaning(cleaning)
-        self.special_strings = special_strings
-        self._merges = merges
-        self._symbols, self._merged = _read_merges(merges)
-        self._byte_id = {byte: i for i, byte in enumerate(_byte_values())}
-        self._cache: dict[str, list[int]] = {}
-        self._pattern = _PIECE
+        super().__init__(context_length, cleaning, truncate, special_strings)
+        self._files = {BPE_FILE_NAME: merges}
+        if vocab is not None:
+            self._files = {MERGES_FILE_NAME: merges, VOCAB_FILE_NAME: vocab}
+        self.vocabulary = (
+            read_openai_merges(merges) if vocab is None else read_huggingface_merges(vocab, merges)
+        )
+        self.bos_token, self.eos_token = bos_token, eos_token
+        self.bos_id = self.vocabulary.special_id(bos_token)
+        self.eos_id = self.vocabulary.special_id(eos_token)
+        self.vocab_size = self.vocabulary.size
+        self.pad_id = pad_id
+        self._prefix, self._suffix = (self.bos_id,), (self.eos_id,)
+        self._check_row()
+
+        ids, self._engine = self.vocabulary.ids, self.vocabulary.engine
+        # A word then has an id at least.
+        self._spells_all = all(c in ids and c + END_OF_PIECE in ids for c in byte_symbols())
+        special: dict[str, int] = {}
         if special_strings == "parse":
-            self._pattern = _SPECIAL_OR_PIECE
-            self._cache = {text: [i] for text, i in _SPECIAL_IDS.items()}
+            self._engine = make_engine(ids, self.vocabulary.merges, unk_token=eos_token)
+            special = {text.lower(): ids[text] for text in (bos_token, eos_token)}
+        pattern = "|".join([*map(regex.escape, special), _PIECE])
+        self._find_pieces = regex.compile(pattern, regex.IGNORECASE).findall
+        self._words = _Words(self._encode_word)
+        self._words.update({text: id_bytes([i]) for text, i in special.items()})
 
-    def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Texts (N) -> int32 (N, context_length).
-
-        Raises:
-          UserError: a caption is too long and `truncate` is off.
-        """
-        rows = [self._encode_row(text) for text in as_text_list(texts)]
-        return pack_ids(rows, self.context_length, EOS_ID, PAD_ID)
-
-    def _encode_row(self, text: str) -> list[int]:
-        ids = [BOS_ID]
-        for match in self._pattern.finditer(clean_text(text, self.cleaning)):
-            piece = match.group()
-            ids.extend(self._cache.get(piece) or self._encode_piece(piece))
+    def _bodies(self, texts: list[str], cut: bool) -> Iterable[bytes]:
+        encoded, most, cleaning = self._words, self.context_length, self.cleaning
+        for text in texts:
+            words = clean_words(text, cleaning)
             # The rest of an endless caption need not be looked at.
-            if len(ids) >= self.context_length:
-                break
-        ids.append(EOS_ID)
-        if len(ids) > self.context_length and not self.truncate:
-            raise UserError(
-                f"caption {text[:60]!r} has more than context_length={self.context_length} tokens; "
-                "accepted are shorter captions or truncate=True"
-            )
-        return ids
+            if cut and len(words) > most and self._spells_all:
+                words = words[:most]
+            yield b"".join([encoded[word] for word in words])
 
-    def _encode_piece(self, piece: str) -> list[int]:
-        """Merges the pair of lowest rank, leftmost first, until none is left: O(n log n).
+    def _encode_word(self, word: str) -> bytes:
+        """Characters without white space -> bytes of their int32 ids."""
+        if word.isascii() and word.isalpha():  # most are one piece
+            return self._encode_piece(word)
+        known = self._words.get
+        pieces = self._find_pieces(word)
+        return b"".join([known(piece) or self._encode_piece(piece) for piece in pieces])
 
-        One heap for all pairs is exact since the pairs that a merge creates rank behind it. A plain
-        loop over the piece is O(n²), which a caption of 100,000 equal letters turns into minutes.
-        """
-        ids = [self._byte_id[byte] for byte in piece.encode("utf-8")]
-        ids[-1] += 256  # the same byte with </w>
-        end = len(ids)
-        after, before = list(range(1, end + 1)), list(range(-1, end - 1))
-        merged = self._merged
-        heap = [
-            (merged[pair], i) for i, pair in enumerate(itertools.pairwise(ids)) if pair in merged
-        ]
-        heapq.heapify(heap)
-        while heap:
-            new, i = heapq.heappop(heap)
-            j = after[i]
-            # An entry is stale if either half has since been merged away.
-            if ids[i] < 0 or j >= end or merged.get((ids[i], ids[j])) != new:
-                continue
-            ids[i], ids[j], after[i] = new, -1, after[j]
-            if after[i] < end:
-                before[after[i]] = i
-            for left in (before[i], i):
-                right = after[left] if left >= 0 else end
-                if right < end and (rank := merged.get((ids[left], ids[right]))) is not None:
-                    heapq.heappush(heap, (rank, left))
-        result = [i for i in ids if i >= 0]
-        if len(self._cache) < _MAX_CACHED_PIECES and len(piece) <= 64:
-            self._cache[piece] = result
-        return result
+    def _encode_piece(self, piece: str) -> bytes:
+        """Merges the pair of lowest rank, leftmost first, until none is left: O(n log n)."""
+        if not piece.isalnum() or not piece.isascii():
+            piece = piece.encode("utf-8").decode("latin-1").translate(_STAND_INS)
+        return id_bytes([token.id for token in self._engine.tokenize(piece)])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids of one text -> the text, lower-cased and with a space after each piece's last token.
 
-        Stops at the first EOS; BOS is left out.
+        Stops at the first EOS; BOS is left out, and so are ids that the vocabulary lacks.
         """
-        byte_of = dict(zip(_byte_symbols(), _byte_values(), strict=True))
+        byte_of = dict(zip(byte_symbols(), byte_values(), strict=True))
+        symbols = {i: symbol for symbol, i in self.vocabulary.ids.items()}
         text = bytearray()
-        for i in (int(i) for i in ids):
-            if i == EOS_ID:
-                break
-            if i != BOS_ID:
-                symbol = self._symbols[i]
-                stem = symbol.removesuffix("</w>")
-                text += bytes(byte_of[c] for c in stem)
+        for i in self._body_of(ids):
+            symbol = symbols.get(i, "")
+            stem = symbol.removesuffix(END_OF_PIECE)
+            if i != self.bos_id:
+                text += b"".join(bytes([byte_of[c]]) if c in byte_of else c.encode() for c in stem)
                 text += b" " if stem != symbol else b""
         return text.decode("utf-8", errors="replace").strip()
 
-    def with_context_length(self, context_length: int) -> "ClipBpeTokenizer":
-        """The same tokenizer with rows of `context_length` ids."""
-        return ClipBpeTokenizer(
-            self._merges, **{**self._options(), "context_length": context_length}
-        )
-
     def _options(self) -> dict[str, Any]:
-        return {
-            "context_length": self.context_length,
-            "truncate": self.truncate,
-            "cleaning": self.cleaning,
-            "special_strings": self.special_strings,
+        return super()._options() | {
+            "pad_id": self.pad_id,
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
         }
 
     def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """(JSON-able spec, {file name: content}); `tokenizer_from_files` is the inverse."""
-        return {"kind": self.kind, "options": self._options()}, {BPE_FILE_NAME: self._merges}
+        return {"kind": self.kind, "options": self._options()}, dict(self._files)
 
     @classmethod
-    def from_files(cls, spec: Mapping[str, Any], files: Mapping[str, bytes]) -> "ClipBpeTokenizer":
+    def from_files(cls, spec: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
         """Inverse of `to_files`."""
+        if VOCAB_FILE_NAME in files:
+            return cls(files[MERGES_FILE_NAME], vocab=files[VOCAB_FILE_NAME], **spec["options"])
         return cls(files[BPE_FILE_NAME], **spec["options"])
-
-    def __reduce__(self):
-        return ClipBpeTokenizer.from_files, self.to_files()

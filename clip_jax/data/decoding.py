@@ -42,8 +42,9 @@ def decode(image: ImageLike) -> Image.Image:
     to 8 bits; of an animation the first frame is taken.
 
     Raises:
-      DecodeError: unreadable, truncated, corrupt, not an image of a known format, or declaring more
-        than `MAX_IMAGE_PIXELS` (found in the header, before anything is allocated).
+      DecodeError: unreadable, truncated, corrupt, without pixels, not an image of a known format,
+        or declaring more than `MAX_IMAGE_PIXELS` (found in the header, before anything is
+        allocated).
     """
     if isinstance(image, np.ndarray):
         return _to_rgb(_from_array(image))
@@ -55,8 +56,10 @@ def decode(image: ImageLike) -> Image.Image:
 def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
+    if 0 in pixels.shape:
+        raise DecodeError(f"image has no pixels: array of shape {pixels.shape}")
     known = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
-    if pixels.dtype != np.uint8 or not known or 0 in pixels.shape:
+    if pixels.dtype != np.uint8 or not known:
         raise DecodeError(
             f"image array is {pixels.dtype} {pixels.shape}; accepted is uint8 (H, W), (H, W, 1),"
             " (H, W, 3) or (H, W, 4)"
@@ -109,6 +112,8 @@ def orientation(image: Image.Image) -> int:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Decodes an opened image, turns it upright and makes it RGB; `DecodeError` where it cannot."""
     try:
+        if 0 in image.size:
+            raise DecodeError(f"image has no pixels: {image.width}x{image.height}")
         # load() does nothing where it was done; it decodes completely or not at all.
         image.load()
         # After load: some formats (TIFF) turn the picture there and take the tag away.

@@ -18,7 +18,7 @@ from clip_jax.data.decoding import (
 )
 from clip_jax.data.records import DecodeError
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import OPENAI_MEAN, OPENAI_STD
+from clip_jax.models.config import OPENAI_MEAN, OPENAI_STD
 
 __all__ = [
     "INTERPOLATIONS",
@@ -35,7 +35,7 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
-RESIZES = ("shortest", "squash")
+RESIZES = ("shortest", "longest", "squash")
 
 # A picture of 100,000 x 1 pixels would grow to gigabytes: beyond this aspect only the part that the
 # crop keeps is computed, which is the same up to rounding.
@@ -54,15 +54,18 @@ class ImageTransform:
 
     "shortest" equals torchvision's `Resize(image_size)` on PIL images and `CenterCrop`, to the
     bit, for images that are RGB: the longer side is truncated to an integer, the offset of the crop
-    rounded half to even. "squash" ignores the aspect. `mean` and `std` are not applied here; they
-    travel along because the device applies them.
+    rounded half to even. "longest" equals open_clip's: the whole image at most image_size wide and
+    high, centred on `fill`; the odd pixel of the border is right or below. "squash" ignores the
+    aspect. `mean` and `std` are not applied here; they travel along because the device applies
+    them.
     """
 
     image_size: int = 224  # pixels, both sides
-    resize: str = "shortest"  # or "squash"
+    resize: str = "shortest"  # or "longest", "squash"
     interpolation: str = "bicubic"  # or "bilinear"; both antialiased
     mean: tuple[float, float, float] = OPENAI_MEAN  # of channels scaled to [0, 1]
     std: tuple[float, float, float] = OPENAI_STD
+    fill: int = 0  # 0 to 255 in all channels: the border that "longest" leaves
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
@@ -70,6 +73,8 @@ class ImageTransform:
         interpolation_filter(self.interpolation)
         if not isinstance(self.image_size, int) or self.image_size < 1:
             raise UserError(f"image_size {self.image_size!r} is not a positive whole number")
+        if not isinstance(self.fill, int) or not 0 <= self.fill <= 255:
+            raise UserError(f"image transform's fill is {self.fill!r}; accepted is 0 to 255")
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             if len(values) != 3:
@@ -86,6 +91,8 @@ class ImageTransform:
         resample = INTERPOLATIONS[self.interpolation]
         if self.resize == "squash":
             return np.asarray(picture.resize((size, size), resample))
+        if self.resize == "longest":
+            return self._longest(picture)
         if width <= height:
             new_width, new_height = size, int(size * height / width)
         else:
@@ -98,6 +105,17 @@ class ImageTransform:
             return np.asarray(picture.resize((size, size), resample, box=box))
         resized = picture.resize((new_width, new_height), resample)
         return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+    def _longest(self, picture: Image.Image) -> np.ndarray:
+        size = self.image_size
+        # open_clip's rule, its order of operations, and Python's rounding of halves to even.
+        ratio = max(picture.width / size, picture.height / size)
+        width, height = (max(1, round(side / ratio)) for side in picture.size)
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), INTERPOLATIONS[self.interpolation])
+        canvas = Image.new("RGB", (size, size), (self.fill,) * 3)
+        canvas.paste(picture, ((size - width) // 2, (size - height) // 2))
+        return np.asarray(canvas)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` gives an equal transform."""

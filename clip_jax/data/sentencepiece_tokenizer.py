@@ -6,20 +6,15 @@ Source: Kudo 2018 (unigram language model); SigLIP and SigLIP 2 use such vocabul
 import io
 import itertools
 import logging
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
 
-import numpy as np
 import sentencepiece
 
-from clip_jax.data.text_cleaning import (
-    as_text_list,
-    check_cleaning,
-    check_context_length,
-    clean_text,
-    pack_ids,
-)
+from clip_jax.data.text_cleaning import check_cleaning, clean_text
+from clip_jax.data.token_rows import RowTokenizer, id_bytes
 from clip_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -32,17 +27,22 @@ _MAX_TRAINING_CHARACTERS = 1000
 _MIN_VOCAB_SIZE = _NUM_RESERVED_PIECES + 16
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(RowTokenizer):
     """A SentencePiece model: texts -> int32 (N, context_length): [BOS,] ids, EOS, padding.
 
-    A text that is too long is cut and still ends in EOS.
+    The name of a control symbol in a text ("</s>") is ordinary text; `special_strings="parse"`
+    gives its id, as transformers does.
 
     Args:
       model: content of a SentencePiece `.model` file.
       context_length: ids a row, BOS and EOS included.
       cleaning: a mode of `clip_jax.data.text_cleaning.clean_text`, applied before the model.
-      add_bos: put the model's BOS id first.
+      add_bos: put the BOS id first.
       pad_id: None takes the model's; SigLIP pads with its EOS id.
+      truncate: cut a longer text, its last id being EOS; otherwise it is a UserError.
+      special_strings: "encode" as text or "parse" into the special ids.
+      fairseq_ids: number the pieces as XLM-RoBERTa does: 0 BOS, 1 padding, 2 EOS, 3 unknown, the
+        model's pieces from its fourth on one higher than in the model, and a mask id last.
     """
 
     kind = "sentencepiece"
@@ -54,25 +54,38 @@ class SentencePieceTokenizer:
         cleaning: str = "lower",
         add_bos: bool = False,
         pad_id: int | None = None,
+        truncate: bool = False,
+        special_strings: str = "encode",
+        fairseq_ids: bool = False,
     ):
-        self._processor = sentencepiece.SentencePieceProcessor()
+        super().__init__(context_length, cleaning, truncate, special_strings)
+        self._processor = processor = sentencepiece.SentencePieceProcessor()
         try:
-            loaded = self._processor.LoadFromSerializedProto(model)
+            loaded = processor.LoadFromSerializedProto(model)
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(f"{MODEL_FILE_NAME} is not a SentencePiece model: {error}") from error
-        if not loaded or self._processor.vocab_size() == 0:
+        if not loaded or processor.vocab_size() == 0:
             raise UserError(f"{MODEL_FILE_NAME} is not a SentencePiece model")
-        self.context_length = check_context_length(context_length, smallest=2 + add_bos)
-        self.cleaning = check_cleaning(cleaning)
         self.add_bos = add_bos
-        self._model = model
+        self.fairseq_ids = fairseq_ids
+        self.model = model
         self._pad_option = pad_id
-        self.vocab_size: int = self._processor.vocab_size()
-        self.eos_id = self._required_id("eos_id", self._processor.eos_id())
-        self.bos_id = self._required_id("bos_id", self._processor.bos_id()) if add_bos else None
-        self.pad_id = self._required_id(
-            "pad_id", self._processor.pad_id() if pad_id is None else pad_id
-        )
+        self.unk_id: int = processor.unk_id()
+        self.vocab_size: int = processor.vocab_size() + (2 if fairseq_ids else 0)
+        bos, pad, eos = processor.bos_id(), processor.pad_id(), processor.eos_id()
+        if fairseq_ids:
+            bos, pad, eos = 0, 1, 2
+        self.eos_id = self._required_id("eos_id", eos)
+        self.bos_id = self._required_id("bos_id", bos) if add_bos else None
+        self.pad_id = self._required_id("pad_id", pad if pad_id is None else pad_id)
+        self._prefix = () if self.bos_id is None else (self.bos_id,)
+        self._suffix = (self.eos_id,)
+        self._check_row()
+        self._specials = {
+            processor.id_to_piece(i): i
+            for i in range(processor.vocab_size())
+            if processor.is_control(i) or processor.is_unknown(i)
+        }
 
     def _required_id(self, name: str, value: int) -> int:
         if not 0 <= value < self.vocab_size:
@@ -81,51 +94,65 @@ class SentencePieceTokenizer:
             )
         return value
 
-    def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Texts (N) -> int32 (N, context_length)."""
-        cleaned = [clean_text(text, self.cleaning) for text in as_text_list(texts)]
+    def piece(self, index: int) -> str:
+        """The name of one of the model's own ids."""
+        return self._processor.id_to_piece(index)
+
+    def piece_id(self, piece: str) -> int:
+        """The model's id of a piece, such as "</s>"; UserError where it has none."""
+        found = self._processor.piece_to_id(piece)
+        if self.piece(found) != piece:
+            raise UserError(f"this SentencePiece model has no piece {piece!r}")
+        return found
+
+    def _bodies(self, texts: list[str], cut: bool) -> Iterable[bytes]:
+        if not texts:
+            return []
+        if self.special_strings == "parse":
+            return [id_bytes(self._renumber(self._parse(text))) for text in texts]
+        cleaned = [clean_text(text, self.cleaning) for text in texts]
         # One thread: data workers call this side by side, each on its own core.
-        rows = self._processor.encode(cleaned, out_type=int, num_threads=1) if cleaned else []
-        start = [] if self.bos_id is None else [self.bos_id]
-        rows = [[*start, *ids, self.eos_id] for ids in rows]
-        return pack_ids(rows, self.context_length, self.eos_id, self.pad_id)
+        rows = self._processor.encode(cleaned, out_type=int, num_threads=1)
+        return [id_bytes(self._renumber(ids)) for ids in rows]
+
+    def _renumber(self, ids: list[int]) -> list[int]:
+        if not self.fairseq_ids:
+            return ids
+        return [3 if i == self.unk_id else i + 1 for i in ids]
+
+    def _parse(self, text: str) -> list[int]:
+        """Ids of a text in which the names of special symbols stand for those symbols."""
+        names = "|".join(map(re.escape, self._specials))
+        ids: list[int] = []
+        for i, part in enumerate(re.split(f"({names})", text)):
+            if i % 2:
+                ids.append(self._specials[part])
+            else:
+                ids += self._processor.encode(clean_text(part.strip(), self.cleaning))
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids of one text -> the cleaned text, up to the first EOS, without BOS and padding."""
-        kept = []
-        for i in (int(i) for i in ids):
-            if i == self.eos_id:
-                break
-            if i not in (self.bos_id, self.pad_id):
-                kept.append(i)
+        kept = [i for i in self._body_of(ids) if i not in (self.bos_id, self.pad_id)]
+        if self.fairseq_ids:
+            kept = [self.unk_id if i == 3 else i - 1 for i in kept if 3 <= i < self.vocab_size - 1]
         return self._processor.decode(kept)
 
-    def with_context_length(self, context_length: int) -> "SentencePieceTokenizer":
-        """The same tokenizer with rows of `context_length` ids."""
-        options = {**self._options(), "context_length": context_length}
-        return SentencePieceTokenizer(self._model, **options)
-
     def _options(self) -> dict[str, Any]:
-        return {
-            "context_length": self.context_length,
-            "cleaning": self.cleaning,
+        return super()._options() | {
             "add_bos": self.add_bos,
             "pad_id": self._pad_option,
+            "fairseq_ids": self.fairseq_ids,
         }
 
     def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """(JSON-able spec, {file name: content}); `tokenizer_from_files` is the inverse."""
-        return {"kind": self.kind, "options": self._options()}, {MODEL_FILE_NAME: self._model}
+        return {"kind": self.kind, "options": self._options()}, {MODEL_FILE_NAME: self.model}
 
     @classmethod
-    def from_files(
-        cls, spec: Mapping[str, Any], files: Mapping[str, bytes]
-    ) -> "SentencePieceTokenizer":
+    def from_files(cls, spec: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
         """Inverse of `to_files`."""
         return cls(files[MODEL_FILE_NAME], **spec["options"])
-
-    def __reduce__(self):
-        return SentencePieceTokenizer.from_files, self.to_files()
 
 
 def train_sentencepiece(

@@ -1,4 +1,4 @@
-"""Caption cleaning, and the fixed-length id array that every tokenizer returns.
+"""Caption cleaning: what happens to a text before any tokenizer sees it.
 
 The cleaning is part of a model's identity: the mode is stored with the tokenizer, never guessed.
 """
@@ -6,19 +6,29 @@ The cleaning is part of a model's identity: the mode is stored with the tokenize
 import html
 import re
 import string
-from collections.abc import Sequence
+import unicodedata
 
 import ftfy
-import numpy as np
+from ftfy.badness import is_bad
 
 from clip_jax.errors import UserError
 
-CLEANING_MODES = ("lower", "whitespace", "canonicalize")
+CLEANING_MODES = ("lower", "whitespace", "canonicalize", "siglip", "lowercase", "none")
 
-# On text made of these characters alone ftfy and HTML unescaping change nothing (a test compares
-# them); most captions are of this kind and ftfy costs ten times as much as all the rest.
-_PLAIN_ASCII = re.compile(r"[ -%'-~\t\n]*")
+# Most captions are of characters that ftfy leaves alone one by one (a test goes through all), and
+# ftfy costs ten times as much as all the rest.
+_PLAIN_ASCII = re.compile(r"[ -~\t\n]*")
+_CALM = re.compile(  # without line breaks, Latin ligatures, curly quotes, controls, odd widths
+    "[\t -~\xa0-\u0131\u0134-\u0148\u014a-\u01c3\u01cd-\u01f0\u01f4-\u02bb\u02bd-\u1fff"
+    "\u2000-\u2017\u2020-\u2027\u202a-\u2069\u2070-\u2fff\u3001-\ud7ff\ufe00-\ufe6f"
+    "\U00010000-\U0010ffff]*"
+)
+_CURLY_QUOTES = (("’", "'"), ("‘", "'"), ("“", '"'), ("”", '"'))
+_MAYBE_ENTITY = re.compile(r"&(?! |$)")
 _NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+# "▁" is how SentencePiece spells a space.
+_SIGLIP = str.maketrans("▁", " ", string.punctuation)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_cleaning(cleaning: str) -> str:
@@ -31,16 +41,31 @@ def check_cleaning(cleaning: str) -> str:
 def clean_text(text: str, cleaning: str) -> str:
     """Cleans one caption.
 
-    All modes repair mojibake (ftfy), unescape HTML twice ("&amp;lt;" is "<"), strip, and make each
-    run of white space one space.
+    Three modes repair mojibake (ftfy), unescape HTML twice ("&amp;lt;" is "<"), strip, and make
+    each run of white space one space:
 
     - `whitespace`: nothing more.
     - `lower`: also lower-cased; OpenAI's cleaning.
     - `canonicalize`: also "_" becomes a space and ASCII punctuation goes; big_vision's cleaning of
       zero-shot prompts, which open_clip applies to every text of a SigLIP model.
+
+    Three do not:
+
+    - `siglip`: lower-cased, ASCII punctuation ("_" too) removed, white space collapsed; what
+      transformers' SiglipTokenizer does.
+    - `lowercase`: lower-cased.
+    - `none`: as it is.
+
+    In every mode a lone surrogate, which UTF-8 cannot spell, becomes U+FFFD.
     """
-    if not _PLAIN_ASCII.fullmatch(text):
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    if cleaning in ("none", "lowercase", "siglip"):
+        if not text.isascii() and _SURROGATE.search(text):
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if cleaning == "none":
+            return text
+        text = text.lower()
+        return text if cleaning == "lowercase" else " ".join(text.translate(_SIGLIP).split())
+    text = _repair(text)
     if cleaning == "canonicalize":
         text = text.translate(_NO_PUNCTUATION)
     # Lower-casing comes last: it never makes white space, and both peers order it so.
@@ -48,36 +73,32 @@ def clean_text(text: str, cleaning: str) -> str:
     return text if cleaning == "whitespace" else text.lower()
 
 
-def as_text_list(texts: str | Sequence[str]) -> list[str]:
-    """One string or a sequence of them -> list of strings; TypeError names the wrong element."""
-    if isinstance(texts, str):
-        return [texts]
-    items = list(texts)
-    for i, text in enumerate(items):
-        if not isinstance(text, str):
-            raise TypeError(f"a tokenizer takes strings; texts[{i}] is {type(text).__name__}")
-    return items
+def clean_words(text: str, cleaning: str) -> list[str]:
+    """The words of `clean_text(text, cleaning)`: its parts between white space."""
+    if cleaning == "lower":
+        return _repair(text).lower().split()
+    return clean_text(text, cleaning).split()
 
 
-def check_context_length(context_length: int, smallest: int) -> int:
-    """Returns `context_length` (tokens) if it is an int >= `smallest`, else raises UserError."""
-    if not isinstance(context_length, int) or context_length < smallest:
-        raise UserError(
-            f"context_length={context_length!r}: accepted is a whole number >= {smallest}"
-        )
-    return context_length
-
-
-def pack_ids(rows: Sequence[Sequence[int]], context_length: int, eos_id: int, pad_id: int):
-    """Rows of ids, each ending in EOS, -> int32 (N, context_length), padded with `pad_id`.
-
-    A longer row is cut and its last id overwritten by EOS ("sticky" EOS): the text tower pools
-    there, so a row without one would have no embedding of its own.
-    """
-    packed = np.full((len(rows), context_length), pad_id, np.int32)
-    for target, ids in zip(packed, rows, strict=True):
-        kept = min(len(ids), context_length)
-        target[:kept] = ids[:kept]
-        if kept < len(ids):
-            target[-1] = eos_id
-    return packed
+def _repair(text: str) -> str:
+    """ftfy, then HTML unescaping twice; short cuts where the outcome is known without ftfy."""
+    if "&" in text and _MAYBE_ENTITY.search(text):
+        once = html.unescape(text)
+        # With no entity left there is nothing for ftfy's looser rules to find in between.
+        if once.isascii() and once.isprintable() and not _MAYBE_ENTITY.search(once):
+            return once
+    elif text.isascii():
+        if text.isprintable() or _PLAIN_ASCII.fullmatch(text):
+            return text
+    else:
+        straight = text
+        for curly, quote in _CURLY_QUOTES:
+            straight = straight.replace(curly, quote)
+        if (
+            _CALM.fullmatch(straight)
+            and unicodedata.is_normalized("NFC", straight)
+            and not is_bad(text)  # no sign of mojibake
+            and (straight == text or not is_bad(straight))
+        ):
+            return straight
+    return html.unescape(html.unescape(ftfy.fix_text(text)))

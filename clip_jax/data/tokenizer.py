@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -9,18 +10,27 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from clip_jax.data.bpe import BPE_FILE_NAME, ClipBpeTokenizer, find_bpe_file
+from clip_jax.data.huggingface_tokenizer import (
+    HuggingFaceTokenizer,
+    load_huggingface_tokenizer,
+    to_huggingface_files,
+)
 from clip_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
+from clip_jax.data.token_rows import RowTokenizer
 from clip_jax.errors import UserError
 
 __all__ = [
     "TOKENIZER_CONFIG_NAME",
     "ClipBpeTokenizer",
+    "HuggingFaceTokenizer",
     "SentencePieceTokenizer",
     "Tokenizer",
     "find_bpe_file",
     "get_tokenizer",
+    "load_huggingface_tokenizer",
     "load_tokenizer",
     "save_tokenizer",
+    "to_huggingface_files",
     "tokenizer_from_files",
     "train_sentencepiece",
 ]
@@ -37,8 +47,12 @@ class Tokenizer(Protocol):
     eos_id: int  # every row has it exactly at its end; the text tower pools there
     pad_id: int
 
-    def __call__(self, texts: str | Sequence[str], /) -> np.ndarray:
-        """Texts (N) -> int32 (N, context_length)."""
+    def __call__(self, texts: str | Sequence[str], /, truncate: bool | None = None) -> np.ndarray:
+        """Texts (N) -> int32 (N, context_length).
+
+        A text that is too long is cut, EOS last, where `truncate`; UserError otherwise. None: as
+        the tokenizer is set (see `with_truncation`), which at first is False.
+        """
 
     def decode(self, ids: Iterable[int], /) -> str:
         """Ids of one text, in any integer container -> text."""
@@ -46,12 +60,15 @@ class Tokenizer(Protocol):
     def with_context_length(self, context_length: int, /) -> "Tokenizer":
         """The same tokenizer with rows of another length."""
 
+    def with_truncation(self, truncate: bool, /) -> "Tokenizer":
+        """The same tokenizer that cuts texts that are too long, or refuses them."""
+
     def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """(JSON-able spec with `kind` and `options`, {file name: content})."""
 
 
-_KINDS: dict[str, type[ClipBpeTokenizer] | type[SentencePieceTokenizer]] = {
-    cls.kind: cls for cls in (ClipBpeTokenizer, SentencePieceTokenizer)
+_KINDS: dict[str, type[RowTokenizer]] = {
+    cls.kind: cls for cls in (ClipBpeTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)
 }
 
 
@@ -124,9 +141,10 @@ def _read(path: Path) -> bytes:
 def get_tokenizer(name_or_path: str | Path) -> Tokenizer:
     """The tokenizer of a name or path.
 
-    Accepted: "clip_bpe" or "openai" (OpenAI's, see `find_bpe_file`); a directory that holds our
-    `tokenizer_config.json`; a SentencePiece `.model` file (context length 64, cleaning "lower");
-    the merges file `bpe_simple_vocab_16e6.txt.gz`.
+    Accepted: "clip_bpe" or "openai" (OpenAI's, see `find_bpe_file`); a directory that
+    `save_tokenizer` wrote, or one of Hugging Face's or open_clip's layout; a SentencePiece `.model`
+    file (context length 64, cleaning "lower"); the merges file `bpe_simple_vocab_16e6.txt.gz`; a
+    `tokenizer.json`, `merges.txt` (with vocab.json beside it) or `vocab.txt`.
 
     Raises:
       UserError: none of these, or the file is corrupted.
@@ -135,7 +153,7 @@ def get_tokenizer(name_or_path: str | Path) -> Tokenizer:
         return ClipBpeTokenizer(find_bpe_file().read_bytes())
     path = Path(name_or_path).expanduser()
     if path.is_dir():
-        return load_tokenizer(path)
+        return _of_directory(path)
     if path.is_file() and path.name.endswith(".txt.gz"):
         return ClipBpeTokenizer(find_bpe_file(path).read_bytes())
     if path.is_file() and path.suffix == ".model":
@@ -143,7 +161,45 @@ def get_tokenizer(name_or_path: str | Path) -> Tokenizer:
             return SentencePieceTokenizer(_read(path))
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+    if path.is_file() and path.suffix in (".json", ".txt"):
+        return _of_single_file(path)
     raise UserError(
         f"tokenizer {str(name_or_path)!r}: accepted are 'clip_bpe' ('openai'), a directory with "
-        f"{TOKENIZER_CONFIG_NAME}, a SentencePiece .model file, or {BPE_FILE_NAME}"
+        f"{TOKENIZER_CONFIG_NAME} or Hugging Face's tokenizer files, a SentencePiece .model file, "
+        f"{BPE_FILE_NAME}, tokenizer.json, merges.txt or vocab.txt"
     )
+
+
+def _of_directory(path: Path) -> Tokenizer:
+    # Hugging Face's file of that name has no `kind`.
+    config = path / TOKENIZER_CONFIG_NAME
+    if config.is_file() and b'"kind"' in _read(config):
+        return load_tokenizer(path)
+    found = load_huggingface_tokenizer(path)
+    return load_tokenizer(path) if found is None else found
+
+
+def _of_single_file(path: Path) -> Tokenizer:
+    """A file with what it cannot do without, whatever else lies in its folder."""
+    names = {"merges.txt": "merges.txt", ".json": "tokenizer.json", ".txt": "vocab.txt"}
+    name = names.get(path.name) or names[path.suffix]
+    if path.name == "vocab.json":
+        name = "vocab.json"
+    parts = {name: _read(path)}
+    if name == "merges.txt":
+        parts["vocab.json"] = _read(path.parent / "vocab.json")
+    if name == "vocab.json":
+        parts["merges.txt"] = _read(path.parent / "merges.txt")
+    for config in (TOKENIZER_CONFIG_NAME, "special_tokens_map.json"):
+        if (path.parent / config).is_file():
+            parts[config] = _read(path.parent / config)
+    with tempfile.TemporaryDirectory() as folder:
+        for part, content in parts.items():
+            (Path(folder) / part).write_bytes(content)
+        try:
+            found = load_huggingface_tokenizer(folder)
+        except UserError as error:
+            raise UserError(str(error).replace(folder, str(path.parent))) from error
+    if found is None:
+        raise UserError(f"{path}: not a tokenizer file")
+    return found

@@ -1,196 +1,48 @@
 """The table of architectures: one frozen row a name.
 
-Sizes are those of the CLIP paper (Radford et al. 2021, tables 19 and 20) and of the released
-weights. A plain name computes the exact GELU; OpenAI's weights were trained with x·sigmoid(1.702
-x), which is the `-quickgelu` twin (the parameter counts are equal, so a wrong choice would load
-without an error).
+Names and sizes are those of the released models (CLIP paper, tables 19 and 20; open_clip's
+configurations for the others). A plain name computes the exact GELU; OpenAI's weights were trained
+with x·sigmoid(1.702 x), which is the `-quickgelu` twin (the parameter counts are equal, so a wrong
+choice would load without an error).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from clip_jax.errors import UserError
+from clip_jax.models.architecture_rows import Row
+from clip_jax.models.architecture_rows import text as _text
+from clip_jax.models.architecture_rows import vit as _vit
+from clip_jax.models.architectures_timm import convnext, mobileclip, vitamin
+from clip_jax.models.config import ClipConfig, override
 
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipConfig:
-    """Everything that fixes the function a CLIP computes, but for its parameters and its
-    vocabulary."""
-
-    name: str = "custom"
-    embed_dim: int = 512  # width of the shared space
-
-    image_size: int = 224  # pixels, square
-    vision_kind: Literal["vit", "resnet"] = "vit"
-    patch_size: int = 32  # pixels; ViT only
-    vision_width: int = 768  # ViT: token width; ResNet: channels of the first stage
-    vision_layers: int | tuple[int, ...] = (
-        12  # ViT: blocks; ResNet: blocks of each of the four stages
-    )
-    vision_heads: int = 12  # ResNet: heads of the attention pool
-    vision_mlp_dim: int = 3072  # ViT only
-    vision_pool: Literal["class_token", "average"] = (
-        "class_token"  # ViT only; a ResNet pools by attention
-    )
-    vision_pre_norm: bool = True  # ViT: LayerNorm between the embedding and the first block
-    vision_activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
-    batch_norm: Literal["batch", "frozen"] = (
-        "batch"  # ResNet, in training: statistics of the batch, or stored
-    )
-
-    context_length: int = 77  # tokens
-    vocab_size: int = 49408
-    text_width: int = 512
-    text_layers: int = 12
-    text_heads: int = 8
-    text_mlp_dim: int = 2048
-    text_causal: bool = True
-    text_pool: Literal["argmax", "eos", "last"] = "argmax"  # where the caption's feature is read
-    eos_id: int = 49407  # for text_pool "eos": its first occurrence is read
-    text_activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
-
-    norm_eps: float = 1e-5  # LayerNorm of both towers
-    logit_scale_init: float = 2.6592600  # ln(1 / 0.07), stored as a logarithm
-    logit_bias_init: float | None = None  # None: no bias (softmax loss)
-
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
-    scan_layers: bool = False  # one compiled block, scanned: quicker to compile, parameters stacked
-    remat: Literal["none", "full", "dots"] = "none"  # what the backward pass computes again
-
-    image_mean: tuple[float, float, float] = OPENAI_MEAN  # of RGB in [0, 1]; applied on the device
-    image_std: tuple[float, float, float] = OPENAI_STD
-    image_resize: Literal["shortest", "squash"] = (
-        "shortest"  # shorter side then centre crop, or both sides
-    )
-    image_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-
-    @property
-    def vision_grid(self) -> int:
-        """Side of the grid of patches (ViT) or of the last feature map (ResNet, total stride
-        32)."""
-        return self.image_size // (self.patch_size if self.vision_kind == "vit" else 32)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dictionary that `ClipConfig.from_dict` reads back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ClipConfig:
-        """The inverse of `to_dict`. Raises `UserError` for an unknown or impossible field."""
-        return override(cls(), **values)
-
-
-def _check(config: ClipConfig) -> None:
-    """Raises `UserError` for sizes that no model can have."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        lowest = 0 if field.name == "eos_id" else 1
-        if isinstance(value, int) and not isinstance(value, bool) and value < lowest:
-            raise UserError(f"{field.name}={value}: must be at least {lowest}")
-        if field.name in ("image_mean", "image_std") and len(value) != 3:
-            raise UserError(f"{field.name}={value}: must be three numbers, for red, green, blue")
-        allowed = CHOICES.get(field.name)
-        if allowed and value not in allowed:
-            raise UserError(f"{field.name}={value!r}: choose one of {', '.join(allowed)}")
-    divisors = [("text_width", config.text_width, "text_heads", config.text_heads)]
-    if config.vision_kind == "vit":
-        divisors += [("vision_width", config.vision_width, "vision_heads", config.vision_heads)]
-        if config.patch_size > config.image_size or config.patch_size < 1:
-            raise UserError(
-                f"patch_size={config.patch_size}: must be 1 to image_size={config.image_size}"
-            )
-        if not isinstance(config.vision_layers, int):
-            raise UserError(
-                f"vision_layers={config.vision_layers}: a ViT takes one number of blocks"
-            )
-    else:
-        if isinstance(config.vision_layers, int) or len(config.vision_layers) != 4:
-            raise UserError(
-                f"vision_layers={config.vision_layers}: a ResNet takes four stage depths"
-            )
-        if config.image_size % 32 or config.image_size < 32:
-            raise UserError(f"image_size={config.image_size}: a ResNet takes a multiple of 32")
-        feature_dim = config.vision_width * 32
-        divisors += [("32 x vision_width", feature_dim, "vision_heads", config.vision_heads)]
-    for width_name, width, heads_name, heads in divisors:
-        if heads < 1 or width % heads:
-            raise UserError(f"{heads_name}={heads}: must divide {width_name}={width}")
-
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "vision_kind": ("vit", "resnet"),
-    "vision_pool": ("class_token", "average"),
-    "vision_activation": ("gelu", "gelu_tanh", "quick_gelu"),
-    "text_activation": ("gelu", "gelu_tanh", "quick_gelu"),
-    "batch_norm": ("batch", "frozen"),
-    "text_pool": ("argmax", "eos", "last"),
-    "dtype": ("float32", "bfloat16"),
-    "remat": ("none", "full", "dots"),
-    "image_resize": ("shortest", "squash"),
-    "image_interpolation": ("bicubic", "bilinear"),
-}
-
-
-def override(config: ClipConfig, **changes: Any) -> ClipConfig:
-    """`config` with some fields changed. Raises `UserError` naming the nearest field if one is
-    unknown."""
-    fields = [field.name for field in dataclasses.fields(config)]
-    for key, value in changes.items():
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(
-                f"unknown field {key!r} of ClipConfig{hint} (known: {', '.join(fields)})"
-            )
-        if isinstance(value, list):
-            changes[key] = tuple(value)
-    changed = dataclasses.replace(config, **changes)
-    _check(changed)
-    return changed
-
-
-def _vit(
-    name: str, patch: int, width: int, layers: int, heads: int, embed: int, text: int, **more: Any
-) -> ClipConfig:
-    """A ViT tower beside OpenAI's text tower of 12 blocks and heads of 64."""
-    return ClipConfig(
-        name=name,
-        embed_dim=embed,
-        patch_size=patch,
-        vision_width=width,
-        vision_layers=layers,
-        vision_heads=heads,
-        vision_mlp_dim=4 * width,
-        text_width=text,
-        text_heads=text // 64,
-        text_mlp_dim=4 * text,
-        **more,
-    )
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+LN_10 = 2.3025851  # the logit scale that SigLIP starts from, as a logarithm
 
 
 def _resnet(
     name: str, width: int, layers: tuple[int, ...], size: int, embed: int, text: int
-) -> ClipConfig:
+) -> Row:
     """A ModifiedResNet tower (paper section 2.4) beside OpenAI's text tower."""
-    return ClipConfig(
-        name=name,
-        embed_dim=embed,
-        vision_kind="resnet",
-        image_size=size,
-        vision_width=width,
-        vision_layers=layers,
-        vision_heads=width * 32 // 64,
-        text_width=text,
-        text_heads=text // 64,
-        text_mlp_dim=4 * text,
-    )
+    return {
+        "name": name,
+        "vision_kind": "resnet",
+        "image_size": size,
+        "vision_width": width,
+        "vision_layers": layers,
+        "vision_heads": width * 32 // 64,
+        **_text(text, embed=embed),
+    }
 
+
+VIT_B, VIT_L, VIT_H = (768, 12, 12), (1024, 24, 16), (1280, 32, 16)
+VIT_S, VIT_M, VIT_B_PLUS = (384, 12, 6), (512, 12, 8), (896, 12, 14)
+VIT_BIGG = (1664, 48, 16)
 
 _OPENAI = (
     _resnet("RN50", 64, (3, 4, 6, 3), 224, 1024, 512),
@@ -198,24 +50,269 @@ _OPENAI = (
     _resnet("RN50x4", 80, (4, 6, 10, 6), 288, 640, 640),
     _resnet("RN50x16", 96, (6, 8, 18, 8), 384, 768, 768),
     _resnet("RN50x64", 128, (3, 15, 36, 10), 448, 1024, 1024),
-    _vit("ViT-B-32", 32, 768, 12, 12, 512, 512),
-    _vit("ViT-B-16", 16, 768, 12, 12, 512, 512),
-    _vit("ViT-L-14", 14, 1024, 24, 16, 768, 768),
-    _vit("ViT-L-14-336", 14, 1024, 24, 16, 768, 768, image_size=336),
+    _vit("ViT-B-32", 32, VIT_B, **_text(512)),
+    _vit("ViT-B-16", 16, VIT_B, **_text(512)),
+    _vit("ViT-L-14", 14, VIT_L, **_text(768)),
+    _vit("ViT-L-14-336", 14, VIT_L, image_size=336, **_text(768)),
+)
+
+# LAION, DataComp, DFN, MetaCLIP. Widths of the MLPs of g, bigG and e are their papers'.
+_OPEN_CLIP_QUICK_TWINS = (
+    _vit("ViT-H-14", 14, VIT_H, **_text(1024, 24)),
+    _vit("ViT-H-14-378", 14, VIT_H, image_size=378, image_resize="squash", **_text(1024, 24)),
+    _vit("ViT-bigG-14", 14, VIT_BIGG, **(_text(1280, 32))) | {"vision_mlp_dim": 8192},
+)
+_OPEN_CLIP = (
+    _vit("ViT-S-32", 32, VIT_S, **_text(384)),
+    _vit("ViT-S-32-alt", 32, VIT_S, **_text(256, 10)),
+    _vit("ViT-S-16", 16, VIT_S, **_text(384)),
+    _vit("ViT-S-16-alt", 16, VIT_S, **_text(256, 10)),
+    _vit("ViT-M-32", 32, VIT_M, **_text(512)),
+    _vit("ViT-M-32-alt", 32, VIT_M, **_text(384)),
+    _vit("ViT-M-16", 16, VIT_M, **_text(512)),
+    _vit("ViT-M-16-alt", 16, VIT_M, vision_layer_scale=1e-4, **_text(384)),
+    _vit("ViT-B-32-256", 32, VIT_B, image_size=256, **_text(512)),
+    _vit("ViT-B-32-plus-256", 32, VIT_B_PLUS, image_size=256, **_text(640)),
+    _vit("ViT-B-16-plus", 16, VIT_B_PLUS, **_text(640)),
+    _vit("ViT-B-16-plus-240", 16, VIT_B_PLUS, image_size=240, **_text(640)),
+    _vit("ViT-L-16", 16, VIT_L, **_text(768)),
+    _vit("ViT-L-16-320", 16, VIT_L, image_size=320, **_text(768)),
+    _vit("ViT-L-14-280", 14, VIT_L, image_size=280, **_text(768)),
+    _vit("ViT-H-16", 16, VIT_H, **_text(1024, 24)),
+    _vit("ViT-g-14", 14, (1408, 40, 16), **_text(1024, 24)) | {"vision_mlp_dim": 6144},
+    _vit("ViT-e-14", 14, (1792, 56, 16), **_text(1280, 36)) | {"vision_mlp_dim": 15360},
 )
 
 
-def _quick_gelu_twin(config: ClipConfig) -> ClipConfig:
-    return dataclasses.replace(
-        config,
-        name=f"{config.name}-quickgelu",
-        vision_activation="quick_gelu",
-        text_activation="quick_gelu",
+def _clipa() -> Iterator[Row]:
+    """CLIPA (Li et al. 2023): patches averaged and then normed, text read at its last position."""
+    clipa: Row = {
+        "vision_pre_norm": False,
+        "vision_pool": "average",
+        "vision_post_norm": "after_pool",
+        "context_length": 32,
+        "vocab_size": 32_000,
+        "text_causal": False,
+        "text_pool": "last",
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "image_resize": "squash",
+        "image_interpolation": "bilinear",
+    }
+    for size in (224, 336):
+        suffix = "-CLIPA" if size == 224 else f"-CLIPA-{size}"
+        more: Row = clipa | {"image_size": size}
+        yield _vit(f"ViT-L-14{suffix}", 14, VIT_L, **_text(768), **more)
+        yield _vit(f"ViT-H-14{suffix}", 14, VIT_H, **_text(1024, 24), **more)
+        big = _vit(f"ViT-bigG-14{suffix}", 14, VIT_BIGG, **_text(1280, 32), **more)
+        yield big | {"vision_mlp_dim": 8192}
+
+
+def _worldwide() -> Iterator[Row]:
+    """MetaCLIP 2 (2025): multilingual vocabularies, read at their first end of text."""
+    xlm_v: Row = {"vocab_size": 901_629, "text_pool": "eos", "eos_id": 2, "pad_id": 1}
+    mt5: Row = {"vocab_size": 250_100, "text_pool": "eos", "eos_id": 1}
+    at_378: Row = {"image_size": 378, "image_resize": "squash"}
+    large: Row = _vit("ViT-L-14-worldwide", 14, VIT_L, **_text(768), **mt5)
+    huge: Row = _vit("ViT-H-14-worldwide", 14, VIT_H, **_text(1024, 24), **xlm_v)
+    big: Row = _vit("ViT-bigG-14-worldwide", 14, VIT_BIGG, **_text(1280, 32), **xlm_v)
+    big |= {"vision_mlp_dim": 8192}
+    yield from (large, _quick(large), huge, _quick(huge))
+    yield huge | at_378 | {"name": "ViT-H-14-worldwide-378"}
+    yield big
+    yield big | at_378 | {"name": "ViT-bigG-14-worldwide-378"}
+
+
+def _siglip_row(name: str, patch: int, vision: Row, text: Row, size: int, **more: Any) -> Row:
+    """SigLIP (Zhai et al. 2023): attention-pooled patches, bidirectional text, sigmoid loss."""
+    return {
+        "name": name,
+        "patch_size": patch,
+        "image_size": size,
+        "vision_class_token": False,
+        "vision_patch_bias": True,
+        "vision_pre_norm": False,
+        "vision_pool": "attention",
+        "vision_pool_heads": vision["vision_heads"],
+        "vision_pool_mlp_dim": vision["vision_mlp_dim"],
+        "vision_projection": "none",
+        "vision_activation": "gelu_tanh",
+        "vision_init": "big_vision",
+        "embed_dim": vision["vision_width"],
+        "context_length": 64,
+        "text_causal": False,
+        "text_pool": "last",
+        "text_projection": "linear_bias",
+        "text_activation": "gelu_tanh",
+        "text_init": "big_vision",
+        "norm_eps": 1e-6,
+        "logit_scale_init": LN_10,
+        "logit_bias_init": -10.0,
+        "image_mean": HALF,
+        "image_std": HALF,
+        "image_resize": "squash",
+        **vision,
+        **text,
+        **more,
+    }
+
+
+# width, layers, heads, width of the MLP; one shape serves both towers
+_SIGLIP_SHAPES = {
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "SO400M": (1152, 27, 16, 4304),
+    "gopt": (1536, 40, 16, 6144),
+}
+
+
+def _shape(tower: str, size: str) -> Row:
+    keys = ("width", "layers", "heads", "mlp_dim")
+    return {f"{tower}_{k}": v for k, v in zip(keys, _SIGLIP_SHAPES[size], strict=True)}
+
+
+def _siglip() -> Iterator[Row]:
+    """SigLIP: (size, patch, image sizes); i18n rows have the multilingual vocabulary."""
+    english: Row = {"vocab_size": 32_000, "eos_id": 1, "pad_id": 1}
+    world: Row = {"vocab_size": 250_000, "eos_id": 1, "pad_id": 1}
+    table = [
+        ("ViT-B-16-SigLIP", "B", 16, 224, english),
+        *((f"ViT-B-16-SigLIP-{s}", "B", 16, s, english) for s in (256, 384, 512)),
+        ("ViT-B-16-SigLIP-i18n-256", "B", 16, 256, world),
+        *((f"ViT-L-16-SigLIP-{s}", "L", 16, s, english) for s in (256, 384)),
+        ("ViT-SO400M-14-SigLIP", "SO400M", 14, 224, english | {"context_length": 16}),
+        *((f"ViT-SO400M-14-SigLIP-{s}", "SO400M", 14, s, english) for s in (378, 384)),
+        (
+            "ViT-SO400M-16-SigLIP-i18n-256",
+            "SO400M",
+            16,
+            256,
+            world | {"text_projection": "none"},
+        ),
+    ]
+    for name, size, patch, pixels, more in table:
+        yield _siglip_row(name, patch, _shape("vision", size), _shape("text", size), pixels, **more)
+
+
+def _siglip2() -> Iterator[Row]:
+    """SigLIP 2 (Tschannen et al. 2025) at fixed resolution: Gemma's vocabulary."""
+    gemma: Row = {"vocab_size": 256_000, "eos_id": 1, "pad_id": 0}
+    table = [
+        ("ViT-B-32-SigLIP2-256", "B", 32, 256),
+        ("ViT-B-16-SigLIP2", "B", 16, 224),
+        *((f"ViT-B-16-SigLIP2-{s}", "B", 16, s) for s in (256, 384, 512)),
+        *((f"ViT-L-16-SigLIP2-{s}", "L", 16, s) for s in (256, 384, 512)),
+        ("ViT-SO400M-14-SigLIP2", "SO400M", 14, 224),
+        ("ViT-SO400M-14-SigLIP2-378", "SO400M", 14, 378),
+        *((f"ViT-SO400M-16-SigLIP2-{s}", "SO400M", 16, s) for s in (256, 384, 512)),
+        *((f"ViT-gopt-16-SigLIP2-{s}", "gopt", 16, s) for s in (256, 384)),
+    ]
+    for name, size, patch, pixels in table:
+        text = _shape("text", "SO400M" if size == "gopt" else size)
+        yield _siglip_row(name, patch, _shape("vision", size), text, pixels, **gemma)
+
+
+def _eva02() -> Iterator[Row]:
+    """EVA-02-CLIP (Sun et al. 2023): rotary positions, SwiGLU, LayerNorm inside attention."""
+    eva: Row = {
+        "vision_patch_bias": True,
+        "vision_pre_norm": False,
+        "vision_key_bias": False,
+        "vision_projection": "linear_bias",
+        "vision_norm_eps": 1e-6,
+        "vision_init": "normal",
+    }
+    rotary: Row = eva | {"vision_rope": "yx", "vision_mlp": "swiglu", "vision_inner_norm": True}
+    base = _vit("EVA02-B-16", 16, VIT_B, **_text(512), **rotary) | {"vision_mlp_dim": 2048}
+    large: Row = _vit("EVA02-L-14", 14, VIT_L, **_text(768), **rotary) | {"vision_mlp_dim": 2730}
+    yield from (base, large, large | {"name": "EVA02-L-14-336", "image_size": 336})
+    plain: Row = {**eva, "vision_block_norm": "branch", "vision_mlp_dim": 15360}
+    yield _vit("EVA02-E-14", 14, (1792, 64, 16), **_text(1024, 24)) | plain
+    yield _vit("EVA02-E-14-plus", 14, (1792, 64, 16), **_text(1280, 32, embed=1024)) | plain
+
+
+def _perception_encoder() -> Iterator[Row]:
+    """Perception Encoder (Bolya et al. 2025): rotary positions, attention pooling."""
+
+    def row(name: str, patch: int, size: int, shape: tuple[int, int, int], text: Row) -> Row:
+        pe: Row = {
+            "image_size": size,
+            "vision_pool": "attention",
+            "vision_pool_mlp_dim": 4 * shape[0],
+            "vision_projection": "linear_bias",
+            "vision_rope": "xy",
+            "vision_rope_grid": size // patch,
+            "vision_rope_offset": 1.0,
+            "vision_init": "normal",
+            "context_length": 32,
+            "image_mean": HALF,
+            "image_std": HALF,
+            "image_resize": "squash",
+            "image_interpolation": "bilinear",
+        }
+        return _vit(name, patch, shape, **text, **pe)
+
+    yield row("PE-Core-T-16-384", 16, 384, (192, 12, 3), _text(512))
+    yield row("PE-Core-S-16-384", 16, 384, VIT_S, _text(512))
+    yield row("PE-Core-B-16", 16, 224, VIT_B, _text(1024, 24))
+    yield row("PE-Core-L-14-336", 14, 336, VIT_L, _text(1024, 24))
+    big: Row = row("PE-Core-bigG-14-448", 14, 448, (1536, 50, 16), _text(1280, 24))
+    big |= {"vision_mlp_dim": 8960, "vision_class_token": False, "vision_rope_offset": 0.0}
+    yield big | {"context_length": 72}
+
+
+def _coca() -> Iterator[Row]:
+    """CoCa (Yu et al. 2022) as LAION trained it: one pooler of 256 queries, not the paper's two."""
+    coca: Row = {"context_length": 76, "text_pool": "appended", "decoder_layers": 12}
+    pooled: Row = coca | {"vision_pool": "queries"}
+    yield _vit("coca_ViT-B-32", 32, VIT_B, **_text(512), **pooled)
+    yield _vit("coca_ViT-L-14", 14, VIT_L, **_text(768), **pooled, decoder_heads=12)
+    words: Row = {"vocab_size": 64_000, "decoder_vocab_size": 64_000, "decoder_heads": 12}
+    yield _vit("coca_base", 18, VIT_B, image_size=288, **_text(768, embed=512), **coca, **words)
+
+
+def _hugging_face_text() -> Iterator[Row]:
+    """RoBERTa and XLM-RoBERTa text towers of LAION: mean over real tokens, two-layer projection."""
+    roberta: Row = {
+        "text_kind": "bert",
+        "text_pool": "mean",
+        "text_projection": "mlp",
+        "text_causal": False,
+        "text_init": "normal",
+        "text_positions": 514,
+        "text_position_offset": 2,
+        "pad_id": 1,
+        "eos_id": 2,
+    }
+    words: Row = {"vocab_size": 250_002}
+    base = _text(768, embed=512)
+    yield (
+        _vit("roberta-ViT-B-32", 32, VIT_B, **base, **roberta, vocab_size=50_265)
+        | {"vision_activation": "quick_gelu"}
     )
+    captions: Row = roberta | {"text_projection": "linear", "decoder_layers": 12}
+    yield _vit("coca_roberta-ViT-B-32", 32, VIT_B, **base, **captions, vocab_size=50_265)
+    yield _vit("xlm-roberta-base-ViT-B-32", 32, VIT_B, **base, **roberta, **words)
+    yield _vit("xlm-roberta-large-ViT-H-14", 14, VIT_H, **_text(1024, 24), **roberta, **words)
+
+
+def _quick(row: Row) -> Row:
+    """The twin that computes x·sigmoid(1.702 x)."""
+    quick = {"vision_activation": "quick_gelu", "text_activation": "quick_gelu"}
+    return row | quick | {"name": f"{row['name']}-quickgelu"}
+
+
+def _rows() -> Iterator[Row]:
+    for row in (*_OPENAI, *_OPEN_CLIP_QUICK_TWINS):
+        yield from (row, _quick(row))
+    yield from _OPEN_CLIP
+    families = (_clipa, _worldwide, _siglip, _siglip2, _eva02, _perception_encoder)
+    for family in (*families, _hugging_face_text, _coca, convnext, vitamin, mobileclip):
+        yield from family()
 
 
 ARCHITECTURES: dict[str, ClipConfig] = {
-    row.name: row for base in _OPENAI for row in (base, _quick_gelu_twin(base))
+    row["name"]: override(ClipConfig(), **row) for row in _rows()
 }
 
 
@@ -230,7 +327,51 @@ def get_architecture(name: str, **overrides: Any) -> ClipConfig:
     if name == "custom":
         return override(ClipConfig(), **overrides)
     if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"unknown model {name!r}{hint} (known: custom, {', '.join(ARCHITECTURES)})")
+        near = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise UserError(f"unknown model {name!r}{hint} (clip_jax.list_models() has all names)")
     return override(ARCHITECTURES[name], **overrides)
+
+
+# Fields that do not change what a model computes, and those that do in some models only.
+_NEVER = (
+    *("name", "dtype", "scan_layers", "remat", "batch_norm", "naflex", "text_positions"),
+    *("vision_init", "text_init", "logit_scale_init", "logit_bias_init", "vision_norm_eps"),
+    *("image_mean", "image_std", "image_resize", "image_interpolation", "image_fill"),
+)
+_ONLY_IF: dict[str, Callable[[ClipConfig], bool]] = {
+    "pad_id": lambda c: c.text_kind == "bert" or c.text_pool == "appended",
+    "eos_id": lambda c: c.text_pool == "eos",
+    "text_class_mask": lambda c: c.text_pool == "appended",
+    "vision_activation": lambda c: c.vision_kind != "resnet",
+    "text_causal": lambda c: c.text_kind == "transformer",
+    "vision_pool_heads": lambda c: c.vision_pool in ("attention", "queries"),
+    "vision_pool_mlp_dim": lambda c: c.vision_pool == "attention",
+    "vision_pool_queries": lambda c: c.vision_pool == "queries",
+    "vision_post_norm": lambda c: c.vision_pool == "average",
+    "vision_rope_grid": lambda c: c.vision_rope != "none",
+    "vision_rope_offset": lambda c: c.vision_rope != "none",
+    "decoder_heads": lambda c: c.decoder_layers > 0,
+    "decoder_vocab_size": lambda c: c.decoder_layers > 0,
+    **dict.fromkeys(("patch_size", "vision_mlp_dim"), lambda c: c.vision_kind == "vit"),
+}
+
+
+def _function(config: ClipConfig) -> tuple[Any, ...]:
+    """What a configuration computes, as something to compare."""
+    if config.text_pool == "eos" and config.eos_id == config.vocab_size - 1:
+        config = dataclasses.replace(config, text_pool="argmax")  # the same token of any caption
+    fields = dataclasses.asdict(config)
+    used = {
+        name: value
+        for name, value in fields.items()
+        if name not in _NEVER and (name not in _ONLY_IF or _ONLY_IF[name](config))
+    }
+    derived = config.vision_eps, config.position_rows, config.logit_bias_init is not None
+    return (*sorted(used.items()), *derived)
+
+
+def same_function(config: ClipConfig) -> str:
+    """The name of the row that computes the same as `config`, else "custom"."""
+    wanted = _function(config)
+    return next((n for n, row in ARCHITECTURES.items() if _function(row) == wanted), "custom")

@@ -19,8 +19,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from clip_jax.models.architectures import ClipConfig
-from clip_jax.models.transformer import torch_uniform
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.initializers import torch_uniform
 
 BATCH_STATISTICS = "batch_statistics"
 RUNNING_NAMES = ("mean", "var")  # leaves of `params` that are buffers, not trained and not counted

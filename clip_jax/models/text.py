@@ -3,12 +3,15 @@ token."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from clip_jax.models.architectures import ClipConfig
-from clip_jax.models.transformer import Transformer
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.projection import project
+from clip_jax.models.transformer import BlockConfig, Context, Transformer
 
 
 def pool_positions(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
@@ -24,47 +27,96 @@ def pool_positions(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
     return jnp.full(tokens_BL.shape[0], tokens_BL.shape[1] - 1)
 
 
+def past_mask(length: int, position: jax.Array) -> jax.Array:
+    """(1, 1, 1, L) bool: the keys up to the token at `position`, in generation."""
+    return (jnp.arange(length) <= position)[None, None, None, :]
+
+
+def class_mask(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
+    """(B, L) int -> (B, 1, 1, L + 1) bool: the keys that CoCa's text tower may attend to.
+
+    Padding is masked. "aligned" is the sequence's own order, caption and then class token;
+    "shifted" is one too late throughout, which released weights were trained with.
+    """
+    valid_BL = tokens_BL != config.pad_id
+    class_B1 = jnp.ones_like(valid_BL[:, :1])
+    shifted = config.text_class_mask == "shifted"
+    valid = jnp.concatenate([class_B1, valid_BL] if shifted else [valid_BL, class_B1], axis=1)
+    return valid[:, None, None, :]
+
+
 class TextTransformer(nn.Module):
     """(B, L) int token ids -> (B, embed_dim) in the compute dtype, not normalised. L <=
-    context_length."""
+    context_length.
+
+    With `with_tokens`, also the outputs (B, L, D) of the last block, which a caption decoder takes.
+    With `position`, only the output (B, 1, D) of the token there, from keys and values of those
+    before it in the collection `CACHE`.
+    """
 
     config: ClipConfig
 
     @nn.compact
-    def __call__(self, tokens_BL: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        tokens_BL: jax.Array,
+        with_tokens: bool = False,
+        position: jax.Array | None = None,
+    ) -> Any:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        width = config.text_width
-        table = self.param(
-            "token_embedding", nn.initializers.normal(0.02), (config.vocab_size, width), jnp.float32
-        )
+        width, normal = config.text_width, nn.initializers.normal
+        table = self.param("token_embedding", normal(0.02), (config.vocab_size, width), jnp.float32)
         positions = self.param(
-            "positions", nn.initializers.normal(0.01), (config.context_length, width), jnp.float32
+            "positions", normal(0.01), (config.position_rows, width), jnp.float32
         )
         x_BLD = jnp.take(table, tokens_BL, axis=0).astype(dtype)
-        x_BLD += positions[: tokens_BL.shape[1]].astype(dtype)
+        context = Context()
+        appended = config.text_pool == "appended"
+        if appended and position is None:
+            class_token = self.param("class_token", normal(0.01), (width,), jnp.float32)
+            class_B1D = jnp.broadcast_to(class_token.astype(dtype), (len(x_BLD), 1, width))
+            x_BLD = jnp.concatenate([x_BLD, class_B1D], axis=1)
+            context = Context(mask=class_mask(tokens_BL, config))
+        x_BLD += positions[: x_BLD.shape[1]].astype(dtype)
+        if position is not None:
+            mask = past_mask(x_BLD.shape[1], position)
+            if appended:  # the class token comes after all others: none of them sees it
+                mask &= class_mask(tokens_BL, config)[..., :-1]
+            context = Context(mask=mask, position=position)
+            x_BLD = jax.lax.dynamic_slice_in_dim(x_BLD, position, 1, axis=1)
 
         x_BLD = Transformer(
             layers=config.text_layers,
-            heads=config.text_heads,
-            mlp_dim=config.text_mlp_dim,
-            causal=config.text_causal,
-            activation=config.text_activation,
-            norm_eps=config.norm_eps,
-            dtype=dtype,
-            scaled_init=True,
+            config=text_block_config(config),
             scan_layers=config.scan_layers,
             remat=config.remat,
             name="transformer",
-        )(x_BLD)
+        )(x_BLD, context)
 
+        if position is not None:
+            return x_BLD
+        if appended:
+            pooled_BD = x_BLD[:, -1]
+        else:
+            at = pool_positions(tokens_BL, config)
+            pooled_BD = jnp.take_along_axis(x_BLD, at[:, None, None], axis=1)[:, 0]
         # LayerNorm acts on each token alone, so that only the pooled token needs it.
-        at = pool_positions(tokens_BL, config)
-        pooled_BD = jnp.take_along_axis(x_BLD, at[:, None, None], axis=1)[:, 0]
         pooled_BD = nn.LayerNorm(config.norm_eps, dtype=dtype, name="final_norm")(pooled_BD)
-        projection = self.param(
-            "projection",
-            nn.initializers.normal(width**-0.5),
-            (width, config.embed_dim),
-            jnp.float32,
-        )
-        return pooled_BD @ projection.astype(dtype)
+        hidden = (width + config.embed_dim) // 2
+        init = normal(width**-0.5)
+        embedding = project(self, pooled_BD, config.text_projection, hidden, config.embed_dim, init)
+        return (embedding, x_BLD[:, : tokens_BL.shape[1]]) if with_tokens else embedding
+
+
+def text_block_config(config: ClipConfig) -> BlockConfig:
+    """The blocks of the text tower."""
+    return BlockConfig(
+        heads=config.text_heads,
+        mlp_dim=config.text_mlp_dim,
+        activation=config.text_activation,
+        norm_eps=config.norm_eps,
+        dtype=jnp.dtype(config.dtype),
+        init="openai_text" if config.text_init == "openai" else config.text_init,
+        causal=config.text_causal and config.text_kind == "transformer",
+        norm="post" if config.text_kind == "bert" else "pre",
+    )

@@ -1,21 +1,31 @@
-"""The pre-LayerNorm Transformer that both towers are made of (paper section 2.4).
+"""The Transformer block that every tower is made of (paper section 2.4), and stacks of it.
 
-Shape letters: B batch, L tokens, D width, H heads, K head dimension (D = H·K), M width of the MLP.
+One implementation serves all families through the options of `BlockConfig`. Shape letters: B
+batch, L tokens, D width, H heads, K head dimension (D = H·K), M width of the MLP, N memory tokens,
+C their width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from clip_jax.models.constraints import constrain_batch
+from clip_jax.models.initializers import BlockInitializers
 
 Array = jax.Array
-Init = Callable[..., Array]  # (key, shape, dtype) -> initial values
+
+# What a forward pass with `mutable=["features"]` gives beside its output: every block's output
+# (B, L, D) and the weights of every attention (B, H, L, N), float32.
+FEATURES = "features"
+# What generation keeps between tokens: keys and values of the tokens so far, and of the memory.
+CACHE, MEMORY = "cache", "memory"
 
 
 def quick_gelu(x: Array) -> Array:
@@ -35,131 +45,224 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def torch_uniform(fan_in: int) -> Init:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch gives Linear and convolution layers by
-    default, and so what OpenAI's code leaves in every layer that it does not initialise itself."""
-    bound = fan_in**-0.5
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """What distinguishes the blocks of one tower from another's."""
 
-    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
-class Initializers:
-    """Initial values of one tower's blocks, by the rule of OpenAI's released code."""
-
-    def __init__(self, width: int, mlp_dim: int, layers: int, *, scaled: bool):
-        if scaled:  # the text tower
-            residual_std = width**-0.5 * (2 * layers) ** -0.5
-            self.query_key_value: Init = nn.initializers.normal(width**-0.5)
-            self.attention_out: Init = nn.initializers.normal(residual_std)
-            self.mlp_in: Init = nn.initializers.normal((2 * width) ** -0.5)
-            self.mlp_out: Init = nn.initializers.normal(residual_std)
-        else:  # the image tower keeps its framework's defaults: xavier for the fused (D, 3D) matrix
-            self.query_key_value = _xavier_uniform_fused(width)
-            self.attention_out = torch_uniform(width)
-            self.mlp_in = torch_uniform(width)
-            self.mlp_out = torch_uniform(mlp_dim)
-        self.mlp_in_bias = torch_uniform(width)
-        self.mlp_out_bias = torch_uniform(mlp_dim)
+    heads: int
+    mlp_dim: int
+    activation: str
+    norm_eps: float
+    dtype: jnp.dtype
+    init: str
+    causal: bool = False
+    # "pre": x + f(LN(x)); "post": LN(x + f(x)), BERT; "branch": x + LN(f(x)), EVA-02-E.
+    norm: Literal["pre", "post", "branch"] = "pre"
+    # "swiglu": silu(gate)·x, then LayerNorm (EVA-02); "geglu": LayerNorm, then gelu(gate)·x
+    # (ViTamin).
+    mlp: Literal["plain", "swiglu", "geglu"] = "plain"
+    inner_norm: bool = False  # LayerNorm on attention's output, before its projection
+    key_bias: bool = True
+    query_value_bias: bool = True  # without it, keys have none either
+    layer_scale: float | None = None  # initial gain of each branch
 
 
-def _xavier_uniform_fused(width: int) -> Init:
-    bound = (6 / (width + 3 * width)) ** 0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-        key, shape, dtype, -bound, bound
-    )
+class Context(NamedTuple):
+    """What blocks see beside their tokens; the same for all blocks of a stack."""
+
+    mask: Array | None = None  # bool, broadcastable to (B, H, L, L or N): True may be attended to
+    rope: tuple[Array, Array] | None = None  # cosine and sine, (L, K) float32
+    memory_BNC: Array | None = None  # of cross-attention
+    position: Array | None = None  # () int: generation, where x has the one token at this position
+
+
+NO_CONTEXT = Context()
+
+
+def rotate(x_BLHK: Array, rope: tuple[Array, Array]) -> Array:
+    """Rotary positions (Su et al. 2021): turns each pair of neighbouring features by its angle."""
+    cosine_L1K, sine_L1K = (table[:, None, :] for table in rope)
+    pairs = x_BLHK.reshape(*x_BLHK.shape[:-1], -1, 2).astype(jnp.float32)
+    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x_BLHK.shape)
+    return (x_BLHK * cosine_L1K + turned * sine_L1K).astype(x_BLHK.dtype)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, (B, L, D) -> (B, L, D), softmax in float32."""
+    """Multi-head attention, (B, L, D) -> (B, L, D), softmax in float32.
 
-    heads: int
-    causal: bool
-    dtype: jnp.dtype
-    inits: Initializers
+    Queries come from `x_BLD`, keys and values from the context's memory, or from `x_BLD` as well.
+    """
+
+    config: BlockConfig
+    inits: BlockInitializers
 
     @nn.compact
-    def __call__(self, x_BLD: Array) -> Array:
-        width = x_BLD.shape[-1]
-        head_dim = width // self.heads
-        # One matrix for the three projections (one product instead of three); heads are an axis of
-        # their own, so that tensor parallelism can split them.
-        kernel = self.param(
-            "query_key_value",
-            self.inits.query_key_value,
-            (width, 3, self.heads, head_dim),
-            jnp.float32,
-        )
-        bias = self.param(
-            "query_key_value_bias", nn.initializers.zeros, (3, self.heads, head_dim), jnp.float32
-        )
-        out = self.param(
-            "out", self.inits.attention_out, (self.heads, head_dim, width), jnp.float32
-        )
+    def __call__(self, x_BLD: Array, context: Context = NO_CONTEXT) -> Array:
+        config, dtype = self.config, self.config.dtype
+        width, heads = x_BLD.shape[-1], config.heads
+        head_dim = width // heads
+        query, key, value = self._query_key_value(x_BLD, context, head_dim)
+        if context.rope is not None:
+            query, key = rotate(query, context.rope), rotate(key, context.rope)
+        causal = config.causal
+        if context.position is not None and context.memory_BNC is None:
+            key = self._with_past("key", key, context)
+            value = self._with_past("value", value, context)
+            causal = False  # the mask says it
+        if self.is_mutable_collection(FEATURES):
+            weights = attention_weights(query, key, causal, context.mask)
+            self.sow(FEATURES, "weights", weights)
+        mixed = jax.nn.dot_product_attention(query, key, value, mask=context.mask, is_causal=causal)
+        if config.inner_norm:
+            flat = mixed.reshape(*mixed.shape[:2], width)
+            flat = nn.LayerNorm(config.norm_eps, dtype=dtype, name="inner_norm")(flat)
+            mixed = flat.reshape(mixed.shape)
+        out = self.param("out", self.inits.attention_out, (heads, head_dim, width), jnp.float32)
         out_bias = self.param("out_bias", nn.initializers.zeros, (width,), jnp.float32)
+        return jnp.einsum("blhk,hkd->bld", mixed, out.astype(dtype)) + out_bias.astype(dtype)
 
-        qkv = jnp.einsum("bld,dshk->blshk", x_BLD, kernel.astype(self.dtype))
-        qkv += bias.astype(self.dtype)
-        query_BLHK, key_BLHK, value_BLHK = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        mixed_BLHK = jax.nn.dot_product_attention(
-            query_BLHK, key_BLHK, value_BLHK, is_causal=self.causal
+    def _query_key_value(
+        self, x_BLD: Array, context: Context, head_dim: int
+    ) -> tuple[Array, Array, Array]:
+        """(B, L, H, K), (B, N, H, K), (B, N, H, K).
+
+        One matrix for the three projections where the widths allow it (one product instead of
+        three); heads are an axis of their own, so that tensor parallelism can split them.
+        """
+        dtype, width, heads = self.config.dtype, x_BLD.shape[-1], self.config.heads
+        memory = context.memory_BNC
+        init, shape = self.inits.query_key_value, (heads, head_dim)
+        bias = self._bias(shape).astype(dtype)
+        if memory is None or memory.shape[-1] == width:
+            kernel = self.param("query_key_value", init, (width, 3, *shape), jnp.float32)
+            kernel = kernel.astype(dtype)
+            if memory is None:
+                qkv = jnp.einsum("bld,dshk->blshk", x_BLD, kernel) + bias
+                return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+            query_kernel, key_value_kernel = kernel[:, 0], kernel[:, 1:]
+        else:
+            query_kernel = self.param("query", init, (width, *shape), jnp.float32)
+            query_kernel = query_kernel.astype(dtype)
+            memory_width = memory.shape[-1]
+            key_value_kernel = self.param("key_value", init, (memory_width, 2, *shape), jnp.float32)
+            key_value_kernel = key_value_kernel.astype(dtype)
+        query = jnp.einsum("bld,dhk->blhk", x_BLD, query_kernel) + bias[0]
+
+        def of_memory() -> Array:
+            return jnp.einsum("bnc,cshk->bnshk", memory, key_value_kernel) + bias[1:]
+
+        if context.position is None:
+            key_value = of_memory()
+        else:  # the memory is the same for all tokens
+            key_value = self.variable(MEMORY, "key_value", of_memory).value
+        return query, key_value[:, :, 0], key_value[:, :, 1]
+
+    def _with_past(self, name: str, new_B1HK: Array, context: Context) -> Array:
+        """(B, 1, H, K) -> (B, N, H, K): keys or values of all positions that the mask has."""
+        assert context.mask is not None
+        assert context.position is not None
+        batch, _, *heads = new_B1HK.shape
+        shape = (batch, context.mask.shape[-1], *heads)
+        past = self.variable(CACHE, name, jnp.zeros, shape, new_B1HK.dtype)
+        past.value = jax.lax.dynamic_update_slice_in_dim(
+            past.value, new_B1HK, context.position, axis=1
         )
-        out_BLD = jnp.einsum("blhk,hkd->bld", mixed_BLHK, out.astype(self.dtype))
-        return out_BLD + out_bias.astype(self.dtype)
+        return past.value
+
+    def _bias(self, shape: tuple[int, int]) -> Array:
+        """(3, H, K) float32; where some have none, zeros stand for theirs."""
+        if not self.config.query_value_bias:
+            return jnp.zeros((3, *shape), jnp.float32)
+        rows = 3 if self.config.key_bias else 2
+        zeros = nn.initializers.zeros
+        bias = self.param("query_key_value_bias", zeros, (rows, *shape), jnp.float32)
+        return bias if rows == 3 else jnp.insert(bias, 1, 0.0, axis=0)
+
+
+def attention_weights(
+    query_BLHK: Array, key_BNHK: Array, causal: bool, mask: Array | None
+) -> Array:
+    """The softmax that attention applies to its values: (B, H, L, N) float32, rows sum to 1."""
+    scores = jnp.einsum("blhk,bnhk->bhln", query_BLHK, key_BNHK).astype(jnp.float32)
+    scores *= query_BLHK.shape[-1] ** -0.5
+    allowed = jnp.ones(scores.shape[-2:], bool)
+    if causal:
+        allowed = jnp.tril(allowed)
+    if mask is not None:
+        allowed = allowed & mask
+    return jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), axis=-1)
 
 
 class Mlp(nn.Module):
     """Linear, activation, linear: (B, L, D) -> (B, L, D)."""
 
-    mlp_dim: int
-    activation: str
-    dtype: jnp.dtype
-    inits: Initializers
+    config: BlockConfig
+    inits: BlockInitializers
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
-        hidden_BLM = nn.Dense(
-            self.mlp_dim,
-            dtype=self.dtype,
-            kernel_init=self.inits.mlp_in,
-            bias_init=self.inits.mlp_in_bias,
-            name="in",
-        )(x_BLD)
-        hidden_BLM = constrain_batch(ACTIVATIONS[self.activation](hidden_BLM))
+        config, inits = self.config, self.inits
+        widen = functools.partial(
+            nn.Dense,
+            config.mlp_dim,
+            dtype=config.dtype,
+            kernel_init=inits.mlp_in,
+            bias_init=inits.mlp_in_bias,
+        )
+        norm = nn.LayerNorm(config.norm_eps, dtype=config.dtype, name="norm")
+        activation = jax.nn.silu if config.mlp == "swiglu" else ACTIVATIONS[config.activation]
+        if config.mlp == "geglu":
+            x_BLD = norm(x_BLD)
+        hidden_BLM = widen(name="in")(x_BLD)
+        if config.mlp == "plain":
+            hidden_BLM = constrain_batch(activation(hidden_BLM))
+        else:
+            hidden_BLM = constrain_batch(activation(widen(name="gate")(x_BLD)) * hidden_BLM)
+        if config.mlp == "swiglu":
+            hidden_BLM = norm(hidden_BLM)
         return nn.Dense(
             x_BLD.shape[-1],
-            dtype=self.dtype,
-            kernel_init=self.inits.mlp_out,
-            bias_init=self.inits.mlp_out_bias,
+            dtype=config.dtype,
+            kernel_init=inits.mlp_out,
+            bias_init=inits.mlp_out_bias,
             name="out",
         )(hidden_BLM)
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then x + MLP(LN(x))."""
+    """x + attention(LN(x)), then x + MLP(LN(x)); the norms elsewhere by `BlockConfig.norm`."""
 
-    heads: int
-    mlp_dim: int
-    causal: bool
-    activation: str
-    norm_eps: float
-    dtype: jnp.dtype
-    inits: Initializers
+    config: BlockConfig
+    inits: BlockInitializers
 
     @nn.compact
-    def __call__(self, x_BLD: Array, _: None = None) -> tuple[Array, None]:
+    def __call__(self, x_BLD: Array, context: Context = NO_CONTEXT) -> tuple[Array, None]:
         # The constraint keeps the batch split under FSDP; without it the partitioner follows the
         # weights' sharding and memory grows several times over.
         x_BLD = constrain_batch(x_BLD)
-        normed = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="attention_norm")(x_BLD)
-        x_BLD += Attention(self.heads, self.causal, self.dtype, self.inits, name="attention")(
-            normed
-        )
-        normed = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="mlp_norm")(x_BLD)
-        x_BLD += Mlp(self.mlp_dim, self.activation, self.dtype, self.inits, name="mlp")(normed)
-        return constrain_batch(x_BLD), None
+        if context.memory_BNC is not None:
+            memory = self._norm("memory_norm")(context.memory_BNC)
+            context = context._replace(memory_BNC=memory)
+        attention = Attention(self.config, self.inits, name="attention")
+        x_BLD = self._branch(x_BLD, lambda x: attention(x, context), "attention")
+        x_BLD = self._branch(x_BLD, Mlp(self.config, self.inits, name="mlp"), "mlp")
+        x_BLD = constrain_batch(x_BLD)
+        self.sow(FEATURES, "output", x_BLD)
+        return x_BLD, None
+
+    def _branch(self, x_BLD: Array, branch: Callable[[Array], Array], name: str) -> Array:
+        norm = self._norm(f"{name}_norm")
+        if self.config.norm == "post":
+            return norm(x_BLD + branch(x_BLD))
+        added = branch(norm(x_BLD)) if self.config.norm == "pre" else norm(branch(x_BLD))
+        if self.config.layer_scale is not None:
+            gain = nn.initializers.constant(self.config.layer_scale)
+            scale = self.param(f"{name}_scale", gain, x_BLD.shape[-1:], jnp.float32)
+            added *= scale.astype(self.config.dtype)
+        return x_BLD + added
+
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return nn.LayerNorm(self.config.norm_eps, dtype=self.config.dtype, name=name)
 
 
 REMAT_POLICIES = {
@@ -169,7 +272,7 @@ REMAT_POLICIES = {
 
 
 class Transformer(nn.Module):
-    """A stack of blocks, (B, L, D) -> (B, L, D).
+    """A stack of blocks of the class `block`, (B, L, D) -> (B, L, D).
 
     `scan_layers` compiles one block and scans it over parameters with a leading layer axis
     (`blocks/…`); otherwise the blocks are `blocks_0`, `blocks_1`, … `remat` names what the
@@ -177,42 +280,31 @@ class Transformer(nn.Module):
     """
 
     layers: int
-    heads: int
-    mlp_dim: int
-    causal: bool
-    activation: str
-    norm_eps: float
-    dtype: jnp.dtype
-    scaled_init: bool
+    config: BlockConfig
     scan_layers: bool = False
     remat: str = "none"
+    block: type[nn.Module] = Block
 
     @nn.compact
-    def __call__(self, x_BLD: Array) -> Array:
-        block = Block
+    def __call__(self, x_BLD: Array, context: Context = NO_CONTEXT) -> Array:
+        block = self.block
         if self.remat != "none":
             # Inside a scan the loop itself prevents common-subexpression elimination.
             block = nn.remat(
-                Block, prevent_cse=not self.scan_layers, policy=REMAT_POLICIES[self.remat]
+                block, prevent_cse=not self.scan_layers, policy=REMAT_POLICIES[self.remat]
             )
-        make = functools.partial(
-            block,
-            heads=self.heads,
-            mlp_dim=self.mlp_dim,
-            causal=self.causal,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            dtype=self.dtype,
-            inits=Initializers(x_BLD.shape[-1], self.mlp_dim, self.layers, scaled=self.scaled_init),
+        inits = BlockInitializers(
+            self.config.init, x_BLD.shape[-1], self.config.mlp_dim, self.layers
         )
         if self.scan_layers:
             scanned = nn.scan(
                 block,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, FEATURES: 0, CACHE: 0, MEMORY: 0},
                 split_rngs={"params": True},
+                in_axes=nn.broadcast,
                 length=self.layers,
             )
-            return scanned(**make.keywords, name="blocks")(x_BLD, None)[0]
+            return scanned(self.config, inits, name="blocks")(x_BLD, context)[0]
         for index in range(self.layers):
-            x_BLD, _ = make(name=f"blocks_{index}")(x_BLD, None)
+            x_BLD, _ = block(self.config, inits, name=f"blocks_{index}")(x_BLD, context)
         return x_BLD

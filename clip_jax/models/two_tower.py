@@ -8,10 +8,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from clip_jax.models.architectures import ClipConfig, get_architecture
+from clip_jax.models.architectures import get_architecture
+from clip_jax.models.bert import BertTextTransformer
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.convnext import ConvNeXt
+from clip_jax.models.decoder import CaptionDecoder
+from clip_jax.models.fastvit import FastViT
+from clip_jax.models.hybrid import HybridTransformer
 from clip_jax.models.resnet import RUNNING_NAMES, ModifiedResNet
 from clip_jax.models.text import TextTransformer
 from clip_jax.models.vision import VisionTransformer
+
+VISION_TOWERS: dict[str, type[nn.Module]] = {
+    "vit": VisionTransformer,
+    "hybrid": HybridTransformer,
+    "resnet": ModifiedResNet,
+    "convnext": ConvNeXt,
+    "fastvit": FastViT,
+}
+TEXT_TOWERS: dict[str, type[nn.Module]] = {
+    "transformer": TextTransformer,
+    "bert": BertTextTransformer,
+}
 
 
 class CLIPOutput(NamedTuple):
@@ -43,9 +61,10 @@ class TwoTower(nn.Module):
     config: ClipConfig
 
     def setup(self) -> None:
-        tower = VisionTransformer if self.config.vision_kind == "vit" else ModifiedResNet
-        self.vision = tower(self.config)
-        self.text = TextTransformer(self.config)
+        self.vision = VISION_TOWERS[self.config.vision_kind](self.config)
+        self.text = TEXT_TOWERS[self.config.text_kind](self.config)
+        if self.config.decoder_layers:
+            self.decoder = CaptionDecoder(self.config)
         self.logit_scale = self.param(
             "logit_scale", nn.initializers.constant(self.config.logit_scale_init), (), jnp.float32
         )
@@ -62,11 +81,34 @@ class TwoTower(nn.Module):
         """(B, L) int -> (B, D) in the compute dtype, not L2-normalised."""
         return self.text(tokens)
 
+    def image_memory(self, images: jax.Array) -> jax.Array:
+        """(B, S, S, 3) float, normalised -> (B, N, C): what the caption decoder attends to."""
+        return self.vision(images, with_memory=True)[1]
+
+    def caption_logits(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
+        """(B, S, S, 3) float normalised, (B, L) int -> (B, L, V) float32: at each token the logits
+        of the one after it (CoCa)."""
+        return self.decoder(self.text(tokens, with_tokens=True)[1], self.image_memory(images))
+
+    def next_token_logits(
+        self, tokens: jax.Array, position: jax.Array, memory: jax.Array
+    ) -> jax.Array:
+        """(R, L) int, () int, (B, N, C) -> (R, V) float32: the logits after the token at
+        `position`, L being at most context_length.
+
+        For one position after another from 0: `mutable=[CACHE, MEMORY]` at the first, then both
+        collections passed in and `mutable=[CACHE]`. The R rows are R / B an image, side by side.
+        """
+        x_R1D = self.text(tokens, position=position)
+        return self.decoder(x_R1D, memory, position, tokens.shape[1])[:, 0]
+
     def __call__(self, images: jax.Array, tokens: jax.Array, train: bool = False) -> CLIPOutput:
         """(B, S, S, 3) float normalised, (B, L) int -> `CLIPOutput`.
 
         `train` matters for batch normalisation only; then pass `mutable=["batch_statistics"]`.
         """
+        if self.is_initializing() and self.config.decoder_layers:
+            self.caption_logits(images, tokens)
         has_bias = self.config.logit_bias_init is not None
         return CLIPOutput(
             l2_normalize(self.encode_image(images, train)),
@@ -109,6 +151,7 @@ def count_parameters(name: str, **overrides: Any) -> int:
 
     Raises `UserError` for an unknown name or field.
     """
-    config = get_architecture(name, **overrides)
+    # Stacked blocks have the same parameters and are traced once.
+    config = get_architecture(name, **(overrides | {"scan_layers": True}))
     shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
     return count_trainable(shapes)

@@ -2,28 +2,82 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from clip_jax.models.architectures import ClipConfig
-from clip_jax.models.transformer import Transformer, torch_uniform
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.initializers import torch_uniform
+from clip_jax.models.pooling import AttentionPoolHead, QueryPool
+from clip_jax.models.projection import project
+from clip_jax.models.rope import rope_tables
+from clip_jax.models.transformer import BlockConfig, Context, Transformer
+
+
+def block_config(config: ClipConfig) -> BlockConfig:
+    """The blocks of the image tower."""
+    return BlockConfig(
+        heads=config.vision_heads,
+        mlp_dim=config.vision_mlp_dim,
+        activation=config.vision_activation,
+        norm_eps=config.vision_eps,
+        dtype=jnp.dtype(config.dtype),
+        init=config.vision_init,
+        norm=config.vision_block_norm,
+        mlp=config.vision_mlp,
+        inner_norm=config.vision_inner_norm,
+        key_bias=config.vision_key_bias,
+        layer_scale=config.vision_layer_scale,
+    )
 
 
 class VisionTransformer(nn.Module):
     """(B, S, S, 3) float, normalised -> (B, embed_dim) in the compute dtype, not normalised.
 
-    With `vision_pool="average"` there is still a class token; it takes part in attention, and the
-    mean is taken over the patches only.
+    With `with_memory`, also the tokens (B, N, C) that a caption decoder attends to. Under
+    `vision_pool="average"` a class token takes part in attention only, and the mean is taken over
+    the patches.
     """
 
     config: ClipConfig
 
     @nn.compact
-    def __call__(self, images_BSSC: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self, images_BSSC: jax.Array, train: bool = False, with_memory: bool = False
+    ) -> Any:
+        config = self.config
+        x_BLD = self._tokens(images_BSSC)
+        context = Context()
+        if config.vision_rope != "none":
+            cosine, sine = rope_tables(config)
+            context = Context(rope=(jnp.asarray(cosine), jnp.asarray(sine)))
+        assert isinstance(config.vision_layers, int)
+        x_BLD = Transformer(
+            layers=config.vision_layers,
+            config=block_config(config),
+            scan_layers=config.scan_layers,
+            remat=config.remat,
+            name="transformer",
+        )(x_BLD, context)
+        pooled_BD, memory_BNC = self._pool(x_BLD)
+        if config.vision_pooler:
+            init = nn.initializers.normal(0.02)
+            pooler = nn.Dense(
+                config.vision_width, dtype=pooled_BD.dtype, kernel_init=init, name="pooler"
+            )
+            pooled_BD = jnp.tanh(pooler(pooled_BD))
+        init = nn.initializers.normal(config.vision_width**-0.5)
+        embedding = project(
+            self, pooled_BD, config.vision_projection, 2 * config.embed_dim, config.embed_dim, init
+        )
+        return (embedding, memory_BNC) if with_memory else embedding
+
+    def _tokens(self, images_BSSC: jax.Array) -> jax.Array:
+        """Patches and class token with their positions: (B, L, D)."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         width, patch, grid = config.vision_width, config.patch_size, config.vision_grid
-        assert isinstance(config.vision_layers, int)
         token_init = nn.initializers.normal(width**-0.5)
 
         # Cutting into patches and multiplying is the patch convolution (stride = kernel) as one
@@ -38,33 +92,36 @@ class VisionTransformer(nn.Module):
             "patch_embedding", torch_uniform(fan_in), (patch, patch, channels, width), jnp.float32
         )
         x_BLD = patches @ kernel.reshape(fan_in, width).astype(dtype)
-
-        class_token = self.param("class_token", token_init, (width,), jnp.float32)
-        class_B1D = jnp.broadcast_to(class_token.astype(dtype), (batch, 1, width))
-        x_BLD = jnp.concatenate([class_B1D, x_BLD], axis=1)
-        positions = self.param("positions", token_init, (grid * grid + 1, width), jnp.float32)
+        if config.vision_patch_bias:
+            zeros = nn.initializers.zeros
+            bias = self.param("patch_embedding_bias", zeros, (width,), jnp.float32)
+            x_BLD += bias.astype(dtype)
+        if config.vision_class_token:
+            class_token = self.param("class_token", token_init, (width,), jnp.float32)
+            class_B1D = jnp.broadcast_to(class_token.astype(dtype), (batch, 1, width))
+            x_BLD = jnp.concatenate([class_B1D, x_BLD], axis=1)
+        positions = self.param("positions", token_init, (config.vision_tokens, width), jnp.float32)
         x_BLD += positions.astype(dtype)
         if config.vision_pre_norm:
-            x_BLD = nn.LayerNorm(config.norm_eps, dtype=dtype, name="pre_norm")(x_BLD)
+            x_BLD = nn.LayerNorm(config.vision_eps, dtype=dtype, name="pre_norm")(x_BLD)
+        return x_BLD
 
-        x_BLD = Transformer(
-            layers=config.vision_layers,
-            heads=config.vision_heads,
-            mlp_dim=config.vision_mlp_dim,
-            causal=False,
-            activation=config.vision_activation,
-            norm_eps=config.norm_eps,
-            dtype=dtype,
-            scaled_init=False,
-            scan_layers=config.scan_layers,
-            remat=config.remat,
-            name="transformer",
-        )(x_BLD)
-
-        post_norm = nn.LayerNorm(config.norm_eps, dtype=dtype, name="post_norm")
-        if config.vision_pool == "class_token":
-            pooled_BD = post_norm(x_BLD[:, 0])
-        else:
-            pooled_BD = post_norm(x_BLD)[:, 1:].mean(axis=1)
-        projection = self.param("projection", token_init, (width, config.embed_dim), jnp.float32)
-        return pooled_BD @ projection.astype(dtype)
+    def _pool(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The feature (B, D), and the tokens that it was not read from."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        post_norm = nn.LayerNorm(config.vision_eps, dtype=dtype, name="post_norm")
+        if config.vision_pool == "queries":
+            pooled = post_norm(QueryPool(config, name="query_pool")(x_BLD))
+            return pooled[:, 0], pooled[:, 1:]
+        if config.vision_pool == "attention":
+            x_BLD = post_norm(x_BLD)
+            return AttentionPoolHead(config, name="attention_pool")(x_BLD), x_BLD
+        first = int(config.vision_class_token)
+        if config.vision_pool == "average":
+            # LayerNorm acts on each token alone, but does not commute with the mean.
+            if config.vision_post_norm == "after_pool":
+                return post_norm(x_BLD[:, first:].mean(axis=1)), x_BLD[:, first:]
+            x_BLD = post_norm(x_BLD)
+            return x_BLD[:, first:].mean(axis=1), x_BLD[:, first:]
+        memory_BNC = post_norm(x_BLD)[:, first:] if config.decoder_layers else x_BLD[:, first:]
+        return post_norm(x_BLD[:, 0]), memory_BNC

@@ -7,8 +7,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from clip_jax.clip import Clip, load
+from clip_jax.clip import Clip
 from clip_jax.errors import UserError
+from clip_jax.loading import load
 from clip_jax.training.metrics import read_rows
 from clip_jax.training.summary import Row, read_config
 
@@ -34,7 +35,9 @@ class RunFiles:
     @functools.cached_property
     def clip(self) -> Clip:
         """The trained model. Raises `UserError` where there is none that can be read."""
-        return load(self.workdir)
+        clip = load(self.workdir)
+        # Prompts and captions may be longer than the context of a small model.
+        return Clip(clip.config, clip.params, clip.tokenizer.with_truncation(True))
 
 
 def read_run(workdir: Path) -> RunFiles:

@@ -18,7 +18,8 @@ from ml_collections import config_dict
 
 from clip_jax.data.augmentation import Augmentation
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import ClipConfig, get_architecture
+from clip_jax.models.architectures import get_architecture
+from clip_jax.models.config import ClipConfig
 
 
 @dataclasses.dataclass(frozen=True)

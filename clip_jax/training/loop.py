@@ -301,7 +301,8 @@ def task_data(config: TrainConfig) -> TaskData:
 
 def evaluate_state(run: Run, state: TrainState, step: int) -> list[dict[str, Any]]:
     """Runs the configured tasks on the state's parameters and writes their rows."""
-    clip = Clip(run.architecture, state.eval_params, run.tokenizer, run.mesh)
+    cutting = run.tokenizer.with_truncation(True)  # captions may be long
+    clip = Clip(run.architecture, state.eval_params, cutting, run.mesh)
     embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform)
     data = task_data(run.config)
     rows = []

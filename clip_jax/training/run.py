@@ -13,12 +13,12 @@ import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from clip_jax.clip import fit_tokenizer
 from clip_jax.data.pipeline import BatchIterator, training_batches
 from clip_jax.data.records import Source
 from clip_jax.data.tokenizer import Tokenizer, get_tokenizer, train_sentencepiece
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import ClipConfig, override
+from clip_jax.loading import fit_tokenizer
+from clip_jax.models.config import ClipConfig, override
 from clip_jax.training import config as configs
 from clip_jax.training.checkpoint import Checkpoints
 from clip_jax.training.config import TrainConfig
@@ -103,7 +103,7 @@ def open_run(
     first_step = newest or 0
     batches = training_batches(
         source,
-        tokenizer,
+        tokenizer.with_truncation(True),
         architecture.image_size,
         architecture.image_interpolation,
         config.augmentation,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from clip_jax.models.architectures import ClipConfig
+from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import init_params
 from clip_jax.sharding import tree_shardings
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from clip_jax.losses import sigmoid_loss, softmax_loss
-from clip_jax.models.architectures import ClipConfig
+from clip_jax.models.config import ClipConfig
 from clip_jax.models.resnet import BATCH_STATISTICS, update_running_statistics
 from clip_jax.models.two_tower import CLIPOutput, TwoTower
 from clip_jax.training.state import TrainState

@@ -9,26 +9,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
-import safetensors
-from safetensors.numpy import save_file
 
 from clip_jax.data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, tokenizer_from_files
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import ClipConfig, override
-from clip_jax.models.two_tower import init_params
+from clip_jax.models.config import ClipConfig
+from clip_jax.weights.table import Rule, Tensors, our_shapes
+from clip_jax.weights.tensors import open_tensors, save_safetensors
 
 VERSION = 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
-
-Loaded = tuple[ClipConfig, Any, Tokenizer | None]
+CARD = "README.md"
+APART = re.compile(r"/blocks_(\d+)/")
+# Tables of positions: how they are made to fit another input size, and the rows that are kept.
+RESIZED = {
+    "vision/positions": ("grid", 1),
+    "vision/attention_pool/positions": ("grid", 1),
+    "text/positions": ("line", 0),
+}
 
 
 def flatten(params: Any) -> dict[str, Any]:
@@ -55,25 +61,25 @@ def write_bundle(
     params: Any,
     tokenizer: Tokenizer | None,
     step: int | None = None,
+    card: str | None = None,
 ) -> None:
     """Writes a model, aside first and then renamed, so that no reader ever sees half of it.
 
-    `step` is the training step of the parameters, where that is known. Raises `UserError` when the
-    folder holds something that is not such a model.
+    `step` is the training step of the parameters, where that is known; `card` goes into README.md.
+    Raises `UserError` when the folder holds something that is not such a model.
     """
     directory = directory.absolute()
-    foreign = {path.name for path in directory.glob("*")} - {CONFIG, WEIGHTS, TOKENIZER}
+    foreign = {path.name for path in directory.glob("*")} - {CONFIG, WEIGHTS, TOKENIZER, CARD}
     if foreign or (directory.exists() and any(directory.iterdir()) and not is_bundle(directory)):
         raise UserError(f"{directory}: holds other files; give a new or empty folder")
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
     before = aside.with_name(aside.name + "-before")
     try:
-        tensors = {
-            name: np.ascontiguousarray(np.asarray(leaf)).reshape(np.shape(leaf))
-            for name, leaf in flatten(params).items()
-        }
-        save_file(tensors, aside / WEIGHTS)
+        tensors = ((name, np.asarray(leaf)) for name, leaf in flatten(params).items())
+        save_safetensors(aside / WEIGHTS, tensors, max_shard_bytes=None)
+        if card is not None:
+            (aside / CARD).write_text(card, encoding="utf-8")
         about = {
             "format": "clip_jax",
             "version": VERSION,
@@ -110,47 +116,47 @@ def exported_step(directory: Path) -> int | None:
     return _read_about(directory).get("step")
 
 
-def read_bundle(directory: Path, dtype: str) -> Loaded:
-    """A model written by `write_bundle`. Raises `UserError` naming the damaged file."""
+def open_bundle(
+    directory: Path,
+) -> tuple[ClipConfig, Tensors, Callable[[], Tokenizer | None]]:
+    """Configuration, tensors and tokenizer of a folder that `write_bundle` wrote; the last two are
+    read when they are used. Raises `UserError` naming the damaged file."""
     about = _read_about(directory)
     if about.get("version") != VERSION:
         raise UserError(
             f"{directory / CONFIG}: version {about.get('version')}; this clip_jax reads {VERSION}"
         )
+    folder = directory / TOKENIZER
+
+    def tokenizer() -> Tokenizer | None:
+        return load_tokenizer(folder) if folder.is_dir() else None
+
     config = ClipConfig.from_dict(about["architecture"])
-    try:
-        with safetensors.safe_open(directory / WEIGHTS, framework="numpy") as file:
-            params = unflatten({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{directory / WEIGHTS}: cannot be read ({error})") from error
-    tokenizer = None
-    if (directory / TOKENIZER).is_dir():
-        tokenizer = load_tokenizer(directory / TOKENIZER)
-    return check_params(config, params, directory / WEIGHTS, dtype, tokenizer)
+    return config, open_tensors(directory / WEIGHTS), tokenizer
 
 
-def check_params(
-    config: ClipConfig, params: Any, where: Path, dtype: str, tokenizer: Tokenizer | None
-) -> Loaded:
-    """The model in `dtype`, once every parameter is there with its shape. Raises `UserError` if
-    not."""
-    wanted = flatten(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
-    found = flatten(params)
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or extra:
-        raise UserError(
-            f"{where}: missing parameters {missing or 'none'}, unknown {extra or 'none'}"
-        )
-    for name, leaf in found.items():
-        if np.shape(leaf) != wanted[name].shape:
-            raise UserError(
-                f"{where}: {name} has shape {np.shape(leaf)}, "
-                f"the architecture says {wanted[name].shape}"
-            )
-    kind = np.dtype(np.float32 if dtype == "float32" else ml_dtypes.bfloat16)
-    # The scale stays float32: exp() of a rounded logarithm is visibly another temperature.
-    cast = {k: v if k.startswith("logit_") else v.astype(kind) for k, v in found.items()}
-    return override(config, dtype=dtype), unflatten(cast), tokenizer
+def bundle_rules(stored: ClipConfig, config: ClipConfig) -> list[Rule]:
+    """The table of our own layout: names are paths.
+
+    Blocks that are stacked in the one and apart in the other are matched layer by layer.
+    """
+    rules = []
+    for path, shape in our_shapes(config).items():
+        resize, prefix = RESIZED.get(path, (None, 0))
+        if path == "vision/positions" and not config.vision_class_token:
+            prefix = 0
+        rule = Rule(path, path, resize=resize, prefix=prefix)
+        if config.scan_layers and not stored.scan_layers and "/blocks/" in path:
+            rules += [
+                rule._replace(theirs=path.replace("/blocks/", f"/blocks_{n}/"), at=(n,))
+                for n in range(shape[0])
+            ]
+        elif stored.scan_layers and not config.scan_layers and (found := APART.search(path)):
+            theirs = path.replace(found[0], "/blocks/")
+            rules.append(rule._replace(theirs=theirs, theirs_at=(int(found[1]),)))
+        else:
+            rules.append(rule)
+    return rules
 
 
 def tokenizer_to_identity(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""CLIP's byte-pair vocabulary: read from OpenAI's merges file or from Hugging Face files."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from tokenizers import models
+
+from clip_jax.errors import UserError
+
+BPE_FILE_NAME = "bpe_simple_vocab_16e6.txt.gz"
+VOCAB_FILE_NAME = "vocab.json"
+MERGES_FILE_NAME = "merges.txt"
+NUM_MERGES = 48_894  # of OpenAI's file, which has more lines than CLIP uses
+BOS_TOKEN, EOS_TOKEN = "<|startoftext|>", "<|endoftext|>"
+END_OF_PIECE = "</w>"
+
+
+def byte_values() -> list[int]:
+    """The 256 bytes in the order in which CLIP numbers them: the printable ones first."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return printable + [b for b in range(256) if b not in set(printable)]
+
+
+def byte_symbols() -> list[str]:
+    """GPT-2's printable stand-in of each byte, in the order of `byte_values`."""
+    values = byte_values()
+    num_printable = 188
+    return [chr(b) for b in values[:num_printable]] + [
+        chr(256 + i) for i in range(256 - num_printable)
+    ]
+
+
+@dataclass(frozen=True)
+class BpeVocabulary:
+    """Symbols and merges of a byte-pair vocabulary, and the library's engine that applies them."""
+
+    ids: dict[str, int]  # symbol → id, special ones included
+    merges: list[tuple[str, str]]  # by rank: the earlier goes first
+    engine: models.BPE  # leaves out symbols that `ids` lacks
+
+    @property
+    def size(self) -> int:
+        """The largest id + 1."""
+        return max(self.ids.values()) + 1
+
+    def special_id(self, token: str) -> int:
+        """Id of a special token; UserError where the vocabulary lacks it."""
+        if token not in self.ids:
+            raise UserError(f"{VOCAB_FILE_NAME}: lacks the special token {token!r}")
+        return self.ids[token]
+
+
+def make_engine(
+    ids: dict[str, int], merges: list[tuple[str, str]], unk_token: str | None = None
+) -> models.BPE:
+    """The engine of CLIP's kind. `unk_token` stands for each symbol that `ids` lacks."""
+    return models.BPE(
+        vocab=ids,
+        merges=merges,
+        end_of_word_suffix=END_OF_PIECE,
+        unk_token=unk_token,
+        cache_capacity=0,  # `ClipBpeTokenizer` remembers whole words
+    )
+
+
+def _vocabulary(
+    ids: dict[str, int], merges: list[tuple[str, str]], merges_name: str
+) -> BpeVocabulary:
+    for rank, (a, b) in enumerate(merges):
+        if a not in ids or b not in ids or a + b not in ids:
+            missing = next(symbol for symbol in (a, b, a + b) if symbol not in ids)
+            raise UserError(
+                f"{merges_name} is corrupted or of another vocabulary: merge {rank + 1}, "
+                f"{a!r} + {b!r}, has the unknown symbol {missing!r}"
+            )
+    return BpeVocabulary(ids, merges, make_engine(ids, merges))
+
+
+@lru_cache(maxsize=2)
+def read_openai_merges(content: bytes) -> BpeVocabulary:
+    """Content of `bpe_simple_vocab_16e6.txt.gz` -> 49,408 symbols.
+
+    Raises:
+      UserError: the content is damaged.
+    """
+    try:
+        lines = gzip.decompress(content).decode("utf-8").split("\n")[1 : NUM_MERGES + 1]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"{BPE_FILE_NAME} is corrupted: {error}") from error
+    merges = [(a, b) for a, b in (line.split() for line in lines if line.count(" ") == 1)]
+    if len(merges) != NUM_MERGES:
+        raise UserError(f"{BPE_FILE_NAME} is corrupted: expected {NUM_MERGES} lines of two symbols")
+    single = byte_symbols()
+    symbols = [*single, *(s + END_OF_PIECE for s in single), *(a + b for a, b in merges)]
+    ids = {symbol: i for i, symbol in enumerate([*symbols, BOS_TOKEN, EOS_TOKEN])}
+    return _vocabulary(ids, merges, BPE_FILE_NAME)
+
+
+@lru_cache(maxsize=2)
+def read_huggingface_merges(vocab: bytes, merges: bytes) -> BpeVocabulary:
+    """Contents of `vocab.json` and `merges.txt` -> a vocabulary of any size.
+
+    Raises:
+      UserError: one is damaged, or they do not belong together.
+    """
+    ids = parse_json(vocab, VOCAB_FILE_NAME)
+    if not ids or not all(type(i) is int and i >= 0 for i in ids.values()):
+        raise UserError(f"{VOCAB_FILE_NAME}: expected an object of {{symbol: id}}, ids from 0")
+    try:
+        lines = merges.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{MERGES_FILE_NAME} is corrupted: {error}") from error
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.split()
+        if len(pair) != 2:
+            raise UserError(f"{MERGES_FILE_NAME}:{number}: {line[:60]!r} is not two symbols")
+        pairs.append((pair[0], pair[1]))
+    return _vocabulary(ids, pairs, MERGES_FILE_NAME)
+
+
+def write_huggingface_merges(vocabulary: BpeVocabulary) -> tuple[bytes, bytes]:
+    """The contents of `vocab.json` and `merges.txt`."""
+    vocab = json.dumps(vocabulary.ids, ensure_ascii=False).encode()
+    lines = ["#version: 0.2", *(f"{a} {b}" for a, b in vocabulary.merges)]
+    return vocab, ("\n".join(lines) + "\n").encode()
+
+
+def vocabulary_of_tokenizer_json(spec: Mapping[str, Any]) -> BpeVocabulary:
+    """The `BpeVocabulary` of a parsed `tokenizer.json`, added tokens included.
+
+    Raises:
+      UserError: it is not a byte-pair vocabulary.
+    """
+    model = spec.get("model") or {}
+    try:
+        ids = {**model["vocab"], **{t["content"]: t["id"] for t in spec.get("added_tokens") or ()}}
+        merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+        pairs = [(a, b) for a, b in merges]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"tokenizer.json: not a byte-pair vocabulary: {error!r}") from error
+    return _vocabulary(ids, pairs, "tokenizer.json")
+
+
+def parse_json(content: bytes, name: str) -> dict[str, Any]:
+    """Content of a JSON file that holds an object; UserError with its `name` otherwise."""
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{name} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{name}: expected an object, found {type(value).__name__}")
+    return value

@@ -1,0 +1,140 @@
+"""Making a `Clip`: random, or from whatever lies on disk, at a URL or on the hub."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from clip_jax.clip import Clip
+from clip_jax.data.tokenizer import Tokenizer, get_tokenizer
+from clip_jax.errors import UserError
+from clip_jax.models.architectures import get_architecture
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.two_tower import init_params
+from clip_jax.sharding import make_mesh
+from clip_jax.training.checkpoint import newest_checkpoint, read_identity, read_params
+from clip_jax.weights.bundle import bundle_rules, flatten, is_bundle, tokenizer_from_identity
+from clip_jax.weights.load import Source, on_mesh, open_source
+from clip_jax.weights.source import resolve_source
+from clip_jax.weights.table import ArrayTensors
+
+
+def create(
+    name: str, seed: int = 0, tokenizer: str | Path | Tokenizer | None = None, **overrides: Any
+) -> Clip:
+    """A CLIP with random parameters.
+
+    `tokenizer`: a name or path that `get_tokenizer` takes, or a tokenizer. `overrides`:
+    `ClipConfig` fields such as `image_size=`, `context_length=`, `vocab_size=`. Raises `UserError`
+    for unknown ones.
+    """
+    config = get_architecture(name, **overrides)
+    if isinstance(tokenizer, str | Path):
+        tokenizer = get_tokenizer(tokenizer)
+    if tokenizer is not None:
+        config, tokenizer = fit_tokenizer(config, tokenizer)
+    params = jax.jit(lambda: init_params(config, jax.random.key(seed)))()
+    return Clip(config, params, tokenizer)
+
+
+def fit_tokenizer(
+    config: ClipConfig, tokenizer: Tokenizer, *, keep_vocab_size: bool = True
+) -> tuple[ClipConfig, Tokenizer]:
+    """The two made one: the tokenizer at the model's context length, the model pooling at its end.
+
+    Where the end of text is not the largest id, the text tower reads that id's position instead;
+    without `keep_vocab_size` the model takes the tokenizer's vocabulary. Raises `UserError` where
+    the tokenizer has more ids than the model.
+    """
+    if not keep_vocab_size:
+        sizes = {"vocab_size": tokenizer.vocab_size, "decoder_vocab_size": tokenizer.vocab_size}
+        config = override(config, **sizes)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"vocab_size={config.vocab_size} of {config.name}: the tokenizer has "
+            f"{tokenizer.vocab_size} ids; give vocab_size={tokenizer.vocab_size} or more"
+        )
+    ends_last = tokenizer.eos_id == tokenizer.vocab_size - 1
+    if config.text_pool == "eos" or (config.text_pool == "argmax" and not ends_last):
+        config = override(config, text_pool="eos", eos_id=tokenizer.eos_id)
+    if config.text_kind == "bert" or config.text_pool == "appended":
+        config = override(config, pad_id=tokenizer.pad_id)
+    return config, tokenizer.with_context_length(config.context_length)
+
+
+def load(
+    source: str | Path,
+    dtype: str = "float32",
+    *,
+    architecture: str | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+    **overrides: Any,
+) -> Clip:
+    """A CLIP from a path, a URL (`gs://`, `s3://`) or a hub id ("openai/clip-vit-base-patch32").
+
+    Recognised are our exports, training runs and checkpoints; Hugging Face CLIP, SigLIP, SigLIP 2
+    and VisionTextDualEncoder folders; open_clip folders and state dictionaries; OpenAI's .pt;
+    big_vision's .npz. Weights go tensor by tensor on to the mesh.
+
+    Args:
+      dtype: "float32" or "bfloat16", of the parameters and of the computation.
+      architecture: a name of `list_models()`, for files that do not say what they are.
+      tokenizer: instead of the source's own; a name or path that `get_tokenizer` takes, or one.
+      mesh: where the parameters live, split over its fsdp axis; by default all local devices.
+      revision: branch, tag or commit of a hub id.
+      overrides: `ClipConfig` fields such as `image_size=` or `context_length=`; tables of positions
+        are interpolated, which the log says.
+
+    Raises:
+      UserError: says what is missing, damaged or contradictory.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype={dtype!r}: choose float32 or bfloat16")
+    found = open_model(resolve_source(source, revision=revision), architecture)
+    config = override(found.config, dtype=dtype, **overrides)
+    mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
+    params = found.params(config, dtype, on_mesh(mesh))
+    if isinstance(tokenizer, str | Path):
+        tokenizer = get_tokenizer(tokenizer)
+    if tokenizer is None:
+        return Clip(config, params, mesh=mesh, find_tokenizer=lambda: found.own_tokenizer(config))
+    return Clip(config, params, tokenizer.with_context_length(config.context_length), mesh)
+
+
+def open_model(path: Path, architecture: str | None = None) -> Source:
+    """What lies at a path, recognised but not yet read: any layout, or a training checkpoint.
+
+    Raises `UserError` that says what was looked for and what was found.
+    """
+    if path.is_dir() and not is_bundle(path / "model") and not is_bundle(path):
+        checkpoint = _find_checkpoint(path)
+        if checkpoint is not None:
+            return _open_checkpoint(checkpoint)
+    return open_source(path, architecture)
+
+
+def _find_checkpoint(source: Path) -> Path | None:
+    for folder in (source / "checkpoints", source):
+        found = newest_checkpoint(folder)
+        if found is not None:
+            return found
+    return source if (source / "identity").is_dir() and (source / "params").is_dir() else None
+
+
+def _open_checkpoint(directory: Path) -> Source:
+    identity = read_identity(directory)
+    config = ClipConfig.from_dict(identity["architecture"])
+    return Source(
+        layout="clip_jax",
+        path=directory,
+        config=config,
+        tensors=ArrayTensors(flatten(read_params(directory)), directory),
+        rules=functools.partial(bundle_rules, config),
+        tokenizer=lambda: tokenizer_from_identity(identity),
+    )

@@ -1,0 +1,79 @@
+"""BERT, RoBERTa and XLM-RoBERTa as text towers (Devlin et al. 2019; Liu et al. 2019).
+
+Blocks normalise after each residual sum, attention is bidirectional and does not see padding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.projection import project
+from clip_jax.models.text import text_block_config
+from clip_jax.models.transformer import Context, Transformer
+
+
+def position_ids(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
+    """(B, L) int -> (B, L) int rows of the position table.
+
+    BERT counts from 0. RoBERTa (`text_position_offset` > 0) counts real tokens only, from the
+    offset on, and gives padding the row before it.
+    """
+    if not config.text_position_offset:
+        return jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+    real_BL = (tokens_BL != config.pad_id).astype(jnp.int32)
+    return jnp.cumsum(real_BL, axis=1) * real_BL + config.text_position_offset - 1
+
+
+class BertTextTransformer(nn.Module):
+    """(B, L) int token ids -> (B, embed_dim) in the compute dtype, not normalised.
+
+    With `with_tokens`, also the outputs (B, L, D) of the last block. `text_pool`: "first" reads
+    token 0, "pooler" sends it through a Linear and tanh, "mean" averages all but padding.
+    """
+
+    config: ClipConfig
+
+    @nn.compact
+    def __call__(self, tokens_BL: jax.Array, with_tokens: bool = False) -> Any:
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        width, normal = config.text_width, nn.initializers.normal(0.02)
+        real_BL = tokens_BL != config.pad_id
+
+        def table(name: str, rows: int) -> jax.Array:
+            return self.param(name, normal, (rows, width), jnp.float32)
+
+        x_BLD = jnp.take(table("token_embedding", config.vocab_size), tokens_BL, axis=0)
+        rows_BL = position_ids(tokens_BL, config)
+        x_BLD += jnp.take(table("positions", config.position_rows), rows_BL, axis=0)
+        x_BLD += table("token_types", config.text_token_types)[0]  # one text is of type 0
+        norm = nn.LayerNorm(config.norm_eps, dtype=dtype, name="embedding_norm")
+        x_BLD = Transformer(
+            layers=config.text_layers,
+            config=text_block_config(config),
+            scan_layers=config.scan_layers,
+            remat=config.remat,
+            name="transformer",
+        )(norm(x_BLD), Context(mask=real_BL[:, None, None, :]))
+
+        pooled_BD = self._pool(x_BLD, real_BL)
+        hidden = (width + config.embed_dim) // 2
+        embedding = project(
+            self, pooled_BD, config.text_projection, hidden, config.embed_dim, normal
+        )
+        return (embedding, x_BLD) if with_tokens else embedding
+
+    def _pool(self, x_BLD: jax.Array, real_BL: jax.Array) -> jax.Array:
+        if self.config.text_pool == "mean":
+            weights_BL1 = real_BL[:, :, None].astype(jnp.float32)
+            total_BD = (x_BLD.astype(jnp.float32) * weights_BL1).sum(axis=1)
+            return (total_BD / jnp.maximum(weights_BL1.sum(axis=1), 1)).astype(x_BLD.dtype)
+        if self.config.text_pool == "first":
+            return x_BLD[:, 0]
+        init = nn.initializers.normal(0.02)
+        dense = nn.Dense(x_BLD.shape[-1], dtype=x_BLD.dtype, kernel_init=init, name="pooler")
+        return jnp.tanh(dense(x_BLD[:, 0]))

@@ -1,0 +1,95 @@
+"""CoCa's caption decoder and its loss (Yu et al. 2022, section 3.2).
+
+Shape letters: B images, R rows of tokens (a multiple of B, those of an image side by side), L
+tokens, D width, N tokens of the image memory, C their width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.initializers import BlockInitializers
+from clip_jax.models.text import past_mask, text_block_config
+from clip_jax.models.transformer import NO_CONTEXT, Block, BlockConfig, Context, Transformer
+
+
+def decoder_block_config(config: ClipConfig) -> BlockConfig:
+    """The blocks of the caption decoder: as wide as the text tower, MLPs of four times that."""
+    return dataclasses.replace(
+        text_block_config(config),
+        heads=config.decoder_heads,
+        mlp_dim=4 * config.text_width,
+        causal=True,
+        norm="pre",
+    )
+
+
+class CaptionBlock(nn.Module):
+    """A causal block over the tokens, then one that attends to the image: (R, L, D) -> same."""
+
+    config: BlockConfig
+    inits: BlockInitializers
+
+    @nn.compact
+    def __call__(self, x_RLD: jax.Array, context: Context = NO_CONTEXT) -> tuple[jax.Array, None]:
+        tokens = context._replace(memory_BNC=None)
+        x_RLD, _ = Block(self.config, self.inits, name="self")(x_RLD, tokens)
+        cross = dataclasses.replace(self.config, causal=False)
+        image = context._replace(mask=None)
+        assert image.memory_BNC is not None
+        # Rows of one image are more queries to one memory, not copies of it.
+        x_BMD = x_RLD.reshape(len(image.memory_BNC), -1, x_RLD.shape[-1])
+        x_BMD, _ = Block(cross, self.inits, name="cross")(x_BMD, image)
+        return x_BMD.reshape(x_RLD.shape), None
+
+
+class CaptionDecoder(nn.Module):
+    """(R, L, D) outputs of the text tower, (B, N, C) memory -> (R, L, V) float32 logits.
+
+    The logits at a token are of the one after it. With `position`, x is the one token (R, 1, D) at
+    that position of `length`, and the collections `CACHE` and `MEMORY` hold what came before.
+    """
+
+    config: ClipConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_RLD: jax.Array,
+        memory_BNC: jax.Array,
+        position: jax.Array | None = None,
+        length: int = 0,
+    ) -> jax.Array:
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        mask = None if position is None else past_mask(length, position)
+        x_RLD = Transformer(
+            layers=config.decoder_layers,
+            config=decoder_block_config(config),
+            scan_layers=config.scan_layers,
+            remat=config.remat,
+            block=CaptionBlock,
+            name="transformer",
+        )(x_RLD, Context(mask=mask, memory_BNC=memory_BNC, position=position))
+        x_RLD = nn.LayerNorm(config.norm_eps, dtype=dtype, name="final_norm")(x_RLD)
+        width = x_RLD.shape[-1]
+        init, shape = nn.initializers.normal(width**-0.5), (width, config.decoder_vocab_size)
+        head = self.param("head", init, shape, jnp.float32)
+        return (x_RLD @ head.astype(dtype)).astype(jnp.float32)
+
+
+def caption_loss(logits_BLV: jax.Array, labels_BL: jax.Array, pad_id: int) -> jax.Array:
+    """Mean cross-entropy of the labels that are not `pad_id`: (B, L, V), (B, L) int -> () float32.
+
+    `logits_BLV` at a label are of the token before it: `caption_logits(images, tokens)[:, :-1]`
+    with `tokens[:, 1:]` (section 3.1, equation 3; a batch of padding alone has loss 0).
+    """
+    logits_BLV = logits_BLV.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits_BLV, labels_BL[..., None], axis=-1)[..., 0]
+    losses_BL = jax.nn.logsumexp(logits_BLV, axis=-1) - chosen
+    counts_BL = labels_BL != pad_id
+    return jnp.sum(losses_BL, where=counts_BL) / jnp.maximum(counts_BL.sum(), 1)

@@ -1,0 +1,138 @@
+"""Vision Transformers over the features of a convolutional stem of total stride 16.
+
+MobileCLIP-B (Vasu et al. 2024, MobileCLIP): three convolutions. ViTamin (Chen et al. 2024, ViTamin:
+Designing Scalable Vision Models in the Vision-Language Era): two stages of inverted bottlenecks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.resnet import BatchNorm
+from clip_jax.models.transformer import ACTIVATIONS, REMAT_POLICIES
+from clip_jax.models.vision import VisionTransformer
+
+INVERTED_DEPTHS = (2, 4)  # blocks of ViTamin's two convolutional stages
+
+
+def _conv(
+    x_BHWC: jax.Array, channels: int, kernel: int, stride: int, name: str, **more: Any
+) -> jax.Array:
+    """A convolution with a bias, padded on all sides alike where its kernel is odd."""
+    fan_out = kernel * kernel * channels // more.get("feature_group_count", 1)
+    return nn.Conv(
+        channels,
+        (kernel, kernel),
+        strides=stride,
+        padding=(kernel - 1) // 2 if kernel % 2 else 0,
+        dtype=x_BHWC.dtype,
+        kernel_init=nn.initializers.normal((2 / fan_out) ** 0.5),
+        name=name,
+        **more,
+    )(x_BHWC)
+
+
+class ConvolutionStem(nn.Module):
+    """(B, S, S, 3) -> (B, S/16, S/16, vision_width): cuts 4x4, 2x2, 2x2, two with batch norm."""
+
+    config: ClipConfig
+
+    @nn.compact
+    def __call__(self, images_BSSC: jax.Array, train: bool) -> jax.Array:
+        config, x = self.config, images_BSSC
+        use_batch = train and config.batch_norm == "batch"
+        for index, kernel in enumerate((4, 2), start=1):
+            x = _conv(x, config.vision_stem_width, kernel, kernel, f"conv{index}", use_bias=False)
+            x = BatchNorm(name=f"norm{index}")(x, use_batch)
+            x = ACTIVATIONS[config.vision_activation](x)
+        return _conv(x, config.vision_width, 2, 2, "conv3")
+
+
+class InvertedBlock(nn.Module):
+    """1x1 to four times the width, depthwise 3x3 (of stride 2), 1x1 back, with a shortcut."""
+
+    channels: int
+    stride: int
+    activation: str
+    eps: float
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        activation, hidden = ACTIVATIONS[self.activation], 4 * self.channels
+        shortcut = x_BHWC
+        if self.stride > 1:
+            # The border counts the pixels that there are.
+            shortcut = nn.avg_pool(
+                x_BHWC, (3, 3), (2, 2), ((1, 1), (1, 1)), count_include_pad=False
+            )
+        if x_BHWC.shape[-1] != self.channels:
+            shortcut = _conv(shortcut, self.channels, 1, 1, "shortcut")
+        y = nn.LayerNorm(self.eps, dtype=x_BHWC.dtype, name="norm")(x_BHWC)
+        y = activation(_conv(y, hidden, 1, 1, "widen"))
+        y = _conv(y, hidden, 3, self.stride, "depthwise", feature_group_count=hidden)
+        return shortcut + _conv(activation(y), self.channels, 1, 1, "narrow")
+
+
+class InvertedStem(nn.Module):
+    """(B, S, S, 3) -> (B, S/16, S/16, vision_width): two convolutions, two stages of inverted
+    bottlenecks, one convolution; strides 2, 2·2 and 2."""
+
+    config: ClipConfig
+
+    @nn.compact
+    def __call__(self, images_BSSC: jax.Array, train: bool) -> jax.Array:
+        del train
+        config, width = self.config, self.config.vision_stem_width
+        block = InvertedBlock
+        if config.remat != "none":
+            block = nn.remat(InvertedBlock, policy=REMAT_POLICIES[config.remat])
+        x = self._norm("norm")(_conv(images_BSSC, width, 3, 2, "conv1"))
+        x = _conv(ACTIVATIONS[config.vision_activation](x), width, 3, 1, "conv2")
+        for stage, depth in enumerate(INVERTED_DEPTHS, start=1):
+            for index in range(depth):
+                x = block(
+                    channels=width * stage,
+                    stride=1 if index else 2,
+                    activation=config.vision_activation,
+                    eps=config.vision_eps,
+                    name=f"stage{stage}_block{index}",
+                )(x)
+        return _conv(self._norm("out_norm")(x), config.vision_width, 3, 2, "out")
+
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return nn.LayerNorm(self.config.vision_eps, dtype=jnp.dtype(self.config.dtype), name=name)
+
+
+STEMS: dict[str, type[nn.Module]] = {"convolutions": ConvolutionStem, "inverted": InvertedStem}
+
+
+class HybridTransformer(VisionTransformer):
+    """(B, S, S, 3) float, normalised -> (B, embed_dim) in the compute dtype, not normalised."""
+
+    @nn.compact
+    def __call__(
+        self, images_BSSC: jax.Array, train: bool = False, with_memory: bool = False
+    ) -> Any:
+        config = self.config
+        stem = STEMS[config.vision_stem](config, name="stem")
+        features_BHWD = stem(images_BSSC.astype(jnp.dtype(config.dtype)), train)
+        return super().__call__(features_BHWD, train, with_memory)
+
+    def _tokens(self, images_BSSC: jax.Array) -> jax.Array:
+        """Features of the stem, (B, H, W, D), with their positions, and class token: (B, L, D)."""
+        config, width = self.config, self.config.vision_width
+        x_BLD = images_BSSC.reshape(len(images_BSSC), -1, width)
+        init = nn.initializers.normal(width**-0.5)
+        if config.vision_positions:
+            positions = self.param("positions", init, (config.vision_grid**2, width), jnp.float32)
+            x_BLD += positions.astype(x_BLD.dtype)
+        if config.vision_class_token:
+            class_token = self.param("class_token", init, (width,), jnp.float32)
+            class_B1D = jnp.broadcast_to(class_token.astype(x_BLD.dtype), (len(x_BLD), 1, width))
+            x_BLD = jnp.concatenate([class_B1D, x_BLD], axis=1)
+        return x_BLD

@@ -1,0 +1,63 @@
+"""Pooling by learned queries: SigLIP's head, Perception Encoder's, and CoCa's pooler."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.initializers import BlockInitializers
+from clip_jax.models.transformer import Attention, BlockConfig, Context, Mlp
+
+
+def _block_config(config: ClipConfig) -> BlockConfig:
+    return BlockConfig(
+        heads=config.vision_pool_heads,
+        mlp_dim=config.vision_pool_mlp_dim,
+        activation=config.vision_activation,
+        norm_eps=config.vision_eps,
+        dtype=jnp.dtype(config.dtype),
+        init=config.vision_init,
+    )
+
+
+class AttentionPoolHead(nn.Module):
+    """(B, N, D) -> (B, D): one learned query attends to all tokens, then x + MLP(LN(x)).
+
+    The "MAP head" of Zhai et al. 2022 (Scaling Vision Transformers) that SigLIP takes.
+    """
+
+    config: ClipConfig
+
+    @nn.compact
+    def __call__(self, tokens_BND: jax.Array) -> jax.Array:
+        block, width = _block_config(self.config), tokens_BND.shape[-1]
+        inits = BlockInitializers(block.init, width, block.mlp_dim, layers=1)
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, width), jnp.float32)
+        probe_B1D = jnp.broadcast_to(probe.astype(block.dtype), (len(tokens_BND), 1, width))
+        context = Context(memory_BNC=tokens_BND)
+        pooled = Attention(block, inits, name="attention")(probe_B1D, context)
+        normed = nn.LayerNorm(block.norm_eps, dtype=block.dtype, name="mlp_norm")(pooled)
+        return (pooled + Mlp(block, inits, name="mlp")(normed))[:, 0]
+
+
+class QueryPool(nn.Module):
+    """(B, N, C) -> (B, Q, embed_dim): Q learned queries attend to all tokens (CoCa)."""
+
+    config: ClipConfig
+
+    @nn.compact
+    def __call__(self, tokens_BNC: jax.Array) -> jax.Array:
+        config, block = self.config, _block_config(self.config)
+        width, count = config.embed_dim, config.vision_pool_queries
+        inits = BlockInitializers(block.init, width, block.mlp_dim, layers=1)
+        queries = self.param("queries", nn.initializers.normal(1.0), (count, width), jnp.float32)
+
+        def norm(name: str) -> nn.LayerNorm:
+            return nn.LayerNorm(block.norm_eps, dtype=block.dtype, name=name)
+
+        queries = norm("query_norm")(queries.astype(block.dtype))
+        queries_BQD = jnp.broadcast_to(queries, (len(tokens_BNC), count, width))
+        context = Context(memory_BNC=norm("memory_norm")(tokens_BNC))
+        return Attention(block, inits, name="attention")(queries_BQD, context)

@@ -1,0 +1,361 @@
+"""Hugging Face's `config.json` of `CLIPModel`, `MetaClip2Model`, `SiglipModel` and `Siglip2Model`
+<-> `ClipConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax.errors import UserError
+from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.config import ClipConfig, override
+
+# What transformers takes for a key that config.json leaves out.
+_CLIP_TEXT: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 49407,
+}
+_CLIP_VISION: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+_SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+_SIGLIP_TEXT = _CLIP_TEXT | _SIGLIP
+_SIGLIP_TEXT |= {"vocab_size": 32000, "hidden_size": 768, "intermediate_size": 3072}
+_SIGLIP_TEXT |= {"num_attention_heads": 12, "max_position_embeddings": 64, "projection_size": None}
+_SIGLIP_VISION = _CLIP_VISION | _SIGLIP | {"patch_size": 16, "vision_use_head": True}
+_SIGLIP2_VISION = _SIGLIP_VISION | {"num_patches": 256}
+_DEFAULTS = {
+    "clip": (_CLIP_TEXT, _CLIP_VISION),
+    "metaclip_2": (_CLIP_TEXT, _CLIP_VISION),
+    "siglip": (_SIGLIP_TEXT, _SIGLIP_VISION),
+    "siglip2": (_SIGLIP_TEXT, _SIGLIP2_VISION),
+}
+_CLASSES = {
+    "clip": "CLIPModel",
+    "metaclip_2": "MetaClip2Model",
+    "siglip": "SiglipModel",
+    "siglip2": "Siglip2Model",
+}
+_ACTIVATIONS = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+}
+_LOGIT_SCALE = 2.6592  # how they round ln(1 / 0.07)
+# CLIP's config.json was wrong about the id for years; this value stands for "the largest id".
+_ARGMAX_EOS = 2
+
+
+class _Section:
+    """One object of config.json, with transformers' defaults."""
+
+    def __init__(self, name: str, values: Any, defaults: Mapping[str, Any]):
+        if not isinstance(values, Mapping):
+            raise UserError(f"config.json: {name}={values!r}; accepted is an object")
+        self.name, self.values = name, {**defaults, **values}
+
+    def refuse(self, key: str, accepted: str) -> UserError:
+        return UserError(
+            f"config.json: {self.name}.{key}={self.values[key]!r}; accepted is {accepted}"
+        )
+
+    def count(self, key: str, lowest: int = 1) -> int:
+        value = self.values[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            raise self.refuse(key, f"a whole number from {lowest}")
+        return value
+
+    def number(self, key: str) -> float:
+        value = self.values[key]
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self.refuse(key, "a number")
+        return float(value)
+
+    def side(self, key: str) -> int:
+        """Pixels: N, or [N, N]."""
+        value = self.values[key]
+        if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
+            self.values[key] = value[0]
+        elif isinstance(value, list | tuple):
+            raise self.refuse(key, "a square: N or [N, N]")
+        return self.count(key)
+
+    def activation(self) -> str:
+        value = self.values["hidden_act"]
+        if value not in _ACTIVATIONS:
+            raise self.refuse("hidden_act", " or ".join(_ACTIVATIONS))
+        return _ACTIVATIONS[value]
+
+    def tower(self, prefix: str) -> dict[str, Any]:
+        """What both towers have."""
+        return {
+            f"{prefix}_width": self.count("hidden_size"),
+            f"{prefix}_layers": self.count("num_hidden_layers"),
+            f"{prefix}_heads": self.count("num_attention_heads"),
+            f"{prefix}_mlp_dim": self.count("intermediate_size"),
+            f"{prefix}_activation": self.activation(),
+        }
+
+
+def _sections(config: Mapping[str, Any], model_type: str) -> tuple[_Section, _Section]:
+    """The sections of the text and of the image tower."""
+    text, vision = (
+        _section(config, name, defaults)
+        for name, defaults in zip(
+            ("text_config", "vision_config"), _DEFAULTS[model_type], strict=True
+        )
+    )
+    if vision.count("num_channels") != 3:
+        raise vision.refuse("num_channels", "3")
+    return text, vision
+
+
+def _section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> _Section:
+    values = config.get(name) or {}
+    older = config.get(f"{name}_dict")
+    if older is not None:
+        # Files of 2022: this object and the defaults of what it leaves out come first.
+        values = {**values, **defaults, **older} if isinstance(values, Mapping) else values
+    return _Section(name, values, defaults)
+
+
+def _norms(text: _Section, vision: _Section) -> dict[str, Any]:
+    eps, vision_eps = text.number("layer_norm_eps"), vision.number("layer_norm_eps")
+    return {"norm_eps": eps, "vision_norm_eps": None if vision_eps == eps else vision_eps}
+
+
+def _pad_id(vocab_size: int, text_pool: str, eos_id: int, default: int) -> int:
+    """That of the known architectures with this vocabulary: config.json's belongs to no tokenizer
+    (transformers ignores it)."""
+    wanted = (vocab_size, text_pool, eos_id)
+    for row in ARCHITECTURES.values():
+        if (row.vocab_size, row.text_pool, row.eos_id) == wanted:
+            return row.pad_id
+    return default
+
+
+def config_from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
+    """The content of `config.json` -> the model's configuration, `name` "custom".
+
+    The image fields are those that the family was released with; `preprocessor_config.json` has
+    the model's own. Raises `UserError` naming a key whose value we cannot compute.
+    """
+    model_type = config.get("model_type")
+    if model_type not in _DEFAULTS:
+        raise UserError(
+            f"config.json: model_type={model_type!r}; accepted are {', '.join(_DEFAULTS)} and "
+            "vision-text-dual-encoder"
+        )
+    text, vision = _sections(config, model_type)
+    if model_type in ("clip", "metaclip_2"):
+        return _clip_config(config, text, vision)
+    return _siglip_config(text, vision, naflex=model_type == "siglip2")
+
+
+def _clip_config(config: Mapping[str, Any], text: _Section, vision: _Section) -> ClipConfig:
+    top = {"projection_dim": 512, "logit_scale_init_value": _LOGIT_SCALE}
+    model = _Section(config["model_type"], config, top)
+    scale = model.number("logit_scale_init_value")
+    vocab_size, eos_id = text.count("vocab_size"), text.count("eos_token_id", lowest=0)
+    text_pool = "eos"
+    if config["model_type"] == "clip" and eos_id == _ARGMAX_EOS:
+        text_pool, eos_id = "argmax", vocab_size - 1
+    return override(
+        ClipConfig(),
+        embed_dim=model.count("projection_dim"),
+        image_size=vision.side("image_size"),
+        patch_size=vision.side("patch_size"),
+        context_length=text.count("max_position_embeddings"),
+        vocab_size=vocab_size,
+        text_pool=text_pool,
+        eos_id=eos_id,
+        pad_id=_pad_id(vocab_size, text_pool, eos_id, default=0),
+        logit_scale_init=ClipConfig.logit_scale_init if scale == _LOGIT_SCALE else scale,
+        **_norms(text, vision),
+        **text.tower("text"),
+        **vision.tower("vision"),
+    )
+
+
+def _siglip_config(text: _Section, vision: _Section, naflex: bool) -> ClipConfig:
+    if not vision.values["vision_use_head"]:
+        raise vision.refuse("vision_use_head", "true")
+    width, projected = vision.count("hidden_size"), text.values["projection_size"]
+    if width != (projected or text.count("hidden_size")):
+        key = "projection_size" if projected else "hidden_size"
+        raise text.refuse(key, f"vision_config.hidden_size={width}, so that embeddings compare")
+    patch_size = vision.side("patch_size")
+    if naflex:
+        patches = vision.count("num_patches")
+        image_size = math.isqrt(patches) * patch_size
+        if math.isqrt(patches) ** 2 != patches:
+            raise vision.refuse("num_patches", "the square of a whole number")
+    else:
+        image_size = vision.side("image_size")
+    return siglip_config(
+        naflex=naflex,
+        embed_dim=width,
+        image_size=image_size,
+        # Their processor resizes so where it keeps the aspect.
+        image_interpolation="bilinear" if naflex else "bicubic",
+        patch_size=patch_size,
+        context_length=text.count("max_position_embeddings"),
+        vocab_size=text.count("vocab_size"),
+        **_norms(text, vision),
+        **text.tower("text"),
+        **vision.tower("vision"),
+    )
+
+
+def siglip_config(**fields: Any) -> ClipConfig:
+    """A SigLIP with these fields; the pooling head has the image tower's heads and MLP."""
+    base = ARCHITECTURES["ViT-B-16-SigLIP"]
+    config = override(
+        base,
+        name="custom",
+        vision_pool_heads=fields["vision_heads"],
+        vision_pool_mlp_dim=fields["vision_mlp_dim"],
+        **fields,
+    )
+    pad_id = _pad_id(config.vocab_size, config.text_pool, config.eos_id, base.pad_id)
+    return override(config, pad_id=pad_id)
+
+
+# What config.json says, and so may be anything.
+_TOWER_FIELDS = ("width", "layers", "heads", "mlp_dim", "activation")
+_SAID = (
+    *(f"{tower}_{field}" for tower in ("vision", "text") for field in _TOWER_FIELDS),
+    *("embed_dim", "image_size", "patch_size", "context_length", "vocab_size"),
+    *("norm_eps", "vision_norm_eps"),
+)
+# What is no part of the function, or only under another option, which must be off.
+_FREE = (
+    *("name", "vision_init", "text_init", "logit_scale_init", "pad_id", "batch_norm"),
+    *("image_mean", "image_std", "image_resize", "image_interpolation", "image_fill"),
+    *("dtype", "scan_layers", "remat", "vision_pool_queries", "text_class_mask"),
+    *("vision_rope_grid", "vision_rope_offset", "text_token_types"),
+    *("decoder_heads", "decoder_vocab_size"),
+)
+_POOL_FIELDS = ("vision_pool_heads", "vision_pool_mlp_dim")
+
+
+def _nearest(config: ClipConfig, siglip: bool) -> ClipConfig:
+    """What is as near to `config` as a `CLIPModel` or a `SiglipModel` comes."""
+    base = ARCHITECTURES["ViT-B-16-SigLIP"] if siglip else ClipConfig()
+    fields = {name: getattr(config, name) for name in (*_SAID, *_FREE)}
+    if config.text_pool != "eos":
+        fields["eos_id"] = config.eos_id
+    if siglip:
+        fields["naflex"] = config.naflex
+        fields.update(zip(_POOL_FIELDS, (config.vision_heads, config.vision_mlp_dim), strict=True))
+        if config.naflex:  # they know the number of patches
+            fields["image_size"] = config.vision_grid * config.patch_size
+        if config.logit_bias_init is not None:
+            fields["logit_bias_init"] = config.logit_bias_init
+    else:
+        fields |= {name: getattr(config, name) for name in _POOL_FIELDS}
+        if config.text_pool == "eos":
+            fields |= {"text_pool": "eos", "eos_id": config.eos_id}
+    return dataclasses.replace(base, **fields)
+
+
+def _model_type(config: ClipConfig) -> str:
+    """The `model_type` of their class that computes `config`, or `UserError`."""
+    obstacles = {}
+    for kind in ("CLIPModel", "SiglipModel"):
+        near = dataclasses.asdict(_nearest(config, siglip=kind == "SiglipModel"))
+        obstacles[kind] = [
+            f"{name}={value!r}"
+            for name, value in dataclasses.asdict(config).items()
+            if value != near[name]
+        ]
+    if not obstacles["SiglipModel"]:
+        return "siglip2" if config.naflex else "siglip"
+    if not obstacles["CLIPModel"]:
+        # CLIPModel would take this id for "the largest"; MetaClip2Model takes it as it is.
+        literal = config.text_pool == "eos" and config.eos_id == _ARGMAX_EOS
+        return "metaclip_2" if literal else "clip"
+    kind = min(obstacles, key=lambda kind: len(obstacles[kind]))
+    raise UserError(
+        f"{config.name}: cannot be saved for Hugging Face; {kind} has no "
+        f"{', '.join(obstacles[kind])} (open_clip's layout and clip_jax's own can hold it)"
+    )
+
+
+def config_to_huggingface(config: ClipConfig, dtype: str = "float32") -> dict[str, Any]:
+    """The content of `config.json`, which transformers 4.5x and 5 load; `dtype` of the tensors.
+
+    Raises `UserError` naming the fields that are in the way where no class of theirs computes it.
+    """
+    model_type = _model_type(config)
+    is_siglip = model_type.startswith("siglip")
+    eos_id = _ARGMAX_EOS if config.text_pool == "argmax" else config.eos_id
+    text = {
+        **_tower(config, "text"),
+        "model_type": f"{model_type}_text_model",
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        "layer_norm_eps": config.norm_eps,
+        "bos_token_id": None,  # else a default that a small vocabulary does not have
+        "pad_token_id": config.pad_id,
+        "eos_token_id": eos_id,
+        "projection_size" if is_siglip else "projection_dim": config.embed_dim,
+    }
+    vision = {
+        **_tower(config, "vision"),
+        "model_type": f"{model_type}_vision_model",
+        "num_channels": 3,
+        "patch_size": config.patch_size,
+        "layer_norm_eps": config.vision_eps,
+        **({"vision_use_head": True} if is_siglip else {"projection_dim": config.embed_dim}),
+    }
+    if config.naflex:
+        vision["num_patches"] = config.vision_grid**2
+    else:
+        vision["image_size"] = config.image_size
+    document = {
+        "architectures": [_CLASSES[model_type]],
+        "model_type": model_type,
+        "initializer_factor": 1.0,
+        "text_config": text,
+        "torch_dtype": dtype,
+        "vision_config": vision,
+    }
+    if not is_siglip:
+        scale = config.logit_scale_init
+        document["projection_dim"] = config.embed_dim
+        document["logit_scale_init_value"] = (
+            _LOGIT_SCALE if scale == ClipConfig.logit_scale_init else scale
+        )
+    return document
+
+
+def _tower(config: ClipConfig, prefix: str) -> dict[str, Any]:
+    activation = getattr(config, f"{prefix}_activation")
+    return {
+        "hidden_size": getattr(config, f"{prefix}_width"),
+        "intermediate_size": getattr(config, f"{prefix}_mlp_dim"),
+        "num_hidden_layers": getattr(config, f"{prefix}_layers"),
+        "num_attention_heads": getattr(config, f"{prefix}_heads"),
+        "hidden_act": next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == activation),
+        "attention_dropout": 0.0,
+    }

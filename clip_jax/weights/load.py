@@ -1,0 +1,290 @@
+"""From a path on disk to a model: which layout it is, its configuration, tokenizer and weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from tqdm import tqdm
+
+from clip_jax.data.huggingface_tokenizer import load_huggingface_tokenizer
+from clip_jax.data.tokenizer import Tokenizer, get_tokenizer
+from clip_jax.errors import UserError
+from clip_jax.models.architectures import get_architecture, same_function
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.sharding import leaf_spec
+from clip_jax.weights import big_vision, dual_encoder, huggingface, open_clip, openai
+from clip_jax.weights.bundle import bundle_rules, is_bundle, open_bundle
+from clip_jax.weights.open_clip_config import config_from_open_clip
+from clip_jax.weights.preprocessing import from_huggingface
+from clip_jax.weights.table import Place, Rule, Tensors, read_params
+from clip_jax.weights.tensors import find_weights, open_tensors
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+HUGGING_FACE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+BARE_WEIGHTS = (*OPEN_CLIP_WEIGHTS, "model.pt", "model.npz")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")
+OPENAI_VOCAB_SIZE = 49408
+LARGE_MODEL = 300_000_000  # scalars; smaller ones load in a second or two
+NOTHING = re.compile(r"(?!)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model that was recognised on disk; nothing but names and shapes has been read yet."""
+
+    layout: str  # "clip_jax", "huggingface", "open_clip", "openai" or "big_vision"
+    path: Path
+    config: ClipConfig  # as the source says, before any override
+    tensors: Tensors
+    rules: Callable[[ClipConfig], list[Rule]]
+    tokenizer: Callable[[], Tokenizer | None]
+    ignored: re.Pattern[str] = NOTHING
+
+    def params(self, config: ClipConfig, dtype: str, place: Place, show: bool | None = None) -> Any:
+        """The parameters in `dtype` and in the layout of `config`, each leaf handed to `place`.
+
+        `show`: a progress bar on stderr; None shows it where a person watches and it takes a while.
+        """
+        size = sum(math.prod(shape) for shape in self.tensors.shapes.values())
+        if show is None:
+            show = size > LARGE_MODEL and sys.stderr.isatty()
+        with tqdm(total=size, unit_scale=True, desc="loading", disable=not show) as bar:
+            table = self.rules(config)
+            return read_params(config, table, self.tensors, self.ignored, dtype, place, bar.update)
+
+    def own_tokenizer(self, config: ClipConfig) -> Tokenizer | None:
+        """The source's tokenizer at the model's context length, or None.
+
+        Raises `UserError` where it has more ids than the model.
+        """
+        found = self.tokenizer()
+        if found is None:
+            return None
+        if found.vocab_size > config.vocab_size:
+            raise UserError(
+                f"{self.path}: its tokenizer has {found.vocab_size} ids, but the model "
+                f"vocab_size={config.vocab_size}: they do not belong together"
+            )
+        return found.with_context_length(config.context_length)
+
+
+def on_mesh(mesh: Mesh) -> Place:
+    """Puts each leaf on the mesh, split over fsdp by the rule that training uses."""
+
+    def place(path: str, leaf: np.ndarray) -> jax.Array:
+        spec = leaf_spec(leaf.shape, leaf.dtype, mesh.shape["fsdp"])
+        return jax.make_array_from_callback(
+            leaf.shape, NamedSharding(mesh, spec), leaf.__getitem__, dtype=leaf.dtype
+        )
+
+    return place
+
+
+def open_source(path: Path, architecture: str | None = None) -> Source:
+    """Recognises what lies at `path`. `architecture`: the name for files that do not say theirs.
+
+    Raises `UserError` that says what was looked for and what was found.
+    """
+    source = (
+        _open_directory(path, architecture) if path.is_dir() else _open_file(path, architecture)
+    )
+    if source.config.name == "custom":
+        named = dataclasses.replace(source.config, name=same_function(source.config))
+        source = dataclasses.replace(source, config=named)
+    return source
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is no JSON object")
+    return value
+
+
+def _open_directory(path: Path, architecture: str | None) -> Source:
+    for folder in (path, path / "model"):
+        if is_bundle(folder):
+            return _bundle(folder)
+    if (path / OPEN_CLIP_CONFIG).is_file():
+        return _open_clip_directory(path)
+    if (path / "config.json").is_file():
+        return _hugging_face_directory(path)
+    bare = find_weights(path, BARE_WEIGHTS)
+    if bare is not None:
+        return _open_file(bare, architecture)
+    found = sorted(entry.name for entry in path.iterdir())
+    shown = ", ".join(found[:8]) + (", …" if len(found) > 8 else "") if found else "nothing"
+    raise UserError(
+        f"{path}: no model found; looked for an export or run of clip_jax (config.json, model/, "
+        "checkpoints/), a Hugging Face model (config.json with *.safetensors), "
+        f"{OPEN_CLIP_CONFIG}, "
+        f"or a file of weights ({', '.join(BARE_WEIGHTS)}); there is: {shown}"
+    )
+
+
+def _bundle(folder: Path) -> Source:
+    config, tensors, tokenizer = open_bundle(folder)
+    rules = functools.partial(bundle_rules, config)
+    return Source("clip_jax", folder, config, tensors, rules, tokenizer)
+
+
+def _weights_in(path: Path, names: tuple[str, ...]) -> Tensors:
+    file = find_weights(path, names)
+    if file is None:
+        raise UserError(f"{path}: has a configuration but no weights ({' or '.join(names)})")
+    return open_tensors(file)
+
+
+def _open_clip_directory(path: Path, file: Path | None = None) -> Source:
+    document = _read_json(path / OPEN_CLIP_CONFIG)
+    if not isinstance(document.get("model_cfg"), dict):
+        raise UserError(f"{path / OPEN_CLIP_CONFIG}: has no object model_cfg")
+    config = config_from_open_clip(document)
+    tensors = open_tensors(file) if file else _weights_in(path, OPEN_CLIP_WEIGHTS)
+    text_cfg = document["model_cfg"].get("text_cfg", {})
+    options = text_cfg.get("tokenizer_kwargs") or {}
+    return Source(
+        "open_clip",
+        path,
+        config,
+        tensors,
+        _open_clip_rules(tensors),
+        lambda: _tokenizer(
+            path, config, options.get("clean"), bool(options.get("strip_sep_token", False))
+        ),
+        open_clip.IGNORED,
+    )
+
+
+def _open_clip_rules(tensors: Tensors) -> Callable[[ClipConfig], list[Rule]]:
+    custom = any(name.startswith("text.") for name in tensors.shapes)
+    return lambda config: open_clip.open_clip_rules(config, custom)
+
+
+def _hugging_face_directory(path: Path, file: Path | None = None) -> Source:
+    document = _read_json(path / "config.json")
+    tensors = open_tensors(file) if file else _weights_in(path, HUGGING_FACE_WEIGHTS)
+    rules: Callable[[ClipConfig], list[Rule]]
+    if document.get("model_type") == "vision-text-dual-encoder":
+        config = dual_encoder.config_from_dual_encoder(document)
+        rules = functools.partial(dual_encoder.dual_encoder_rules, names=tensors.shapes)
+        ignored = dual_encoder.IGNORED
+    else:
+        config = huggingface.config_from_huggingface(document)
+        rules, ignored = huggingface.huggingface_rules, huggingface.IGNORED
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (path / name).is_file():
+            image = from_huggingface(_read_json(path / name))
+            size = image.pop("image_size", config.image_size)
+            if size // config.patch_size != config.vision_grid:
+                raise UserError(
+                    f"{path / name}: images of {size} pixels, but config.json says "
+                    f"image_size={config.image_size}"
+                )
+            config = override(config, **image)
+            break
+    return Source(
+        "huggingface",
+        path,
+        config,
+        tensors,
+        rules,
+        lambda: _tokenizer(path, config),
+        ignored,
+    )
+
+
+def _open_file(path: Path, architecture: str | None) -> Source:
+    """A file of weights; a configuration beside it is taken, else `architecture` names it."""
+    if path.suffix not in WEIGHT_SUFFIXES and not path.name.endswith(".index.json"):
+        raise UserError(
+            f"{path}: not a file of weights (accepted: {', '.join(WEIGHT_SUFFIXES)}, or a folder)"
+        )
+    beside = path.parent
+    if architecture is None and path.suffix != ".npz":
+        if (beside / OPEN_CLIP_CONFIG).is_file():
+            return _open_clip_directory(beside, path)
+        if is_bundle(beside):
+            return _bundle(beside)
+        if (beside / "config.json").is_file():
+            return _hugging_face_directory(beside, path)
+    tensors = open_tensors(path)
+    if path.suffix == ".npz":
+        config = big_vision.config_from_big_vision(tensors.shapes, architecture)
+        tensors = big_vision.merge_position_tables(tensors)
+        names = tensors.shapes
+        return Source(
+            "big_vision",
+            path,
+            config,
+            tensors,
+            lambda c: big_vision.big_vision_rules(c, names),
+            lambda: _tokenizer(beside, config),
+            big_vision.IGNORED,
+        )
+    if architecture is not None:
+        config = get_architecture(architecture)
+        layout = "open_clip"
+    elif "input_resolution" in tensors.shapes:  # only in OpenAI's own archives
+        config = openai.config_from_shapes(tensors.shapes, str(path))
+        layout = "openai"
+    else:
+        raise UserError(f"{path}: a bare state dictionary; {_which_architecture(tensors, path)}")
+    return Source(
+        layout,
+        path,
+        config,
+        tensors,
+        _open_clip_rules(tensors),
+        lambda: _tokenizer(beside, config),
+        open_clip.IGNORED,
+    )
+
+
+def _which_architecture(tensors: Tensors, path: Path) -> str:
+    """A hint: the names whose shapes fit. Shapes do not show the activation, so none is taken."""
+    if not openai.looks_native(tensors.shapes):
+        return "give architecture= (clip_jax.list_models() has the names)"
+    try:
+        like = same_function(openai.config_from_shapes(tensors.shapes, str(path)))
+    except UserError:
+        like = "custom"
+    if like == "custom":
+        return "give architecture= (no known name has these shapes)"
+    plain = like.removesuffix("-quickgelu")
+    return f"give architecture={plain!r}, or {like!r} if it was trained with quick GELU"
+
+
+def _tokenizer(
+    folder: Path, config: ClipConfig, cleaning: str | None = None, strip_sep_token: bool = False
+) -> Tokenizer | None:
+    """That of the folder; without its files OpenAI's, where the vocabulary is OpenAI's."""
+    found = load_huggingface_tokenizer(
+        folder,
+        context_length=config.context_length,
+        cleaning=cleaning,
+        strip_sep_token=strip_sep_token,
+    )
+    if found is None and config.vocab_size == OPENAI_VOCAB_SIZE:
+        return get_tokenizer("clip_bpe")
+    return found

@@ -1,0 +1,121 @@
+"""A model written to a folder, in our own layout or in that of Hugging Face or open_clip."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clip_jax.data.huggingface_tokenizer import to_huggingface_files
+from clip_jax.data.tokenizer import Tokenizer
+from clip_jax.errors import UserError
+from clip_jax.models.config import ClipConfig
+from clip_jax.weights import huggingface, open_clip, preprocessing
+from clip_jax.weights.bundle import CONFIG, write_bundle
+from clip_jax.weights.model_card import model_card
+from clip_jax.weights.open_clip_export import config_to_open_clip
+from clip_jax.weights.table import write_tensors
+from clip_jax.weights.tensors import save_safetensors
+
+FORMATS = ("clip_jax", "huggingface", "open_clip")
+IMAGE_FIELDS = (
+    *("image_size", "image_mean", "image_std"),
+    *("image_resize", "image_interpolation", "image_fill"),
+)
+
+
+def save_model(
+    directory: Path,
+    format: str,
+    config: ClipConfig,
+    params: Any,
+    tokenizer: Tokenizer | None,
+    source: str | None = None,
+) -> None:
+    """Writes a model with its image transform and tokenizer, and a card that says what it is.
+
+    Written aside and renamed, so that no reader sees half of it. `source` is what the card names as
+    origin. Raises `UserError` for an unknown format, a model that it cannot express, or a folder
+    that holds something else.
+    """
+    if format not in FORMATS:
+        raise UserError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
+    card = model_card(config, params, tokenizer, format, source)
+    if format == "clip_jax":
+        write_bundle(directory, config, params, tokenizer, card=card)
+        return
+    documents = _documents(format, config)  # first: it refuses what cannot be expressed
+    names = {"huggingface": "model.safetensors", "open_clip": "open_clip_model.safetensors"}
+    rules = (
+        huggingface.huggingface_rules(config)
+        if format == "huggingface"
+        else open_clip.open_clip_rules(config)
+    )
+
+    def write(aside: Path) -> None:
+        for name, document in documents.items():
+            (aside / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        for name, content in ({} if tokenizer is None else to_huggingface_files(tokenizer)).items():
+            (aside / name).write_bytes(content)
+        (aside / "README.md").write_text(card, encoding="utf-8")
+        save_safetensors(aside / names[format], write_tensors(config, rules, params))
+
+    _write_aside(directory, write, next(iter(documents)))
+
+
+def check_output(directory: Path, source: Path) -> None:
+    """Raises `UserError` where a model cannot be written to `directory`: before the long work."""
+    target, origin = directory.absolute().resolve(), source.resolve()
+    if target == origin or target in origin.parents:
+        raise UserError(f"{directory}: holds the source itself; give a new folder")
+    if target.is_file():
+        raise UserError(f"{directory}: is a file; give a folder")
+    foreign = [p.name for p in target.iterdir() if not _is_ours(p.name)] if target.exists() else []
+    if foreign:
+        raise UserError(f"{directory}: holds other files ({', '.join(sorted(foreign)[:5])})")
+
+
+def _documents(format: str, config: ClipConfig) -> dict[str, dict[str, Any]]:
+    """{file name: JSON}; the first is the one that marks the layout."""
+    if format == "open_clip":
+        return {"open_clip_config.json": config_to_open_clip(config)}
+    document = huggingface.config_to_huggingface(config)
+    image = {name: getattr(config, name) for name in IMAGE_FIELDS}
+    kind = {"metaclip_2": "clip"}.get(document["model_type"], document["model_type"])
+    preprocessor = preprocessing.to_huggingface(image, kind, config.patch_size)
+    return {CONFIG: document, "preprocessor_config.json": preprocessor}
+
+
+def _write_aside(directory: Path, write: Callable[[Path], None], mark: str) -> None:
+    """Fills a new folder beside `directory` and puts it in its place.
+
+    An older model of the same layout is replaced; a folder with anything else is left alone.
+    """
+    directory = directory.absolute()
+    if directory.exists() and any(directory.iterdir()) and not (directory / mark).is_file():
+        raise UserError(f"{directory}: holds other files; give a new or empty folder")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
+    before = aside.with_name(aside.name + "-before")
+    try:
+        write(aside)
+        if directory.exists():
+            foreign = {path.name for path in directory.iterdir() if not _is_ours(path.name)}
+            if foreign:
+                raise UserError(f"{directory}: holds other files ({', '.join(sorted(foreign))})")
+            os.replace(directory, before)
+        aside.chmod(0o755)
+        os.replace(aside, directory)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file of that name can be part of a model's folder."""
+    suffixes = (".json", ".safetensors", ".txt", ".model", ".txt.gz")
+    return name.endswith(suffixes) or name in ("README.md", "tokenizer")

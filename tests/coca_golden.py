@@ -1,0 +1,79 @@
+"""Tiny CoCas of open_clip with random values everywhere (tests/oracle/make_coca_golden.py)."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.weights.open_clip import from_state_dict
+
+NAMES = ("coca", "coca_class_token")
+
+
+class Golden(NamedTuple):
+    """One file: its configuration in our terms, its arrays, its parameters as ours."""
+
+    config: ClipConfig
+    arrays: dict[str, np.ndarray]
+    params: Any
+
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        """open_clip's state dictionary, float32."""
+        prefix = "state/"
+        found = {k: v for k, v in self.arrays.items() if k.startswith(prefix)}
+        return {name.removeprefix(prefix): x.astype(np.float32) for name, x in found.items()}
+
+    @property
+    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images (B, S, S, 3) float32, tokens (B, L) int32."""
+        return self.arrays["images"].astype(np.float32), self.arrays["tokens"]
+
+
+@functools.cache
+def golden(name: str, **changes: Any) -> Golden:
+    """The file of that name; `changes`: fields of the configuration."""
+    with np.load(Path(__file__).parent / "goldens" / f"{name}.npz") as file:
+        arrays = dict(file)
+    settings = json.loads(str(arrays["config"]))
+    vision, text, decoder = (settings[f"{part}_cfg"] for part in ("vision", "text", "multimodal"))
+    pooler = {}
+    if vision.get("attentional_pool"):
+        pooler = {
+            "vision_pool": "queries",
+            "vision_pool_heads": vision["attn_pooler_heads"],
+            "vision_pool_queries": vision["attn_pooler_queries"],
+        }
+    config = override(
+        ClipConfig(),
+        name=name,
+        embed_dim=settings["embed_dim"],
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        vision_width=vision["width"],
+        vision_layers=vision["layers"],
+        vision_heads=vision["width"] // vision["head_width"],
+        vision_mlp_dim=4 * vision["width"],
+        context_length=text["context_length"],
+        vocab_size=text["vocab_size"],
+        text_width=text["width"],
+        text_layers=text["layers"],
+        text_heads=text["heads"],
+        text_mlp_dim=4 * text["width"],
+        text_pool="appended",
+        decoder_layers=decoder["layers"],
+        decoder_heads=decoder["heads"],
+        decoder_vocab_size=text["vocab_size"],
+        # Pixels as given: the golden images are the normalised ones.
+        image_mean=(0.0, 0.0, 0.0),
+        image_std=(1 / 255, 1 / 255, 1 / 255),
+        **pooler,
+    )
+    config = override(config, **changes)
+    state = Golden(config, arrays, None).state
+    return Golden(config, arrays, from_state_dict(config, state))

@@ -1,0 +1,246 @@
+"""big_vision's layout against its forward pass restated in float64, in every storage of layers."""
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from reference_big_vision import LIT, Arrays, Restated, Sizes, make_file, scanned
+
+from clip_jax.errors import UserError
+from clip_jax.models.architectures import get_architecture
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.two_tower import TwoTower
+from clip_jax.weights.big_vision import (
+    IGNORED,
+    big_vision_rules,
+    config_from_big_vision,
+    merge_position_tables,
+)
+from clip_jax.weights.table import KINDS, ArrayTensors, our_shapes, read_params, write_tensors
+from clip_jax.weights.tensors import open_tensors
+
+
+def read(file: Arrays, config: ClipConfig):
+    tensors = merge_position_tables(ArrayTensors(file))
+    return read_params(config, big_vision_rules(config, tensors.shapes), tensors, IGNORED)
+
+
+def our_outputs(config: ClipConfig, params, images, tokens) -> Arrays:
+    out = jax.jit(TwoTower(config).apply)({"params": params}, images, tokens)
+    logits = out.logit_scale * out.image_embeds @ out.text_embeds.T + out.logit_bias
+    found = {"image": out.image_embeds, "text": out.text_embeds, "logits": logits}
+    return {name: np.asarray(array) for name, array in found.items()}
+
+
+def inputs(config: ClipConfig):
+    rng = np.random.default_rng(1)
+    size = config.image_size
+    images = rng.standard_normal((5, size, size, 3)).astype(np.float32)
+    return images, rng.integers(0, config.vocab_size, (5, config.context_length))
+
+
+def assert_close(found: Arrays, wanted: Arrays) -> None:
+    for name in ("image", "text"):
+        assert np.sum(found[name] * wanted[name], axis=-1).min() >= 0.999999, name
+        np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=2e-5, err_msg=name)
+        assert np.abs(wanted[name] - wanted[name][:1])[1:].max() > 0.05, f"{name}: rows alike"
+    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=0, atol=1e-3)
+
+
+def assert_same_params(found, wanted) -> None:
+    found, wanted = flatten_dict(found, sep="/"), flatten_dict(wanted, sep="/")
+    assert found.keys() == wanted.keys()
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+
+
+@pytest.mark.parametrize("ours", ["looped", "scanned"])
+@pytest.mark.parametrize("theirs", ["looped", "scanned"])
+def test_same_outputs_however_layers_are_stored(theirs, ours):
+    file = make_file(Sizes())
+    stored = scanned(file) if theirs == "scanned" else file
+    config = config_from_big_vision({name: array.shape for name, array in stored.items()})
+    config = override(config, scan_layers=ours == "scanned")
+    params = read(stored, config)
+    images, tokens = inputs(config)
+    assert_close(our_outputs(config, params, images, tokens), Restated(file)(images, tokens))
+    if (theirs, ours) != ("scanned", "looped"):  # whose rules index the file's tensors
+        back = dict(write_tensors(config, big_vision_rules(config, stored), params))
+        assert back.keys() == stored.keys()
+        for name, array in stored.items():
+            np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_scanned_and_looped_files_are_the_same_model():
+    file = make_file(Sizes())
+    for scan_layers in (False, True):
+        config = config_from_big_vision({name: array.shape for name, array in file.items()})
+        config = override(config, scan_layers=scan_layers)
+        assert_same_params(read(scanned(file), config), read(file, config))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        LIT,
+        Sizes(pool="gap", text_head=None, text_width=48),
+        Sizes(pool="tok", image_head=24, text_head=24),
+    ],
+    ids=["lit", "mean of patches, no head", "class token, both heads"],
+)
+def test_same_outputs_of_other_heads(sizes):
+    file = make_file(sizes)
+    config = config_from_big_vision({name: array.shape for name, array in file.items()})
+    images, tokens = inputs(config)
+    found = our_outputs(config, read(file, config), images, tokens)
+    assert_close(found, Restated(file)(images, tokens))
+
+
+def test_class_token_has_no_position():
+    file = make_file(LIT)
+    config = config_from_big_vision({name: array.shape for name, array in file.items()})
+    positions = read(file, config)["vision"]["positions"]
+    np.testing.assert_array_equal(positions[0], np.zeros(48, np.float32))
+    np.testing.assert_array_equal(positions[1:], file["img/pos_embedding"][0])
+    larger = read(file, override(config, image_size=48))["vision"]["positions"]
+    assert larger.shape == (37, 48)
+    np.testing.assert_array_equal(larger[0], positions[0])
+
+
+def test_names_of_older_files():
+    file = make_file(LIT)
+    config = config_from_big_vision({name: array.shape for name, array in file.items()})
+    renamed = (
+        ("MultiHeadDotProductAttention_0/", "MultiHeadDotProductAttention_1/"),
+        ("LayerNorm_1/", "LayerNorm_2/"),
+        ("MlpBlock_0/", "MlpBlock_3/"),
+        ("img/pos_embedding", "img/Transformer/posembed_input/pos_embedding"),
+    )
+    older = {}
+    for name, array in file.items():
+        for new, old in renamed:
+            name = name.replace(new, old)
+        older[name] = array
+    # A table with a row for the class token, and two tables for the text.
+    row = np.full((1, 1, 48), 0.25, np.float32)
+    table = "img/Transformer/posembed_input/pos_embedding"
+    older[table] = np.concatenate([row, older[table]], axis=1)
+    second = np.random.default_rng(2).standard_normal((1, 9, 32)).astype(np.float32)
+    older["txt/Encoder_0/pos_embedding"] = second
+    assert config_from_big_vision({name: array.shape for name, array in older.items()}) == config
+    found, wanted = read(older, config), read(file, config)
+    wanted["vision"]["positions"][0] = row[0, 0]
+    wanted["text"]["positions"] += second[0]
+    assert_same_params(found, wanted)
+
+
+def test_naflex_is_a_square_table_and_a_matrix_over_patches():
+    file = make_file(Sizes())
+    naflex = dict(file)
+    naflex["img/embedding/kernel"] = file["img/embedding/kernel"].reshape(8 * 8 * 3, 48)
+    naflex["img/pos_embedding"] = file["img/pos_embedding"].reshape(4, 4, 48)
+    config = config_from_big_vision({name: array.shape for name, array in naflex.items()})
+    assert (config.naflex, config.image_size, config.patch_size) == (True, 32, 8)
+    assert_same_params(read(naflex, config), read(file, override(config, naflex=False)))
+
+
+def test_configuration_from_shapes():
+    shapes = {name: array.shape for name, array in make_file(Sizes()).items()}
+    config = config_from_big_vision(shapes)
+    siglip = get_architecture("ViT-B-16-SigLIP")
+    assert config == override(
+        siglip,
+        name="custom",
+        embed_dim=48,
+        image_size=32,
+        patch_size=8,
+        vision_width=48,
+        vision_layers=3,
+        vision_heads=3,
+        vision_mlp_dim=104,
+        vision_pool_heads=3,
+        vision_pool_mlp_dim=104,
+        context_length=9,
+        vocab_size=97,
+        text_width=32,
+        text_layers=2,
+        text_heads=4,
+        text_mlp_dim=80,
+    )
+    lit = config_from_big_vision({name: array.shape for name, array in make_file(LIT).items()})
+    assert (lit.vision_pool, lit.vision_class_token) == ("class_token", True)
+    assert lit.logit_bias_init is None
+    assert config_from_big_vision(merge_position_tables(ArrayTensors(make_file(LIT))).shapes) == lit
+
+
+def shapes_of(row: ClipConfig):
+    """The names and shapes of a looped file of that row."""
+    ours, shapes = our_shapes(row), {}
+    for rule in big_vision_rules(row, ()):
+        part = np.broadcast_to(np.float32(0), ours[rule.ours])[rule.at]
+        shapes[rule.theirs] = KINDS[rule.kind].write(part).shape
+    return shapes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ViT-B-16-SigLIP",
+        "ViT-SO400M-14-SigLIP",
+        "ViT-SO400M-16-SigLIP-i18n-256",
+        "ViT-L-16-SigLIP2-512",
+        "ViT-gopt-16-SigLIP2-256",
+    ],
+)
+def test_released_sizes_are_the_rows(name):
+    row = get_architecture(name)
+    shapes = shapes_of(row)
+    assert override(config_from_big_vision(shapes), name=name) == row
+    assert config_from_big_vision(shapes, name) == row
+
+
+def test_architecture_is_checked_but_for_sizes_of_tables():
+    shapes = shapes_of(get_architecture("ViT-SO400M-14-SigLIP-378"))
+    name = "ViT-SO400M-14-SigLIP-384"  # as many patches
+    assert config_from_big_vision(shapes, name) == get_architecture(name)
+    name = "ViT-SO400M-14-SigLIP"  # fewer of them, and a shorter context
+    assert config_from_big_vision(shapes, name) == get_architecture(name)
+    for name, words in {
+        "ViT-B-16-SigLIP": r"embed_dim=768, but the file 1152",
+        "ViT-SO400M-14-SigLIP2": r"vocab_size=256000, but the file 32000",
+        "ViT-B-32": r"embed_dim=512, but the file 1152",
+        "ViT-B-17": r"unknown model 'ViT-B-17'",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            config_from_big_vision(shapes, name)
+    del shapes["b"]
+    with pytest.raises(UserError, match=r"logit_bias_init=-10.0, but the file None"):
+        config_from_big_vision(shapes, "ViT-SO400M-14-SigLIP")
+
+
+def test_a_file_of_something_else_is_refused():
+    file = make_file(Sizes())
+    shapes = {name: array.shape for name, array in file.items()}
+    image_only = {name.removeprefix("img/"): s for name, s in shapes.items() if "img/" in name}
+    with pytest.raises(UserError, match=r"no img/embedding/kernel; accepted are two-tower check"):
+        config_from_big_vision(image_only)
+    with pytest.raises(UserError, match=r"img/embedding/kernel of shape \(7, 48\); accepted are 4"):
+        config_from_big_vision(shapes | {"img/embedding/kernel": (7, 48)})
+    config = config_from_big_vision(shapes)
+    extra = np.zeros((48, 48), np.float32)
+    with pytest.raises(UserError, match=r"unknown: img/pre_logits/kernel"):
+        read(file | {"img/pre_logits/kernel": extra}, config)
+    gap = dict(file)
+    del gap["img/Transformer/encoderblock_1/LayerNorm_0/bias"]
+    with pytest.raises(UserError, match=r"missing: img/Transformer/encoderblock_1/LayerNorm_0/b"):
+        read(gap, config)
+
+
+def test_an_npz_of_a_training_run(tmp_path):
+    file = make_file(Sizes())
+    run = {f"params/{name}": array for name, array in file.items()}
+    np.savez(tmp_path / "run.npz", **run, **{"opt/0/count": np.zeros(1)})
+    tensors = merge_position_tables(open_tensors(tmp_path / "run.npz"))
+    config = config_from_big_vision(tensors.shapes)
+    found = read_params(config, big_vision_rules(config, tensors.shapes), tensors, IGNORED)
+    assert_same_params(found, read(file, config))
