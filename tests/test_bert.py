@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,6 @@ def our_features(config: ClipConfig, state: dict[str, np.ndarray], tokens: np.nd
 
     rest = {path: np.ones(our_shapes(config)[path], np.float32) for path in vision}
     rules = [*table, *(Rule(path, path) for path in vision)]
-    import re
-
     never = re.compile(r"(?!)") if config.text_pool == "pooler" else re.compile(r"^pooler\.")
     params = read_params(config, rules, ArrayTensors({**state, **rest}), never)
     written = dict(write_tensors(config, rules, params))
@@ -226,9 +225,18 @@ def test_what_cannot_be_honoured_is_named(tmp_path: Path) -> None:
         ("text_config", "model_type", "gpt2"),
         ("text_config", "hidden_act", "relu"),
         ("text_config", "position_embedding_type", "relative_key"),
+        ("text_config", "is_decoder", True),
+        ("text_config", "hidden_size", "32"),
+        ("text_config", "pad_token_id", "1"),
+        ("vision_config", "pooler_act", "relu"),
+        ("vision_config", "pooler_output_size", 16),
+        ("vision_config", "image_size", [32, 40]),
+        ("vision_config", "num_channels", 4),
     ):
         changed = document | {part: document[part] | {key: value}}
-        with pytest.raises(UserError, match=f"{part}.{key}='{value}'"):
+        with pytest.raises(UserError, match=re.escape(f"{part}.{key}={value!r}")):
             config_from_dual_encoder(changed)
+    with pytest.raises(UserError, match="projection_dim='24'"):
+        config_from_dual_encoder(document | {"projection_dim": "24"})
     with pytest.raises(UserError, match="text_pool='mean'"):
         override(ClipConfig(), text_pool="mean")

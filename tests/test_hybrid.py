@@ -1,6 +1,8 @@
 """ViTamin and the tower of MobileCLIP-B: counts, parity with timm, names of the weights.
 
-Largest differences measured: embeddings 0, gradients 0.
+Largest differences measured: embeddings 5e-7, gradients relatively 1e-5 (4e-6 in train mode). Once,
+names and shapes of every row were compared with open_clip's own, and full-size ViTamin-S and
+MobileCLIP-B with random weights: embeddings 1e-7.
 """
 
 from __future__ import annotations
@@ -115,6 +117,7 @@ def test_frozen_batch_norm_in_training_is_evaluation() -> None:
         assert np.array_equal(frozen.arrays[name], value), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [{"remat": "full"}, {"scan_layers": True}])
 def test_layouts_and_remat_agree(overrides: dict[str, Any]) -> None:
     plain = ours("vitamin")
@@ -141,8 +144,8 @@ def test_positions_are_resized_on_reading(caplog: pytest.LogCaptureFixture) -> N
 
 @pytest.mark.parametrize("name", GOLDENS)
 def test_bfloat16_is_near_float32(name: str) -> None:
-    plain = ours(name).arrays["image_embeds"]
-    half = ours(name, dtype="bfloat16").arrays["image_embeds"]
+    plain = golden(name).arrays["image_embeds"]
+    half = timm_goldens.image_embeds(golden(name), dtype="bfloat16")
     assert (plain * half).sum(axis=-1).min() > 0.999
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from clip_jax.losses import softmax_loss
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.resnet import BATCH_STATISTICS, update_running_statistics
-from clip_jax.models.two_tower import TwoTower
+from clip_jax.models.two_tower import TwoTower, l2_normalize
 from clip_jax.weights.open_clip import IGNORED, open_clip_rules
 from clip_jax.weights.table import ArrayTensors, Rule, read_params, write_tensors
 
@@ -135,6 +135,19 @@ def run(golden: Golden, train: bool = False, **overrides: Any) -> Ours:
     statistics = arrays.pop("statistics")
     arrays = {name: np.asarray(x) for name, x in (arrays | {"softmax_loss": value}).items()}
     return Ours(arrays, golden.write(jax.tree.map(np.asarray, gradients)), statistics)
+
+
+def image_embeds(golden: Golden, **overrides: Any) -> np.ndarray:
+    """Our image embeddings of a golden's inputs, (B, D) float32 of length 1."""
+    config = override(golden.config, **overrides)
+
+    def embed(params: Any, images: Any) -> Any:
+        features = TwoTower(config).apply({"params": params}, images, method="encode_image")
+        return l2_normalize(features)
+
+    compiled = jax.jit(embed, compiler_options={"xla_backend_optimization_level": 0})
+    images = golden.arrays["images"].astype(np.float32)
+    return np.asarray(compiled(golden.read(golden.state), images))
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:

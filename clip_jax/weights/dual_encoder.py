@@ -14,17 +14,14 @@ from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.weights.bert import bert_rules
 from clip_jax.weights.huggingface import BLOCK
+from clip_jax.weights.huggingface_config import _Section
 from clip_jax.weights.table import Rule, affine, blocks, linear
 
 IGNORED = re.compile(r"\.embeddings\.(position_ids|token_type_ids)$")
-VISION_TYPES = ("clip_vision_model", "vit")
-TEXT_TYPES = ("bert", "roberta", "xlm-roberta")
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-
 # What transformers takes for a key that config.json leaves out.
 _TOWER = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 _TOWER |= {"intermediate_size": 3072}
-_VISION = _TOWER | {"image_size": 224, "num_channels": 3, "qkv_bias": True}
+_VISION = _TOWER | {"image_size": 224, "num_channels": 3}
 _VISION_DEFAULTS = {
     "clip_vision_model": _VISION
     | {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
@@ -38,21 +35,70 @@ _TEXT_DEFAULTS = {
 }
 
 
-def _section(document: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    section = document.get(name)
-    kind = section.get("model_type") if isinstance(section, Mapping) else None
+def _section(
+    document: Mapping[str, Any], name: str, defaults: Mapping[str, dict[str, Any]]
+) -> _Section:
+    values = document.get(name)
+    kind = values.get("model_type") if isinstance(values, Mapping) else None
     if not isinstance(kind, str) or kind not in defaults:
         raise UserError(
             f"config.json: {name}.model_type={kind!r}; accepted are {', '.join(defaults)}"
         )
-    assert isinstance(section, Mapping)
-    values = {**defaults[kind], **{key: v for key, v in section.items() if v is not None}}
-    if values["hidden_act"] not in ACTIVATIONS:
-        raise UserError(
-            f"config.json: {name}.hidden_act={values['hidden_act']!r}; accepted are "
-            + ", ".join(ACTIVATIONS)
-        )
-    return values
+    assert isinstance(values, Mapping)
+    return _Section(name, {k: v for k, v in values.items() if v is not None}, defaults[kind])
+
+
+def _vision_fields(document: Mapping[str, Any]) -> dict[str, Any]:
+    vision = _section(document, "vision_config", _VISION_DEFAULTS)
+    width, plain = vision.count("hidden_size"), vision.values["model_type"] == "vit"
+    only = {"num_channels": 3, "qkv_bias": True, "pooler_act": "tanh", "pooler_output_size": width}
+    _only(vision, only)
+    fields = {
+        **vision.tower("vision"),
+        "image_size": vision.side("image_size"),
+        "patch_size": vision.side("patch_size"),
+        "vision_norm_eps": vision.number("layer_norm_eps"),
+    }
+    if not plain:
+        return fields
+    return fields | {
+        "vision_pre_norm": False,
+        "vision_patch_bias": True,
+        "vision_pooler": True,
+        "image_resize": "squash",
+        "image_interpolation": "bilinear",
+        "image_mean": (0.5,) * 3,
+        "image_std": (0.5,) * 3,
+    }
+
+
+def _text_fields(document: Mapping[str, Any]) -> dict[str, Any]:
+    text = _section(document, "text_config", _TEXT_DEFAULTS)
+    _only(text, {"position_embedding_type": "absolute", "is_decoder": False})
+    pad_id, rows = text.count("pad_token_id", lowest=0), text.count("max_position_embeddings")
+    counted = text.values["model_type"] != "bert"  # RoBERTa counts real tokens, after pad_token_id
+    offset = pad_id + 1 if counted else 0
+    return {
+        **text.tower("text"),
+        "text_kind": "bert",
+        "context_length": rows - offset,
+        "text_positions": rows,
+        "text_position_offset": offset,
+        "pad_id": pad_id,
+        "vocab_size": text.count("vocab_size"),
+        "text_token_types": text.count("type_vocab_size"),
+        "text_causal": False,
+        "text_pool": "pooler",
+        "text_init": "normal",
+        "norm_eps": text.number("layer_norm_eps"),
+    }
+
+
+def _only(section: _Section, accepted: Mapping[str, Any]) -> None:
+    """Raises `UserError` for a key that is there with another value."""
+    for key, value in accepted.items():
+        if section.values.get(key, value) != value:
+            raise section.refuse(key, repr(value))
 
 
 def config_from_dual_encoder(document: Mapping[str, Any]) -> ClipConfig:
@@ -60,53 +106,14 @@ def config_from_dual_encoder(document: Mapping[str, Any]) -> ClipConfig:
 
     Raises `UserError` naming a key whose value we cannot honour.
     """
-    vision = _section(document, "vision_config", _VISION_DEFAULTS)
-    text = _section(document, "text_config", _TEXT_DEFAULTS)
-    plain = vision["model_type"] == "vit"
-    if vision["num_channels"] != 3 or not vision["qkv_bias"]:
-        raise UserError("config.json: vision_config: accepted are num_channels=3, qkv_bias=true")
-    if text.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(
-            "config.json: text_config.position_embedding_type="
-            f"{text['position_embedding_type']!r}; accepted is 'absolute'"
-        )
-    counted = text["model_type"] != "bert"  # RoBERTa counts real tokens, from pad_token_id + 1
-    offset = text["pad_token_id"] + 1 if counted else 0
-    rows = text["max_position_embeddings"]
+    top = {"projection_dim": 512, "logit_scale_init_value": 2.6592}
+    model = _Section("vision-text-dual-encoder", document, top)
     return override(
         ClipConfig(),
-        embed_dim=document.get("projection_dim", 512),
-        image_size=vision["image_size"],
-        patch_size=vision["patch_size"],
-        vision_width=vision["hidden_size"],
-        vision_layers=vision["num_hidden_layers"],
-        vision_heads=vision["num_attention_heads"],
-        vision_mlp_dim=vision["intermediate_size"],
-        vision_activation=ACTIVATIONS[vision["hidden_act"]],
-        vision_norm_eps=vision["layer_norm_eps"],
-        vision_pre_norm=not plain,
-        vision_patch_bias=plain,
-        vision_pooler=plain,
-        text_kind="bert",
-        context_length=rows - offset,
-        text_positions=rows,
-        text_position_offset=offset,
-        pad_id=text["pad_token_id"],
-        vocab_size=text["vocab_size"],
-        text_width=text["hidden_size"],
-        text_layers=text["num_hidden_layers"],
-        text_heads=text["num_attention_heads"],
-        text_mlp_dim=text["intermediate_size"],
-        text_activation=ACTIVATIONS[text["hidden_act"]],
-        text_token_types=text["type_vocab_size"],
-        text_causal=False,
-        text_pool="pooler",
-        text_init="normal",
-        norm_eps=text["layer_norm_eps"],
-        logit_scale_init=document.get("logit_scale_init_value", 2.6592),
-        image_resize="squash" if plain else "shortest",
-        image_interpolation="bilinear" if plain else "bicubic",
-        **({"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3} if plain else {}),
+        embed_dim=model.count("projection_dim"),
+        logit_scale_init=model.number("logit_scale_init_value"),
+        **_vision_fields(document),
+        **_text_fields(document),
     )
 
 

@@ -101,7 +101,7 @@ class _Section:
 
     def activation(self) -> str:
         value = self.values["hidden_act"]
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise self.refuse("hidden_act", " or ".join(_ACTIVATIONS))
         return _ACTIVATIONS[value]
 

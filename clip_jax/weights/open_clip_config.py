@@ -179,7 +179,7 @@ def _native_text(cfg: _Section, quick_gelu: bool, siglip: bool) -> dict[str, Any
 
 
 # What a Hugging Face text tower's name stands for: width, layers, heads, MLP, vocabulary.
-_ROBERTA = {"text_positions": 514, "text_position_offset": 2, "pad_id": 1, "eos_id": 2}
+ROBERTA = {"text_positions": 514, "text_position_offset": 2, "pad_id": 1, "eos_id": 2}
 HF_TEXT = {
     "roberta-base": (768, 12, 12, 3072, 50_265),
     "xlm-roberta-base": (768, 12, 12, 3072, 250_002),
@@ -196,8 +196,11 @@ def _hugging_face_text(cfg: _Section) -> dict[str, Any]:
         )
     last_hidden = "cls_last_hidden_state_pooler"
     poolers = {"mean_pooler": "mean", "cls_pooler": "pooler", last_hidden: "first"}
+    # open_clip's own default is an MLP; a key that is there and empty means equal widths.
+    empty = "hf_proj_type" in cfg and not cfg["hf_proj_type"]
     pooler, projection = cfg.take("hf_pooler_type", "mean_pooler"), cfg.take("hf_proj_type", "mlp")
-    if pooler not in poolers or projection not in ("mlp", "linear"):
+    projection = "none" if empty else projection
+    if pooler not in poolers or projection not in ("mlp", "linear", "none"):
         raise UserError(
             f"open_clip_config.json: hf_pooler_type={pooler!r}, hf_proj_type={projection!r}: "
             f"supported are {', '.join(poolers)}, and mlp, linear"
@@ -218,7 +221,7 @@ def _hugging_face_text(cfg: _Section) -> dict[str, Any]:
         "context_length": cfg.take("context_length", 77),
         "vocab_size": cfg.take("vocab_size", vocab),
         "norm_eps": 1e-5,
-        **_ROBERTA,
+        **ROBERTA,
     }
 
 

@@ -9,7 +9,7 @@ from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.config import ClipConfig
 from clip_jax.weights.open_clip import has_custom_text, has_timm_tower
-from clip_jax.weights.open_clip_config import HF_TEXT, TIMM_TOWERS
+from clip_jax.weights.open_clip_config import HF_TEXT, ROBERTA, TIMM_TOWERS
 from clip_jax.weights.preprocessing import to_open_clip
 
 # Fields of the image tower that a timm name does not fix.
@@ -141,6 +141,17 @@ def _timm_name(config: ClipConfig) -> tuple[str, ClipConfig]:
     return sized[0]
 
 
+def _check_bert(config: ClipConfig) -> None:
+    """Raises `UserError` where a tower differs from the published one that its name stands for."""
+    published = {**ROBERTA, "norm_eps": 1e-5, "text_token_types": 1, "text_activation": "gelu"}
+    for name, value in published.items():
+        if name != "eos_id" and getattr(config, name) != value:
+            raise UserError(
+                f"format='open_clip': {name}={getattr(config, name)!r}: its text towers are known "
+                f"by name, with {name}={value!r}; write clip_jax"
+            )
+
+
 def _write_text(config: ClipConfig) -> Iterator[tuple[str, Any]]:
     if config.text_kind == "bert":
         shape = (
@@ -153,12 +164,15 @@ def _write_text(config: ClipConfig) -> Iterator[tuple[str, Any]]:
                 "format='open_clip': its Hugging Face text towers are known by name only "
                 f"({', '.join(HF_TEXT)}); this one has other sizes; write clip_jax"
             )
+        _check_bert(config)
         poolers = {"mean": "mean_pooler", "pooler": "cls_pooler"}
         yield "hf_model_name", names[0]
         yield "hf_tokenizer_name", names[0]
         yield "hf_model_pretrained", False
         yield "hf_pooler_type", poolers.get(config.text_pool, "cls_last_hidden_state_pooler")
-        yield "hf_proj_type", config.text_projection
+        yield "context_length", config.context_length
+        projected = config.text_projection != "none"  # null: equal widths, no projection
+        yield "hf_proj_type", config.text_projection if projected else None
         return
     yield "context_length", config.context_length
     yield "vocab_size", config.vocab_size

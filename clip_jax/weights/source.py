@@ -128,7 +128,9 @@ def _from_hub(repository: str, revision: str | None) -> Path:
             f"{repository}: hub ids need huggingface_hub; run `pip install huggingface_hub`"
         ) from error
     try:
-        names = huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
+        # Unlike a listing of files, which the client tries for half a minute without a connection.
+        about = huggingface_hub.HfApi().repo_info(repository, revision=revision, timeout=20)
+        names = [file.rfilename for file in about.siblings or ()]
     except Exception as error:
         _raise_if_refused(error, repository, revision)
         # Whatever the client's transport raises without a connection.

@@ -60,8 +60,8 @@ def calibrated_state(model: nn.Module, scale: float, rng: np.random.Generator) -
 
 
 def coarse(array: np.ndarray) -> np.ndarray:
-    """Values of five bits' mantissa, as float32: exact in float16, and small in a file."""
-    bits = array.astype(np.float16).view(np.uint16) & 0xFFE0
+    """Values of four bits' mantissa, as float32: exact in float16, and small in a file."""
+    bits = array.astype(np.float16).view(np.uint16) & 0xFFC0
     return bits.view(np.float16).astype(np.float32)
 
 
