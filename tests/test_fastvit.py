@@ -1,8 +1,9 @@
 """FastViT towers of MobileCLIP: counts, parity with timm, names of the weights.
 
 Largest differences measured: embeddings 2e-6, gradients relatively 5e-5; in train mode features
-relatively 6e-6, where torch itself is 2e-6 from double precision. Once, names and shapes of every row
-were compared with open_clip's own, and full-size S0 and S3 with random weights: embeddings 2e-7.
+relatively 6e-6, where torch itself is 2e-6 from double precision. Once, names and shapes of every
+row were compared with open_clip's own, and full-size S0 and S3 with random weights: embeddings
+2e-7.
 """
 
 from __future__ import annotations

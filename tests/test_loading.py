@@ -404,3 +404,51 @@ def test_convert_program(tmp_path: Path) -> None:
         assert part in failed.stderr
         assert failed.stderr.startswith("error:")
         assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_transformers_reads_our_export_and_prepares_alike(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    """`CLIPModel` and `CLIPProcessor` on our folder: the same logits of a picture and captions."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    transformers.logging.set_verbosity_error()
+    from PIL import Image
+
+    tokenizer = clip_jax.get_tokenizer(
+        shared_data / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
+    ).with_context_length(20)
+    config = override(ClipConfig(), **(TINY | {"vocab_size": 49408, "context_length": 20}))
+    clip = Clip(config, random_params(config), tokenizer)
+    clip.save(tmp_path / "m", "huggingface")
+
+    model = transformers.CLIPModel.from_pretrained(tmp_path / "m").eval()
+    processor = transformers.CLIPProcessor.from_pretrained(tmp_path / "m")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    texts = ["a photo of a cat", "Hello   World!!  ", "it's 3.14 o'clock"]
+    inputs = processor(
+        text=texts,
+        images=[Image.fromarray(pixels)],
+        return_tensors="pt",
+        padding="max_length",
+        max_length=20,
+    )
+    with torch.no_grad():
+        theirs = model(**inputs).logits_per_image.numpy()
+    assert np.abs(clip.logits([pixels], texts) - theirs).max() < 1e-4
+    back = clip_jax.load(tmp_path / "m")
+    # transformers pads with the end of text, ours with 0; the tower reads the first end of text.
+    assert np.abs(back.encode_text(texts) - clip.encode_text(texts)).max() < 1e-6
+    assert np.array_equal(back.transform(pixels), clip.transform(pixels))
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(shared_data: Path, tmp_path: Path) -> None:
+    clip = tiny(context_length=20)
+    tokenizer = clip_jax.get_tokenizer(shared_data / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz")
+    from clip_jax.data.huggingface_tokenizer import to_huggingface_files
+
+    clip.save(tmp_path / "m", "huggingface")
+    for name, content in to_huggingface_files(tokenizer).items():
+        (tmp_path / "m" / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"49408 ids, but the model vocab_size=60"):
+        _ = clip_jax.load(tmp_path / "m").tokenizer

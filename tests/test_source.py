@@ -314,7 +314,7 @@ def test_online_the_files_that_matter_are_asked_for(tmp_path, monkeypatch):
         asked["download"] = (repository, revision, allow_patterns)
         return str(tmp_path)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", about)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", about)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert resolve_source("hf-hub:org/name", revision="main") == tmp_path
     assert asked["list"] == ("org/name", "main")
@@ -324,7 +324,7 @@ def test_online_the_files_that_matter_are_asked_for(tmp_path, monkeypatch):
 RESPONSE = SimpleNamespace(headers={}, request=None, status_code=404)
 
 
-@pytest.mark.parametrize("step", ["repo_info", "snapshot_download"])
+@pytest.mark.parametrize("step", ["model_info", "snapshot_download"])
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -339,7 +339,7 @@ def test_what_the_hub_answers_is_one_line(monkeypatch, step, kind, said):
             "404 Client Error\nrequest id", response=RESPONSE
         )
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *_, **__: listing("x.npz"))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: listing("x.npz"))
     owner = huggingface_hub if step == "snapshot_download" else huggingface_hub.HfApi
     monkeypatch.setattr(owner, step, refuse)
     with pytest.raises(UserError, match=f"^org/name: .*{said}") as caught:
@@ -351,7 +351,7 @@ def test_a_download_that_breaks_off(monkeypatch):
     def breaking(*_, **__):
         raise OSError("disk full\nand more")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *_, **__: listing("x.npz"))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: listing("x.npz"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", breaking)
     with pytest.raises(UserError, match=re.escape("(OSError: disk full); run it again")):
         resolve_source("org/name")

@@ -14,9 +14,7 @@ from clip_jax.training.config import OptimizerConfig
 # Decay shrinks what multiplies activations. Gains, biases, position tables, the class token and
 # the logit scale are left alone (CLIP paper section 2.5), running statistics are no parameters at
 # all.
-NO_DECAY = re.compile(
-    r"(^|/)(\w*bias|scale|positions|class_token|logit_scale|logit_bias|mean|var)$"
-)
+NO_DECAY = re.compile(r"(^|/)(\w*bias|\w*scale|positions|class_token|mean|var)$")
 
 
 def decay_mask(params: Any) -> Any:

@@ -29,6 +29,8 @@ from clip_jax.weights.table import (
 )
 from clip_jax.weights.timm import timm_vit_rules
 from clip_jax.weights.timm_convnext import convnext_rules
+from clip_jax.weights.timm_fastvit import fastvit_rules
+from clip_jax.weights.timm_hybrid import hybrid_rules
 
 # What these files hold beside parameters and running statistics.
 IGNORED = re.compile(
@@ -117,6 +119,7 @@ def has_timm_tower(config: ClipConfig) -> bool:
     """Whether open_clip takes the image tower from timm."""
     if config.vision_kind == "vit":
         native = config.vision_class_token and not config.vision_patch_bias
+        native = native and config.vision_projection != "linear_bias"
         return not (native and config.vision_rope == "none")
     return config.vision_kind != "resnet"
 
@@ -125,6 +128,8 @@ VISION: dict[str, Callable[[ClipConfig], Iterator[Rule]]] = {
     "vit": lambda c: timm_vit_rules(c) if has_timm_tower(c) else _vit_rules(c),
     "resnet": _resnet_rules,
     "convnext": lambda c: iter(convnext_rules(c)),
+    "hybrid": lambda c: iter(hybrid_rules(c)),
+    "fastvit": lambda c: iter(fastvit_rules(c)),
 }
 
 
@@ -153,7 +158,7 @@ def has_custom_text(config: ClipConfig) -> bool:
         config.text_kind == "bert"
         or config.decoder_layers > 0
         or config.text_projection != "linear"
-        or (has_timm_tower(config) and config.vision_kind == "vit")
+        or (has_timm_tower(config) and config.vision_kind != "convnext")
     )
 
 

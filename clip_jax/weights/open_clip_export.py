@@ -78,7 +78,8 @@ def _write_vision(config: ClipConfig) -> Iterator[tuple[str, Any]]:
         yield "timm_model_name", name
         yield "timm_model_pretrained", False
         pools = {"attention": "map", "class_token": "token", "average": ""}
-        yield "timm_pool", "" if row.vision_kind == "convnext" else pools[row.vision_pool]
+        stages = {"convnext": "", "fastvit": "avg"}
+        yield "timm_pool", stages.get(row.vision_kind, pools[row.vision_pool])
         projections = {"linear": "linear", "mlp_bias": "mlp", "none": "none", "linear_bias": None}
         yield "timm_proj", projections[config.vision_projection]
         return
@@ -131,7 +132,7 @@ def _timm_name(config: ClipConfig) -> tuple[str, ClipConfig]:
     ]
     # timm's Transformers have one name a size.
     sized = [pair for pair in found if pair[1].image_size == config.image_size]
-    if config.vision_kind == "convnext":
+    if config.vision_kind in ("convnext", "fastvit"):  # of convolutions: one name for all sizes
         sized = sized or found
     if not sized:
         raise UserError(

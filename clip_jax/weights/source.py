@@ -129,7 +129,7 @@ def _from_hub(repository: str, revision: str | None) -> Path:
         ) from error
     try:
         # Unlike a listing of files, which the client tries for half a minute without a connection.
-        about = huggingface_hub.HfApi().repo_info(repository, revision=revision, timeout=20)
+        about = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=20)
         names = [file.rfilename for file in about.siblings or ()]
     except Exception as error:
         _raise_if_refused(error, repository, revision)

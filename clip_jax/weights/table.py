@@ -131,7 +131,8 @@ def our_shapes(config: ClipConfig) -> dict[str, Shape]:
     return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
-def _part_shape(shape: Shape, at: tuple[Any, ...]) -> Shape:
+def part_shape(shape: Shape, at: tuple[Any, ...]) -> Shape:
+    """The shape of an array of `shape` indexed by `at`."""
     return np.broadcast_to(np.float32(0), shape)[at].shape  # a shape without its memory
 
 
@@ -149,9 +150,9 @@ def _raise_problems(where: Path | str, problems: Mapping[str, Iterable[str]]) ->
 
 def _misfit(rule: Rule, ours: Shape, theirs: Shape) -> str | None:
     """What is wrong with the shape of a tensor, or None."""
-    part = _part_shape(ours, rule.at)
+    part = part_shape(ours, rule.at)
     wanted = KINDS[rule.kind].write(np.broadcast_to(np.float32(0), part)).shape
-    found = _part_shape(theirs, rule.theirs_at)
+    found = part_shape(theirs, rule.theirs_at)
     if found == wanted:
         return None
     same_but_rows = len(found) == len(wanted) and found[-1:] == wanted[-1:]
