@@ -187,30 +187,45 @@ class Clip:
         found = _features(self.params, inputs, self.config, tower)
         return Features(*(in_order(values) for values in found))
 
-    def logits(self, images: Any, texts: Sequence[str]) -> np.ndarray:
-        """float32 (N, M): exp(logit_scale)·cosine (+ bias) of every image with every text."""
+    def logits(self, images: Any, texts: Sequence[str], truncate: bool | None = None) -> np.ndarray:
+        """float32 (N, M): exp(logit_scale)·cosine (+ bias) of every image with every text.
+
+        `truncate`: as in `encode_text`.
+        """
         scale = jnp.exp(jnp.asarray(self.params["logit_scale"], jnp.float32))
         bias = jnp.asarray(self.params.get("logit_bias", 0.0), jnp.float32).reshape(())
-        image_embeds, text_embeds = self.encode_image(images), self.encode_text(texts)
+        image_embeds, text_embeds = (
+            self.encode_image(images),
+            self.encode_text(texts, truncate=truncate),
+        )
         return np.asarray(
             similarity_logits(jnp.asarray(image_embeds), jnp.asarray(text_embeds), scale, bias)
         )
 
     def zero_shot_classifier(
-        self, classnames: Sequence[str], templates: str | Sequence[str] = "openai"
+        self,
+        classnames: Sequence[str],
+        templates: str | Sequence[str] = "openai",
+        truncate: bool | None = None,
     ) -> np.ndarray:
         """float32 (D, C): a column a class, the mean of its normalised prompt embeddings,
         normalised.
 
         `templates`: a name of `evaluation.prompts`, a file, or texts with one `{}` each.
+        `truncate`: as in `encode_text`, for prompts longer than the context.
         """
-        return zero_shot_classifier(self.encode_text, list(classnames), get_templates(templates))
+        encode_text = functools.partial(self.encode_text, truncate=truncate)
+        return zero_shot_classifier(encode_text, list(classnames), get_templates(templates))
 
     def classify(
-        self, images: Any, classnames: Sequence[str], templates: str | Sequence[str] = "openai"
+        self,
+        images: Any,
+        classnames: Sequence[str],
+        templates: str | Sequence[str] = "openai",
+        truncate: bool | None = None,
     ) -> np.ndarray:
         """float32 (N, C): softmax probabilities of the classes for each image."""
-        classifier_DC = self.zero_shot_classifier(classnames, templates)
+        classifier_DC = self.zero_shot_classifier(classnames, templates, truncate)
         cosine_NC = self.encode_image(images) @ classifier_DC
         logits_NC = math.exp(float(self.params["logit_scale"])) * cosine_NC
         return np.asarray(jax.nn.softmax(jnp.asarray(logits_NC), axis=-1))
