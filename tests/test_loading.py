@@ -452,3 +452,41 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(shared_data: Path, tmp_pat
         (tmp_path / "m" / name).write_bytes(content)
     with pytest.raises(UserError, match=r"49408 ids, but the model vocab_size=60"):
         _ = clip_jax.load(tmp_path / "m").tokenizer
+
+
+WRONG = [None, "x", [1], {}, -1, 1.5, True, 10**12]
+
+
+@pytest.mark.parametrize("format", ["clip_jax", "open_clip", "huggingface"])
+def test_values_of_a_wrong_type_are_one_line(format: str, tmp_path: Path) -> None:
+    """Every number of every configuration replaced by what it cannot be: refused or loaded, never a
+    traceback."""
+    from clip_jax.loading import open_model
+
+    clip = tiny()
+    clip.save(tmp_path / "m", format)
+    name = "open_clip_config.json" if format == "open_clip" else "config.json"
+    document = json.loads((tmp_path / "m" / name).read_text())
+    refused = 0
+    for path in list(paths_of(document)):
+        for wrong in WRONG:
+            changed = json.loads(json.dumps(document))
+            target = changed
+            for key in path[:-1]:
+                target = target[key]
+            target[path[-1]] = wrong
+            (tmp_path / "m" / name).write_text(json.dumps(changed))
+            try:
+                found = open_model(tmp_path / "m")
+                found.rules(found.config)
+            except UserError:
+                refused += 1
+    assert refused > 50
+
+
+def paths_of(document: Any, path: tuple[str, ...] = ()) -> Any:
+    """Every key of nested objects, as a path."""
+    for key, value in document.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from paths_of(value, (*path, key))

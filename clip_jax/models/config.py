@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from typing import Any, Literal
 
@@ -142,32 +143,60 @@ class ClipConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ClipConfig:
         """The inverse of `to_dict`. Raises `UserError` for an unknown or impossible field."""
+        if not isinstance(values, dict):
+            raise UserError(f"the architecture is {values!r}: must be an object of fields")
         return override(cls(), **values)
 
 
-def _choices() -> dict[str, tuple[str, ...]]:
-    """{field: its allowed values}, from the annotations."""
-    hints = typing.get_type_hints(ClipConfig)
-    literal = {name: hint for name, hint in hints.items() if typing.get_origin(hint) is Literal}
-    return {name: typing.get_args(hint) for name, hint in literal.items()}
-
-
-CHOICES = _choices()
+HINTS = typing.get_type_hints(ClipConfig)
+LARGEST = 2**31 - 1
 MAY_BE_ZERO = ("eos_id", "pad_id", "text_position_offset", "decoder_layers", "image_fill")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; a whole number counts as a float."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        right_length = arguments[-1] is ... or len(arguments) == len(value)
+        return right_length and all(_is_a(item, arguments[0]) for item in value)
+    if arguments:  # a union
+        return any(_is_a(value, option) for option in arguments)
+    if hint in (int, float):
+        number = isinstance(value, int if hint is int else int | float)
+        return number and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint)
+
+
+def _wanted(hint: Any) -> str:
+    """What an annotation asks for, as the end of an error."""
+    if typing.get_origin(hint) is Literal:
+        return f"choose one of {', '.join(typing.get_args(hint))}"
+    if typing.get_origin(hint) is tuple:
+        return "must be three numbers, for red, green, blue"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    names[type(None)] = "null"
+    options = typing.get_args(hint) or (hint,)
+    return "must be " + " or ".join(names.get(option, "numbers, one a stage") for option in options)
 
 
 def _check(config: ClipConfig) -> None:
     """Raises `UserError` for sizes that no model can have."""
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+        value, hint = getattr(config, field.name), HINTS[field.name]
+        if not _is_a(value, hint):
+            raise UserError(f"{field.name}={value!r}: {_wanted(hint)}")
         lowest = 0 if field.name in MAY_BE_ZERO else 1
-        if isinstance(value, int) and not isinstance(value, bool) and value < lowest:
-            raise UserError(f"{field.name}={value}: must be at least {lowest}")
-        if field.name in ("image_mean", "image_std") and len(value) != 3:
-            raise UserError(f"{field.name}={value}: must be three numbers, for red, green, blue")
-        allowed = CHOICES.get(field.name)
-        if allowed and value not in allowed:
-            raise UserError(f"{field.name}={value!r}: choose one of {', '.join(allowed)}")
+        if isinstance(value, int) and not isinstance(value, bool):
+            if int in (hint, *typing.get_args(hint)) and value < lowest:
+                raise UserError(f"{field.name}={value}: must be at least {lowest}")
+            if value > LARGEST:
+                raise UserError(f"{field.name}={value}: must be at most {LARGEST}")
+    if min(config.image_std) <= 0:
+        raise UserError(f"image_std={config.image_std}: must be above 0")
     divisors = [("text_width", config.text_width, "text_heads", config.text_heads)]
     if config.vision_kind in ("vit", "hybrid"):
         divisors += _check_vit(config)

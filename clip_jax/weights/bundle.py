@@ -131,7 +131,10 @@ def open_bundle(
     def tokenizer() -> Tokenizer | None:
         return load_tokenizer(folder) if folder.is_dir() else None
 
-    config = ClipConfig.from_dict(about["architecture"])
+    try:
+        config = ClipConfig.from_dict(about.get("architecture", {}))
+    except UserError as error:
+        raise UserError(f"{directory / CONFIG}: {error}") from error
     return config, open_tensors(directory / WEIGHTS), tokenizer
 
 

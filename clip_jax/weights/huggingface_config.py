@@ -160,7 +160,7 @@ def config_from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
     the model's own. Raises `UserError` naming a key whose value we cannot compute.
     """
     model_type = config.get("model_type")
-    if model_type not in _DEFAULTS:
+    if not isinstance(model_type, str) or model_type not in _DEFAULTS:
         raise UserError(
             f"config.json: model_type={model_type!r}; accepted are {', '.join(_DEFAULTS)} and "
             "vision-text-dual-encoder"

@@ -161,8 +161,12 @@ def _open_clip_directory(path: Path, file: Path | None = None) -> Source:
         raise UserError(f"{path / OPEN_CLIP_CONFIG}: has no object model_cfg")
     config = config_from_open_clip(document)
     tensors = open_tensors(file) if file else _weights_in(path, OPEN_CLIP_WEIGHTS)
-    text_cfg = document["model_cfg"].get("text_cfg", {})
+    text_cfg = document["model_cfg"].get("text_cfg") or {}
     options = text_cfg.get("tokenizer_kwargs") or {}
+    if not isinstance(options, dict):
+        raise UserError(
+            f"{path / OPEN_CLIP_CONFIG}: tokenizer_kwargs={options!r}: must be an object"
+        )
     return Source(
         "open_clip",
         path,

@@ -65,16 +65,33 @@ _IGNORED = {
 }
 
 
+# What may stand for a default of that type; sizes and depths may be lists.
+_LIKE: dict[type, tuple[type, ...]] = {
+    int: (int, float, list),
+    float: (int, float),
+    dict: (dict,),
+}
+
+
 class _Section(dict[str, Any]):
     """A part of the configuration whose keys are taken one by one; what is left is refused."""
 
-    def __init__(self, name: str, values: Mapping[str, Any]):
+    def __init__(self, name: str, values: Any):
+        if not isinstance(values, Mapping):
+            raise UserError(f"open_clip_config.json: {name}={values!r}: must be an object")
         super().__init__(values)
         self.name = name
 
     def take(self, key: str, default: Any = None) -> Any:
         value = self.pop(key, default)
-        return default if value is None else value
+        if value is None:
+            return default
+        if type(default) in (int, float, dict) and not isinstance(value, _LIKE[type(default)]):
+            raise UserError(
+                f"open_clip_config.json: {self.name}.{key}={value!r}: must be "
+                + ("an object" if isinstance(default, dict) else "a number")
+            )
+        return value
 
     def close(self) -> None:
         ignored = _IGNORED.get(self.name, "").split()
@@ -240,6 +257,15 @@ def config_from_open_clip(document: Mapping[str, Any]) -> ClipConfig:
 
     Raises `UserError` naming a key that we cannot honour.
     """
+    try:
+        return _config(document)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"open_clip_config.json: a value of another type than open_clip's ({error!r})"
+        ) from error
+
+
+def _config(document: Mapping[str, Any]) -> ClipConfig:
     model = _Section("model_cfg", document["model_cfg"])
     quick_gelu = bool(model.take("quick_gelu", False))
     embed_dim = model.take("embed_dim", 512)
@@ -267,8 +293,9 @@ def config_from_open_clip(document: Mapping[str, Any]) -> ClipConfig:
             "decoder_vocab_size": words,
         }
         decoder.close()
-    fields["logit_scale_init"] = model.take("init_logit_scale", math.log(1 / 0.07))
-    fields["logit_bias_init"] = model.take("init_logit_bias")
+    fields["logit_scale_init"] = float(model.take("init_logit_scale", math.log(1 / 0.07)))
+    bias = model.take("init_logit_bias")
+    fields["logit_bias_init"] = None if bias is None else float(bias)  # their files say -10
     for section in (vision_cfg, text_cfg, model):
         section.close()
     preprocess = {"size": fields["image_size"], **document.get("preprocess_cfg", {})}

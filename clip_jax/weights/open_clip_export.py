@@ -174,6 +174,8 @@ def _write_text(config: ClipConfig) -> Iterator[tuple[str, Any]]:
         yield "context_length", config.context_length
         projected = config.text_projection != "none"  # null: equal widths, no projection
         yield "hf_proj_type", config.text_projection if projected else None
+        if config.decoder_layers:
+            yield "output_tokens", True
         return
     yield "context_length", config.context_length
     yield "vocab_size", config.vocab_size

@@ -103,7 +103,7 @@ def from_huggingface(preprocessor_config: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in config.items() if value is not None}
     values = {**_HUGGINGFACE_DEFAULTS[family], **given}
     _check_steps(values)
-    if values["resample"] not in _RESAMPLE:
+    if not isinstance(values["resample"], int) or values["resample"] not in _RESAMPLE:
         raise _refuse("resample", values["resample"], "2 (bilinear) or 3 (bicubic)")
     size, resize = (
         _naflex_size(values) if family == "Siglip2" else _huggingface_size(values, family)
@@ -126,7 +126,7 @@ def _check_steps(values: Mapping[str, Any]) -> None:
         if values.get(key, False):
             raise _refuse(key, values[key], "False")
     factor = values.get("rescale_factor", 1 / 255)
-    if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise _refuse("rescale_factor", factor, "1/255")
 
 
