@@ -1,6 +1,7 @@
 # make quickstart   install, train a CLIP in five minutes, evaluate it, write runs/quickstart/report.html
 # make test         everything: formatting, types, all tests (under 15 minutes on 2 cores)
 # make test-fast    the daily tier (under 2 minutes)
+# make test-parity  every family against transformers and open_clip, writes docs/parity.md (25 minutes)
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,10 +10,12 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(shell $(PYTHON) -c "import sys; print('constraints/py311.txt' if sys.version_info < (3, 12) else 'constraints/py312.txt')")
 QUICKSTART := runs/quickstart
 JOBS ?= 2
+# A Python with the reference libraries; give another to use one that is there already.
+ORACLE ?= .oracle/bin/python
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart install install-dev lint test test-fast format clean
+.PHONY: quickstart install install-dev lint test test-fast oracle test-parity format clean
 
 quickstart: install
 	@$(BIN)/python -m clip_jax.train --config=configs/quickstart.py --workdir=$(QUICKSTART)
@@ -42,11 +45,28 @@ test: lint
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --durations=10
 
 test-fast: lint
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not parity"
+
+oracle: .oracle/.installed
+
+# torchvision, timm and open_clip would ask for a build of torch of their own.
+.oracle/.installed: constraints/oracle.txt
+	@echo "installing the reference libraries into .oracle (once, a few minutes) …"
+	@$(PYTHON) -m venv .oracle
+	@.oracle/bin/pip install --quiet -c $< torch transformers safetensors ftfy regex pillow tqdm \
+		huggingface_hub sentencepiece pandas braceexpand webdataset
+	@.oracle/bin/pip install --quiet -c $< --no-deps torchvision timm open_clip_torch
+	@touch $@
+
+test-parity: install-dev $(if $(filter .oracle/%,$(ORACLE)),oracle)
+	@status=0; \
+	ORACLE=$(abspath $(ORACLE)) $(BIN)/pytest tests/test_parity_families.py -m parity --durations=10 || status=$$?; \
+	$(BIN)/python tests/oracle/report.py || status=$$?; \
+	exit $$status
 
 format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) .oracle .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info

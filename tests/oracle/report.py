@@ -33,9 +33,9 @@ The references are {versions}, on the CPU, in float32.
 Models have the released widths and random values in every parameter; depth and vocabulary are
 reduced, but for RN50 and ViT-B-32 (`tests/oracle/families.py`).
 
-- **count exact**: parameters of the full-size models of that family equal the reference's; how many names.
-- **forward**: largest difference of an L2-normalised embedding from the reference's (allowed 2e-5), the
-  cosine being at least 0.999999 and logits at scale 100 within 1e-3 everywhere.
+- **count exact**: the full-size models have the reference's number of parameters; how many names.
+- **forward**: largest difference of an L2-normalised embedding from the reference's (allowed 2e-5),
+  the cosine being at least 0.999999 everywhere; **logits**: the same at scale 100 (allowed 1e-3).
 - **import**: the reference's own folder or file is read, every tensor used.
 - **export**: the reference library reads our folder and gives its own first outputs.
 - **round trip**: what was exported is imported again bit for bit; in which formats.
