@@ -59,7 +59,7 @@ oracle: .oracle/.installed
 	@touch $@
 
 test-parity: install-dev $(if $(filter .oracle/%,$(ORACLE)),oracle)
-	@status=0; \
+	@rm -rf .cache/oracle/results; status=0; \
 	ORACLE=$(abspath $(ORACLE)) $(BIN)/pytest tests/test_parity_families.py -m parity --durations=10 || status=$$?; \
 	$(BIN)/python tests/oracle/report.py || status=$$?; \
 	exit $$status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -31,7 +32,11 @@ from clip_jax.models.features import Features, in_order, tower_features
 from clip_jax.models.two_tower import TwoTower, count_trainable, l2_normalize
 from clip_jax.sharding import batch_sharding, make_mesh, replicated
 from clip_jax.training.step import normalize_images
+from clip_jax.weights.load import NoTokenizerError
 from clip_jax.weights.save import save_model
+
+logger = logging.getLogger(__name__)
+ALL = 1 << 30  # a batch that holds everything
 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalize", "out_sharding"))
@@ -90,7 +95,7 @@ class Clip:
         if found is None:
             raise UserError(
                 f"this {self.config.name} has no tokenizer, as its source has no tokenizer files; "
-                "give one, for example load(…, tokenizer='clip_bpe') or create(…, tokenizer=…)"
+                "give the one that it was trained with: load(…, tokenizer=…)"
             )
         return found
 
@@ -176,12 +181,12 @@ class Clip:
 
         Images are what `encode_image` takes. A class token is token 0, patches follow row by row.
         """
-        pixels = np.stack([self.transform(image) for image in images])
+        pixels = np.concatenate(list(self._image_chunks(images, ALL)))
         return self._features(normalize_images(jnp.asarray(pixels), self.config), "image")
 
-    def text_features(self, texts: Sequence[str]) -> Features:
+    def text_features(self, texts: str | Sequence[str]) -> Features:
         """The same for a few texts."""
-        return self._features(jnp.asarray(self.tokenizer(list(texts))), "text")
+        return self._features(jnp.asarray(self.tokenizer(texts)), "text")
 
     def _features(self, inputs: jax.Array, tower: str) -> Features:
         found = _features(self.params, inputs, self.config, tower)
@@ -281,7 +286,12 @@ class Clip:
         unknown format, a model that the format cannot express, or a folder that holds something
         else.
         """
-        save_model(Path(directory), format, self.config, self.params, self._own_tokenizer())
+        try:
+            tokenizer = self._own_tokenizer()
+        except NoTokenizerError as error:
+            logger.warning("saved without a tokenizer: %s", error)
+            tokenizer = None
+        save_model(Path(directory), format, self.config, self.params, tokenizer)
 
     def _embed(
         self, embed: Callable[..., jax.Array], chunks: Iterable[np.ndarray], batch_size: int

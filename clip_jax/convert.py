@@ -47,10 +47,11 @@ def main() -> int:
         raise UserError("--output: is missing; give a new folder")
     import dataclasses
 
-    from clip_jax.data.tokenizer import get_tokenizer
+    from clip_jax.data.tokenizer import Tokenizer, get_tokenizer
     from clip_jax.loading import open_model
     from clip_jax.models.config import override
     from clip_jax.models.two_tower import count_trainable
+    from clip_jax.weights.load import NoTokenizerError, fitting
     from clip_jax.weights.save import check_output, save_model
     from clip_jax.weights.source import resolve_source
 
@@ -62,10 +63,15 @@ def main() -> int:
     changes = {key: value for key, value in asked.items() if value is not None}
     config = override(found.config, dtype=_DTYPE.value, **changes)
     print(f"{_SOURCE.value}: {found.layout}, {config.name}", file=sys.stderr)
+    tokenizer: Tokenizer | None = None
+    try:
+        if _TOKENIZER.value:
+            tokenizer = fitting(get_tokenizer(_TOKENIZER.value), config, "--tokenizer")
+        else:
+            tokenizer = found.own_tokenizer(config)
+    except NoTokenizerError as error:
+        print(f"without a tokenizer: {error}", file=sys.stderr)
     params = found.params(config, _DTYPE.value, place=lambda path, leaf: leaf, show=True)
-    tokenizer = get_tokenizer(_TOKENIZER.value) if _TOKENIZER.value else found.own_tokenizer(config)
-    if tokenizer is not None:
-        tokenizer = tokenizer.with_context_length(config.context_length)
     # The dtype of the computation is the reader's choice, not the file's.
     stored = dataclasses.replace(config, dtype="float32")
     save_model(output, _FORMAT.value, stored, params, tokenizer, source=_SOURCE.value)

@@ -18,7 +18,7 @@ from clip_jax.models.two_tower import init_params
 from clip_jax.sharding import make_mesh
 from clip_jax.training.checkpoint import newest_checkpoint, read_identity, read_params
 from clip_jax.weights.bundle import bundle_rules, flatten, is_bundle, tokenizer_from_identity
-from clip_jax.weights.load import Source, on_mesh, open_source
+from clip_jax.weights.load import Source, fitting, on_mesh, open_source
 from clip_jax.weights.source import resolve_source
 from clip_jax.weights.table import ArrayTensors
 
@@ -98,13 +98,15 @@ def load(
         raise UserError(f"dtype={dtype!r}: choose float32 or bfloat16")
     found = open_model(resolve_source(source, revision=revision), architecture)
     config = override(found.config, dtype=dtype, **overrides)
-    mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
-    params = found.params(config, dtype, on_mesh(mesh))
     if isinstance(tokenizer, str | Path):
         tokenizer = get_tokenizer(tokenizer)
+    if tokenizer is not None:  # before the long work
+        tokenizer = fitting(tokenizer, config, str(source))
+    mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
+    params = found.params(config, dtype, on_mesh(mesh))
     if tokenizer is None:
         return Clip(config, params, mesh=mesh, find_tokenizer=lambda: found.own_tokenizer(config))
-    return Clip(config, params, tokenizer.with_context_length(config.context_length), mesh)
+    return Clip(config, params, tokenizer, mesh)
 
 
 def open_model(path: Path, architecture: str | None = None) -> Source:

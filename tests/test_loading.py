@@ -490,3 +490,69 @@ def paths_of(document: Any, path: tuple[str, ...] = ()) -> Any:
         yield (*path, key)
         if isinstance(value, dict):
             yield from paths_of(value, (*path, key))
+
+
+def test_a_configuration_that_says_another_size_is_refused(tmp_path: Path) -> None:
+    """Tables are interpolated where the user asks for it, not where a source contradicts itself."""
+    clip = tiny()
+    for format, name, keys in (
+        ("clip_jax", "config.json", ("architecture", "image_size")),
+        ("open_clip", "open_clip_config.json", ("model_cfg", "vision_cfg", "image_size")),
+        ("open_clip", "open_clip_config.json", ("model_cfg", "text_cfg", "context_length")),
+        ("huggingface", "config.json", ("text_config", "max_position_embeddings")),
+    ):
+        clip.save(tmp_path / format, format)
+        path = tmp_path / format / name
+        document = json.loads(path.read_text())
+        target = document
+        for key in keys[:-1]:
+            target = target[key]
+        target[keys[-1]] *= 2
+        path.write_text(json.dumps(document))
+        message = error_of(tmp_path / format)
+        assert "of another shape" in message or "preprocess_cfg.size=32" in message
+
+
+def test_exact_gelu_of_siglip_survives_open_clip(tmp_path: Path) -> None:
+    from clip_jax.weights.open_clip_config import config_from_open_clip
+
+    for activation in ("gelu", "gelu_tanh"):
+        both = {"vision_activation": activation, "text_activation": activation}
+        config = get_architecture("ViT-B-16-SigLIP", **both)
+        back = config_from_open_clip(config_to_open_clip(config))
+        assert (back.vision_activation, back.text_activation) == (activation, activation)
+
+
+def test_weights_that_overflow_or_are_whole_numbers_are_refused(tmp_path: Path) -> None:
+    clip = tiny()
+    clip.save(tmp_path / "m", "open_clip")
+    state = to_state_dict(clip.config, clip.params)
+    for kind, factor, part in (
+        (np.float64, 1e200, "NaN or infinite"),
+        (np.int32, 1, "weights are floating-point"),
+    ):
+        changed = {
+            k: v.astype(kind) * factor if k == "visual.proj" else v for k, v in state.items()
+        }
+        save_safetensors(tmp_path / "m" / "open_clip_model.safetensors", changed)
+        message = error_of(tmp_path / "m")
+        assert f"visual.proj has {'values that are ' if factor > 1 else 'dtype int32; '}{part}" in (
+            message
+        )
+
+
+def test_a_given_tokenizer_must_belong(shared_data: Path, tmp_path: Path) -> None:
+    clip = tiny()
+    clip.save(tmp_path / "m")
+    bpe = shared_data / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
+    assert "do not belong together" in error_of(tmp_path / "m", tokenizer=bpe)
+    wide = tiny(vocab_size=49408, text_pool="eos", eos_id=7)
+    wide.save(tmp_path / "w")
+    assert "ends texts with id 49407" in error_of(tmp_path / "w", tokenizer=bpe)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for format in ("clip_jax", "open_clip"):
+        with pytest.raises(UserError, match="cannot be written"):
+            tiny().save(tmp_path / "file" / "m", format)

@@ -18,6 +18,7 @@ from clip_jax.data.huggingface_tokenizer import (
 from clip_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
 from clip_jax.data.token_rows import RowTokenizer
 from clip_jax.errors import UserError
+from clip_jax.models.architectures import ARCHITECTURES
 
 __all__ = [
     "TOKENIZER_CONFIG_NAME",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+OPENAI_VOCAB_SIZE = 49408
 
 
 @runtime_checkable
@@ -141,7 +143,8 @@ def _read(path: Path) -> bytes:
 def get_tokenizer(name_or_path: str | Path) -> Tokenizer:
     """The tokenizer of a name or path.
 
-    Accepted: "clip_bpe" or "openai" (OpenAI's, see `find_bpe_file`); a directory that
+    Accepted: "clip_bpe" or "openai" (OpenAI's, see `find_bpe_file`), or the name of an architecture
+    with OpenAI's vocabulary; a directory that
     `save_tokenizer` wrote, or one of Hugging Face's or open_clip's layout; a SentencePiece `.model`
     file (context length 64, cleaning "lower"); the merges file `bpe_simple_vocab_16e6.txt.gz`; a
     `tokenizer.json`, `merges.txt` (with vocab.json beside it) or `vocab.txt`.
@@ -151,6 +154,9 @@ def get_tokenizer(name_or_path: str | Path) -> Tokenizer:
     """
     if name_or_path in ("clip_bpe", "openai"):
         return ClipBpeTokenizer(find_bpe_file().read_bytes())
+    config = ARCHITECTURES.get(str(name_or_path))
+    if config is not None and config.vocab_size == OPENAI_VOCAB_SIZE:
+        return ClipBpeTokenizer(find_bpe_file().read_bytes(), config.context_length)
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return _of_directory(path)

@@ -150,6 +150,7 @@ class ClipConfig:
 
 HINTS = typing.get_type_hints(ClipConfig)
 LARGEST = 2**31 - 1
+MOST_LAYERS = 1000
 MAY_BE_ZERO = ("eos_id", "pad_id", "text_position_offset", "decoder_layers", "image_fill")
 
 
@@ -213,8 +214,11 @@ def _check_vit(config: ClipConfig) -> list[tuple[str, int, str, int]]:
         raise UserError(
             f"patch_size={config.patch_size}: must be 1 to image_size={config.image_size}"
         )
-    if not isinstance(config.vision_layers, int):
-        raise UserError(f"vision_layers={config.vision_layers}: a ViT takes one number of blocks")
+    if not isinstance(config.vision_layers, int) or config.vision_layers > MOST_LAYERS:
+        raise UserError(
+            f"vision_layers={config.vision_layers}: a ViT takes one number of blocks, at most "
+            f"{MOST_LAYERS}"
+        )
     if config.vision_kind == "hybrid" and (config.patch_size != 16 or config.image_size % 16):
         raise UserError(
             f"patch_size={config.patch_size}, image_size={config.image_size}: a hybrid ViT takes "
@@ -258,6 +262,8 @@ def _check_stages(config: ClipConfig) -> list[tuple[str, int, str, int]]:
 
 
 def _check_text(config: ClipConfig) -> None:
+    if max(config.text_layers, config.decoder_layers) > MOST_LAYERS:
+        raise UserError(f"text_layers={config.text_layers}: must be at most {MOST_LAYERS}")
     bert_only = {"first", "mean", "pooler"}
     if (config.text_kind == "bert") != (config.text_pool in bert_only):
         raise UserError(

@@ -1,8 +1,8 @@
 """Our own layout of a model on disk.
 
-DIR/config.json            {"format": "clip_jax", "version": 1, "architecture": {… every ClipConfig
-field}} DIR/model.safetensors      parameters, their tree paths joined by "/"
-DIR/tokenizer/             the tokenizer's configuration and its own files
+DIR/config.json          {"format": "clip_jax", "version": 1, "architecture": {all fields}}
+DIR/model.safetensors    parameters, their tree paths joined by "/"
+DIR/tokenizer/           the tokenizer's configuration and its own files
 """
 
 from __future__ import annotations

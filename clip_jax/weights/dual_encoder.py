@@ -14,7 +14,7 @@ from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.weights.bert import bert_rules
 from clip_jax.weights.huggingface import BLOCK
-from clip_jax.weights.huggingface_config import _Section
+from clip_jax.weights.huggingface_config import Section
 from clip_jax.weights.table import Rule, affine, blocks, linear
 
 IGNORED = re.compile(r"\.embeddings\.(position_ids|token_type_ids)$")
@@ -37,7 +37,7 @@ _TEXT_DEFAULTS = {
 
 def _section(
     document: Mapping[str, Any], name: str, defaults: Mapping[str, dict[str, Any]]
-) -> _Section:
+) -> Section:
     values = document.get(name)
     kind = values.get("model_type") if isinstance(values, Mapping) else None
     if not isinstance(kind, str) or kind not in defaults:
@@ -45,7 +45,7 @@ def _section(
             f"config.json: {name}.model_type={kind!r}; accepted are {', '.join(defaults)}"
         )
     assert isinstance(values, Mapping)
-    return _Section(name, {k: v for k, v in values.items() if v is not None}, defaults[kind])
+    return Section(name, {k: v for k, v in values.items() if v is not None}, defaults[kind])
 
 
 def _vision_fields(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _text_fields(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _only(section: _Section, accepted: Mapping[str, Any]) -> None:
+def _only(section: Section, accepted: Mapping[str, Any]) -> None:
     """Raises `UserError` for a key that is there with another value."""
     for key, value in accepted.items():
         if section.values.get(key, value) != value:
@@ -107,7 +107,7 @@ def config_from_dual_encoder(document: Mapping[str, Any]) -> ClipConfig:
     Raises `UserError` naming a key whose value we cannot honour.
     """
     top = {"projection_dim": 512, "logit_scale_init_value": 2.6592}
-    model = _Section("vision-text-dual-encoder", document, top)
+    model = Section("vision-text-dual-encoder", document, top)
     return override(
         ClipConfig(),
         embed_dim=model.count("projection_dim"),

@@ -65,7 +65,7 @@ _LOGIT_SCALE = 2.6592  # how they round ln(1 / 0.07)
 _ARGMAX_EOS = 2
 
 
-class _Section:
+class Section:
     """One object of config.json, with transformers' defaults."""
 
     def __init__(self, name: str, values: Any, defaults: Mapping[str, Any]):
@@ -116,7 +116,7 @@ class _Section:
         }
 
 
-def _sections(config: Mapping[str, Any], model_type: str) -> tuple[_Section, _Section]:
+def _sections(config: Mapping[str, Any], model_type: str) -> tuple[Section, Section]:
     """The sections of the text and of the image tower."""
     text, vision = (
         _section(config, name, defaults)
@@ -129,16 +129,16 @@ def _sections(config: Mapping[str, Any], model_type: str) -> tuple[_Section, _Se
     return text, vision
 
 
-def _section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> _Section:
+def _section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> Section:
     values = config.get(name) or {}
     older = config.get(f"{name}_dict")
     if older is not None:
         # Files of 2022: this object and the defaults of what it leaves out come first.
         values = {**values, **defaults, **older} if isinstance(values, Mapping) else values
-    return _Section(name, values, defaults)
+    return Section(name, values, defaults)
 
 
-def _norms(text: _Section, vision: _Section) -> dict[str, Any]:
+def _norms(text: Section, vision: Section) -> dict[str, Any]:
     eps, vision_eps = text.number("layer_norm_eps"), vision.number("layer_norm_eps")
     return {"norm_eps": eps, "vision_norm_eps": None if vision_eps == eps else vision_eps}
 
@@ -171,9 +171,9 @@ def config_from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
     return _siglip_config(text, vision, naflex=model_type == "siglip2")
 
 
-def _clip_config(config: Mapping[str, Any], text: _Section, vision: _Section) -> ClipConfig:
+def _clip_config(config: Mapping[str, Any], text: Section, vision: Section) -> ClipConfig:
     top = {"projection_dim": 512, "logit_scale_init_value": _LOGIT_SCALE}
-    model = _Section(config["model_type"], config, top)
+    model = Section(config["model_type"], config, top)
     scale = model.number("logit_scale_init_value")
     vocab_size, eos_id = text.count("vocab_size"), text.count("eos_token_id", lowest=0)
     text_pool = "eos"
@@ -196,7 +196,7 @@ def _clip_config(config: Mapping[str, Any], text: _Section, vision: _Section) ->
     )
 
 
-def _siglip_config(text: _Section, vision: _Section, naflex: bool) -> ClipConfig:
+def _siglip_config(text: Section, vision: Section, naflex: bool) -> ClipConfig:
     if not vision.values["vision_use_head"]:
         raise vision.refuse("vision_use_head", "true")
     width, projected = vision.count("hidden_size"), text.values["projection_size"]
@@ -297,7 +297,7 @@ def _model_type(config: ClipConfig) -> str:
     kind = min(obstacles, key=lambda kind: len(obstacles[kind]))
     raise UserError(
         f"{config.name}: cannot be saved for Hugging Face; {kind} has no "
-        f"{', '.join(obstacles[kind])} (open_clip's layout and clip_jax's own can hold it)"
+        f"{', '.join(obstacles[kind])} (clip_jax's own layout holds every model, open_clip's most)"
     )
 
 

@@ -45,6 +45,10 @@ LARGE_MODEL = 300_000_000  # scalars; smaller ones load in a second or two
 NOTHING = re.compile(r"(?!)")
 
 
+class NoTokenizerError(UserError):
+    """The source has no tokenizer files, and OpenAI's, which it would take, are not to be had."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A model that was recognised on disk; nothing but names and shapes has been read yet."""
@@ -56,6 +60,7 @@ class Source:
     rules: Callable[[ClipConfig], list[Rule]]
     tokenizer: Callable[[], Tokenizer | None]
     ignored: re.Pattern[str] = NOTHING
+    says_sizes: bool = True  # False: the architecture's name is all that is known
 
     def params(self, config: ClipConfig, dtype: str, place: Place, show: bool | None = None) -> Any:
         """The parameters in `dtype` and in the layout of `config`, each leaf handed to `place`.
@@ -65,9 +70,21 @@ class Source:
         size = sum(math.prod(shape) for shape in self.tensors.shapes.values())
         if show is None:
             show = size > LARGE_MODEL and sys.stderr.isatty()
+        table = [
+            rule if self._may_resize(rule, config) else rule._replace(resize=None)
+            for rule in self.rules(config)
+        ]
         with tqdm(total=size, unit_scale=True, desc="loading", disable=not show) as bar:
-            table = self.rules(config)
             return read_params(config, table, self.tensors, self.ignored, dtype, place, bar.update)
+
+    def _may_resize(self, rule: Rule, config: ClipConfig) -> bool:
+        """A table is made to fit where another size was asked for, or none was said; a source that
+        contradicts itself is refused."""
+        if not self.says_sizes:
+            return True
+        if rule.resize == "line":
+            return config.position_rows != self.config.position_rows
+        return config.vision_grid != self.config.vision_grid
 
     def own_tokenizer(self, config: ClipConfig) -> Tokenizer | None:
         """The source's tokenizer at the model's context length, or None.
@@ -75,14 +92,26 @@ class Source:
         Raises `UserError` where it has more ids than the model.
         """
         found = self.tokenizer()
-        if found is None:
-            return None
-        if found.vocab_size > config.vocab_size:
-            raise UserError(
-                f"{self.path}: its tokenizer has {found.vocab_size} ids, but the model "
-                f"vocab_size={config.vocab_size}: they do not belong together"
-            )
-        return found.with_context_length(config.context_length)
+        return None if found is None else fitting(found, config, str(self.path))
+
+
+def fitting(tokenizer: Tokenizer, config: ClipConfig, where: str) -> Tokenizer:
+    """The tokenizer at the model's context length.
+
+    Raises `UserError` where it has more ids than the model, or never writes the id that the text
+    tower reads at.
+    """
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, but the model "
+            f"vocab_size={config.vocab_size}: they do not belong together"
+        )
+    if config.text_pool == "eos" and tokenizer.eos_id != config.eos_id:
+        raise UserError(
+            f"{where}: the tokenizer ends texts with id {tokenizer.eos_id}, but the model reads "
+            f"them at eos_id={config.eos_id}: they do not belong together"
+        )
+    return tokenizer.with_context_length(config.context_length)
 
 
 def on_mesh(mesh: Mesh) -> Place:
@@ -102,9 +131,11 @@ def open_source(path: Path, architecture: str | None = None) -> Source:
 
     Raises `UserError` that says what was looked for and what was found.
     """
-    source = (
-        _open_directory(path, architecture) if path.is_dir() else _open_file(path, architecture)
-    )
+    try:
+        opened = _open_directory if path.is_dir() else _open_file
+        source = opened(path, architecture)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     if source.config.name == "custom":
         named = dataclasses.replace(source.config, name=same_function(source.config))
         source = dataclasses.replace(source, config=named)
@@ -197,8 +228,13 @@ def _hugging_face_directory(path: Path, file: Path | None = None) -> Source:
         config = huggingface.config_from_huggingface(document)
         rules, ignored = huggingface.huggingface_rules, huggingface.IGNORED
     for name in ("preprocessor_config.json", "processor_config.json"):
-        if (path / name).is_file():
-            image = from_huggingface(_read_json(path / name))
+        about = _read_json(path / name) if (path / name).is_file() else {}
+        # transformers 5 writes processor_config.json for a text-only processor, too.
+        if about if name == "preprocessor_config.json" else "image_processor" in about:
+            try:
+                image = from_huggingface(about)
+            except UserError as error:
+                raise UserError(f"{path / name}: {error}") from error
             size = image.pop("image_size", config.image_size)
             if size // config.patch_size != config.vision_grid:
                 raise UserError(
@@ -245,6 +281,7 @@ def _open_file(path: Path, architecture: str | None) -> Source:
             lambda c: big_vision.big_vision_rules(c, names),
             lambda: _tokenizer(beside, config),
             big_vision.IGNORED,
+            says_sizes=architecture is None,
         )
     if architecture is not None:
         config = get_architecture(architecture)
@@ -262,6 +299,7 @@ def _open_file(path: Path, architecture: str | None) -> Source:
         _open_clip_rules(tensors),
         lambda: _tokenizer(beside, config),
         open_clip.IGNORED,
+        says_sizes=architecture is None,
     )
 
 
@@ -290,5 +328,8 @@ def _tokenizer(
         strip_sep_token=strip_sep_token,
     )
     if found is None and config.vocab_size == OPENAI_VOCAB_SIZE:
-        return get_tokenizer("clip_bpe")
+        try:
+            return get_tokenizer("clip_bpe")
+        except UserError as error:
+            raise NoTokenizerError(str(error)) from error
     return found

@@ -56,11 +56,10 @@ _UNSUPPORTED_BLOCKS = (
 )
 _IGNORED = {
     "vision_cfg": "patch_dropout output_tokens timm_model_pretrained timm_drop timm_drop_path "
-    "patch_dropout_exclude_first_token global_average_pool",
+    "patch_dropout_exclude_first_token",
     "text_cfg": "output_tokens hf_tokenizer_name tokenizer_mode tokenizer_kwargs "
     "hf_model_pretrained final_ln_after_pool",
-    "multimodal_cfg": "context_length vocab_size mlp_ratio dim_head n_queries attn_pooler_heads "
-    "width",
+    "multimodal_cfg": "context_length vocab_size dim_head n_queries attn_pooler_heads",
     "model_cfg": "custom_text nonscalar_logit_scale nonscalar_logit_bias",
 }
 
@@ -292,12 +291,28 @@ def _config(document: Mapping[str, Any]) -> ClipConfig:
             "decoder_heads": decoder.take("heads", 8),
             "decoder_vocab_size": words,
         }
+        if decoder.take("mlp_ratio", 4) != 4 or decoder.take("width", 512) != fields["text_width"]:
+            raise UserError(
+                "open_clip_config.json: multimodal_cfg: supported are mlp_ratio=4 and the text "
+                f"tower's width={fields['text_width']}"
+            )
         decoder.close()
     fields["logit_scale_init"] = float(model.take("init_logit_scale", math.log(1 / 0.07)))
     bias = model.take("init_logit_bias")
     fields["logit_bias_init"] = None if bias is None else float(bias)  # their files say -10
     for section in (vision_cfg, text_cfg, model):
         section.close()
+    ours = document.get("clip_jax")  # of our own exports: what open_clip's keys cannot say
+    for name in ("vision_activation", "text_activation"):
+        if isinstance(ours, Mapping) and name in ours:
+            fields[name] = ours[name]
     preprocess = {"size": fields["image_size"], **document.get("preprocess_cfg", {})}
-    fields |= from_open_clip(preprocess)
+    image = from_open_clip(preprocess)
+    patch = fields.get("patch_size", 32)
+    if image["image_size"] // patch != fields["image_size"] // patch:
+        raise UserError(
+            f"open_clip_config.json: preprocess_cfg.size={image['image_size']}, but "
+            f"vision_cfg.image_size={fields['image_size']}"
+        )
+    fields |= image
     return override(ClipConfig(), embed_dim=embed_dim, **fields)

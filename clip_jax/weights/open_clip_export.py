@@ -40,7 +40,11 @@ def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
             "layers": config.decoder_layers,
             "attn_pooler_heads": config.vision_pool_heads,
         }
-    return {"model_cfg": document, "preprocess_cfg": to_open_clip(_image_fields(config))}
+    whole = {"model_cfg": document, "preprocess_cfg": to_open_clip(_image_fields(config))}
+    if has_timm_tower(config):  # open_clip cannot say these, and does not read them
+        names = ("vision_activation", "text_activation")
+        whole["clip_jax"] = {name: getattr(config, name) for name in names}
+    return whole
 
 
 def _quick_gelu(config: ClipConfig) -> bool:

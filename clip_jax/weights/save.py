@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from clip_jax.data.bpe import ClipBpeTokenizer
 from clip_jax.data.huggingface_tokenizer import to_huggingface_files
 from clip_jax.data.tokenizer import Tokenizer
 from clip_jax.errors import UserError
@@ -21,6 +22,14 @@ from clip_jax.weights.open_clip_export import config_to_open_clip
 from clip_jax.weights.table import write_tensors
 from clip_jax.weights.tensors import save_safetensors
 
+OPEN_CLIP_CONFIG, OPENAI_VOCAB_SIZE = "open_clip_config.json", 49408
+# Our modes of cleaning -> the nearest of open_clip's.
+OPEN_CLIP_CLEANING = {
+    **{mode: mode for mode in ("lower", "whitespace", "canonicalize")},
+    "siglip": "canonicalize",
+    "lowercase": "lower",
+    "none": "whitespace",
+}
 FORMATS = ("clip_jax", "huggingface", "open_clip")
 IMAGE_FIELDS = (
     *("image_size", "image_mean", "image_std"),
@@ -45,10 +54,29 @@ def save_model(
     if format not in FORMATS:
         raise UserError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
     card = model_card(config, params, tokenizer, format, source)
-    if format == "clip_jax":
-        write_bundle(directory, config, params, tokenizer, card=card)
-        return
+    try:
+        if format == "clip_jax":
+            write_bundle(directory, config, params, tokenizer, card=card)
+        else:
+            _write_foreign(directory, format, config, params, tokenizer, card)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written ({error.strerror or error})") from error
+
+
+def _write_foreign(
+    directory: Path,
+    format: str,
+    config: ClipConfig,
+    params: Any,
+    tokenizer: Tokenizer | None,
+    card: str,
+) -> None:
+    """A folder in Hugging Face's or open_clip's layout."""
     documents = _documents(format, config)  # first: it refuses what cannot be expressed
+    files = {} if tokenizer is None else to_huggingface_files(tokenizer)
+    if format == "open_clip" and tokenizer is not None:
+        text_cfg = documents[OPEN_CLIP_CONFIG]["model_cfg"]["text_cfg"]
+        text_cfg |= open_clip_tokenizer(tokenizer)
     names = {"huggingface": "model.safetensors", "open_clip": "open_clip_model.safetensors"}
     rules = (
         huggingface.huggingface_rules(config)
@@ -59,7 +87,7 @@ def save_model(
     def write(aside: Path) -> None:
         for name, document in documents.items():
             (aside / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        for name, content in ({} if tokenizer is None else to_huggingface_files(tokenizer)).items():
+        for name, content in files.items():
             (aside / name).write_bytes(content)
         (aside / "README.md").write_text(card, encoding="utf-8")
         save_safetensors(aside / names[format], write_tensors(config, rules, params))
@@ -79,10 +107,22 @@ def check_output(directory: Path, source: Path) -> None:
         raise UserError(f"{directory}: holds other files ({', '.join(sorted(foreign)[:5])})")
 
 
+def open_clip_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What text_cfg says of a tokenizer. Any name makes open_clip read the files of the folder;
+    without one it takes OpenAI's."""
+    if isinstance(tokenizer, ClipBpeTokenizer) and tokenizer.vocab_size == OPENAI_VOCAB_SIZE:
+        return {}
+    cleaning = getattr(tokenizer, "cleaning", "none")
+    options: dict[str, Any] = {"clean": OPEN_CLIP_CLEANING[cleaning]}
+    if getattr(tokenizer, "strip_sep_token", False):
+        options["strip_sep_token"] = True
+    return {"hf_tokenizer_name": "files of this folder", "tokenizer_kwargs": options}
+
+
 def _documents(format: str, config: ClipConfig) -> dict[str, dict[str, Any]]:
     """{file name: JSON}; the first is the one that marks the layout."""
     if format == "open_clip":
-        return {"open_clip_config.json": config_to_open_clip(config)}
+        return {OPEN_CLIP_CONFIG: config_to_open_clip(config)}
     document = huggingface.config_to_huggingface(config)
     image = {name: getattr(config, name) for name in IMAGE_FIELDS}
     kind = {"metaclip_2": "clip"}.get(document["model_type"], document["model_type"])

@@ -216,11 +216,13 @@ def read_params(
         for rule in rules:
             if rule.theirs not in held:
                 held[rule.theirs] = tensors.read(rule.theirs)
-                _refuse_non_finite(held[rule.theirs], rule.theirs, tensors.where)
+                _refuse_whole_numbers(held[rule.theirs], rule.theirs, tensors.where)
                 progress(held[rule.theirs].size)
             part = leaf[rule.at].shape
             value = _resized(rule, held[rule.theirs][rule.theirs_at], part)
-            leaf[rule.at] = KINDS[rule.kind].read(value, part)
+            with np.errstate(over="ignore"):  # found below, with the tensor's name
+                leaf[rule.at] = KINDS[rule.kind].read(value, part)
+            _refuse_non_finite(leaf[rule.at], rule.theirs, tensors.where)
             uses[rule.theirs] -= 1
             if not uses[rule.theirs]:
                 del held[rule.theirs], value
@@ -233,6 +235,11 @@ def leaf_dtype(path: str, dtype: str) -> np.dtype:
     temperature."""
     keep = path.startswith("logit_") or dtype == "float32"
     return np.dtype(np.float32 if keep else ml_dtypes.bfloat16)
+
+
+def _refuse_whole_numbers(tensor: np.ndarray, name: str, where: Path) -> None:
+    if tensor.dtype.kind in "iub":
+        raise UserError(f"{where}: {name} has dtype {tensor.dtype}; weights are floating-point")
 
 
 def _refuse_non_finite(tensor: np.ndarray, name: str, where: Path) -> None:

@@ -250,7 +250,7 @@ class Shards:
             raise UserError(
                 f'{index}: is no index of shards ({{"weight_map": {{tensor: file}}}})'
             ) from error
-        outside = [file for file in files if Path(file).name != file]
+        outside = [str(f) for f in files if not isinstance(f, str) or Path(f).name != f]
         if outside:
             raise UserError(f"{index}: names files outside its folder: {_some(outside)}")
         missing = [file for file in files if not (index.parent / file).is_file()]

@@ -135,7 +135,9 @@ def outputs(family: Family, model: nn.Module, inputs: dict[str, np.ndarray]) -> 
         found = forward(family, model, images, tokens)
         if hasattr(model, "text_decoder"):
             pixels, ids = pixels_of(images), torch.tensor(tokens).long()
-            found["caption_logits"] = model(pixels, ids, output_labels=False)["logits"]
+            # A Hugging Face text tower takes a token more than the decoder: the last one's label.
+            longer = len(model.text_decoder.attn_mask) < ids.shape[1]
+            found["caption_logits"] = model(pixels, ids, output_labels=longer)["logits"]
         if family.captions:
             found["captions"] = captions(model, pixels)
     return arrays(found)
