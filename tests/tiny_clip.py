@@ -1,0 +1,70 @@
+"""Tiny CLIPs with a random value in every parameter, for the tests of loading and saving."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax.clip import Clip
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.two_tower import init_params
+
+TINY: dict[str, Any] = {
+    "embed_dim": 16,
+    "image_size": 32,
+    "patch_size": 8,
+    "vision_width": 32,
+    "vision_layers": 2,
+    "vision_heads": 2,
+    "vision_mlp_dim": 48,
+    "context_length": 12,
+    "vocab_size": 60,
+    "text_width": 32,
+    "text_layers": 2,
+    "text_heads": 2,
+    "text_mlp_dim": 64,
+}
+RESNET = TINY | {
+    "vision_kind": "resnet",
+    "vision_width": 4,
+    "vision_layers": (1, 1, 1, 1),
+    "vision_heads": 2,
+}
+
+
+def random_params(config: ClipConfig) -> Any:
+    """A random value in every leaf, none of them 0 or 1."""
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+
+    def values(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        one = path[-1].key in ("scale", "var")
+        return (one + rng.uniform(-0.3, 0.3, leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(values, shapes)
+
+
+def tiny(**changes: Any) -> Clip:
+    base = RESNET if changes.get("vision_kind") == "resnet" else TINY
+    config = override(ClipConfig(), **(base | changes))
+    return Clip(config, random_params(config))
+
+
+def images(clip: Clip) -> np.ndarray:
+    size = clip.config.image_size
+    return np.random.default_rng(1).integers(0, 256, (3, size, size, 3), np.uint8)
+
+
+def leaves(params: Any) -> dict[str, np.ndarray]:
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+
+
+def assert_same_params(a: Any, b: Any) -> None:
+    ours, theirs = leaves(a), leaves(b)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype, name
+        assert np.array_equal(value, theirs[name]), name
