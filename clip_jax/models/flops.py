@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.config import ClipConfig
-from clip_jax.models.two_tower import TwoTower, dummy_inputs, init_params
+from clip_jax.models.two_tower import TwoTower, dummy_inputs, param_shapes
 
 # Peak dense bfloat16 operations a second of one device, by `jax.Device.device_kind`, from the
 # vendors' data sheets. A kind that is not here has an unknown peak, and utilisation is null.
@@ -73,7 +73,7 @@ def _count(config: ClipConfig, method: str, inputs: tuple[int, ...]) -> float:
     """Operations of one of the model's methods on a batch of one; `inputs` index image and text."""
     # Stacked blocks are traced once; nothing is computed twice in a forward pass.
     config = dataclasses.replace(config, scan_layers=True, remat="none", dtype="float32")
-    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    params = param_shapes(config)
     arguments = [dummy_inputs(config)[index] for index in inputs]
 
     def forward(params: Any, *arguments: jax.Array) -> jax.Array:

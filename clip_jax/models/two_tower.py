@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -133,6 +134,13 @@ def init_params(config: ClipConfig, key: jax.Array) -> dict[str, Any]:
     return TwoTower(config).init(key, *inputs)["params"]
 
 
+@functools.lru_cache(maxsize=256)
+def param_shapes(config: ClipConfig) -> Any:
+    """The tree of `init_params` as `jax.ShapeDtypeStruct`s, traced once a configuration; to read
+    only."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
 def is_buffer(path: Any) -> bool:
     """Whether the leaf at a tree path is a running statistic: stored with the weights, never
     trained."""
@@ -153,5 +161,4 @@ def count_parameters(name: str, **overrides: Any) -> int:
     """
     # Stacked blocks have the same parameters and are traced once.
     config = get_architecture(name, **(overrides | {"scan_layers": True}))
-    shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
-    return count_trainable(shapes)
+    return count_trainable(param_shapes(config))

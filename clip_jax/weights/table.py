@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig
-from clip_jax.models.two_tower import init_params
+from clip_jax.models.two_tower import param_shapes
 from clip_jax.weights.positions import resize_grid, resize_line
 from clip_jax.weights.tensors import Tensors
 
@@ -127,8 +126,8 @@ def blocks(
 
 def our_shapes(config: ClipConfig) -> dict[str, Shape]:
     """{path: shape} of every parameter and running statistic."""
-    tree = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
-    return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
+    tree = flatten_dict(param_shapes(config), sep="/")
+    return {path: leaf.shape for path, leaf in tree.items()}
 
 
 def part_shape(shape: Shape, at: tuple[Any, ...]) -> Shape:
