@@ -20,6 +20,8 @@ from clip_jax.weights.bert import bert_rules
 from clip_jax.weights.dual_encoder import config_from_dual_encoder, dual_encoder_rules
 from clip_jax.weights.table import ArrayTensors, read_params, write_tensors
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()

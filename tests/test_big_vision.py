@@ -19,6 +19,8 @@ from clip_jax.weights.big_vision import (
 from clip_jax.weights.table import KINDS, ArrayTensors, our_shapes, read_params, write_tensors
 from clip_jax.weights.tensors import open_tensors
 
+pytestmark = pytest.mark.slow
+
 
 def read(file: Arrays, config: ClipConfig):
     tensors = merge_position_tables(ArrayTensors(file))

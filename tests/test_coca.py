@@ -18,6 +18,8 @@ from clip_jax.models.two_tower import TwoTower, init_params
 from clip_jax.weights.coca import coca_rules
 from clip_jax.weights.open_clip import to_state_dict
 
+pytestmark = pytest.mark.slow
+
 COUNTS = {
     "coca_ViT-B-32": 253_560_065,
     "coca_ViT-L-14": 638_450_177,

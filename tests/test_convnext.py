@@ -24,6 +24,8 @@ from clip_jax.models.config import override
 from clip_jax.models.two_tower import TwoTower, init_params
 from clip_jax.weights.timm_convnext import convnext_rules
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED = {
     "convnext_base": 151_518_849,
     "convnext_base_w": 179_385_345,

@@ -29,6 +29,8 @@ from clip_jax.models.architectures import get_architecture
 from clip_jax.models.fastvit import entry_squeeze
 from clip_jax.weights.timm_fastvit import fastvit_rules
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED = {
     "MobileCLIP-S1": 84_969_729,
     "MobileCLIP-S2": 99_243_329,

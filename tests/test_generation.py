@@ -27,6 +27,8 @@ from clip_jax.models.config import override
 from clip_jax.models.transformer import CACHE, MEMORY
 from clip_jax.models.two_tower import TwoTower
 
+pytestmark = pytest.mark.slow
+
 VOCAB, START, END = 40, 38, 39
 SETTINGS = Generation(start_id=START, eos_id=END, pad_id=0, max_length=12, min_length=5)
 

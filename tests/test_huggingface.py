@@ -22,6 +22,8 @@ from clip_jax.weights.huggingface import (
 from clip_jax.weights.positions import resize_grid, resize_line
 from clip_jax.weights.table import ArrayTensors, read_params, write_tensors
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 

@@ -27,6 +27,8 @@ from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
 from clip_jax.weights.timm_hybrid import hybrid_rules
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED = {
     "ViTamin-B": 150_953_345,
     "ViTamin-B-LTT": 211_372_161,

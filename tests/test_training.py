@@ -50,6 +50,7 @@ def test_it_learns(tmp_path: Path) -> None:
     assert recalls[-1] > 0.1  # of 3,000 names and more; chance is 0.003
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +85,7 @@ def test_loss_that_is_not_finite_stops_the_run(
     assert [row["loss"] for row in rows] == [row["loss"] for row in clean]
 
 
+@pytest.mark.slow
 def test_more_steps_continue_a_finished_run(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     train(build_config(tiny_config(mesh__data=8, steps=10)), workdir)
@@ -103,6 +105,7 @@ def test_changed_data_or_seed_is_refused(tmp_path: Path) -> None:
             train(build_config(tiny_config(mesh__data=8, steps=20, **change)), workdir)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_thinned(tmp_path: Path) -> None:
     config = tiny_config(
         mesh__data=8, steps=24, checkpoint__every_steps=4, checkpoint__keep_every_steps=8
@@ -112,6 +115,7 @@ def test_checkpoints_are_thinned(tmp_path: Path) -> None:
     assert kept == [8, 16, 20, 24]
 
 
+@pytest.mark.slow
 def test_average_of_parameters_is_exported(tmp_path: Path) -> None:
     clip = train(
         build_config(tiny_config(mesh__data=8, steps=10, optimizer__ema_decay=0.99)),
