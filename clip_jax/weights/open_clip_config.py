@@ -82,6 +82,7 @@ class _Section(dict[str, Any]):
         self.name = name
 
     def take(self, key: str, default: Any = None) -> Any:
+        """A value, taken out; null stands for the default. Raises `UserError` for another type."""
         value = self.pop(key, default)
         if value is None:
             return default

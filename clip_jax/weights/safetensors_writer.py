@@ -84,6 +84,7 @@ class _Shard:
         self._streams: dict[int, tempfile.SpooledTemporaryFile[bytes]] = {}
 
     def add(self, name: str, tensor: np.ndarray) -> None:
+        """Appends one tensor's data to the stream of its item size."""
         size = tensor.dtype.itemsize
         if size not in self._streams:
             self._streams[size] = tempfile.SpooledTemporaryFile(  # noqa: SIM115
