@@ -58,7 +58,8 @@ def _explain(error: Exception, argv: list[str]) -> str:
     """What went wrong while a configuration file was run and changed by flags."""
     from flax.traverse_util import flatten_dict
 
-    from clip_jax.training.config import default_config, unknown_key
+    from clip_jax.training.config import default_config
+    from clip_jax.training.config_values import unknown_key
 
     known = ["config." + key for key in flatten_dict(default_config().to_dict(), sep=".")]
     for argument in argv[1:]:

@@ -78,7 +78,9 @@ def test_default_config_holds_every_field_and_is_locked() -> None:
         ({"data": {"path": ""}}, "config.data.path=''"),
         ({"data": 3}, "config.data=3"),
         ({"mesh": {"data": 0}}, "config.mesh.data=0"),
-        ({"mesh": {"tensor": 2}}, "config.mesh.tensor=2"),
+        ({"mesh": {"tensor": 0}}, "config.mesh.tensor=0"),
+        ({"batch_size": 30, "optimizer": {"microbatches": 4}}, "config.optimizer.microbatches=4"),
+        ({"optimizer": {"vision": {"layer_dekay": 0.9}}}, "config.optimizer.vision.layer_decay"),
         ({"augmentation": {"zoom": (2.0, 1.0)}}, "zoom"),
     ],
 )

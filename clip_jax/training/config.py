@@ -8,11 +8,9 @@ and freezes it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import types
 import typing
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from ml_collections import config_dict
 
@@ -20,6 +18,7 @@ from clip_jax.data.augmentation import Augmentation
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig
+from clip_jax.training.config_values import build, coerce, optional, to_config_dict, unknown_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +46,20 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TowerOptimizerConfig:
+    """What one tower has of its own."""
+
+    learning_rate_multiplier: float = 1.0
+    layer_decay: float = 1.0  # factor of the learning rate a block, from the last to the first
+    weight_decay: float | None = None  # None: that of the run
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay to 0 (CLIP paper table 18)."""
 
+    name: str = "adamw"  # or any other optimizer of optax or optax.contrib
+    options: dict[str, Any] | None = None  # further arguments of it, such as {"momentum": 0.9}
     learning_rate: float = 5e-4  # peak
     warmup_steps: int = 200
     b1: float = 0.9
@@ -61,16 +71,30 @@ class OptimizerConfig:
     ema_decay: float | None = (
         None  # of the parameters' moving average, which is evaluated and exported
     )
+    vision: TowerOptimizerConfig = dataclasses.field(default_factory=TowerOptimizerConfig)
+    text: TowerOptimizerConfig = dataclasses.field(default_factory=TowerOptimizerConfig)
+    freeze: tuple[str, ...] = ()  # regular expressions; LiT: ("vision/.*",)
+    # The batch goes through the towers in so many parts, the loss still sees all of it: the exact
+    # gradient with the memory of one part, for one more forward pass (Gao et al. 2021, GradCache).
+    microbatches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices an axis; -1 takes the rest. The batch is split over data × fsdp, parameters over
-    fsdp."""
+    """Devices an axis; -1 takes the rest. The batch is split over data × fsdp, parameters and
+    optimizer over fsdp, heads, MLPs and vocabulary over tensor."""
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """What parameters are before the first step."""
+
+    source: str = ""  # anything that `clip_jax.load` takes; "": random values
+    only: tuple[str, ...] = ()  # regular expressions of the parameters that it gives; (): all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +134,39 @@ class ModelConfig:
         """The resolved row; raises `UserError` for an unknown name or field."""
         return get_architecture(self.name, **self.overrides)
 
+    @classmethod
+    def config_dict(cls) -> config_dict.ConfigDict:
+        """The group `config.model`: the name, and every field of `ClipConfig`, unset."""
+        result = config_dict.ConfigDict({"name": cls().name})
+        for field in dataclasses.fields(ClipConfig):
+            if field.name != "name":
+                result[field.name] = optional()
+        result.lock()
+        return result
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], where: str) -> ModelConfig:
+        """From the group `config.model`; what is None there is not changed."""
+        fields = typing.get_type_hints(ClipConfig)
+        for key in values:
+            if key not in fields:
+                raise UserError(
+                    unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in fields])
+                )
+        overrides = {
+            key: coerce(value, fields[key], f"{where}.{key}")
+            for key, value in values.items()
+            if key != "name" and value is not None
+        }
+        return cls(values.get("name", cls().name), overrides)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
@@ -124,6 +175,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     loss: Literal["softmax", "sigmoid"] = "softmax"
+    # All give the same value and gradient.
+    loss_implementation: Literal["dense", "ring", "chunked"] = "dense"
     batch_size: int = 256  # pairs, global
     steps: int | None = None  # length of the run; or
     epochs: float | None = None  # passes over the data; counts where steps is None
@@ -132,65 +185,9 @@ class TrainConfig:
     report: bool = True  # write report.html at the end
 
 
-Config = TypeVar("Config")
-
-
 def default_config() -> config_dict.ConfigDict:
     """Every key with its default, as the locked `ConfigDict` that config files edit."""
-    return _to_config_dict(TrainConfig)
-
-
-def _to_config_dict(cls: Any) -> config_dict.ConfigDict:
-    result = config_dict.ConfigDict()
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        kind = hints[field.name]
-        if kind is ModelConfig:
-            result.model = _model_config_dict()
-        elif dataclasses.is_dataclass(kind):
-            result[field.name] = _to_config_dict(kind)
-        else:
-            # A field that may be None is of type object, so that a flag can set it and unset it;
-            # build_config looks at the type of what comes.
-            value = _default(field)
-            is_optional = _is_optional(kind)
-            result[field.name] = _optional(value) if is_optional else value
-    result.lock()
-    return result
-
-
-def _model_config_dict() -> config_dict.ConfigDict:
-    result = config_dict.ConfigDict({"name": ModelConfig().name})
-    for field in dataclasses.fields(ClipConfig):
-        if field.name != "name":
-            result[field.name] = _optional()
-    result.lock()
-    return result
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def _is_optional(kind: Any) -> bool:
-    return type(None) in typing.get_args(kind)
-
-
-def _plain_types(kind: Any) -> tuple[type, ...]:
-    """The concrete types of an annotation: `float | None` -> (float,), `Literal["a"]` -> (str,)."""
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        found = [t for arg in typing.get_args(kind) for t in _plain_types(arg)]
-        return tuple(t for t in found if t is not type(None))
-    if origin is Literal:
-        return (str,)
-    return (origin or kind,)
-
-
-def _optional(value: Any = None) -> config_dict.FieldReference:
-    return config_dict.FieldReference(value, field_type=object)
+    return to_config_dict(TrainConfig)
 
 
 def build_config(values: config_dict.ConfigDict | dict[str, Any]) -> TrainConfig:
@@ -201,81 +198,9 @@ def build_config(values: config_dict.ConfigDict | dict[str, Any]) -> TrainConfig
     """
     if isinstance(values, config_dict.ConfigDict):
         values = values.to_dict()
-    config = _build(TrainConfig, values, "config")
+    config = build(TrainConfig, values, "config")
     _check(config)
     return config
-
-
-def _build(cls: type[Config], values: dict[str, Any], where: str) -> Config:
-    if not isinstance(values, dict):
-        raise UserError(f"{where}={values!r}: must be a group of keys")
-    hints = typing.get_type_hints(cls)
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            raise UserError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in known]))
-    built: dict[str, Any] = {}
-    for key, value in values.items():
-        name, kind = f"{where}.{key}", hints[key]
-        if kind is ModelConfig:
-            built[key] = _build_model(value, name)
-        elif dataclasses.is_dataclass(kind):
-            built[key] = _build(kind, value, name)  # type: ignore[arg-type]
-        else:
-            built[key] = _coerce(value, kind, name)
-    try:
-        return cls(**built)
-    except (TypeError, ValueError) as error:  # a tuple of other things than numbers, say
-        raise UserError(f"{where}: {error}") from error
-
-
-def _build_model(values: dict[str, Any], where: str) -> ModelConfig:
-    fields = typing.get_type_hints(ClipConfig)
-    overrides = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise UserError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in fields]))
-        if key != "name" and value is not None:
-            overrides[key] = _coerce(value, fields[key], f"{where}.{key}")
-    return ModelConfig(values.get("name", ModelConfig().name), overrides)
-
-
-def _coerce(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the annotated type: whole floats become ints, lists tuples. Raises `UserError`."""
-    if value is None:
-        if _is_optional(kind):
-            return None
-        raise UserError(f"{where}=None: needs a value of type {_spell(kind)}")
-    options = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
-    if options and value not in options:
-        raise UserError(f"{where}={value!r}: choose one of {', '.join(map(repr, options))}")
-    for wanted in _plain_types(kind):
-        if wanted is bool or isinstance(value, bool):
-            if wanted is bool and isinstance(value, bool):
-                return value
-        elif wanted is float and isinstance(value, int | float):
-            return float(value)
-        elif wanted is int and isinstance(value, int | float) and value == int(value):
-            return int(value)
-        elif wanted is tuple and isinstance(value, list | tuple):
-            return tuple(value)
-        elif isinstance(value, wanted):
-            return value
-    raise UserError(f"{where}={value!r}: must be {_spell(kind)}")
-
-
-def _spell(kind: Any) -> str:
-    names = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "True or False"}
-    spelt = [names.get(t.__name__, t.__name__) for t in _plain_types(kind)]
-    return " or ".join(spelt) + (" or None" if _is_optional(kind) else "")
-
-
-def unknown_key(key: str, known: list[str]) -> str:
-    """The message for an unknown key, with the nearest known one."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if near:
-        return f"unknown key {key!r}; did you mean {near[0]!r}?"
-    return f"unknown key {key!r}; accepted: {', '.join(sorted(known))}"
 
 
 def _check(config: TrainConfig) -> None:
@@ -289,6 +214,7 @@ def _check(config: TrainConfig) -> None:
         "config.checkpoint.keep_every_steps": config.checkpoint.keep_every_steps,
         "config.evaluation.every_steps": config.evaluation.every_steps,
         "config.evaluation.batch_size": config.evaluation.batch_size,
+        "config.optimizer.microbatches": config.optimizer.microbatches,
         "config.steps": config.steps,
         "config.epochs": config.epochs,
     }
@@ -322,8 +248,12 @@ def _check(config: TrainConfig) -> None:
         size = getattr(config.mesh, name)
         if size != -1 and size < 1:
             raise UserError(f"config.mesh.{name}={size}: must be at least 1, or -1 for the rest")
-    if config.mesh.tensor != 1:
-        raise UserError(f"config.mesh.tensor={config.mesh.tensor}: only 1 is built so far")
+    parts = optimizer.microbatches
+    if config.batch_size % parts:
+        raise UserError(
+            f"config.optimizer.microbatches={parts}: must divide config.batch_size="
+            f"{config.batch_size}"
+        )
     config.model.architecture()
 
 

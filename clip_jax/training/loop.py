@@ -27,12 +27,11 @@ from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
 from clip_jax.evaluation.tasks import Embedders, TaskData, check_tasks, run_task
 from clip_jax.models.flops import peak_flops, step_flops
-from clip_jax.sharding import batch_sharding, check_batch, global_batch, make_mesh
+from clip_jax.sharding import check_batch, global_batch, make_mesh
 from clip_jax.training.config import TrainConfig
-from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from clip_jax.training.program import jit_train_step
 from clip_jax.training.run import Run, open_run
 from clip_jax.training.state import TrainState
-from clip_jax.training.step import make_train_step
 from clip_jax.weights.bundle import exported_step, write_bundle
 
 Pending = tuple[int, dict[str, jax.Array], np.ndarray]  # step, its metrics, its record numbers
@@ -136,15 +135,7 @@ def _enable_compilation_cache(workdir: Path) -> None:
 def _train_steps(run: Run, state: TrainState, preemption: Preemption) -> TrainState:
     """All steps that are left, or as many as until SIGTERM; saves at the end in either case."""
     config = run.config
-    optimizer = make_optimizer(config.optimizer, run.steps)
-    schedule = learning_rate_schedule(config.optimizer, run.steps)
-    step_function = jax.jit(
-        make_train_step(
-            run.architecture, optimizer, schedule, config.loss, config.optimizer.ema_decay
-        ),
-        donate_argnums=0,
-        in_shardings=(jax.tree.map(lambda x: x.sharding, state), batch_sharding(run.mesh)),
-    )
+    step_function = jit_train_step(config, run.architecture, run.mesh, run.steps)
     clock = Clock(run)
     pending: Pending | None = None
     for step in range(run.first_step + 1, run.steps + 1):

@@ -1,0 +1,133 @@
+"""Between frozen dataclasses and the `ConfigDict` that files and flags edit; knows no setting by
+name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+from ml_collections import config_dict
+
+from clip_jax.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def to_config_dict(cls: Any) -> config_dict.ConfigDict:
+    """Every field of a dataclass with its default, nested dataclasses as groups; locked.
+
+    A class with a `config_dict` of its own makes its group itself.
+    """
+    if hasattr(cls, "config_dict"):
+        return cls.config_dict()
+    result = config_dict.ConfigDict()
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            result[field.name] = to_config_dict(kind)
+        else:
+            # A field that may be None is of type object, so that a flag can set it and unset it;
+            # `build` looks at the type of what comes.
+            value = _default(field)
+            result[field.name] = optional(value) if _is_optional(kind) else value
+    result.lock()
+    return result
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _is_optional(kind: Any) -> bool:
+    return type(None) in typing.get_args(kind)
+
+
+def _plain_types(kind: Any) -> tuple[type, ...]:
+    """The concrete types of an annotation: `float | None` -> (float,), `Literal["a"]` -> (str,)."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        found = [t for arg in typing.get_args(kind) for t in _plain_types(arg)]
+        return tuple(t for t in found if t is not type(None))
+    if origin is Literal:
+        return (str,)
+    return (origin or kind,)
+
+
+def optional(value: Any = None) -> config_dict.FieldReference:
+    """A value that a flag may replace by one of any type."""
+    return config_dict.FieldReference(value, field_type=object)
+
+
+def build(cls: type[Config], values: dict[str, Any], where: str) -> Config:
+    """The dataclass from nested values, checked against its annotations.
+
+    Raises `UserError` that names the key below `where`, its value and what would be accepted: an
+    unknown key (with the nearest known one), a wrong type, a value outside its choices. A class
+    with a `from_values` of its own is built by that.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}={values!r}: must be a group of keys")
+    make: Callable[..., Config] | None = getattr(cls, "from_values", None)
+    if make is not None:
+        return make(values, where)
+    hints = typing.get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise UserError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in known]))
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        name, kind = f"{where}.{key}", hints[key]
+        if dataclasses.is_dataclass(kind):
+            built[key] = build(kind, value, name)  # type: ignore[arg-type]
+        else:
+            built[key] = coerce(value, kind, name)
+    try:
+        return cls(**built)
+    except (TypeError, ValueError) as error:  # a tuple of other things than numbers, say
+        raise UserError(f"{where}: {error}") from error
+
+
+def coerce(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the annotated type: whole floats become ints, lists tuples. Raises `UserError`."""
+    if value is None:
+        if _is_optional(kind):
+            return None
+        raise UserError(f"{where}=None: needs a value of type {_spell(kind)}")
+    options = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
+    if options and value not in options:
+        raise UserError(f"{where}={value!r}: choose one of {', '.join(map(repr, options))}")
+    for wanted in _plain_types(kind):
+        if wanted is bool or isinstance(value, bool):
+            if wanted is bool and isinstance(value, bool):
+                return value
+        elif wanted is float and isinstance(value, int | float):
+            return float(value)
+        elif wanted is int and isinstance(value, int | float) and value == int(value):
+            return int(value)
+        elif wanted is tuple and isinstance(value, list | tuple):
+            return tuple(value)
+        elif isinstance(value, wanted):
+            return value
+    raise UserError(f"{where}={value!r}: must be {_spell(kind)}")
+
+
+def _spell(kind: Any) -> str:
+    names = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "True or False"}
+    spelt = [names.get(t.__name__, t.__name__) for t in _plain_types(kind)]
+    return " or ".join(spelt) + (" or None" if _is_optional(kind) else "")
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """The message for an unknown key, with the nearest known one."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if near:
+        return f"unknown key {key!r}; did you mean {near[0]!r}?"
+    return f"unknown key {key!r}; accepted: {', '.join(sorted(known))}"
