@@ -1,4 +1,4 @@
-"""The compiled training step of a configuration: what a run calls and what a pre-flight compiles."""
+"""The compiled training step of a configuration: what a run calls, and a pre-flight compiles."""
 
 from __future__ import annotations
 
