@@ -54,6 +54,7 @@ class Ours:
 
         from clip_jax.models.two_tower import TwoTower, count_trainable
         from clip_jax.training.config import OptimizerConfig
+        from clip_jax.training.gradient import Objective
         from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
         from clip_jax.training.state import create_state
         from clip_jax.training.step import make_train_step
@@ -74,7 +75,7 @@ class Ours:
         }
         self.state = jax.jit(lambda: create_state(config, optimizer, 0, ema=False))()
         self.parameters = count_trainable(self.state.params)
-        step = jax.jit(make_train_step(config, optimizer, schedule), donate_argnums=0)
+        step = jax.jit(make_train_step(Objective(config), optimizer, schedule), donate_argnums=0)
         encode = jax.jit(
             lambda params, images: TwoTower(config).apply(
                 {"params": params}, images, method="encode_image"

@@ -31,7 +31,7 @@ from clip_jax.models.config import ClipConfig
 from clip_jax.models.features import Features, in_order, tower_features
 from clip_jax.models.two_tower import TwoTower, count_trainable, l2_normalize
 from clip_jax.sharding import batch_sharding, make_mesh, replicated
-from clip_jax.training.step import normalize_images
+from clip_jax.training.gradient import normalize_images
 from clip_jax.weights.load import NoTokenizerError
 from clip_jax.weights.save import save_model
 

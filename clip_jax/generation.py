@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from clip_jax.data.tokenizer import Tokenizer
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.attention import CACHE, MEMORY
 from clip_jax.models.config import ClipConfig
-from clip_jax.models.transformer import CACHE, MEMORY
 from clip_jax.models.two_tower import TwoTower
-from clip_jax.training.step import normalize_images
+from clip_jax.training.gradient import normalize_images
 
 METHODS = ("beam", "greedy", "top_p", "top_k")
 BEAM_SCORES = ("log_probability", "logit")

@@ -1,30 +1,58 @@
 """The mesh, and what lies where on it.
 
-Axes ("data", "fsdp", "tensor"): the batch is split over data and fsdp together, parameters over
-fsdp.
+Axes ("data", "fsdp", "tensor"): the batch is split over data and fsdp together, parameters and
+optimizer state over fsdp, and heads, hidden units and the vocabulary over tensor.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clip_jax.errors import UserError
-from clip_jax.models.constraints import BATCH_AXES
+from clip_jax.models.constraints import BATCH_AXES, TENSOR_AXIS
 
 AXES = ("data", "fsdp", "tensor")
-FSDP_MIN_BYTES = (
-    1 << 20
-)  # smaller leaves are copied to every device: gathering them costs more than it saves
+# Smaller leaves are copied to every device: gathering them costs more than it saves.
+FSDP_MIN_BYTES = 1 << 18
+
+# What the last axes of a leaf lie over, by its path; the first pattern that is found counts. Blocks
+# that are scanned have an axis of layers before these, which is never split. `fsdp` then takes the
+# largest axis that is left and divides.
+Spec = tuple[str | None, ...]
+TENSOR_RULES: tuple[tuple[re.Pattern[str], Spec], ...] = tuple(
+    (re.compile(pattern), spec)
+    for pattern, spec in (
+        (r"/query_key_value$", (None, None, TENSOR_AXIS, None)),  # (D, 3, H, K)
+        (r"/query_key_value_bias$", (None, TENSOR_AXIS, None)),  # (3, H, K)
+        (r"/attention/key_value$", (None, None, TENSOR_AXIS, None)),  # (C, 2, H, K)
+        (r"/attention/query$", (None, TENSOR_AXIS, None)),  # (D, H, K)
+        (r"/(attention|mixer)/out$", (TENSOR_AXIS, None, None)),  # (H, K, D)
+        (r"/mlp/(in|gate)/kernel$", (None, TENSOR_AXIS)),  # (D, M)
+        (r"/mlp/(in|gate)/bias$", (TENSOR_AXIS,)),  # (M,)
+        (r"/mlp/out/kernel$", (TENSOR_AXIS, None)),  # (M, D)
+        (r"/attention_pool/(query|key|value)/kernel$", (None, TENSOR_AXIS)),  # (C, H·K), ResNet
+        (r"/attention_pool/(query|key|value)/bias$", (TENSOR_AXIS,)),
+        (r"/attention_pool/out/kernel$", (TENSOR_AXIS, None)),  # (H·K, D), ResNet
+        (r"/token_embedding$", (TENSOR_AXIS, None)),  # (V, D)
+        (r"^(.*/)?decoder/head$", (None, TENSOR_AXIS)),  # (D, V)
+        (r"", ()),
+    )
+)
+STACKED = re.compile(r"(^|/)blocks/")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:
     """A mesh over all devices; one axis may be -1, which takes the rest.
 
-    Raises `UserError` when the sizes do not multiply to the number of devices.
+    Where the devices form several slices (TPU pods joined by a data-centre network), the data axis
+    is what runs across them, and the others stay inside one. Raises `UserError` when the sizes do
+    not multiply to the number of devices, or the slices do not divide the data axis.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -36,8 +64,18 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = Non
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices):
         raise UserError(f"{spelt}: must multiply to the {len(devices)} devices there are")
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     # jax.make_mesh defaults to Explicit axes, under which linen modules fail.
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    axis_types = (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=axis_types, devices=devices)
+    if sizes[0] % slices:
+        raise UserError(f"{spelt}: data must be a multiple of the {slices} slices of devices")
+    inside = (sizes[0] // slices, *sizes[1:])
+    placed = mesh_utils.create_hybrid_device_mesh(
+        inside, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
+    return Mesh(placed, AXES, axis_types=axis_types)
 
 
 def batch_spec() -> PartitionSpec:
@@ -55,39 +93,105 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
-    """Raises `UserError` when the batch cannot be split evenly over the mesh."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % shards:
-        lower = batch_size // shards * shards
-        near = f"{lower} or {lower + shards}" if lower else f"{shards}"
-        raise UserError(
-            f"{key}={batch_size}: must be a multiple of data×fsdp={shards} devices, such as {near}"
-        )
+def batch_shards(mesh: Mesh) -> int:
+    """Parts that a batch is split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def leaf_spec(shape: tuple[int, ...], dtype: Any, fsdp: int) -> PartitionSpec:
-    """The largest axis that fsdp divides is split, in leaves of at least `FSDP_MIN_BYTES`."""
-    size_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+def check_batch(mesh: Mesh, batch_size: int, key: str, parts: int = 1) -> None:
+    """Raises `UserError` when the batch, or each of its `parts`, cannot be split evenly over the
+    mesh."""
+    shards = batch_shards(mesh)
+    if batch_size % (shards * parts):
+        lower = batch_size // (shards * parts) * shards * parts
+        near = f"{lower} or {lower + shards * parts}" if lower else f"{shards * parts}"
+        divided = f"data×fsdp={shards} devices" + (f" × {parts} micro-batches" if parts > 1 else "")
+        raise UserError(f"{key}={batch_size}: must be a multiple of {divided}, such as {near}")
+
+
+def leaf_spec(path: str, shape: tuple[int, ...], dtype: Any, mesh: Any) -> PartitionSpec:
+    """What a leaf lies over on a mesh (or anything with its `shape`): the first of `TENSOR_RULES`,
+    then, in leaves of at least `FSDP_MIN_BYTES`, the largest free axis that fsdp divides.
+
+    `path` is joined by "/"; that of an optimizer's moment ends in its parameter's, which puts the
+    two in one place.
+    """
+    free = list(range(len(shape)))
+    spec: list[str | None] = [None] * len(shape)
+    if STACKED.search(path) and len(shape) > 1:
+        free.remove(0)
+    rule = next(spec for pattern, spec in TENSOR_RULES if pattern.search(path))
+    if len(rule) <= len(free):  # a factored moment has fewer axes than its parameter
+        for axis, name in enumerate(rule, start=len(shape) - len(rule)):
+            if name and mesh.shape[name] > 1 and shape[axis] % mesh.shape[name] == 0:
+                spec[axis] = name
+                free.remove(axis)
+    fsdp, size_bytes = mesh.shape["fsdp"], int(np.prod(shape)) * np.dtype(dtype).itemsize
     if fsdp > 1 and size_bytes >= FSDP_MIN_BYTES:
-        for axis in sorted(range(len(shape)), key=lambda i: -shape[i]):
+        for axis in sorted(free, key=lambda axis: -shape[axis]):
             if shape[axis] % fsdp == 0:
-                return PartitionSpec(*[None] * axis, "fsdp")
-    return PartitionSpec()
+                spec[axis] = "fsdp"
+                break
+    while spec and spec[-1] is None:
+        spec.pop()
+    return PartitionSpec(*spec)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def tree_specs(mesh: Any, shapes: Any) -> Any:
+    """A `PartitionSpec` for each leaf of a tree of parameters, or of what is made like them."""
+
+    def spec(path: Any, leaf: Any) -> PartitionSpec:
+        if _is_key(leaf):
+            return PartitionSpec()
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return leaf_spec(name, leaf.shape, leaf.dtype, mesh)
+
+    return jax.tree_util.tree_map_with_path(spec, shapes)
 
 
 def tree_shardings(mesh: Mesh, shapes: Any) -> Any:
-    """A `NamedSharding` for each leaf of a tree of shapes.
+    """`tree_specs` on a mesh."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), tree_specs(mesh, shapes))
 
-    The rule looks at shapes alone, so that optimizer moments lie where their parameters lie.
+
+def constrain_like_params(tree: Any) -> Any:
+    """A tree of parameters or gradients, inside jit: each leaf laid where its parameter lies.
+
+    Does nothing outside a mesh.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, tree_specs(mesh, tree))
 
-    def sharding(leaf: Any) -> NamedSharding:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return replicated(mesh)
-        return NamedSharding(mesh, leaf_spec(leaf.shape, leaf.dtype, mesh.shape["fsdp"]))
 
-    return jax.tree.map(sharding, shapes)
+def explain(mesh: Mesh, shapes: Any) -> str:
+    """A table for people: path, shape, dtype, spec and bytes a device of every leaf, and their
+    sum."""
+    rows, total, total_here = [("name", "shape", "dtype", "spec", "bytes a device")], 0, 0
+    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
+        if _is_key(leaf):
+            continue
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        sharding = NamedSharding(mesh, leaf_spec(name, leaf.shape, leaf.dtype, mesh))
+        item = np.dtype(leaf.dtype).itemsize
+        here = int(np.prod(sharding.shard_shape(leaf.shape))) * item
+        total, total_here = total + int(np.prod(leaf.shape)) * item, total_here + here
+        split = ", ".join(str(axis or "-") for axis in sharding.spec) or "whole"
+        rows.append((name, str(tuple(leaf.shape)), str(leaf.dtype), split, f"{here:,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False))
+        + f"  {row[-1]:>{widths[-1]}}"
+        for row in rows
+    ]
+    sizes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    lines.append(f"{total_here:,} of {total:,} bytes a device, mesh {sizes}")
+    return "\n".join(lines)
 
 
 def global_batch(mesh: Mesh, host_batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -23,8 +23,8 @@ from clip_jax.generation import (
     generate_tokens,
 )
 from clip_jax.models.architectures import get_architecture
+from clip_jax.models.attention import CACHE, MEMORY
 from clip_jax.models.config import override
-from clip_jax.models.transformer import CACHE, MEMORY
 from clip_jax.models.two_tower import TwoTower
 
 pytestmark = pytest.mark.slow

@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import init_params
 from clip_jax.training.config import OptimizerConfig
+from clip_jax.training.gradient import Objective
 from clip_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
 from clip_jax.training.state import TrainState, create_state
 from clip_jax.training.step import make_train_step
@@ -180,7 +181,7 @@ def training() -> tuple[Any, TrainState]:
     config = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
     optimizer, schedule = make_optimizer(config, 100), learning_rate_schedule(config, 100)
     step = jax.jit(
-        make_train_step(VIT, optimizer, schedule, ema_decay=EMA_DECAY),
+        make_train_step(Objective(VIT), optimizer, schedule, ema_decay=EMA_DECAY),
         compiler_options={"xla_backend_optimization_level": 0},
     )
     shapes = jax.eval_shape(lambda: create_state(VIT, optimizer, 0, ema=True))

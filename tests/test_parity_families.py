@@ -35,6 +35,7 @@ from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import TwoTower, l2_normalize
 from clip_jax.sharding import make_mesh
 from clip_jax.training.config import OptimizerConfig
+from clip_jax.training.gradient import Objective
 from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from clip_jax.training.state import TrainState
 from clip_jax.training.step import make_train_step
@@ -386,7 +387,7 @@ def test_twenty_steps(name: str, references: References) -> None:
             failed=jnp.zeros((), bool),
         )
         schedule = learning_rate_schedule(options, steps)
-        step = jax.jit(make_train_step(clip.config, optimizer, schedule))
+        step = jax.jit(make_train_step(Objective(clip.config), optimizer, schedule))
         losses = []
         for images, tokens in zip(data["images"], data["tokens"], strict=True):
             state, metrics = step(state, {"images": images, "tokens": tokens})

@@ -11,10 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from clip_jax.models.attention import Context
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.projection import project
 from clip_jax.models.text import text_block_config
-from clip_jax.models.transformer import Context, Transformer
+from clip_jax.models.transformer import Transformer
 
 
 def position_ids(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:

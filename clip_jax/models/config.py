@@ -103,7 +103,10 @@ class ClipConfig:
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
     scan_layers: bool = False  # one compiled block, scanned: quicker to compile, parameters stacked
-    remat: Literal["none", "full", "dots"] = "none"  # what the backward pass computes again
+    # What the backward pass computes again, from the most memory to the least; models/remat.py.
+    remat: Literal["none", "dots", "mlp", "full", "offload"] = "none"
+    attention: Literal["auto", "xla", "cudnn"] = "auto"  # kernel; auto: cuDNN where it can be had
+    patch_dropout: float = 0.0  # share of an image's patches that training leaves out (FLIP)
 
     image_mean: tuple[float, float, float] = OPENAI_MEAN  # of RGB in [0, 1]; applied on the device
     image_std: tuple[float, float, float] = OPENAI_STD
@@ -196,6 +199,12 @@ def _check(config: ClipConfig) -> None:
                 raise UserError(f"{field.name}={value}: must be at least {lowest}")
             if value > LARGEST:
                 raise UserError(f"{field.name}={value}: must be at most {LARGEST}")
+    if not 0 <= config.patch_dropout < 1:
+        raise UserError(f"patch_dropout={config.patch_dropout}: must be 0 to less than 1")
+    if config.patch_dropout and config.vision_kind not in ("vit", "hybrid"):
+        raise UserError(
+            f"patch_dropout={config.patch_dropout}: needs a ViT; vision_kind={config.vision_kind!r}"
+        )
     if min(config.image_std) <= 0:
         raise UserError(f"image_std={config.image_std}: must be above 0")
     divisors = [("text_width", config.text_width, "text_heads", config.text_heads)]
@@ -228,6 +237,11 @@ def _check_vit(config: ClipConfig) -> list[tuple[str, int, str, int]]:
         raise UserError("vision_pool='class_token': needs vision_class_token=True")
     if config.vision_projection == "none" and config.vision_pool != "queries":
         _check_width("vision", config.vision_width, config.embed_dim)
+    if config.patch_dropout and config.vision_rope != "none":
+        raise UserError(
+            f"patch_dropout={config.patch_dropout}: needs vision_rope='none', as rotary positions "
+            "take the whole grid"
+        )
     divisors = [("vision_width", config.vision_width, "vision_heads", config.vision_heads)]
     pooled = {"attention": ("vision_width", config.vision_width)}
     pooled["queries"] = ("embed_dim", config.embed_dim)

@@ -10,11 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from clip_jax.models.attention import FEATURES, BlockConfig
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import BlockInitializers
 from clip_jax.models.projection import project
-from clip_jax.models.transformer import FEATURES, REMAT_POLICIES, BlockConfig, Mlp
+from clip_jax.models.remat import rematerialized
+from clip_jax.models.transformer import Mlp
 
 STEM, DOWNSAMPLE, DEPTHWISE = 4, 2, 7  # kernels; the first two are also the strides
 weights = nn.initializers.normal(0.02)  # section A.1 of the paper
@@ -60,9 +62,7 @@ class ConvNeXt(nn.Module):
     def __call__(self, images_BSSC: jax.Array, train: bool = False) -> jax.Array:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         assert not isinstance(config.vision_layers, int)
-        block = ConvNeXtBlock
-        if config.remat != "none":
-            block = nn.remat(ConvNeXtBlock, policy=REMAT_POLICIES[config.remat])
+        block = rematerialized(ConvNeXtBlock, config.remat)
         x_BHWC = self._patches(images_BSSC.astype(dtype), config.vision_width, STEM, "stem")
         x_BHWC = self._norm("stem_norm")(x_BHWC)
         for stage, depth in enumerate(config.vision_layers):

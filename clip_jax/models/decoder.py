@@ -12,10 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from clip_jax.models.attention import NO_CONTEXT, BlockConfig, Context
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.initializers import BlockInitializers
 from clip_jax.models.text import past_mask, text_block_config
-from clip_jax.models.transformer import NO_CONTEXT, Block, BlockConfig, Context, Transformer
+from clip_jax.models.transformer import Block, Transformer
 
 
 def decoder_block_config(config: ClipConfig) -> BlockConfig:

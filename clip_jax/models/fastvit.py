@@ -17,18 +17,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from clip_jax.models.attention import FEATURES, Attention, BlockConfig
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import BlockInitializers, Init, torch_uniform
 from clip_jax.models.projection import project
+from clip_jax.models.remat import rematerialized
 from clip_jax.models.resnet import BatchNorm
-from clip_jax.models.transformer import (
-    ACTIVATIONS,
-    FEATURES,
-    REMAT_POLICIES,
-    Attention,
-    BlockConfig,
-)
+from clip_jax.models.transformer import ACTIVATIONS
 
 HEAD_DIM = 32
 ATTENTION_FROM = 3  # the index of the first stage whose blocks attend
@@ -188,6 +184,7 @@ class FastViTBlock(nn.Module):
             dtype=x_BHWC.dtype,
             init="normal",
             query_value_bias=False,
+            attention=config.attention,
         )
         inits = BlockInitializers(block.init, channels, block.mlp_dim, layers=1)
         y_BLC = y.reshape(len(y), -1, channels)
@@ -205,9 +202,7 @@ class FastViT(nn.Module):
         assert not isinstance(config.vision_layers, int)
         use_batch = train and config.batch_norm == "batch"
         x = self._stem(images_BSSC.astype(jnp.dtype(config.dtype)), use_batch)
-        block = FastViTBlock
-        if config.remat != "none":
-            block = nn.remat(FastViTBlock, policy=REMAT_POLICIES[config.remat])
+        block = rematerialized(FastViTBlock, config.remat)
         for stage, depth in enumerate(config.vision_layers):
             name, channels = f"stage{stage + 1}", config.vision_width * 2**stage
             if stage:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 from flax.traverse_util import flatten_dict
 
+from clip_jax.models.attention import FEATURES
 from clip_jax.models.config import ClipConfig
-from clip_jax.models.transformer import FEATURES
 from clip_jax.models.two_tower import TwoTower
 
 NUMBERS = re.compile(r"\d+")

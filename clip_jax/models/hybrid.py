@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.config import ClipConfig
+from clip_jax.models.remat import rematerialized
 from clip_jax.models.resnet import BatchNorm
-from clip_jax.models.transformer import ACTIVATIONS, REMAT_POLICIES
+from clip_jax.models.transformer import ACTIVATIONS
 from clip_jax.models.vision import VisionTransformer
 
 INVERTED_DEPTHS = (2, 4)  # blocks of ViTamin's two convolutional stages
@@ -88,9 +89,7 @@ class InvertedStem(nn.Module):
     def __call__(self, images_BSSC: jax.Array, train: bool) -> jax.Array:
         del train
         config, width = self.config, self.config.vision_stem_width
-        block = InvertedBlock
-        if config.remat != "none":
-            block = nn.remat(InvertedBlock, policy=REMAT_POLICIES[config.remat])
+        block = rematerialized(InvertedBlock, config.remat)
         x = self._norm("norm")(_conv(images_BSSC, width, 3, 2, "conv1"))
         x = _conv(ACTIVATIONS[config.vision_activation](x), width, 3, 1, "conv2")
         for stage, depth in enumerate(INVERTED_DEPTHS, start=1):
@@ -116,12 +115,16 @@ class HybridTransformer(VisionTransformer):
 
     @nn.compact
     def __call__(
-        self, images_BSSC: jax.Array, train: bool = False, with_memory: bool = False
+        self,
+        images_BSSC: jax.Array,
+        train: bool = False,
+        with_memory: bool = False,
+        rows: jax.Array | None = None,
     ) -> Any:
         config = self.config
         stem = STEMS[config.vision_stem](config, name="stem")
         features_BHWD = stem(images_BSSC.astype(jnp.dtype(config.dtype)), train)
-        return super().__call__(features_BHWD, train, with_memory)
+        return super().__call__(features_BHWD, train, with_memory, rows)
 
     def _tokens(self, images_BSSC: jax.Array) -> jax.Array:
         """Features of the stem, (B, H, W, D), with their positions, and class token: (B, L, D)."""

@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from clip_jax.models.attention import Attention, BlockConfig, Context
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.initializers import BlockInitializers
-from clip_jax.models.transformer import Attention, BlockConfig, Context, Mlp
+from clip_jax.models.transformer import Mlp
 
 
 def _block_config(config: ClipConfig) -> BlockConfig:
@@ -19,6 +20,7 @@ def _block_config(config: ClipConfig) -> BlockConfig:
         norm_eps=config.vision_eps,
         dtype=jnp.dtype(config.dtype),
         init=config.vision_init,
+        attention=config.attention,
     )
 
 

@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.config import ClipConfig
+from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import torch_uniform
+from clip_jax.models.remat import rematerialized
 
 BATCH_STATISTICS = "batch_statistics"
 RUNNING_NAMES = ("mean", "var")  # leaves of `params` that are buffers, not trained and not counted
@@ -109,6 +111,7 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs, features = x.shape[-1], 4 * self.width
+        x = constrain_batch(x)
         y = _conv(self.width, 1, inputs, self.dtype, "conv1")(x)
         y = nn.relu(BatchNorm(name="norm1")(y, self.use_batch))
         y = _conv(self.width, 3, self.width, self.dtype, "conv2")(y)
@@ -118,7 +121,7 @@ class Bottleneck(nn.Module):
         if self.stride > 1 or inputs != features:
             x = _conv(features, 1, inputs, self.dtype, "shortcut")(_average_pool(x, self.stride))
             x = BatchNorm(name="shortcut_norm")(x, self.use_batch)
-        return nn.relu(x + y)
+        return constrain_batch(nn.relu(x + y))
 
 
 class AttentionPool(nn.Module):
@@ -166,9 +169,7 @@ class ModifiedResNet(nn.Module):
             x = _conv(features, 3, x.shape[-1], dtype, f"stem_conv{index}", stride)(x)
             x = nn.relu(BatchNorm(name=f"stem_norm{index}")(x, use_batch))
         x = _average_pool(x, 2)
-        block = Bottleneck
-        if config.remat != "none":
-            block = nn.remat(Bottleneck)
+        block = rematerialized(Bottleneck, config.remat)
         for stage, depth in enumerate(config.vision_layers):
             for index in range(depth):
                 x = block(

@@ -9,9 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from clip_jax.models.attention import BlockConfig, Context
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.projection import project
-from clip_jax.models.transformer import BlockConfig, Context, Transformer
+from clip_jax.models.transformer import Transformer
 
 
 def pool_positions(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
@@ -119,4 +120,5 @@ def text_block_config(config: ClipConfig) -> BlockConfig:
         init="openai_text" if config.text_init == "openai" else config.text_init,
         causal=config.text_causal and config.text_kind == "transformer",
         norm="post" if config.text_kind == "bert" else "pre",
+        attention=config.attention,
     )

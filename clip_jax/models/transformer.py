@@ -1,31 +1,33 @@
 """The Transformer block that every tower is made of (paper section 2.4), and stacks of it.
 
 One implementation serves all families through the options of `BlockConfig`. Shape letters: B
-batch, L tokens, D width, H heads, K head dimension (D = H·K), M width of the MLP, N memory tokens,
-C their width.
+batch, L tokens, D width, M width of the MLP.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from clip_jax.models.attention import (
+    CACHE,
+    FEATURES,
+    MEMORY,
+    NO_CONTEXT,
+    Attention,
+    BlockConfig,
+    Context,
+)
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import BlockInitializers
+from clip_jax.models.remat import BLOCK_INPUT, rematerialized
 
 Array = jax.Array
-
-# What a forward pass with `mutable=["features"]` gives beside its output: every block's output
-# (B, L, D) and the weights of every attention (B, H, L, N), float32.
-FEATURES = "features"
-# What generation keeps between tokens: keys and values of the tokens so far, and of the memory.
-CACHE, MEMORY = "cache", "memory"
 
 
 def quick_gelu(x: Array) -> Array:
@@ -43,154 +45,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": quick_gelu,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockConfig:
-    """What distinguishes the blocks of one tower from another's."""
-
-    heads: int
-    mlp_dim: int
-    activation: str
-    norm_eps: float
-    dtype: jnp.dtype
-    init: str
-    causal: bool = False
-    # "pre": x + f(LN(x)); "post": LN(x + f(x)), BERT; "branch": x + LN(f(x)), EVA-02-E.
-    norm: Literal["pre", "post", "branch"] = "pre"
-    # "swiglu": silu(gate)·x, then LayerNorm (EVA-02); "geglu": LayerNorm, then gelu(gate)·x
-    # (ViTamin).
-    mlp: Literal["plain", "swiglu", "geglu"] = "plain"
-    inner_norm: bool = False  # LayerNorm on attention's output, before its projection
-    key_bias: bool = True
-    query_value_bias: bool = True  # without it, keys have none either
-    layer_scale: float | None = None  # initial gain of each branch
-
-
-class Context(NamedTuple):
-    """What blocks see beside their tokens; the same for all blocks of a stack."""
-
-    mask: Array | None = None  # bool, broadcastable to (B, H, L, L or N): True may be attended to
-    rope: tuple[Array, Array] | None = None  # cosine and sine, (L, K) float32
-    memory_BNC: Array | None = None  # of cross-attention
-    position: Array | None = None  # () int: generation, where x has the one token at this position
-
-
-NO_CONTEXT = Context()
-
-
-def rotate(x_BLHK: Array, rope: tuple[Array, Array]) -> Array:
-    """Rotary positions (Su et al. 2021): turns each pair of neighbouring features by its angle."""
-    cosine_L1K, sine_L1K = (table[:, None, :] for table in rope)
-    pairs = x_BLHK.reshape(*x_BLHK.shape[:-1], -1, 2).astype(jnp.float32)
-    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x_BLHK.shape)
-    return (x_BLHK * cosine_L1K + turned * sine_L1K).astype(x_BLHK.dtype)
-
-
-class Attention(nn.Module):
-    """Multi-head attention, (B, L, D) -> (B, L, D), softmax in float32.
-
-    Queries come from `x_BLD`, keys and values from the context's memory, or from `x_BLD` as well.
-    """
-
-    config: BlockConfig
-    inits: BlockInitializers
-
-    @nn.compact
-    def __call__(self, x_BLD: Array, context: Context = NO_CONTEXT) -> Array:
-        config, dtype = self.config, self.config.dtype
-        width, heads = x_BLD.shape[-1], config.heads
-        head_dim = width // heads
-        query, key, value = self._query_key_value(x_BLD, context, head_dim)
-        if context.rope is not None:
-            query, key = rotate(query, context.rope), rotate(key, context.rope)
-        causal = config.causal
-        if context.position is not None and context.memory_BNC is None:
-            key = self._with_past("key", key, context)
-            value = self._with_past("value", value, context)
-            causal = False  # the mask says it
-        if self.is_mutable_collection(FEATURES):
-            weights = attention_weights(query, key, causal, context.mask)
-            self.sow(FEATURES, "weights", weights)
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=context.mask, is_causal=causal)
-        if config.inner_norm:
-            flat = mixed.reshape(*mixed.shape[:2], width)
-            flat = nn.LayerNorm(config.norm_eps, dtype=dtype, name="inner_norm")(flat)
-            mixed = flat.reshape(mixed.shape)
-        out = self.param("out", self.inits.attention_out, (heads, head_dim, width), jnp.float32)
-        out_bias = self.param("out_bias", nn.initializers.zeros, (width,), jnp.float32)
-        return jnp.einsum("blhk,hkd->bld", mixed, out.astype(dtype)) + out_bias.astype(dtype)
-
-    def _query_key_value(
-        self, x_BLD: Array, context: Context, head_dim: int
-    ) -> tuple[Array, Array, Array]:
-        """(B, L, H, K), (B, N, H, K), (B, N, H, K).
-
-        One matrix for the three projections where the widths allow it (one product instead of
-        three); heads are an axis of their own, so that tensor parallelism can split them.
-        """
-        dtype, width, heads = self.config.dtype, x_BLD.shape[-1], self.config.heads
-        memory = context.memory_BNC
-        init, shape = self.inits.query_key_value, (heads, head_dim)
-        bias = self._bias(shape).astype(dtype)
-        if memory is None or memory.shape[-1] == width:
-            kernel = self.param("query_key_value", init, (width, 3, *shape), jnp.float32)
-            kernel = kernel.astype(dtype)
-            if memory is None:
-                qkv = jnp.einsum("bld,dshk->blshk", x_BLD, kernel) + bias
-                return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-            query_kernel, key_value_kernel = kernel[:, 0], kernel[:, 1:]
-        else:
-            query_kernel = self.param("query", init, (width, *shape), jnp.float32)
-            query_kernel = query_kernel.astype(dtype)
-            memory_width = memory.shape[-1]
-            key_value_kernel = self.param("key_value", init, (memory_width, 2, *shape), jnp.float32)
-            key_value_kernel = key_value_kernel.astype(dtype)
-        query = jnp.einsum("bld,dhk->blhk", x_BLD, query_kernel) + bias[0]
-
-        def of_memory() -> Array:
-            return jnp.einsum("bnc,cshk->bnshk", memory, key_value_kernel) + bias[1:]
-
-        if context.position is None:
-            key_value = of_memory()
-        else:  # the memory is the same for all tokens
-            key_value = self.variable(MEMORY, "key_value", of_memory).value
-        return query, key_value[:, :, 0], key_value[:, :, 1]
-
-    def _with_past(self, name: str, new_B1HK: Array, context: Context) -> Array:
-        """(B, 1, H, K) -> (B, N, H, K): keys or values of all positions that the mask has."""
-        assert context.mask is not None
-        assert context.position is not None
-        batch, _, *heads = new_B1HK.shape
-        shape = (batch, context.mask.shape[-1], *heads)
-        past = self.variable(CACHE, name, jnp.zeros, shape, new_B1HK.dtype)
-        past.value = jax.lax.dynamic_update_slice_in_dim(
-            past.value, new_B1HK, context.position, axis=1
-        )
-        return past.value
-
-    def _bias(self, shape: tuple[int, int]) -> Array:
-        """(3, H, K) float32; where some have none, zeros stand for theirs."""
-        if not self.config.query_value_bias:
-            return jnp.zeros((3, *shape), jnp.float32)
-        rows = 3 if self.config.key_bias else 2
-        zeros = nn.initializers.zeros
-        bias = self.param("query_key_value_bias", zeros, (rows, *shape), jnp.float32)
-        return bias if rows == 3 else jnp.insert(bias, 1, 0.0, axis=0)
-
-
-def attention_weights(
-    query_BLHK: Array, key_BNHK: Array, causal: bool, mask: Array | None
-) -> Array:
-    """The softmax that attention applies to its values: (B, H, L, N) float32, rows sum to 1."""
-    scores = jnp.einsum("blhk,bnhk->bhln", query_BLHK, key_BNHK).astype(jnp.float32)
-    scores *= query_BLHK.shape[-1] ** -0.5
-    allowed = jnp.ones(scores.shape[-2:], bool)
-    if causal:
-        allowed = jnp.tril(allowed)
-    if mask is not None:
-        allowed = allowed & mask
-    return jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), axis=-1)
 
 
 class Mlp(nn.Module):
@@ -215,9 +69,10 @@ class Mlp(nn.Module):
             x_BLD = norm(x_BLD)
         hidden_BLM = widen(name="in")(x_BLD)
         if config.mlp == "plain":
-            hidden_BLM = constrain_batch(activation(hidden_BLM))
+            hidden_BLM = constrain_batch(activation(hidden_BLM), split=-1)
         else:
-            hidden_BLM = constrain_batch(activation(widen(name="gate")(x_BLD)) * hidden_BLM)
+            gate_BLM = activation(widen(name="gate")(x_BLD))
+            hidden_BLM = constrain_batch(gate_BLM * hidden_BLM, split=-1)
         if config.mlp == "swiglu":
             hidden_BLM = norm(hidden_BLM)
         return nn.Dense(
@@ -239,12 +94,12 @@ class Block(nn.Module):
     def __call__(self, x_BLD: Array, context: Context = NO_CONTEXT) -> tuple[Array, None]:
         # The constraint keeps the batch split under FSDP; without it the partitioner follows the
         # weights' sharding and memory grows several times over.
-        x_BLD = constrain_batch(x_BLD)
+        x_BLD = checkpoint_name(constrain_batch(x_BLD), BLOCK_INPUT)
         if context.memory_BNC is not None:
             memory = self._norm("memory_norm")(context.memory_BNC)
             context = context._replace(memory_BNC=memory)
         attention = Attention(self.config, self.inits, name="attention")
-        x_BLD = self._branch(x_BLD, lambda x: attention(x, context), "attention")
+        x_BLD = constrain_batch(self._branch(x_BLD, lambda x: attention(x, context), "attention"))
         x_BLD = self._branch(x_BLD, Mlp(self.config, self.inits, name="mlp"), "mlp")
         x_BLD = constrain_batch(x_BLD)
         self.sow(FEATURES, "output", x_BLD)
@@ -265,12 +120,6 @@ class Block(nn.Module):
         return nn.LayerNorm(self.config.norm_eps, dtype=self.config.dtype, name=name)
 
 
-REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-
-
 class Transformer(nn.Module):
     """A stack of blocks of the class `block`, (B, L, D) -> (B, L, D).
 
@@ -287,12 +136,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: Array, context: Context = NO_CONTEXT) -> Array:
-        block = self.block
-        if self.remat != "none":
-            # Inside a scan the loop itself prevents common-subexpression elimination.
-            block = nn.remat(
-                block, prevent_cse=not self.scan_layers, policy=REMAT_POLICIES[self.remat]
-            )
+        block = rematerialized(self.block, self.remat, in_scan=self.scan_layers)
         inits = BlockInitializers(
             self.config.init, x_BLD.shape[-1], self.config.mlp_dim, self.layers
         )

@@ -74,8 +74,16 @@ class TwoTower(nn.Module):
                 "logit_bias", nn.initializers.constant(self.config.logit_bias_init), (), jnp.float32
             )
 
-    def encode_image(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """(B, S, S, 3) float, normalised -> (B, D) in the compute dtype, not L2-normalised."""
+    def encode_image(
+        self, images: jax.Array, train: bool = False, rows: jax.Array | None = None
+    ) -> jax.Array:
+        """(B, S, S, 3) float, normalised -> (B, D) in the compute dtype, not L2-normalised.
+
+        `rows`, (B,) int: the images' numbers in the global batch; see `__call__`.
+        """
+        if train and self.config.patch_dropout:
+            rows = jnp.arange(len(images)) if rows is None else rows
+            return self.vision(images, train, rows=rows)
         return self.vision(images, train)
 
     def encode_text(self, tokens: jax.Array) -> jax.Array:
@@ -103,16 +111,24 @@ class TwoTower(nn.Module):
         x_R1D = self.text(tokens, position=position)
         return self.decoder(x_R1D, memory, position, tokens.shape[1])[:, 0]
 
-    def __call__(self, images: jax.Array, tokens: jax.Array, train: bool = False) -> CLIPOutput:
+    def __call__(
+        self,
+        images: jax.Array,
+        tokens: jax.Array,
+        train: bool = False,
+        rows: jax.Array | None = None,
+    ) -> CLIPOutput:
         """(B, S, S, 3) float normalised, (B, L) int -> `CLIPOutput`.
 
-        `train` matters for batch normalisation only; then pass `mutable=["batch_statistics"]`.
+        `train` matters for batch normalisation (then pass `mutable=["batch_statistics"]`) and for
+        `patch_dropout`: then pass `rngs={"dropout": key}`, and as `rows` (B,) int the numbers of
+        the rows in the global batch where this is a part of one.
         """
         if self.is_initializing() and self.config.decoder_layers:
             self.caption_logits(images, tokens)
         has_bias = self.config.logit_bias_init is not None
         return CLIPOutput(
-            l2_normalize(self.encode_image(images, train)),
+            l2_normalize(self.encode_image(images, train, rows)),
             l2_normalize(self.encode_text(tokens)),
             jnp.exp(self.logit_scale),
             self.logit_bias if has_bias else jnp.zeros((), jnp.float32),

@@ -8,12 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from clip_jax.models.attention import BlockConfig, Context
 from clip_jax.models.config import ClipConfig
+from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import torch_uniform
 from clip_jax.models.pooling import AttentionPoolHead, QueryPool
 from clip_jax.models.projection import project
 from clip_jax.models.rope import rope_tables
-from clip_jax.models.transformer import BlockConfig, Context, Transformer
+from clip_jax.models.transformer import Transformer
 
 
 def block_config(config: ClipConfig) -> BlockConfig:
@@ -30,6 +32,7 @@ def block_config(config: ClipConfig) -> BlockConfig:
         inner_norm=config.vision_inner_norm,
         key_bias=config.vision_key_bias,
         layer_scale=config.vision_layer_scale,
+        attention=config.attention,
     )
 
 
@@ -38,17 +41,26 @@ class VisionTransformer(nn.Module):
 
     With `with_memory`, also the tokens (B, N, C) that a caption decoder attends to. Under
     `vision_pool="average"` a class token takes part in attention only, and the mean is taken over
-    the patches.
+    the patches. With `rows`, (B,) int, and a random key "dropout", each image goes without a share
+    `patch_dropout` of its patches.
     """
 
     config: ClipConfig
 
     @nn.compact
     def __call__(
-        self, images_BSSC: jax.Array, train: bool = False, with_memory: bool = False
+        self,
+        images_BSSC: jax.Array,
+        train: bool = False,
+        with_memory: bool = False,
+        rows: jax.Array | None = None,
     ) -> Any:
         config = self.config
         x_BLD = self._tokens(images_BSSC)
+        if rows is not None:
+            x_BLD = self._drop_patches(x_BLD, rows)
+        if config.vision_pre_norm:
+            x_BLD = self._norm("pre_norm")(x_BLD)
         context = Context()
         if config.vision_rope != "none":
             cosine, sine = rope_tables(config)
@@ -101,15 +113,31 @@ class VisionTransformer(nn.Module):
             class_B1D = jnp.broadcast_to(class_token.astype(dtype), (batch, 1, width))
             x_BLD = jnp.concatenate([class_B1D, x_BLD], axis=1)
         positions = self.param("positions", token_init, (config.vision_tokens, width), jnp.float32)
-        x_BLD += positions.astype(dtype)
-        if config.vision_pre_norm:
-            x_BLD = nn.LayerNorm(config.vision_eps, dtype=dtype, name="pre_norm")(x_BLD)
-        return x_BLD
+        return x_BLD + positions.astype(dtype)
+
+    def _drop_patches(self, x_BLD: jax.Array, rows_B: jax.Array) -> jax.Array:
+        """A random share of the patches, (B, L, D) -> (B, L', D); Li et al. 2023, FLIP.
+
+        Which ones depends on the key and the row's number alone, so that the parts of a batch lose
+        what the whole batch would.
+        """
+        first = int(self.config.vision_class_token)
+        patches_BND = x_BLD[:, first:]
+        count = patches_BND.shape[1]
+        kept = max(1, int(count * (1 - self.config.patch_dropout)))
+        key = self.make_rng("dropout")
+        draw = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row), (count,)))
+        chosen_BN = jax.lax.top_k(constrain_batch(draw(rows_B)), kept)[1]
+        kept_BND = jnp.take_along_axis(patches_BND, chosen_BN[:, :, None], axis=1)
+        return constrain_batch(jnp.concatenate([x_BLD[:, :first], kept_BND], axis=1))
+
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return nn.LayerNorm(self.config.vision_eps, dtype=jnp.dtype(self.config.dtype), name=name)
 
     def _pool(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The feature (B, D), and the tokens that it was not read from."""
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
-        post_norm = nn.LayerNorm(config.vision_eps, dtype=dtype, name="post_norm")
+        config = self.config
+        post_norm = self._norm("post_norm")
         if config.vision_pool == "queries":
             pooled = post_norm(QueryPool(config, name="query_pool")(x_BLD))
             return pooled[:, 0], pooled[:, 1:]

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from clip_jax.models.config import ClipConfig
 from clip_jax.sharding import batch_sharding
 from clip_jax.training.config import TrainConfig
+from clip_jax.training.gradient import Objective
 from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from clip_jax.training.state import TrainState, abstract_state
 from clip_jax.training.step import make_train_step
@@ -46,11 +47,13 @@ def jit_train_step(config: TrainConfig, architecture: ClipConfig, mesh: Mesh, st
     Call it, or `.lower(abstract_run_state(…), abstract_batch(…)).compile()` it, inside
     `jax.set_mesh(mesh)`.
     """
+    objective = Objective(
+        architecture, config.loss, config.loss_implementation, config.optimizer.microbatches
+    )
     step = make_train_step(
-        architecture,
+        objective,
         make_optimizer(config.optimizer, steps),
         learning_rate_schedule(config.optimizer, steps),
-        config.loss,
         config.optimizer.ema_decay,
     )
     state = abstract_run_state(config, architecture, mesh, steps)

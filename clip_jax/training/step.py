@@ -1,4 +1,4 @@
-"""One update: normalise, two towers, global loss, AdamW."""
+"""One update: the gradient of the global loss, then the optimizer."""
 
 from __future__ import annotations
 
@@ -10,51 +10,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clip_jax.losses import sigmoid_loss, softmax_loss
-from clip_jax.models.config import ClipConfig
-from clip_jax.models.resnet import BATCH_STATISTICS, update_running_statistics
-from clip_jax.models.two_tower import CLIPOutput, TwoTower
+from clip_jax.models.resnet import update_running_statistics
+from clip_jax.training.gradient import Batch, Objective, loss_gradient
 from clip_jax.training.state import TrainState
 
 MAX_LOGIT_SCALE = math.log(100)  # paper section 2.5
 
-LOSSES: dict[str, Callable[[CLIPOutput], jax.Array]] = {
-    "softmax": lambda out: softmax_loss(out.image_embeds, out.text_embeds, out.logit_scale),
-    "sigmoid": lambda out: sigmoid_loss(
-        out.image_embeds, out.text_embeds, out.logit_scale, out.logit_bias
-    ),
-}
-
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def normalize_images(images: jax.Array, config: ClipConfig) -> jax.Array:
-    """(B, S, S, 3) uint8 -> float32: scaled to [0, 1], minus mean, over standard deviation."""
-    mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
-    # One multiplication and one addition a pixel: (x/255 − mean)/std.
-    return images.astype(jnp.float32) * (1 / (255 * std)) - mean / std
-
-
-def loss_and_statistics(
-    params: Any, batch: Batch, config: ClipConfig, loss: str
-) -> tuple[jax.Array, Any]:
-    """The loss of a global batch, and the batch statistics that ResNets sow (empty for others)."""
-    out, sown = TwoTower(config).apply(
-        {"params": params},
-        normalize_images(batch["images"], config),
-        batch["tokens"],
-        train=True,
-        mutable=[BATCH_STATISTICS],
-    )
-    return LOSSES[loss](out), sown.get(BATCH_STATISTICS, {})
-
-
 def make_train_step(
-    config: ClipConfig,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    loss: str = "softmax",
     ema_decay: float | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """(state, {"images": (B, S, S, 3) uint8, "tokens": (B, L) int32}) -> (state, metrics).
@@ -65,9 +33,8 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (value, statistics), grads = jax.value_and_grad(loss_and_statistics, has_aux=True)(
-            state.params, batch, config, loss
-        )
+        key = jax.random.fold_in(state.key, state.step)
+        value, grads, statistics = loss_gradient(objective, state.params, batch, key)
         grad_norm = optax.tree.norm(grads)
         failed = state.failed | ~jnp.isfinite(value) | ~jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -118,7 +118,7 @@ def on_mesh(mesh: Mesh) -> Place:
     """Puts each leaf on the mesh, split over fsdp by the rule that training uses."""
 
     def place(path: str, leaf: np.ndarray) -> jax.Array:
-        spec = leaf_spec(leaf.shape, leaf.dtype, mesh.shape["fsdp"])
+        spec = leaf_spec(path, leaf.shape, leaf.dtype, mesh)
         return jax.make_array_from_callback(
             leaf.shape, NamedSharding(mesh, spec), leaf.__getitem__, dtype=leaf.dtype
         )

@@ -1,0 +1,215 @@
+"""Multi-head attention (paper section 2.4), and what a block is configured by.
+
+Shape letters: B batch, L tokens, D width, H heads, K head dimension (D = H·K), N memory tokens, C
+their width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from clip_jax.errors import UserError
+from clip_jax.models.constraints import constrain_batch
+from clip_jax.models.initializers import BlockInitializers
+from clip_jax.models.remat import ATTENTION_MIXED, ATTENTION_PROJECTED
+
+Array = jax.Array
+
+# What a forward pass with `mutable=["features"]` gives beside its output: every block's output
+# (B, L, D) and the weights of every attention (B, H, L, N), float32.
+FEATURES = "features"
+# What generation keeps between tokens: keys and values of the tokens so far, and of the memory.
+CACHE, MEMORY = "cache", "memory"
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """What distinguishes the blocks of one tower from another's."""
+
+    heads: int
+    mlp_dim: int
+    activation: str
+    norm_eps: float
+    dtype: jnp.dtype
+    init: str
+    causal: bool = False
+    # "pre": x + f(LN(x)); "post": LN(x + f(x)), BERT; "branch": x + LN(f(x)), EVA-02-E.
+    norm: Literal["pre", "post", "branch"] = "pre"
+    # "swiglu": silu(gate)·x, then LayerNorm (EVA-02); "geglu": LayerNorm, then gelu(gate)·x
+    # (ViTamin).
+    mlp: Literal["plain", "swiglu", "geglu"] = "plain"
+    inner_norm: bool = False  # LayerNorm on attention's output, before its projection
+    key_bias: bool = True
+    query_value_bias: bool = True  # without it, keys have none either
+    layer_scale: float | None = None  # initial gain of each branch
+    attention: str = "auto"  # as in `ClipConfig`
+
+
+class Context(NamedTuple):
+    """What blocks see beside their tokens; the same for all blocks of a stack."""
+
+    mask: Array | None = None  # bool, broadcastable to (B, H, L, L or N): True may be attended to
+    rope: tuple[Array, Array] | None = None  # cosine and sine, (L, K) float32
+    memory_BNC: Array | None = None  # of cross-attention
+    position: Array | None = None  # () int: generation, where x has the one token at this position
+
+
+NO_CONTEXT = Context()
+
+
+def kernel(wanted: str, query_BLHK: Array, mask: Array | None) -> Literal["xla", "cudnn"]:
+    """Which of the implementations of `jax.nn.dot_product_attention` runs; softmax is in float32 in
+    both.
+
+    "auto" is cuDNN's fused kernel where there is an NVIDIA GPU of Ampere's generation or later and
+    dtype, head width and mask allow it, else XLA. Raises `UserError` where "cudnn" cannot be had.
+    """
+    if wanted == "xla":
+        return "xla"
+    head_dim, dtype = query_BLHK.shape[-1], query_BLHK.dtype
+    reason = None
+    if jax.default_backend() != "gpu":
+        reason = f"there is no GPU, but {jax.default_backend()}"
+    elif float(getattr(jax.devices()[0], "compute_capability", 0)) < 8.0:
+        reason = f"{jax.devices()[0].device_kind} is older than Ampere"
+    elif dtype not in (jnp.bfloat16, jnp.float16):
+        reason = f"dtype is {dtype}, needs bfloat16"
+    elif head_dim % 8 or head_dim > 128:
+        reason = f"heads are {head_dim} wide, needs a multiple of 8 up to 128"
+    elif mask is not None:
+        reason = "a mask of the padding is needed"
+    if reason is None:
+        return "cudnn"
+    if wanted == "cudnn":
+        raise UserError(f"attention='cudnn': {reason}; accepted here: 'auto' or 'xla'")
+    return "xla"
+
+
+def rotate(x_BLHK: Array, rope: tuple[Array, Array]) -> Array:
+    """Rotary positions (Su et al. 2021): turns each pair of neighbouring features by its angle."""
+    cosine_L1K, sine_L1K = (table[:, None, :] for table in rope)
+    pairs = x_BLHK.reshape(*x_BLHK.shape[:-1], -1, 2).astype(jnp.float32)
+    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x_BLHK.shape)
+    return (x_BLHK * cosine_L1K + turned * sine_L1K).astype(x_BLHK.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention, (B, L, D) -> (B, L, D), softmax in float32.
+
+    Queries come from `x_BLD`, keys and values from the context's memory, or from `x_BLD` as well.
+    """
+
+    config: BlockConfig
+    inits: BlockInitializers
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, context: Context = NO_CONTEXT) -> Array:
+        config, dtype = self.config, self.config.dtype
+        width, heads = x_BLD.shape[-1], config.heads
+        head_dim = width // heads
+        query, key, value = self._query_key_value(x_BLD, context, head_dim)
+        if context.rope is not None:
+            query, key = rotate(query, context.rope), rotate(key, context.rope)
+        query, key, value = (checkpoint_name(x, ATTENTION_PROJECTED) for x in (query, key, value))
+        causal = config.causal
+        if context.position is not None and context.memory_BNC is None:
+            key = self._with_past("key", key, context)
+            value = self._with_past("value", value, context)
+            causal = False  # the mask says it
+        if self.is_mutable_collection(FEATURES):
+            weights = attention_weights(query, key, causal, context.mask)
+            self.sow(FEATURES, "weights", weights)
+        mixed = jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=context.mask,
+            is_causal=causal,
+            implementation=kernel(config.attention, query, context.mask),
+        )
+        mixed = checkpoint_name(constrain_batch(mixed, split=2), ATTENTION_MIXED)
+        if config.inner_norm:
+            flat = mixed.reshape(*mixed.shape[:2], width)
+            flat = nn.LayerNorm(config.norm_eps, dtype=dtype, name="inner_norm")(flat)
+            mixed = flat.reshape(mixed.shape)
+        out = self.param("out", self.inits.attention_out, (heads, head_dim, width), jnp.float32)
+        out_bias = self.param("out_bias", nn.initializers.zeros, (width,), jnp.float32)
+        return jnp.einsum("blhk,hkd->bld", mixed, out.astype(dtype)) + out_bias.astype(dtype)
+
+    def _query_key_value(
+        self, x_BLD: Array, context: Context, head_dim: int
+    ) -> tuple[Array, Array, Array]:
+        """(B, L, H, K), (B, N, H, K), (B, N, H, K).
+
+        One matrix for the three projections where the widths allow it (one product instead of
+        three); heads are an axis of their own, so that tensor parallelism can split them.
+        """
+        dtype, width, heads = self.config.dtype, x_BLD.shape[-1], self.config.heads
+        memory = context.memory_BNC
+        init, shape = self.inits.query_key_value, (heads, head_dim)
+        bias = self._bias(shape).astype(dtype)
+        if memory is None or memory.shape[-1] == width:
+            kernel = self.param("query_key_value", init, (width, 3, *shape), jnp.float32)
+            kernel = kernel.astype(dtype)
+            if memory is None:
+                qkv = constrain_batch(jnp.einsum("bld,dshk->blshk", x_BLD, kernel) + bias, split=3)
+                return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+            query_kernel, key_value_kernel = kernel[:, 0], kernel[:, 1:]
+        else:
+            query_kernel = self.param("query", init, (width, *shape), jnp.float32)
+            query_kernel = query_kernel.astype(dtype)
+            memory_width = memory.shape[-1]
+            key_value_kernel = self.param("key_value", init, (memory_width, 2, *shape), jnp.float32)
+            key_value_kernel = key_value_kernel.astype(dtype)
+        query = constrain_batch(jnp.einsum("bld,dhk->blhk", x_BLD, query_kernel) + bias[0], split=2)
+
+        def of_memory() -> Array:
+            product = jnp.einsum("bnc,cshk->bnshk", memory, key_value_kernel) + bias[1:]
+            return constrain_batch(product, split=3)
+
+        if context.position is None:
+            key_value = of_memory()
+        else:  # the memory is the same for all tokens
+            key_value = self.variable(MEMORY, "key_value", of_memory).value
+        return query, key_value[:, :, 0], key_value[:, :, 1]
+
+    def _with_past(self, name: str, new_B1HK: Array, context: Context) -> Array:
+        """(B, 1, H, K) -> (B, N, H, K): keys or values of all positions that the mask has."""
+        assert context.mask is not None
+        assert context.position is not None
+        batch, _, *heads = new_B1HK.shape
+        shape = (batch, context.mask.shape[-1], *heads)
+        past = self.variable(CACHE, name, jnp.zeros, shape, new_B1HK.dtype)
+        past.value = jax.lax.dynamic_update_slice_in_dim(
+            past.value, new_B1HK, context.position, axis=1
+        )
+        return past.value
+
+    def _bias(self, shape: tuple[int, int]) -> Array:
+        """(3, H, K) float32; where some have none, zeros stand for theirs."""
+        if not self.config.query_value_bias:
+            return jnp.zeros((3, *shape), jnp.float32)
+        rows = 3 if self.config.key_bias else 2
+        zeros = nn.initializers.zeros
+        bias = self.param("query_key_value_bias", zeros, (rows, *shape), jnp.float32)
+        return bias if rows == 3 else jnp.insert(bias, 1, 0.0, axis=0)
+
+
+def attention_weights(
+    query_BLHK: Array, key_BNHK: Array, causal: bool, mask: Array | None
+) -> Array:
+    """The softmax that attention applies to its values: (B, H, L, N) float32, rows sum to 1."""
+    scores = jnp.einsum("blhk,bnhk->bhln", query_BLHK, key_BNHK).astype(jnp.float32)
+    scores *= query_BLHK.shape[-1] ** -0.5
+    allowed = jnp.ones(scores.shape[-2:], bool)
+    if causal:
+        allowed = jnp.tril(allowed)
+    if mask is not None:
+        allowed = allowed & mask
+    return jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), axis=-1)

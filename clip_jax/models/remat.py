@@ -1,0 +1,41 @@
+"""What the backward pass computes again instead of keeping it (Chen et al. 2016)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+# Activations that policies speak of, named where they are made.
+BLOCK_INPUT = "block_input"  # (B, L, D)
+ATTENTION_PROJECTED = "attention_projected"  # queries, keys and values, 3 x (B, L, H, K)
+ATTENTION_MIXED = "attention_mixed"  # (B, L, H, K)
+
+policies = jax.checkpoint_policies
+# From the most memory to the least.
+REMAT_POLICIES = {
+    # Every matrix product is kept but those of attention's scores.
+    "dots": policies.dots_with_no_batch_dims_saveable,
+    # A block's input and attention are kept: norms and the MLP's first half are computed again.
+    "mlp": policies.save_only_these_names(ATTENTION_PROJECTED, ATTENTION_MIXED),
+    # Only a block's input is kept.
+    "full": policies.nothing_saveable,
+    # That, too, waits in the host's memory.
+    "offload": policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+
+def rematerialized(block: type[nn.Module], remat: str, in_scan: bool = False) -> Any:
+    """The module class, its backward pass computing again what `remat` names.
+
+    Inside a scan the loop itself prevents common-subexpression elimination.
+    """
+    if remat == "none":
+        return block
+    return nn.remat(block, prevent_cse=not in_scan, policy=REMAT_POLICIES[remat])
