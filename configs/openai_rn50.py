@@ -1,0 +1,22 @@
+"""The paper's RN50 (Radford et al. 2021, tables 18 to 20).
+
+COMMAND   python -m clip_jax.train --config=configs/openai_rn50.py --workdir=… --multihost \
+              --config.data.path='shards/{00000..41455}.tar'
+TOPOLOGY  64 TPU v5e chips (v5e:8x8), mesh data × fsdp = 64 × 1
+MEMORY    not measured yet
+SPEED     not planned yet
+EXPECTED  59.8 % zero-shot top-1 on ImageNet with the 80 templates, after 32 epochs of OpenAI's
+          400 million pairs.
+"""
+
+from clip_jax.training.recipes import openai
+
+
+def get_config():
+    """Batch 32,768; Adam's second moment and epsilon as the paper has them for ResNets."""
+    config = openai()
+    config.model.name = "RN50-quickgelu"
+    config.model.remat = "full"
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    return config
