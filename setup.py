@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
+LIBTPU = "libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'"  # no other wheels
 
 setup(
     name="clip_jax",
@@ -41,11 +42,13 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "tpu-preflight": [LIBTPU],  # compiles for a TPU that is not there
         "torch": ["torch"],  # reads .pt and .bin files
         "gcs": ["gcsfs"],  # gs:// paths
         "s3": ["s3fs"],  # s3:// paths
         "dev": [
             "ipykernel",
+            LIBTPU,
             "mypy",
             "nbclient",
             "nbformat",

@@ -144,8 +144,8 @@ class Run:
         directory = Path(self.workdir)
         if record := self.read_record():
             return str(record.get("state", "started"))
-        # No record: a printed command or SLURM ran it. The trainer's last act is the export.
-        if (directory / "model").is_dir():
+        # No record: a printed command or SLURM ran it.
+        if is_exported(directory):
             return "finished"
         return "started" if (directory / "metrics.jsonl").exists() else "waiting"
 
@@ -171,6 +171,21 @@ class Run:
         scratch = path.with_suffix(".tmp")
         scratch.write_text(json.dumps(record | more, indent=1, default=str) + "\n")
         scratch.replace(path)
+
+
+def is_exported(workdir: Path) -> bool:
+    """Whether a run has come to its end: its last act is the export of its newest checkpoint.
+
+    A run that was given more steps and then stopped still has the export of the fewer steps.
+    """
+    if not (workdir / "model").is_dir():
+        return False
+    saved = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal()]
+    try:
+        step = json.loads((workdir / "model" / "config.json").read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return True  # not one of our exports, and so nothing that we could go by
+    return step is None or step >= max(saved, default=0)
 
 
 def load_runs(config: str, workdir: str) -> list[Run]:

@@ -1,6 +1,9 @@
 """Trains a CLIP, or goes on training one.
 
 python -m clip_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+Several processes train one run: on a TPU pod, under SLURM or Open MPI with --multihost, elsewhere
+with --coordinator_address, --num_processes and --process_id.
 """
 
 from __future__ import annotations
@@ -22,10 +25,76 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same fol
 _MULTIHOST = flags.DEFINE_boolean(
     "multihost", False, "Join the other processes of this job (TPU pod, SLURM, Open MPI)."
 )
+_ADDRESS = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "HOST:PORT of process 0 (or $JAX_COORDINATOR_ADDRESS), where the others join it.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes of this job (or $JAX_NUM_PROCESSES)."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0 (or $JAX_PROCESS_ID)."
+)
+_JOIN_TIMEOUT = flags.DEFINE_integer(
+    "join_timeout", 300, "Seconds to wait for all processes at the start.", lower_bound=1
+)
+_PEER_TIMEOUT = flags.DEFINE_integer(
+    "peer_timeout", 40, "Seconds of silence after which a process counts as gone.", lower_bound=5
+)
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps",
+    None,
+    "FIRST:LAST: write a trace of these steps to workdir/profile, for XProf or TensorBoard.",
+)
+_DUMP_HLO = flags.DEFINE_boolean(
+    "dump_hlo", False, "Write the compiled training step and its memory to workdir/hlo."
+)
+_EXPLAIN_SHARDING = flags.DEFINE_boolean(
+    "explain_sharding",
+    False,
+    "Print what lies where (parameters and optimizer state), and exit without training.",
+)
 
 
 def main() -> int:
     """Builds the configuration, trains, says what came of it."""
+    config_dict = _config_dict()
+    if _WORKDIR.value is None and not _EXPLAIN_SHARDING.value:
+        raise UserError("--workdir: is missing; give a folder, such as --workdir=runs/quickstart")
+    from clip_jax.training.config import build_config
+    from clip_jax.training.profiling import Profiling, parse_steps
+
+    config = build_config(config_dict)
+    steps = None if _PROFILE_STEPS.value is None else parse_steps(_PROFILE_STEPS.value)
+    from clip_jax.distributed import find_job, joined
+
+    job = find_job(_MULTIHOST.value, _ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    with joined(job, _JOIN_TIMEOUT.value, _PEER_TIMEOUT.value):
+        import jax
+
+        from clip_jax.training.loop import train
+        from clip_jax.training.summary import print_summary
+
+        if _EXPLAIN_SHARDING.value:
+            from clip_jax.training.explain import explain_sharding
+
+            text = explain_sharding(config)
+            if jax.process_index() == 0:
+                print(text)
+            return 0
+        workdir = Path(_WORKDIR.value or "").expanduser()
+        clip = train(config, workdir, Profiling(steps, _DUMP_HLO.value))
+        if clip is not None and jax.process_index() == 0:
+            if config.report:
+                from clip_jax.report import write_report
+
+                write_report(workdir)
+            print_summary(workdir)
+    return 0
+
+
+def _config_dict() -> ConfigDict:
     if _CONFIG.value is None:
         raise UserError("--config: is missing; give a file, such as --config=configs/quickstart.py")
     if not isinstance(_CONFIG.value, ConfigDict):
@@ -36,32 +105,7 @@ def main() -> int:
             else "no such file"
         )
         raise UserError(f"--config={path}: {found}; give a file, such as configs/quickstart.py")
-    if _WORKDIR.value is None:
-        raise UserError("--workdir: is missing; give a folder, such as --workdir=runs/quickstart")
-    from clip_jax.training.config import build_config
-
-    config = build_config(_CONFIG.value)
-    import jax
-
-    if _MULTIHOST.value:
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            raise UserError(
-                f"--multihost: the other processes cannot be joined: {error}"
-            ) from error
-    from clip_jax.training.loop import train
-    from clip_jax.training.summary import print_summary
-
-    workdir = Path(_WORKDIR.value).expanduser()
-    clip = train(config, workdir)
-    if clip is not None and jax.process_index() == 0:
-        if config.report:
-            from clip_jax.report import write_report
-
-            write_report(workdir)
-        print_summary(workdir)
-    return 0
+    return _CONFIG.value
 
 
 if __name__ == "__main__":

@@ -71,7 +71,18 @@ while true; do
   kill -0 "$trainer" 2>/dev/null || break
 done
 
-if [[ "$stopped" == yes && ! -d "$workdir/model" ]]; then
+finished() { # the trainer's last act is the export of the newest checkpoint
+  [[ -d "$workdir/model" ]] || return 1
+  local exported newest=0 name
+  exported="$(sed -n 's/^ *"step": *\([0-9]\{1,\}\).*/\1/p' "$workdir/model/config.json" 2>/dev/null)" || true
+  for name in "$workdir"/checkpoints/*; do
+    name="${name##*/}"
+    [[ ! "$name" =~ ^[0-9]+$ || "$name" -le "$newest" ]] || newest="$name"
+  done
+  [[ -z "$exported" || "$exported" -ge "$newest" ]]
+}
+
+if [[ "$stopped" == yes ]] && ! finished; then
   echo "stopped early with status $status; queueing the job again"
   # Where SLURM itself requeues (PreemptMode=REQUEUE) this is refused, and that is fine.
   scontrol requeue "$SLURM_JOB_ID" || true

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clip_jax.sweep import Run
+from clip_jax.sweep import Run, is_exported
 
 LOG_FILE = "train.log"
 POLL_SECONDS = 0.1
@@ -118,7 +118,7 @@ class Scheduler:
             exit_code = child.process.returncode
             # A trainer that was told to stop saves and exits 0 too; only the final export tells
             # that it reached its end.
-            if exit_code == 0 and (Path(child.run.workdir) / "model").is_dir():
+            if exit_code == 0 and is_exported(Path(child.run.workdir)):
                 state = "finished"
             elif self.signals:
                 state = "started"

@@ -81,6 +81,16 @@ def test_default_config_holds_every_field_and_is_locked() -> None:
         ({"mesh": {"tensor": 0}}, "config.mesh.tensor=0"),
         ({"batch_size": 30, "optimizer": {"microbatches": 4}}, "config.optimizer.microbatches=4"),
         ({"optimizer": {"vision": {"layer_dekay": 0.9}}}, "config.optimizer.vision.layer_decay"),
+        ({"optimizer": {"text": {"layer_decay": 1.1}}}, "config.optimizer.text.layer_decay=1.1"),
+        ({"optimizer": {"text": {"weight_decay": -1}}}, "config.optimizer.text.weight_decay=-1"),
+        (
+            {"optimizer": {"vision": {"learning_rate_multiplier": 0}}},
+            "config.optimizer.vision.learning_rate_multiplier=0.0: must be greater than 0",
+        ),
+        ({"optimizer": {"freeze": ("vision/(",)}}, "config.optimizer.freeze: 'vision/(' is no reg"),
+        ({"optimizer": {"freeze": "vision/.*"}}, "config.optimizer.freeze='vision/.*'"),
+        ({"optimizer": {"options": "momentum"}}, "config.optimizer.options='momentum'"),
+        ({"init": {"source": "x", "only": ("*",)}}, "config.init.only: '*' is no regular expr"),
         ({"augmentation": {"zoom": (2.0, 1.0)}}, "zoom"),
     ],
 )

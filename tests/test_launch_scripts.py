@@ -1,5 +1,6 @@
 """The shell scripts of launch/, run against stand-ins for gcloud, uv, srun and scontrol."""
 
+import json
 import os
 import shutil
 import signal
@@ -210,11 +211,16 @@ def test_slurm_passes_arguments_and_status(fake, nodes, status):
     assert not (fake / "requeued").exists()
 
 
-@pytest.mark.parametrize("reached_its_end", [False, True])
-def test_slurm_forwards_sigterm_and_requeues(fake, reached_its_end):
+@pytest.mark.parametrize(("exported", "reached_its_end"), [(None, False), (20, True), (9, False)])
+def test_slurm_forwards_sigterm_and_requeues(fake, exported, reached_its_end):
+    """A run that was extended has an export, of fewer steps than its newest checkpoint."""
     (fake / "hold").touch()
-    if reached_its_end:
-        (fake / "run" / "model").mkdir(parents=True)
+    if exported:
+        for step in (9, 20):
+            (fake / "run" / "checkpoints" / str(step)).mkdir(parents=True)
+        (fake / "run" / "model").mkdir()
+        about = json.dumps({"format": "clip_jax", "step": exported}, indent=1)
+        (fake / "run" / "model" / "config.json").write_text(about)
     process = subprocess.Popen(
         ["bash", str(LAUNCH / "slurm.sh"), "--config=c.py", f"--workdir={fake}/run"],
         env=os.environ | {"SLURM_JOB_ID": "7"},

@@ -1,19 +1,21 @@
-"""Two processes on one machine, started as SLURM would start them, train the one-process run."""
+"""Several processes that train one run: the same values as one process, and a common end."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
+import signal
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import REPOSITORY
+from job import Job, assert_same_values, explicit, free_port
+from PIL import Image
 from safetensors.numpy import load_file
+from test_train_program import SMALL
 
 from clip_jax.training.metrics import read_rows
+
+pytestmark = pytest.mark.slow
 
 CONFIG = """
 import sys
@@ -21,60 +23,125 @@ sys.path.insert(0, {tests!r})
 from tiny import tiny_config
 
 def get_config():
+    # The word table is large enough to be split over fsdp.
     return tiny_config(
-        steps=12, checkpoint__every_steps=5, mesh__data=2, mesh__fsdp=4,
-        evaluation__tasks=("glyphs_validation/letters",),
+        steps=100_000, batch_size=256, checkpoint__every_steps=5, mesh__data=2, mesh__fsdp=-1,
+        optimizer__learning_rate=3e-4, optimizer__warmup_steps=10,
+        model__text_width=80, tokenizer__vocab_size=1000,
     )
 """
+LONG = 25  # steps of the runs that are compared
+GONE = "of this job is gone"
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG.format(tests=str(REPOSITORY / "tests")))
+    return f"--config={path}"
 
 
-def train(config: Path, workdir: Path, processes: int) -> None:
-    """Runs all processes to their end; each has its share of eight devices."""
-    common = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}"}
-    if processes > 1:
-        common |= {
-            "SLURM_JOB_ID": "1",
-            "SLURM_STEP_NODELIST": "127.0.0.1",
-            "SLURM_NTASKS": str(processes),
-            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
-        }
-    command = [sys.executable, "-m", "clip_jax.train", f"--config={config}", f"--workdir={workdir}"]
-    running = []
-    for index in range(processes):
-        mine = {"SLURM_PROCID": str(index), "SLURM_LOCALID": "0"} if processes > 1 else {}
-        running.append(
-            subprocess.Popen(
-                [*command, *(["--multihost"] if processes > 1 else [])],
-                cwd=REPOSITORY,
-                env=common | mine,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    outputs = [process.communicate(timeout=300)[0] for process in running]
-    for process, output in zip(running, outputs, strict=True):
-        assert process.returncode == 0, output
+@pytest.fixture(scope="module")
+def reference(config: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    """The rows of one process with eight devices."""
+    with Job(tmp_path_factory.mktemp("reference") / "run", [config]) as job:
+        job.wait_for_step(LONG)
+        job.signal(0, signal.SIGKILL)
+        job.finish()
+        return job.rows()
 
 
-@pytest.mark.slow
-def test_two_processes_train_the_same_run(tmp_path: Path) -> None:
-    config = tmp_path / "tiny.py"
-    config.write_text(CONFIG.format(tests=str(REPOSITORY / "tests")))
-    one, two = tmp_path / "one", tmp_path / "two"
-    train(config, one, 1)
-    train(config, two, 2)
-    rows = [read_rows(workdir / "metrics.jsonl") for workdir in (one, two)]
-    assert [row["step"] for row in rows[1]] == list(range(1, 13))  # written once, by process 0
-    losses = [[row["loss"] for row in part] for part in rows]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
-    exports = [load_file(workdir / "model" / "model.safetensors") for workdir in (one, two)]
-    for name, leaf in exports[0].items():
-        np.testing.assert_allclose(exports[1][name], leaf, atol=1e-3, err_msg=name)
-    assert len(read_rows(two / "evaluation.jsonl")) == 1
+def test_two_processes_are_one_and_outlive_a_kill(
+    config: str, reference: list[dict[str, float]], tmp_path: Path
+) -> None:
+    """2 × 4 devices give the metrics of 1 × 8 to 1e-6; when one is killed the other ends; and
+    1 × 4 goes on from the checkpoint."""
+    workdir = tmp_path / "run"
+    flags = explicit(2)
+    with Job(workdir, [config, "--peer_timeout=20"], flags, devices=4) as job:
+        job.wait_for_checkpoint(20)
+        job.signal(1, signal.SIGKILL)
+        start = time.monotonic()
+        codes = job.finish(seconds=60)
+        assert time.monotonic() - start < 60
+        assert codes[0] not in (0, 2)
+        lines = [line for line in job.outputs()[0].splitlines() if "error" in line.lower()]
+        assert len(lines) == 1
+        assert lines[0].startswith("error: process 1 of this job is gone")
+        assert "Traceback" not in job.outputs()[0]
+        rows = job.rows()
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))  # by process 0 alone
+    assert_same_values(rows, reference, range(1, 21), rtol=1e-6)
+    assert reference[19]["loss"] < 0.85 * reference[0]["loss"]  # it is training that is compared
+    newest = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+    with Job(workdir, [config], devices=4) as job:
+        job.wait_for_step(max(LONG, newest + 1))
+        assert f"resuming at step {newest}" in job.outputs()[0]
+        rows = job.rows()
+    assert_same_values(rows, reference, range(1, LONG + 1), rtol=1e-5)
+
+
+def test_coordinator_killed(config: str, tmp_path: Path) -> None:
+    flags = explicit(2)
+    with Job(tmp_path / "run", [config, "--peer_timeout=20"], flags, devices=4) as job:
+        job.wait_for_step(3)
+        job.signal(0, signal.SIGKILL)
+        assert job.finish(seconds=60)[1] not in (0, 2)
+        output = job.outputs()[1]
+        assert output.count("error: process 0 of this job is gone") == 1
+        assert "Traceback" not in output
+        assert "stack trace" not in output
+
+
+def test_sigterm_to_one_saves_all(config: str, tmp_path: Path) -> None:
+    """Started as SLURM would start them, and by it told to stop."""
+    workdir = tmp_path / "run"
+    slurm = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+        "SLURM_LOCALID": "0",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+    }
+    environments = [slurm | {"SLURM_PROCID": str(index)} for index in range(2)]
+    with Job(workdir, [config], [["--multihost"]] * 2, 4, environments) as job:
+        job.wait_for_step(3)
+        job.signal(1, signal.SIGTERM)
+        assert job.finish(seconds=60) == [0, 0]
+        stopped = job.rows()[-1]["step"]
+        assert f"SIGTERM: saved step {stopped}" in job.outputs()[0]
+        assert "saved step" not in job.outputs()[1]
+    assert (workdir / "checkpoints" / str(stopped) / "params").is_dir()
+    # To the end, with an evaluation that both take part in.
+    flags = [config, f"--config.steps={stopped + 2}", "--config.evaluation.every_steps=1"]
+    tasks = "--config.evaluation.tasks=('glyphs_validation/letters',)"
+    with Job(workdir, [*flags, tasks], explicit(2), devices=4) as job:
+        assert job.finish() == [0, 0], job.outputs()
+        assert f"resuming at step {stopped}" in job.outputs()[0]
+        assert [row["step"] for row in job.rows()] == list(range(1, stopped + 3))
+    assert len(read_rows(workdir / "evaluation.jsonl")) == 2
+    assert load_file(workdir / "model" / "model.safetensors")
+
+
+def test_time_calls_for_a_checkpoint_on_all(config: str, tmp_path: Path) -> None:
+    flags = ["--config.checkpoint.every_steps=None", "--config.checkpoint.every_minutes=0.01"]
+    with Job(tmp_path / "run", [config, *flags], explicit(2), devices=4) as job:
+        job.wait_for_checkpoint(1)
+
+
+def test_bad_data_of_one_host_ends_both(tmp_path: Path) -> None:
+    """Only one of them meets the broken image; the other hears of it instead of waiting."""
+    photos = tmp_path / "photos" / "thing"
+    photos.mkdir(parents=True)
+    for index in range(16):
+        Image.new("RGB", (32, 32), (16 * index, 0, 0)).save(photos / f"{index}.png")
+    (photos / "broken.png").write_bytes(b"no image")
+    flags = ["--config=configs/own_images.py", f"--config.data.path={photos.parent}", *SMALL]
+    flags += ["--config.data.max_bad_fraction=0.0", "--config.epochs=100.0"]
+    with Job(tmp_path / "run", flags, explicit(2), devices=1) as job:
+        assert job.finish() == [2, 2], job.outputs()
+        reason = "records tried cannot be decoded"
+        heard = ["of this job stopped: 1 of " in text for text in job.outputs()]
+        assert sorted(heard) == [False, True]
+        assert all(reason in text and "Traceback" not in text for text in job.outputs())

@@ -133,13 +133,12 @@ def test_worker_count_changes_nothing():
 def test_hosts_share_the_global_batch_of_one_host():
     source = Memory(37, side=20, captions=2)
     alone = take(batches(source, LIVELY, batch_size=12), 8)
-    hosts = [
-        take(batches(source, LIVELY, process_index=index, process_count=3), 8) for index in range(3)
-    ]
+    shares = [range(4), (4, 5, 10, 11), (6, 7, 8, 9)]  # of three hosts; in one piece or not
+    hosts = [take(batches(source, LIVELY, batch_size=12, rows=rows), 8) for rows in shares]
     for number, together in enumerate(alone):
         for name in together:
-            interleaved = np.stack([host[number][name] for host in hosts], axis=1)
-            np.testing.assert_array_equal(interleaved.reshape(together[name].shape), together[name])
+            for rows, host in zip(shares, hosts, strict=True):
+                np.testing.assert_array_equal(host[number][name], together[name][list(rows)])
 
 
 def test_captions_are_drawn_evenly_and_anew():
@@ -195,7 +194,7 @@ def test_all_records_bad_is_an_error_not_a_hang(fraction):
 
 def test_state_is_json_and_tells_what_differs():
     source = Memory(30)
-    iterator = batches(source, seed=3, process_count=2, start_batch=4)
+    iterator = batches(source, seed=3, batch_size=8, rows=range(4, 8), start_batch=4)
     take(iterator, 2)
     state = json.loads(json.dumps(iterator.state()))
     where = {"next_batch": 6, "seed": 3, "global_batch_size": 8, "fingerprint": "30 1"}
@@ -233,8 +232,8 @@ def test_impossible_requests_are_named():
     with pytest.raises(UserError, match="3 records, fewer than the global batch of 4"):
         batches(Memory(3))
     with pytest.raises(UserError, match="7 records, fewer than the global batch of 8"):
-        batches(Memory(7), process_count=2)
-    for name, value in (("batch_size", 0), ("seed", -1), ("workers", -1), ("process_count", 0)):
+        batches(Memory(7), batch_size=8, rows=range(4))
+    for name, value in (("batch_size", 0), ("seed", -1), ("workers", -1), ("start_batch", -1)):
         with pytest.raises(UserError, match=f"{name}={value}"):
             batches(Memory(9), **{name: value})
 

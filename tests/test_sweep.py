@@ -17,6 +17,7 @@ from clip_jax.sweep import (
     choice,
     cross,
     grid,
+    is_exported,
     log_uniform,
     plan_runs,
     random_search,
@@ -371,3 +372,13 @@ def test_mistakes_take_one_line(project, config, flags, message):
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("exported", "finished"), [(None, True), (20, True), (9, False)])
+def test_an_extended_run_is_not_finished_by_its_older_export(exported, finished, tmp_path):
+    assert not is_exported(tmp_path)
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "20.incomplete").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"step": exported}))
+    assert is_exported(tmp_path) is finished

@@ -146,7 +146,23 @@ def test_mistakes_on_the_command_line(tmp_path: Path, photos: Path) -> None:
     assert_mistake(train("--workdir=gs://bucket/run", data), "gs:/")
     assert_mistake(run("clip_jax.train", "--config=nowhere.py", workdir), "nowhere.py")
     assert_mistake(train(workdir, "--confg=1"), "confg")
+    assert_mistake(train(workdir, data, "--profile_steps=7:5"), "--profile_steps=7:5", "10:12")
+    assert_mistake(train(workdir, data, "--num_processes=2"), "--process_id", "missing")
+    assert_mistake(train(workdir, data, "--multihost"), "--multihost", "--coordinator_address")
     assert not (tmp_path / "run").exists()
+
+
+def test_explain_sharding_needs_no_workdir(photos: Path) -> None:
+    result = train(f"--config.data.path={photos}", *SMALL, "--explain_sharding")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith("on 1 devices")
+    # Two towers, and a pair of AdamW's moments for each of their leaves.
+    leaves = [line.split()[0] for line in lines if line.startswith("params/")]
+    assert len(leaves) > 30
+    for leaf in leaves:
+        name = "/" + leaf.removeprefix("params/")
+        assert sum(line.split()[0].endswith(name) for line in lines[1:]) >= 3
 
 
 def test_none_and_steps_by_flag(tmp_path: Path, photos: Path) -> None:

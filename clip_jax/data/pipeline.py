@@ -7,20 +7,21 @@ the batches ahead, in threads or processes, and to hand them over in order:
     MapDataset.range(∞) -> map(batch number -> batch) -> [start_batch:] -> threads or processes
 
 Shuffling is inside the map: grain's `index_shuffle`, which needs no memory, anew for each epoch,
-over the endless global stream of records, of which host p of P takes each P-th. The usual chain of
-per-record links (seed, shuffle, repeat, slice, random_map, batch) does the same, but brings a small
-in-memory image without augmentation to 33 µs; the one map to 15. It also lets a batch be tokenised
-in one call and its pixels be written in place.
+over the endless global stream of records; a host makes the rows of each global batch that it is
+told to. The usual chain of per-record links (seed, shuffle, repeat, slice, random_map, batch) does
+the same, but brings a small in-memory image without augmentation to 33 µs; the one map to 15. It
+also lets a batch be tokenised in one call and its pixels be written in place.
 
 Each record draws from a random stream of its own, named by (seed, position in the global stream):
-global batch k holds the same records with the same augmentation on any number of hosts.
+global batch k holds the same records with the same augmentation, in the same rows, on any number of
+hosts.
 """
 
 import json
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -57,17 +58,15 @@ class _MakeBatch:
     image_size: int
     interpolation: str
     augmentation: Augmentation
-    batch_size: int
+    batch_size: int  # of the global batch
+    rows: Sequence[int]
     seed: int
-    process_index: int
-    process_count: int
 
-    def positions(self, number: int) -> range:
-        """Positions in the global stream of records of this host's part of a batch."""
-        first = number * self.batch_size * self.process_count + self.process_index
-        return range(first, first + self.batch_size * self.process_count, self.process_count)
+    def positions(self, number: int) -> list[int]:
+        """Positions in the global stream of records of this host's rows of a batch."""
+        return [number * self.batch_size + row for row in self.rows]
 
-    def record_numbers(self, positions: range) -> Iterator[int]:
+    def record_numbers(self, positions: list[int]) -> Iterator[int]:
         """The shuffled stream; each epoch is a permutation of its own."""
         count = len(self.source)
         seeds: dict[int, int] = {}
@@ -79,7 +78,7 @@ class _MakeBatch:
             yield index_shuffle(index, max_index=count - 1, seed=seeds[epoch], rounds=4)
 
     def __call__(self, number: int) -> dict[str, Any]:
-        size, count = self.image_size, self.batch_size
+        size, count = self.image_size, len(self.rows)
         images = np.empty((count, size, size, 3), np.uint8)
         used = np.empty(count, np.int64)
         captions: list[str] = []
@@ -140,7 +139,7 @@ class BatchIterator:
         *,
         seed: int,
         batch_size: int,
-        process_count: int,
+        host_rows: int,
         start_batch: int,
         max_bad_fraction: float,
     ) -> None:
@@ -148,7 +147,7 @@ class BatchIterator:
         self._source = source
         self._seed = seed
         self._batch_size = batch_size
-        self._process_count = process_count
+        self._host_rows = host_rows
         self._max_bad_fraction = max_bad_fraction
         self._tried = 0
         # By number: keys of different archives may be equal.
@@ -177,7 +176,7 @@ class BatchIterator:
                 self.bad_records[key] = reason
                 logger.warning("record %s left out: %s", key, reason)
         count = len(self._source)
-        self._tried += self._batch_size + len(bad)
+        self._tried += self._host_rows + len(bad)
         judged = min(count, max(self._tried, _MIN_RECORDS_JUDGED))
         if is_complete and len(self._bad_indices) <= self._max_bad_fraction * judged:
             return
@@ -203,7 +202,7 @@ class BatchIterator:
     def _identity(self) -> dict[str, Any]:
         return {
             "seed": self._seed,
-            "global_batch_size": self._batch_size * self._process_count,
+            "global_batch_size": self._batch_size,
             "fingerprint": self._source.fingerprint,
         }
 
@@ -241,13 +240,12 @@ def training_batches(
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     workers: int = 0,
     start_batch: int = 0,
     max_bad_fraction: float = 0.1,
 ) -> BatchIterator:
-    """Endless shuffled batches of this host's share.
+    """Endless shuffled batches, or this host's share of them.
 
     Args:
       source: the records; pickled to workers.
@@ -255,8 +253,9 @@ def training_batches(
       image_size: pixels, both sides.
       interpolation: "bicubic" or "bilinear".
       augmentation: what is done to the images.
-      batch_size: records a batch on this host; the global batch is `process_count` times that.
+      batch_size: records of the global batch.
       seed: of order, augmentation and choice of captions; not negative.
+      rows: which rows of the global batch this host makes, in this order; None: all.
       workers: processes; 0 makes batches in threads of this one. Changes no value.
       start_batch: the first batch's number, for a resume; costs nothing.
       max_bad_fraction: share of undecodable records among those seen above which the run stops.
@@ -269,14 +268,13 @@ def training_batches(
         seed=(seed, 0),
         workers=(workers, 0),
         start_batch=(start_batch, 0),
-        process_index=(process_index, 0),
-        process_count=(process_count, process_index + 1),
     )
-    if len(source) < batch_size * process_count:
+    if len(source) < batch_size:
         raise UserError(
             f"the data has {len(source)} records, fewer than the global batch of"
-            f" {batch_size * process_count}; give more data or a smaller batch size"
+            f" {batch_size}; give more data or a smaller batch size"
         )
+    rows = range(batch_size) if rows is None else [int(row) for row in rows]
     make_batch = _MakeBatch(
         source=source,
         tokenize=tokenize,
@@ -284,9 +282,8 @@ def training_batches(
         interpolation=interpolation,
         augmentation=augmentation,
         batch_size=batch_size,
+        rows=rows,
         seed=seed,
-        process_index=process_index,
-        process_count=process_count,
     )
     batches = grain.MapDataset.range(_ENDLESS).map(make_batch)[start_batch:]
     return BatchIterator(
@@ -294,7 +291,7 @@ def training_batches(
         source,
         seed=seed,
         batch_size=batch_size,
-        process_count=process_count,
+        host_rows=len(rows),
         start_batch=start_batch,
         max_bad_fraction=max_bad_fraction,
     )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from clip_jax.models.attention import Context
 from clip_jax.models.config import ClipConfig
+from clip_jax.models.constraints import embed
 from clip_jax.models.projection import project
 from clip_jax.models.text import text_block_config
 from clip_jax.models.transformer import Transformer
@@ -48,7 +49,9 @@ class BertTextTransformer(nn.Module):
         def table(name: str, rows: int) -> jax.Array:
             return self.param(name, normal, (rows, width), jnp.float32)
 
-        x_BLD = jnp.take(table("token_embedding", config.vocab_size), tokens_BL, axis=0)
+        # In float32 up to the first norm, as the sum of three tables is.
+        words = table("token_embedding", config.vocab_size)
+        x_BLD = embed(words, tokens_BL, jnp.dtype(jnp.float32))
         rows_BL = position_ids(tokens_BL, config)
         x_BLD += jnp.take(table("positions", config.position_rows), rows_BL, axis=0)
         x_BLD += table("token_types", config.text_token_types)[0]  # one text is of type 0

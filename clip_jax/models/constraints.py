@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 BATCH_AXES = ("data", "fsdp")  # mesh axes that split the batch
@@ -25,6 +26,22 @@ def constrain_batch(x: jax.Array, split: int | None = None) -> jax.Array:
     if split is not None and tensor > 1 and x.shape[split] % tensor == 0:
         spec[split] = TENSOR_AXIS
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def embed(table_VD: jax.Array, tokens_BL: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """(V, D), (B, L) int -> (B, L, D): the rows of a table, the batch over data and fsdp.
+
+    The table is put together over fsdp before rows are taken, in the compute dtype. Left to itself
+    the partitioner takes rows of a table that is split by columns, and then gathers what it took
+    over the whole batch. The vocabulary stays split over the tensor axis.
+    """
+    table_VD = table_VD.astype(dtype)
+    mesh = jax.sharding.get_abstract_mesh()
+    tensor = mesh_size(mesh, TENSOR_AXIS)
+    if tensor > 1 or any(mesh_size(mesh, axis) > 1 for axis in BATCH_AXES):
+        rows = TENSOR_AXIS if tensor > 1 and len(table_VD) % tensor == 0 else None
+        table_VD = jax.lax.with_sharding_constraint(table_VD, PartitionSpec(rows, None))
+    return constrain_batch(jnp.take(table_VD, tokens_BL, axis=0))
 
 
 def mesh_size(mesh: jax.sharding.AbstractMesh, axis: str) -> int:

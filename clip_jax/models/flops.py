@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -69,15 +69,23 @@ def _operations(program: Any) -> float:
 
 
 @functools.lru_cache
-def _count(config: ClipConfig, method: str, inputs: tuple[int, ...]) -> float:
-    """Operations of one of the model's methods on a batch of one; `inputs` index image and text."""
+def _count(
+    config: ClipConfig, method: str, inputs: tuple[int, ...], training: bool = False
+) -> float:
+    """Operations of one of the model's methods on a batch of one; `inputs` index image and text.
+
+    `training`: of the patches that `patch_dropout` leaves.
+    """
     # Stacked blocks are traced once; nothing is computed twice in a forward pass.
     config = dataclasses.replace(config, scan_layers=True, remat="none", dtype="float32")
     params = param_shapes(config)
     arguments = [dummy_inputs(config)[index] for index in inputs]
 
     def forward(params: Any, *arguments: jax.Array) -> jax.Array:
-        out: Any = TwoTower(config).apply({"params": params}, *arguments, method=method)
+        more: dict[str, Any] = {}
+        if training and config.patch_dropout:
+            more = {"train": True, "rngs": {"dropout": jax.random.key(0)}}
+        out: Any = TwoTower(config).apply({"params": params}, *arguments, method=method, **more)
         return jnp.sum(out)
 
     return _operations(jax.make_jaxpr(forward)(params, *arguments).jaxpr)
@@ -101,11 +109,13 @@ def caption_flops(config: ClipConfig) -> float:
     return both - _count(config, "image_memory", (0,)) - _count(config, "encode_text", (1,))
 
 
-def step_flops(config: ClipConfig, batch_size: int) -> float:
-    """Operations of one training step: forward, and twice that backward; the loss matrix three
-    times."""
+def step_flops(config: ClipConfig, batch_size: int, frozen: Collection[str] = ()) -> float:
+    """Operations of one training step: forward, and twice that backward but for `frozen` towers
+    ("vision", "text"); the loss matrix three times. What is computed again does not count."""
+    image = _count(config, "encode_image", (0,), training=True)
+    times = {name: 1 if name in frozen else 3 for name in ("vision", "text")}
     loss = 3 * 2 * batch_size**2 * config.embed_dim
-    return 3 * batch_size * (image_flops(config) + text_flops(config)) + loss
+    return batch_size * (times["vision"] * image + times["text"] * text_flops(config)) + loss
 
 
 def peak_flops(device_kind: str) -> float | None:

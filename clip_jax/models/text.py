@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from clip_jax.models.attention import BlockConfig, Context
 from clip_jax.models.config import ClipConfig
+from clip_jax.models.constraints import embed
 from clip_jax.models.projection import project
 from clip_jax.models.transformer import Transformer
 
@@ -70,7 +71,7 @@ class TextTransformer(nn.Module):
         positions = self.param(
             "positions", normal(0.01), (config.position_rows, width), jnp.float32
         )
-        x_BLD = jnp.take(table, tokens_BL, axis=0).astype(dtype)
+        x_BLD = embed(table, tokens_BL, dtype)
         context = Context()
         appended = config.text_pool == "appended"
         if appended and position is None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from clip_jax.errors import UserError
+from clip_jax.training.clock import SaveTimer
 from clip_jax.training.config import CheckpointConfig
 from clip_jax.training.state import TrainState
 
@@ -40,7 +40,7 @@ class Checkpoints:
             set_aside_incomplete(directory)
         multihost_utils.sync_global_devices("incomplete checkpoints are set aside")
         self._config = config
-        self._last_save = time.monotonic()
+        self._timer = SaveTimer(config.every_minutes)
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
             save_decision_policy=_Always(),
@@ -51,23 +51,20 @@ class Checkpoints:
 
     @property
     def newest_step(self) -> int | None:
-        """The step of the newest complete checkpoint."""
+        """The step of the newest complete checkpoint, as this process sees it."""
         latest = self._checkpointer.latest
         return None if latest is None else int(latest.step)
 
     def due(self, step: int) -> bool:
-        """Whether a save is due after `step`, by steps or by minutes."""
-        every, minutes = self._config.every_steps, self._config.every_minutes
-        if every and step % every == 0:
-            return True
-        if minutes is None or jax.process_count() > 1:  # clocks of several hosts do not agree
-            return False
-        return time.monotonic() - self._last_save > 60 * minutes
+        """Whether a save is due after `step`, by steps or by minutes; asked after every step."""
+        every = self._config.every_steps
+        late = self._timer.due(step)
+        return late or bool(every and step % every == 0)
 
     def save(self, state: TrainState, identity: dict[str, Any], wait: bool = False) -> None:
         """Starts a save of the state's step; a step that is already saved is left as it is."""
         step = int(state.step)
-        self._last_save = time.monotonic()
+        self._timer.reset()
         if self.newest_step == step:
             return
         parts = {"params": state.params, "rest": _rest(state)}

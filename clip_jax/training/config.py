@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from ml_collections import config_dict
@@ -50,7 +52,9 @@ class TowerOptimizerConfig:
     """What one tower has of its own."""
 
     learning_rate_multiplier: float = 1.0
-    layer_decay: float = 1.0  # factor of the learning rate a block, from the last to the first
+    # Factor of the learning rate a block, from the last to the first; embeddings have one more than
+    # the first, norms, pools and projections after the blocks none (Bao et al. 2021, BEiT).
+    layer_decay: float = 1.0
     weight_decay: float | None = None  # None: that of the run
 
 
@@ -58,14 +62,16 @@ class TowerOptimizerConfig:
 class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay to 0 (CLIP paper table 18)."""
 
-    name: str = "adamw"  # or any other optimizer of optax or optax.contrib
+    name: str = "adamw"  # or adafactor, lion, muon, lamb, sgd, … of optax and optax.contrib
     options: dict[str, Any] | None = None  # further arguments of it, such as {"momentum": 0.9}
     learning_rate: float = 5e-4  # peak
     warmup_steps: int = 200
-    b1: float = 0.9
+    b1: float = 0.9  # this, b2 and eps: of Adam and its relatives, muon's part of it included
     b2: float = 0.98
     eps: float = 1e-6
-    weight_decay: float = 0.2  # decoupled; not on gains, biases, position tables, the logit scale
+    # Decoupled, whatever the optimizer: each step takes learning rate × this × the parameter away;
+    # not from gains, biases, position tables, the logit scale.
+    weight_decay: float = 0.2
     clip_norm: float | None = 1.0  # of the global gradient; None: no clipping
     first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
     ema_decay: float | None = (
@@ -73,7 +79,9 @@ class OptimizerConfig:
     )
     vision: TowerOptimizerConfig = dataclasses.field(default_factory=TowerOptimizerConfig)
     text: TowerOptimizerConfig = dataclasses.field(default_factory=TowerOptimizerConfig)
-    freeze: tuple[str, ...] = ()  # regular expressions; LiT: ("vision/.*",)
+    # Regular expressions that match whole paths of parameters, such as "vision/transformer/.*";
+    # LiT: ("vision/.*",). What is frozen has no optimizer state and no backward pass.
+    freeze: tuple[str, ...] = ()
     # The batch goes through the towers in so many parts, the loss still sees all of it: the exact
     # gradient with the memory of one part, for one more forward pass (Gao et al. 2021, GradCache).
     microbatches: int = 1
@@ -91,10 +99,12 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """What parameters are before the first step."""
+    """What parameters are before the first step. A checkpoint in the workdir comes before it."""
 
-    source: str = ""  # anything that `clip_jax.load` takes; "": random values
-    only: tuple[str, ...] = ()  # regular expressions of the parameters that it gives; (): all
+    # Anything that `clip_jax.load` takes; "": random values. With the token table comes its
+    # tokenizer, unless tokenizer.source names another; positions are resized to fit.
+    source: str = ""
+    only: tuple[str, ...] = ()  # regular expressions of what it gives, as in freeze; (): all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +213,7 @@ def build_config(values: config_dict.ConfigDict | dict[str, Any]) -> TrainConfig
     return config
 
 
-def _check(config: TrainConfig) -> None:
+def _check_ranges(config: TrainConfig) -> None:
     positive = {
         "config.batch_size": config.batch_size,
         "config.log_every_steps": config.log_every_steps,
@@ -215,6 +225,12 @@ def _check(config: TrainConfig) -> None:
         "config.evaluation.every_steps": config.evaluation.every_steps,
         "config.evaluation.batch_size": config.evaluation.batch_size,
         "config.optimizer.microbatches": config.optimizer.microbatches,
+        "config.optimizer.vision.learning_rate_multiplier": (
+            config.optimizer.vision.learning_rate_multiplier
+        ),
+        "config.optimizer.text.learning_rate_multiplier": (
+            config.optimizer.text.learning_rate_multiplier
+        ),
         "config.steps": config.steps,
         "config.epochs": config.epochs,
     }
@@ -231,12 +247,20 @@ def _check(config: TrainConfig) -> None:
         "config.optimizer.weight_decay": (optimizer.weight_decay, 0, math.inf),
         "config.optimizer.clip_norm": (optimizer.clip_norm, 0, math.inf),
         "config.optimizer.ema_decay": (optimizer.ema_decay, 0, 1),
+        "config.optimizer.vision.layer_decay": (optimizer.vision.layer_decay, 0, 1),
+        "config.optimizer.text.layer_decay": (optimizer.text.layer_decay, 0, 1),
+        "config.optimizer.vision.weight_decay": (optimizer.vision.weight_decay, 0, math.inf),
+        "config.optimizer.text.weight_decay": (optimizer.text.weight_decay, 0, math.inf),
         "config.data.workers": (config.data.workers, 0, 1024),
         "config.data.max_bad_fraction": (config.data.max_bad_fraction, 0, 1),
     }
     for key, (value, low, high) in ranges.items():
         if value is not None and not low <= value <= high:
             raise UserError(f"{key}={value}: must be {low} to {high}")
+
+
+def _check(config: TrainConfig) -> None:
+    _check_ranges(config)
     if config.steps is None and config.epochs is None:
         raise UserError("config.steps=None, config.epochs=None: give one of them")
     if not config.data.path:
@@ -248,13 +272,29 @@ def _check(config: TrainConfig) -> None:
         size = getattr(config.mesh, name)
         if size != -1 and size < 1:
             raise UserError(f"config.mesh.{name}={size}: must be at least 1, or -1 for the rest")
+    optimizer = config.optimizer
     parts = optimizer.microbatches
     if config.batch_size % parts:
         raise UserError(
             f"config.optimizer.microbatches={parts}: must divide config.batch_size="
             f"{config.batch_size}"
         )
+    check_patterns(optimizer.freeze, "config.optimizer.freeze")
+    check_patterns(config.init.only, "config.init.only")
     config.model.architecture()
+
+
+def check_patterns(patterns: Sequence[str], key: str) -> None:
+    """Raises `UserError` that names `key` for what is no regular expression."""
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise UserError(f"{key}: {pattern!r} is no text; a pattern is, such as 'vision/.*'")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(
+                f"{key}: {pattern!r} is no regular expression ({error}); one is 'vision/.*'"
+            ) from error
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.resnet import BATCH_STATISTICS
 from clip_jax.models.two_tower import CLIPOutput, TwoTower
 from clip_jax.sharding import constrain_like_params
+from clip_jax.training.parameter_groups import stop_frozen
 
 Batch = dict[str, jax.Array]
 Params = dict[str, Any]
@@ -34,6 +35,7 @@ class Objective:
     loss: str = "softmax"
     implementation: str = "dense"
     microbatches: int = 1
+    frozen: tuple[str, ...] = ()  # regular expressions of parameters without a gradient
 
 
 def normalize_images(images: jax.Array, config: ClipConfig) -> jax.Array:
@@ -62,8 +64,9 @@ def _towers(
     objective: Objective, key: jax.Array, params: Params, batch: Batch
 ) -> tuple[CLIPOutput, Any]:
     """Embeddings of a batch or a part of it, and the batch statistics that ResNets sow."""
+    # What is frozen needs no backward pass: the compiler drops it.
     out, sown = TwoTower(objective.config).apply(
-        {"params": params},
+        {"params": stop_frozen(params, objective.frozen)},
         normalize_images(batch["images"], objective.config),
         batch["tokens"],
         train=True,

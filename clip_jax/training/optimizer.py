@@ -1,29 +1,25 @@
-"""AdamW as the paper uses it: decay on matrices only, linear warm-up, cosine to 0."""
+"""The update of a run: clipping, the optimizer of its choice, decoupled decay, learning rates by
+tower and layer, frozen parameters."""
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from clip_jax.models.two_tower import is_buffer
 from clip_jax.training.config import OptimizerConfig
+from clip_jax.training.named_optimizer import muon_rate, named_optimizer
+from clip_jax.training.parameter_groups import (
+    decay_mask,
+    frozen_mask,
+    rate_multipliers,
+    weight_decays,
+)
 
-# Decay shrinks what multiplies activations. Gains, biases, position tables, the class token and
-# the logit scale are left alone (CLIP paper section 2.5), running statistics are no parameters at
-# all.
-NO_DECAY = re.compile(r"(^|/)(\w*bias|\w*scale|positions|class_token|mean|var)$")
-
-
-def decay_mask(params: Any) -> Any:
-    """True at the leaves that weight decay acts on."""
-
-    def decays(path: Any, _: Any) -> bool:
-        return not NO_DECAY.search(jax.tree_util.keystr(path, simple=True, separator="/"))
-
-    return jax.tree_util.tree_map_with_path(decays, params)
+__all__ = ["decay_mask", "learning_rate_schedule", "make_optimizer"]
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -40,16 +36,70 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW with the schedule above."""
-    adamw = optax.adamw(
-        learning_rate_schedule(config, steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=decay_mask,
-        mu_dtype=jnp.dtype(config.first_moment_dtype),
+    """What turns gradients into updates to be added to the parameters.
+
+    Clipping by the global norm (of what is trained) and the optimizer of `config.name` without its
+    own weight decay give u; with the learning rate r of the schedule, a parameter w whose decay is
+    d and whose multiplier is m (see `rate_multipliers`) gets
+
+        w <- w + m·(u - r·d·w)
+
+    which for AdamW is Loshchilov and Hutter (2019). Decay does not pass through the optimizer,
+    whatever optax itself would do. Frozen parameters and running statistics get 0 and have no
+    state; every path in the state ends in the path of its parameter.
+
+    Raises `UserError` as `named_optimizer` does, and from `init` and `update` for a pattern of
+    `config.freeze` that matches nothing.
+    """
+    schedule = learning_rate_schedule(config, steps)
+    optimizer = named_optimizer(config, schedule)
+    if config.clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    parts = {"trained": optimizer, "fixed": optax.set_to_zero()}
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map(lambda fixed: "fixed" if fixed else "trained", _fixed(params, config))
+
+    return optax.chain(optax.partition(parts, labels), _decay_and_scale(config, schedule))
+
+
+def _fixed(params: Any, config: OptimizerConfig) -> Any:
+    """True where an optimizer has nothing to do: frozen leaves, running statistics."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, frozen: frozen or is_buffer(path), frozen_mask(params, config.freeze)
     )
-    if config.clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+class DecayState(NamedTuple):
+    """The state of weight decay: where the schedule stands."""
+
+    step: jax.Array  # () int32
+
+
+def _decay_and_scale(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """u -> m·(u - r·d·w), where w is not fixed."""
+
+    def update(updates: Any, state: DecayState, params: Any) -> tuple[Any, DecayState]:
+        rate = schedule(state.step)
+
+        def leaf(u: jax.Array, w: jax.Array, d: float, m: Any, n: float, fixed: bool) -> jax.Array:
+            if fixed:
+                return u
+            if d:
+                u = u - rate * d * w
+            return u if isinstance(m, float) and m * n == 1 else u * (m * n)
+
+        updates = jax.tree.map(
+            leaf,
+            updates,
+            params,
+            weight_decays(params, config),
+            rate_multipliers(params, config),
+            muon_rate(config, params),
+            _fixed(params, config),
+        )
+        return updates, DecayState(optax.safe_increment(state.step))
+
+    return optax.GradientTransformation(lambda _: DecayState(jnp.zeros((), jnp.int32)), update)

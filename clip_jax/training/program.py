@@ -9,10 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clip_jax.models.config import ClipConfig
+from clip_jax.models.flops import step_flops
+from clip_jax.models.two_tower import param_shapes
 from clip_jax.sharding import batch_sharding
 from clip_jax.training.config import TrainConfig
 from clip_jax.training.gradient import Objective
 from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from clip_jax.training.parameter_groups import frozen_mask
 from clip_jax.training.state import TrainState, abstract_state
 from clip_jax.training.step import make_train_step
 
@@ -41,6 +44,13 @@ def abstract_batch(
     }
 
 
+def run_flops(config: TrainConfig, architecture: ClipConfig) -> float:
+    """Operations of one training step by the model's own count; see `step_flops`."""
+    frozen = frozen_mask(param_shapes(architecture), config.optimizer.freeze)
+    towers = [name for name in ("vision", "text") if all(jax.tree.leaves(frozen[name]))]
+    return step_flops(architecture, config.batch_size, towers)
+
+
 def jit_train_step(config: TrainConfig, architecture: ClipConfig, mesh: Mesh, steps: int) -> Any:
     """The jitted (state, batch) -> (state, metrics) of a run, its state donated.
 
@@ -48,7 +58,11 @@ def jit_train_step(config: TrainConfig, architecture: ClipConfig, mesh: Mesh, st
     `jax.set_mesh(mesh)`.
     """
     objective = Objective(
-        architecture, config.loss, config.loss_implementation, config.optimizer.microbatches
+        architecture,
+        config.loss,
+        config.loss_implementation,
+        config.optimizer.microbatches,
+        config.optimizer.freeze,
     )
     step = make_train_step(
         objective,

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,35 @@ import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from clip_jax.agreement import check_same, from_first
 from clip_jax.data.pipeline import BatchIterator, training_batches
 from clip_jax.data.records import Source
+from clip_jax.data.sources import open_source
 from clip_jax.data.tokenizer import Tokenizer, get_tokenizer, train_sentencepiece
+from clip_jax.distributed import host_rows
 from clip_jax.errors import UserError
 from clip_jax.loading import fit_tokenizer
 from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.two_tower import param_shapes
 from clip_jax.training import config as configs
 from clip_jax.training.checkpoint import Checkpoints
 from clip_jax.training.config import TrainConfig
+from clip_jax.training.initial import (
+    initial_state,
+    initial_tokenizer,
+    open_initial,
+    takes_tokens,
+)
 from clip_jax.training.metrics import Progress, RunLog
 from clip_jax.training.optimizer import make_optimizer
+from clip_jax.training.parameter_groups import frozen_mask
 from clip_jax.training.state import TrainState, abstract_state, sharded_state
 from clip_jax.weights.bundle import (
     exported_step,
     tokenizer_from_identity,
     tokenizer_to_identity,
 )
+from clip_jax.weights.load import Source as Initial
 
 
 @dataclasses.dataclass
@@ -70,18 +83,29 @@ def open_run(
     Raises `UserError` when what is in the workdir was made with another architecture, data or seed.
     """
     is_first = jax.process_index() == 0
+    check_same(
+        {"records": len(source), "fingerprint": source.fingerprint},
+        f"config.data.path={config.data.path}: ",
+        "every machine must see the same data",
+    )
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-    newest = checkpoints.newest_step
+    newest = from_first(checkpoints.newest_step)  # a mounted bucket may show others an older one
     identity = checkpoints.identity(newest) if newest is not None else None
+    steps = total_steps(config, len(source))
+    optimizer = make_optimizer(config.optimizer, steps)  # its mistakes before anything slow
+    initial = None
     if identity is not None:
         tokenizer = tokenizer_from_identity(identity)
+        rows = identity["architecture"]["vocab_size"]
     else:
-        tokenizer = make_tokenizer(config, source)
-    architecture, tokenizer = resolve_architecture(config, tokenizer)
+        initial = open_initial(config)
+        tokenizer = make_tokenizer(config, source, initial)
+        rows = None if initial is None else initial.config.vocab_size
+    architecture, tokenizer = resolve_architecture(config, tokenizer, rows)
+    frozen_mask(param_shapes(architecture), config.optimizer.freeze)
     if identity is not None:
         check_same_model(architecture, identity, workdir)
         check_resumable(config, identity["config"], workdir)
-    steps = total_steps(config, len(source))
     if newest is not None and newest > steps:
         raise UserError(
             f"config.steps={steps}: {workdir} is at step {newest} already; "
@@ -93,11 +117,12 @@ def open_run(
             "use another workdir"
         )
 
-    optimizer = make_optimizer(config.optimizer, steps)
     ema = config.optimizer.ema_decay is not None
     if newest is not None:
         abstract = abstract_state(mesh, architecture, optimizer, ema)
         state = checkpoints.restore(newest, abstract)
+    elif initial is not None:
+        state = initial_state(mesh, architecture, optimizer, config, initial)
     else:
         state = sharded_state(mesh, architecture, optimizer, config.seed, ema)
     first_step = newest or 0
@@ -107,10 +132,9 @@ def open_run(
         architecture.image_size,
         architecture.image_interpolation,
         config.augmentation,
-        batch_size=config.batch_size // jax.process_count(),
+        batch_size=config.batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=host_rows(mesh, config.batch_size),
         workers=config.data.workers,
         start_batch=first_step,
         max_bad_fraction=config.data.max_bad_fraction,
@@ -132,6 +156,8 @@ def open_run(
         run.progress.say(f"left out: {len(source.dropped) - 10} more")
     dropped = f", {len(source.dropped):,} left out" if source.dropped else ""
     begun = f"resuming at step {first_step:,}" if first_step else "starting"
+    if initial is not None:
+        begun += f" from {config.init.source}"
     run.progress.say(
         f"{begun}: {architecture.name}, {len(source):,} pairs{dropped}, {steps:,} steps of "
         f"{config.batch_size}, {mesh.size} {jax.devices()[0].device_kind} device(s)"
@@ -139,8 +165,27 @@ def open_run(
     return run, state
 
 
-def make_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
-    """The tokenizer that the configuration names, or one trained on the captions of the data."""
+def open_data(config: TrainConfig) -> Source:
+    """The image-text pairs of the configuration. Raises `UserError` as `open_source` does."""
+    data = config.data
+    return open_source(
+        data.path,
+        data.format,
+        image_column=data.image_column,
+        caption_column=data.caption_column,
+        caption_template=data.caption_template,
+    )
+
+
+def make_tokenizer(
+    config: TrainConfig, source: Source, initial: Initial | None = None
+) -> Tokenizer:
+    """The tokenizer that the configuration names, or one trained on the captions of the data.
+
+    Where the token table comes from `initial`, the tokenizer does too: see `initial_tokenizer`.
+    """
+    if initial is not None and takes_tokens(config):
+        return initial_tokenizer(config, initial)
     if config.tokenizer.source != "captions":
         return get_tokenizer(config.tokenizer.source)
     captions = (text for index in range(len(source)) for text in source.captions(index))
@@ -152,12 +197,19 @@ def make_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
     )
 
 
-def resolve_architecture(config: TrainConfig, tokenizer: Tokenizer) -> tuple[ClipConfig, Tokenizer]:
-    """The architecture with the vocabulary of its tokenizer, and the bias that its loss needs."""
+def resolve_architecture(
+    config: TrainConfig, tokenizer: Tokenizer, rows: int | None = None
+) -> tuple[ClipConfig, Tokenizer]:
+    """The architecture with the vocabulary of its tokenizer, and the bias that its loss needs.
+
+    `rows`: of the token table that the run begins with, which may be more than the tokenizer has
+    ids; it counts where that table is taken over and the configuration says nothing else.
+    """
+    architecture = config.model.architecture()
     keep = "vocab_size" in config.model.overrides
-    architecture, tokenizer = fit_tokenizer(
-        config.model.architecture(), tokenizer, keep_vocab_size=keep
-    )
+    if rows is not None and takes_tokens(config) and not keep:
+        architecture, keep = override(architecture, vocab_size=rows), True
+    architecture, tokenizer = fit_tokenizer(architecture, tokenizer, keep_vocab_size=keep)
     if config.loss == "sigmoid" and architecture.logit_bias_init is None:
         architecture = override(architecture, logit_bias_init=-10.0)
     return architecture, tokenizer
@@ -179,8 +231,9 @@ def check_resumable(config: TrainConfig, saved: dict[str, Any], workdir: Path) -
     """Warns of settings that are not those the checkpoint was made with.
 
     Raises `UserError` for those that cannot change: the tokenizer, and what the optimizer's state
-    is made of.
+    is made of (which optimizer, its options, what is frozen); rates, decay and micro-batches may.
     """
+    fixed = re.compile(r"tokenizer\..*|optimizer\.(name|options(\..*)?|freeze|first_moment_dtype)")
     before, now = flatten_dict(saved, sep="."), flatten_dict(configs.to_dict(config), sep=".")
     now = json.loads(json.dumps(now))
     for name in sorted(before.keys() | now.keys()):
@@ -188,8 +241,7 @@ def check_resumable(config: TrainConfig, saved: dict[str, Any], workdir: Path) -
         if old == new:
             continue
         changes_tree = name in ("optimizer.clip_norm", "optimizer.ema_decay") and None in (old, new)
-        fixed = name.startswith("tokenizer.") or name == "optimizer.first_moment_dtype"
-        if changes_tree or fixed:
+        if changes_tree or fixed.fullmatch(name):
             raise UserError(
                 f"config.{name}={new}: the run in {workdir} was begun with {old}, and cannot go on "
                 "otherwise; use another workdir"

@@ -12,6 +12,7 @@ import optax
 
 from clip_jax.models.resnet import update_running_statistics
 from clip_jax.training.gradient import Batch, Objective, loss_gradient
+from clip_jax.training.parameter_groups import keep_frozen
 from clip_jax.training.state import TrainState
 
 MAX_LOGIT_SCALE = math.log(100)  # paper section 2.5
@@ -41,6 +42,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, MAX_LOGIT_SCALE)
         params = update_running_statistics(params, statistics)
+        params = keep_frozen(params, state.params, objective.frozen)
         updated = state.replace(
             step=state.step + 1,
             params=params,

@@ -1,0 +1,158 @@
+"""Which runs fit which TPU slices: a pre-flight of each row below, and docs/preflight.md of them.
+
+    python benchmarks/preflight_table.py                    # all that is not there yet
+    python benchmarks/preflight_table.py --rows='B-16|L-14' --again
+
+Each row is compiled in a process of its own, which takes minutes. What is finished stays in
+docs/preflight.json and is kept by the next call, so that the table can be made piece by piece.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GIB = 2**30
+
+_ROWS = flags.DEFINE_string("rows", "", "Regular expression; rows whose name it is found in.")
+_AGAIN = flags.DEFINE_boolean("again", False, "Compile rows that are finished, too.")
+_TABLE = flags.DEFINE_string("table", str(REPOSITORY / "docs" / "preflight.md"), "File to write.")
+_MINUTES = flags.DEFINE_float("minutes", 30.0, "Most that a row may take.", lower_bound=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A run and a slice: `python -m clip_jax.preflight --config=… --topology=… flags`."""
+
+    config: str  # of configs/, without .py
+    topology: str
+    flags: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What --rows is looked for in, and the key of the JSON file."""
+        changes = (flag.removeprefix("--config.") for flag in self.flags)
+        return " ".join((self.config, self.topology, *changes))
+
+
+ROWS = (
+    Row(
+        "openai_vit_b32",
+        "v5e:8x8",
+        ("--config.mesh.fsdp=8", "--config.model.remat=none"),
+    ),
+)
+
+HEAD = """\
+# Which runs fit which slices
+
+Each row is the real train step of a configuration, compiled ahead of time for the slice by
+`python -m clip_jax.preflight`, without a TPU at hand. Made by
+`python benchmarks/preflight_table.py`; the full reports are in [preflight.json](preflight.json).
+
+- *state*: parameters, optimizer and moving average a device, in GiB; *temporaries*: the compiler's
+  sum, in which buffers that take turns in one place may count twice; *peak*: its own figure of what
+  the step needs at most, against what a device has.
+- *operations*: matrix products and convolutions compiled, against those of the model (forward, and
+  twice that backward): what is above 1 is computed again.
+- *exchanged*: GB a device and step, each exchange by the larger of what goes in and what comes out.
+- *samples/s*: at 50 % of the devices' peak. A plan, not a measurement.
+
+"""
+COLUMNS = (
+    "config", "model", "slice", "mesh (data × fsdp × tensor)", "batch", "remat", "micro-batches",
+    "state", "temporaries", "peak", "operations", "exchanged", "compiled in", "samples/s",
+)  # fmt: skip
+
+
+def preflight(row: Row) -> dict[str, Any]:
+    """The report of a row; one with `fits: None` and a reason where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "report.json"
+        command = [
+            sys.executable, "-m", "clip_jax.preflight", f"--config=configs/{row.config}.py",
+            f"--topology={row.topology}", f"--output={output}", *row.flags,
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(
+                command, cwd=REPOSITORY, timeout=60 * _MINUTES.value, capture_output=True, text=True
+            )
+        except subprocess.TimeoutExpired:
+            return {"fits": None, "reason": f"not compiled within {_MINUTES.value:g} minutes"}
+        if output.exists():
+            return json.loads(output.read_text(encoding="utf-8"))
+        return {"fits": None, "reason": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+
+
+def gib(count: float | None) -> str:
+    """Bytes in GiB."""
+    return "" if count is None else f"{count / GIB:.2f}"
+
+
+def cells(row: Row, report: dict[str, Any]) -> list[str]:
+    """One line of the table."""
+    if report["fits"] is None:
+        return [row.config, "", row.topology, report["reason"]] + [""] * (len(COLUMNS) - 4)
+    state = sum(report[f"{kind}_bytes_per_device"] for kind in ("parameter", "optimizer", "ema"))
+    peak = f"{gib(report['peak_bytes_per_device'])} of {gib(report['hbm_bytes_per_device'])}"
+    first = [
+        row.config,
+        report["model"],
+        f"{report['topology']} ({report['devices']})",
+        " × ".join(str(size) for size in report["mesh"].values()),
+        f"{report['global_batch_size']:,}",
+        report["remat"],
+        str(report["microbatches"]),
+        gib(state),
+    ]
+    if not report["fits"]:
+        return [*first, "", f"**does not fit**: {peak}", "", "", "", ""]
+    rate = report["planned_samples_per_second"]["50%"]
+    return [
+        *first,
+        gib(report["temp_bytes_per_device"]),
+        peak,
+        f"{report['compiled_to_model_flops']:.3f} ×",
+        f"{report['collective_bytes_per_device'] / 1e9:.2f}",
+        f"{report['compile_seconds']:.0f} s",
+        "" if rate is None else f"{rate:,.0f}",
+    ]
+
+
+def write(table: Path, reports: dict[str, Any]) -> None:
+    """The JSON file, and the table of the rows that are in it, in the order of `ROWS`."""
+    text = json.dumps(reports, indent=1) + "\n"
+    table.with_suffix(".json").write_text(text, encoding="utf-8")
+    lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    lines += [cells(row, reports[row.name]) for row in ROWS if row.name in reports]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table.write_text(HEAD + body + "\n", encoding="utf-8")
+
+
+def main(_: list[str]) -> None:
+    """Compiles what is asked for and not there yet, and writes after each row."""
+    table = Path(_TABLE.value)
+    saved = table.with_suffix(".json")
+    reports = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
+    reports = {name: reports[name] for name in (row.name for row in ROWS) if name in reports}
+    for row in ROWS:
+        finished = reports.get(row.name, {}).get("fits") is not None
+        if re.search(_ROWS.value, row.name) and (_AGAIN.value or not finished):
+            print(f"{row.name} …", flush=True)
+            reports[row.name] = preflight(row)
+            write(table, reports)
+            print("  " + " | ".join(cells(row, reports[row.name])), flush=True)
+    write(table, reports)
+
+
+if __name__ == "__main__":
+    app.run(main)

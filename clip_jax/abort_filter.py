@@ -1,0 +1,137 @@
+"""Stands between a process of a multi-host job and its stderr; a program of its own.
+
+When a peer is gone, jax's coordination service ends this process from C++: a page of internals and
+SIGABRT, which nothing in Python can catch. This program, which outlives the process by a moment,
+passes everything else on as it comes, and writes one line instead of that page. The process gives
+it the line beforehand, in a control line: CONTROL, then the text. In the text {who} becomes the
+process that is gone, and {status} what the service said. No text: it has said itself why it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import sys
+import time
+
+CONTROL = b"\x1eclip_jax:"
+HOLD_SECONDS = 2.0  # that a line of the service is kept back, in case the end comes right after it
+PARTIAL_SECONDS = 0.2  # that the beginning of a line is kept back
+LOGGED = re.compile(rb"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ([\w.]+):\d+\] ")
+SERVICE = (
+    b"coordination_service.cc",
+    b"coordination_service_agent.cc",
+    b"preemption_sync_manager.cc",
+    b"add_port.cc",
+)
+FATAL = b"JAX distributed service detected fatal errors"
+STACK = b"*** Check failure stack trace"
+SILENT = re.compile(rb"stopped sending heartbeats\):\s*((?:\S*\d+\s+)+)")
+UNREACHABLE = (b"Failed to send RPC to coordination service", b"CoordinationService/Heartbeat")
+STATUS = re.compile(rb"absl::Status: ([^\n\[]*)")
+
+
+def explain(text: bytes, template: bytes) -> bytes:
+    """The line for what the service wrote before it ended the process."""
+    silent = SILENT.search(text)
+    numbers = re.findall(rb"(\d+)\s", silent[1]) if silent else []
+    if numbers:
+        who = (b"process " if len(numbers) == 1 else b"processes ") + b", ".join(numbers)
+    elif any(sign in text for sign in UNREACHABLE):
+        who = b"process 0"  # it is the service
+    else:
+        who = b"another process"
+    status = STATUS.search(text)
+    said = status[1].strip().rstrip(b":") if status else b"no reason given"
+    return template.replace(b"{who}", who).replace(b"{status}", said)
+
+
+class Filter:
+    """Lines in, lines out; `ended` once the process is known to be aborting."""
+
+    def __init__(self) -> None:
+        self.template = b"error: {who} of this job is gone ({status})"
+        self.ended = False
+        self._held: list[bytes] = []
+        self._deadline = 0.0
+        self._fatal = False
+
+    def line(self, line: bytes, now: float) -> bytes:
+        """What is to be written now that this line has come."""
+        if line.startswith(CONTROL):
+            self.template = line[len(CONTROL) :].strip()
+            return b""
+        if FATAL in line:
+            self._fatal = True
+        if self._fatal:
+            if STACK in line:
+                return self.end()
+            self._held.append(line)
+            self._deadline = now + HOLD_SECONDS
+            return b""
+        logged = LOGGED.match(line)
+        if logged and logged[1] in SERVICE:
+            if not self._held:
+                self._deadline = now + HOLD_SECONDS
+            self._held.append(line)
+            return b""
+        if self._held and not logged:
+            self._held.append(line)  # more of the message
+            return b""
+        return line
+
+    def wait(self, now: float) -> float | None:
+        """Seconds until `overdue` has something to do; None: for ever."""
+        return max(0.0, self._deadline - now) if self._held else None
+
+    def overdue(self, now: float) -> bytes:
+        """What has been kept back long enough."""
+        if not self._held or now < self._deadline:
+            return b""
+        if self._fatal:
+            return self.end()
+        text, self._held = b"".join(self._held), []
+        return text
+
+    def end(self) -> bytes:
+        """What is left to be written when nothing more can come."""
+        self.ended = True
+        text, self._held = b"".join(self._held), []
+        if not self.template:
+            return b""
+        return explain(text, self.template) + b"\n" if self._fatal else text
+
+
+def main() -> None:
+    """Filters stdin to stderr until the process ends."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the process decides
+    state, rest = Filter(), b""
+    while not state.ended:
+        now = time.monotonic()
+        timeout = min(
+            (x for x in (state.wait(now), PARTIAL_SECONDS if rest else None) if x is not None),
+            default=None,
+        )
+        ready, _, _ = select.select([0], [], [], timeout)
+        now = time.monotonic()
+        out = b""
+        if ready:
+            data = os.read(0, 1 << 16)
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if not state.ended:
+                    out += state.line(line + b"\n", now)
+            if not data:
+                out += state.end() + rest
+                state.ended = True
+        elif rest:
+            out, rest = state.line(rest, now), b""
+        sys.stderr.buffer.write(out + (b"" if state.ended else state.overdue(now)))
+        sys.stderr.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Contrastive losses: pure functions of arrays, float32, over the global batch.
+
+Implementations, all with the same value and gradient, on any mesh or none:
+
+- dense: a device holds the logits of its rows with all texts, made once;
+- chunked: it holds a few columns of them at a time; for the gradient they are made again;
+- ring: as chunked, but texts travel from device to device instead of being gathered.
+
+The gradient comes with the value, by `custom_vjp`: reverse mode only, and once.
+
+Shape letters: B pairs of the global batch, D width of the shared space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from clip_jax.errors import UserError
+from clip_jax.losses import gathered, ring
+from clip_jax.losses.blocks import Result, matmul
+from clip_jax.losses.split import Split, ambient_split
+
+Array = jax.Array
+
+IMPLEMENTATIONS = ("dense", "ring", "chunked")
+
+# Blocks of logits have this size, within widths at which matrix units and networks work well.
+_BLOCK_BYTES = 8 << 20
+_MIN_COLUMNS, _MAX_COLUMNS = 512, 4096
+
+
+def similarity_logits(
+    image_embeds_BD: Array,
+    text_embeds_BD: Array,
+    logit_scale: Array,
+    logit_bias: Array | float = 0.0,
+) -> Array:
+    """(B, D), (C, D), (), () -> (B, C) float32: scale·cosine + bias of every image with every
+    text."""
+    # The scale goes to the (B, D) side: its gradient then needs no second (B, C) matrix.
+    logits_BC = matmul(
+        logit_scale * image_embeds_BD.astype(jnp.float32), text_embeds_BD.astype(jnp.float32).T
+    )
+    return logits_BC + logit_bias
+
+
+def effective_implementation(implementation: str, batch_shards: int) -> tuple[str, str | None]:
+    """What runs where the batch is split in so many parts, and a note where that is another.
+
+    Raises `UserError` when there is no implementation of that name.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(
+            f"implementation={implementation!r}: must be one of {', '.join(IMPLEMENTATIONS)}"
+        )
+    if implementation == "ring" and batch_shards == 1:
+        return "chunked", (
+            "loss implementation 'ring' needs a batch in two or more parts (data×fsdp); it is in "
+            "one: 'chunked' is used, with the same result"
+        )
+    return implementation, None
+
+
+def softmax_loss(
+    image_embeds: Array, text_embeds: Array, logit_scale: Array, implementation: str = "dense"
+) -> Array:
+    """(B, D), (B, D), () -> (): the symmetric cross-entropy of CLIP (paper figure 3).
+
+    The embeddings are L2-normalised, row i of one belongs to row i of the other, and `logit_scale`
+    is exp(t). Each row's term is log-sum-exp minus the positive, a row-wise dot product: the B×B
+    matrix of log-probabilities is never built (Oord et al. 2018 for the loss).
+
+    Under `jax.set_mesh` the rows are split over the mesh. `implementation` is one of
+    `IMPLEMENTATIONS`; raises `UserError` for another.
+    """
+    return _loss("softmax", implementation, image_embeds, text_embeds, logit_scale)
+
+
+def sigmoid_loss(
+    image_embeds: Array,
+    text_embeds: Array,
+    logit_scale: Array,
+    logit_bias: Array,
+    implementation: str = "dense",
+) -> Array:
+    """(B, D), (B, D), (), () -> (): the pairwise loss of SigLIP (Zhai et al. 2023, equation 1).
+
+    Minus log sigmoid of +logit for pairs that belong together and of −logit for all others, summed
+    over all B² pairs and divided by B.
+
+    Under `jax.set_mesh` the rows are split over the mesh. `implementation` is one of
+    `IMPLEMENTATIONS`; raises `UserError` for another. Whichever it is, a block's gradient is taken
+    while the block is there: no logit is kept or made twice, and `dense` is `chunked`.
+    """
+    return _loss("sigmoid", implementation, image_embeds, text_embeds, logit_scale, logit_bias)
+
+
+class _Plan(NamedTuple):
+    """What is fixed when a loss is compiled."""
+
+    loss: str
+    implementation: str
+    split: Split
+    columns: int
+
+    def function(self) -> Callable[..., Result]:
+        """(split, images, texts, scalars …) -> value and gradients."""
+        module = ring if self.implementation == "ring" else gathered
+        if self.loss == "softmax" and module is gathered:
+            keep_logits = self.implementation == "dense"
+            return partial(gathered.softmax, columns=self.columns, keep_logits=keep_logits)
+        return partial(getattr(module, self.loss), columns=self.columns)
+
+
+def _loss(name: str, implementation: str, images: Array, texts: Array, *scalars: Array) -> Array:
+    split = ambient_split(len(images))
+    implementation, _ = effective_implementation(implementation, split.batch_shards)
+    plan = _Plan(name, implementation, split, _columns(len(images) // split.shards))
+    return _differentiable(plan, images, texts, *(jnp.asarray(x, jnp.float32) for x in scalars))
+
+
+def _columns(rows: int) -> int:
+    """The width of a block of logits with that many rows."""
+    return min(max(_MIN_COLUMNS, _BLOCK_BYTES // (4 * rows)), _MAX_COLUMNS)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _differentiable(plan: _Plan, *arrays: Array) -> Array:
+    return _value_and_gradients(plan, *arrays)[0]
+
+
+# Compiled once also where the caller does not compile.
+@partial(jax.jit, static_argnums=0)
+def _value_and_gradients(plan: _Plan, *arrays: Array) -> Result:
+    value, gradients = plan.split.run(plan.function(), arrays[:2], arrays[2:])
+    return value, tuple(g.astype(x.dtype) for g, x in zip(gradients, arrays, strict=True))
+
+
+def _backward(_: _Plan, gradients: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
+    return tuple((cotangent * gradient).astype(gradient.dtype) for gradient in gradients)
+
+
+_differentiable.defvjp(_value_and_gradients, _backward)

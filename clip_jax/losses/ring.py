@@ -1,0 +1,121 @@
+"""The `ring` implementation: texts travel from part to part until they have seen all images.
+
+In step s a part holds the texts of the part s places before it. What belongs to an image stays:
+its row's log-sum-exp, its gradient. What belongs to a text travels with it. After as many steps as
+there are parts all of it is complete and back home, and no part ever held the texts of two others.
+Within a part the texts are taken in chunks; for the softmax gradient, blocks of logits are made
+again.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from clip_jax.losses.blocks import (
+    Chunks,
+    LogSumExp,
+    Result,
+    SigmoidSums,
+    block_logits,
+    join,
+    pair_numbers,
+    softmax_block,
+    softmax_result,
+)
+from clip_jax.losses.split import Split
+
+Array = jax.Array
+
+
+def softmax(
+    split: Split, images_RD: Array, texts_RD: Array, scale: Array, *, columns: int
+) -> Result:
+    """The symmetric cross-entropy; blocks have at most `columns` columns."""
+    rows = len(images_RD)
+    images_RD = images_RD.astype(jnp.float32)
+    texts_KCD, numbers_KC = Chunks.split(texts_RD, columns)
+
+    Forward = tuple[LogSumExp, LogSumExp, Array]  # of rows, of columns, texts
+    Backward = tuple[Array, Array, Array, LogSumExp]  # dimages, dtexts, texts, of columns
+
+    def forward_block(
+        row: LogSumExp, inputs: tuple[Array, Array, LogSumExp]
+    ) -> tuple[LogSumExp, LogSumExp]:
+        texts_CD, numbers_C, column = inputs
+        logits_RC = block_logits(images_RD, texts_CD.astype(jnp.float32), numbers_C, scale)
+        return row.add(logits_RC, 1), column.add(logits_RC, 0)
+
+    def forward(carry: Forward, _: None) -> tuple[Forward, None]:
+        row, column, texts_KCD = carry
+        row, column = lax.scan(forward_block, row, (texts_KCD, numbers_KC, column))
+        return (row, *split.send_on((column, texts_KCD))), None
+
+    empty = split.varying((LogSumExp.empty(rows), LogSumExp.empty(*numbers_KC.shape)))
+    (row, column, _), _ = lax.scan(forward, (*empty, texts_KCD), length=split.shards)
+
+    def backward_block(
+        dimages_RD: Array, inputs: tuple[Array, Array, LogSumExp]
+    ) -> tuple[Array, Array]:
+        texts_CD, numbers_C, column = inputs
+        texts_CD = texts_CD.astype(jnp.float32)
+        logits_RC = block_logits(images_RD, texts_CD, numbers_C, scale)
+        return softmax_block(dimages_RD, images_RD, texts_CD, logits_RC, (row, column))
+
+    def backward(carry: Backward, _: None) -> tuple[Backward, None]:
+        dimages_RD, dtexts_KCD, texts_KCD, column = carry
+        inputs = (texts_KCD, numbers_KC, column)
+        dimages_RD, addend_KCD = lax.scan(backward_block, dimages_RD, inputs)
+        dtexts_KCD = _add_on_arrival(split, dtexts_KCD, addend_KCD)
+        return (dimages_RD, dtexts_KCD, *split.send_on((texts_KCD, column))), None
+
+    zeros = split.varying((jnp.zeros(images_RD.shape), jnp.zeros(texts_KCD.shape)))
+    (dimages_RD, dtexts_KCD, _, _), _ = lax.scan(
+        backward, (*zeros, texts_KCD, column), length=split.shards
+    )
+    return softmax_result(
+        split,
+        (images_RD, texts_RD.astype(jnp.float32), scale),
+        (row, LogSumExp(*(join(x_KC, rows) for x_KC in column))),
+        (dimages_RD, join(split.send_on(dtexts_KCD), rows)),
+    )
+
+
+def sigmoid(
+    split: Split, images_RD: Array, texts_RD: Array, scale: Array, bias: Array, *, columns: int
+) -> Result:
+    """The pairwise loss; blocks have at most `columns` columns."""
+    rows = len(images_RD)
+    images_RD = images_RD.astype(jnp.float32)
+    texts_KCD, numbers_KC = Chunks.split(texts_RD, columns)
+    row_numbers_R1 = pair_numbers(jnp.arange(rows), split.index(), rows)[:, None]
+
+    Travel = tuple[SigmoidSums, Array, Array]  # sums, dtexts, texts
+
+    def step(carry: Travel, places: Array) -> tuple[Travel, None]:
+        sums, dtexts_KCD, texts_KCD = carry
+        part = (split.index() - places) % split.shards
+
+        def add(sums: SigmoidSums, chunk: Chunks) -> tuple[SigmoidSums, Array]:
+            texts_CD = chunk.texts_KCD.astype(jnp.float32)
+            numbers_C = pair_numbers(chunk.numbers_KC, part, rows)
+            logits_RC = block_logits(images_RD, texts_CD, numbers_C, scale, bias)
+            return sums.add(images_RD, texts_CD, logits_RC, row_numbers_R1 == numbers_C)
+
+        sums, addend_KCD = lax.scan(add, sums, Chunks(texts_KCD, numbers_KC))
+        dtexts_KCD = _add_on_arrival(split, dtexts_KCD, addend_KCD)
+        return (sums, dtexts_KCD, split.send_on(texts_KCD)), None
+
+    zeros = split.varying((SigmoidSums.zero(images_RD), jnp.zeros(texts_KCD.shape)))
+    (sums, dtexts_KCD, _), _ = lax.scan(step, (*zeros, texts_KCD), jnp.arange(split.shards))
+    return sums.result(split, images_RD, scale, join(split.send_on(dtexts_KCD), rows))
+
+
+def _add_on_arrival(split: Split, dtexts_KCD: Array, addend_KCD: Array) -> Array:
+    """The gradient of the texts that are here now.
+
+    It follows one step behind its texts, so that it can travel while the addend is computed; after
+    the last step it is one place short of home.
+    """
+    return split.send_on(dtexts_KCD) + addend_KCD

@@ -1,0 +1,86 @@
+"""Compiles a run for hardware that need not be there, and says whether it fits.
+
+python -m clip_jax.preflight --config=configs/openai_vit_b32.py --topology=v5e:8x8
+python -m clip_jax.preflight --config=configs/quickstart.py --topology=cpu:8
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+from ml_collections.config_dict import ConfigDict
+
+from clip_jax import command_line
+from clip_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, such as configs/openai_vit_b32.py.", lock_config=True
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "TPU slice such as v5p:8x8x4 or 2xv5e:16x16; cpu:8; local."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write, besides the text.")
+_EVALUATION = flags.DEFINE_boolean("evaluation", True, "Compile the evaluation step too.")
+_EXPLAIN = flags.DEFINE_boolean(
+    "explain_sharding", False, "Print what lies where, and compile nothing."
+)
+_SUGGEST = flags.DEFINE_boolean("suggest", False, "Try other settings, and rank those that fit.")
+_MINUTES = flags.DEFINE_float("suggest_minutes", 15.0, "Time for that.", lower_bound=0.0)
+
+
+def main() -> int:
+    """Plans, compiles, prints the report; 1 where the run does not fit."""
+    if _CONFIG.value is None:
+        raise UserError("--config: is missing; give a file, such as configs/openai_vit_b32.py")
+    if not isinstance(_CONFIG.value, ConfigDict):
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        found = "has no get_config() of a ConfigDict" if Path(path).exists() else "no such file"
+        raise UserError(f"--config={path}: {found}; give a file, such as configs/quickstart.py")
+    output = Path(_OUTPUT.value).expanduser() if _OUTPUT.value else None
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise UserError(f"--output={output}: must be a file in a folder that exists")
+    from clip_jax.preflight.topology import find_target, known_topologies
+
+    if _TOPOLOGY.value is None:
+        raise UserError(f"--topology: is missing; known are {known_topologies()}")
+    # The platform is chosen before anything touches a device.
+    target = find_target(_TOPOLOGY.value)
+    import jax
+
+    # What is measured is a compilation, not the reading of an earlier one.
+    jax.config.update("jax_enable_compilation_cache", False)
+    from clip_jax.preflight.compile import plan_run
+    from clip_jax.preflight.report import format_report
+    from clip_jax.preflight.run import preflight
+    from clip_jax.preflight.suggest import format_suggestions, suggest
+    from clip_jax.sharding import explain
+    from clip_jax.training.config import build_config
+
+    if not _CONFIG.value.data.path:
+        _CONFIG.value.data.path = "(not needed)"
+    run = plan_run(build_config(_CONFIG.value), target)
+    if _EXPLAIN.value:
+        state = run.state
+        parts = {"params": state.params, "optimizer": state.opt_state, "ema": state.ema_params}
+        print(explain(run.mesh, parts))
+        return 0
+    report = preflight(run, _EVALUATION.value)
+    print(format_report(report))
+    if _SUGGEST.value:
+        report["suggestions"] = suggest(run, report, 60 * _MINUTES.value)
+        print("\n" + format_suggestions(report["suggestions"]))
+    if output is not None:
+        try:
+            output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output={output}: cannot be written ({error.strerror})") from error
+        print(f"written: {output}")
+    return 0 if report["fits"] else 1
+
+
+if __name__ == "__main__":
+    command_line.run(main, sys.argv)

@@ -1,0 +1,123 @@
+"""What to change where a run does not fit, worked out from what takes the memory."""
+
+from __future__ import annotations
+
+import math
+import typing
+
+from clip_jax.models.config import ClipConfig
+from clip_jax.preflight.compile import Run
+from clip_jax.preflight.report import Report, gib
+from clip_jax.sharding import batch_shards
+
+FILL = 0.9  # of a device's memory that a proposal may take
+REMAT = typing.get_args(typing.get_type_hints(ClipConfig)["remat"])  # from the most memory down
+LOSS_COPIES = 1.5  # float32 matrices of a device's rows × batch that a dense loss keeps
+
+
+def state_bytes(report: Report) -> int:
+    """Of what a device keeps between steps."""
+    kinds = ("parameter", "optimizer", "ema")
+    return sum(report[f"{kind}_bytes_per_device"] for kind in kinds)
+
+
+def can_split_batch(run: Run) -> bool:
+    """Whether micro-batches are possible: not with the statistics of a whole batch."""
+    return run.architecture.vision_kind != "resnet" or run.architecture.batch_norm == "frozen"
+
+
+def least_fsdp(run: Run, report: Report, room: float) -> int | None:
+    """The least size of mesh.fsdp that keeps the state within so many bytes a device."""
+    now = run.mesh.shape["fsdp"]
+    most = run.mesh.size // run.mesh.shape["tensor"] // run.target.slices
+    for size in range(1, most + 1):
+        if most % size == 0 and state_bytes(report) * now / size <= room:
+            return size
+    return None
+
+
+def without_matrix(run: Run) -> str:
+    """The implementation of the loss that never holds a device's rows × batch."""
+    return "chunked" if batch_shards(run.mesh) == 1 else "ring"
+
+
+def advise(run: Run, report: Report) -> list[str]:
+    """Lines that each name a setting, and what it would bring; the most useful first."""
+    hbm, needed = run.target.hbm_bytes, report["peak_bytes_per_device"]
+    if hbm is None or needed is None:
+        return []
+    if report["evaluation"] and not report["evaluation"]["fits"]:
+        return [
+            f"evaluation: --config.evaluation.batch_size={run.config.evaluation.batch_size // 2}"
+        ]
+    state = state_bytes(report)
+    fixed = state + report["batch_bytes_per_device"]
+    temporary = max(needed - fixed, 0)
+    lines = _state_lines(run, report, hbm, temporary)
+    room = FILL * hbm - fixed
+    if room > 0 and temporary > room:
+        lines += _temporary_lines(run, temporary, room)
+    return [*lines, "or more devices; --suggest compiles such settings and ranks those that fit"]
+
+
+def _state_lines(run: Run, report: Report, hbm: int, temporary: int) -> list[str]:
+    """The mesh, where parameters and optimizer take a good part of the memory."""
+    state = state_bytes(report)
+    if state < 0.25 * hbm:
+        return []
+    lines = []
+    room = max(FILL * hbm - temporary, 0.25 * hbm)
+    size = least_fsdp(run, report, room)
+    if size is not None and size > run.mesh.shape["fsdp"]:
+        after = state * run.mesh.shape["fsdp"] / size
+        lines.append(
+            f"mesh: parameters and optimizer take {gib(state)} GiB a device; "
+            f"--config.mesh.data=-1 --config.mesh.fsdp={size} makes that {gib(after)}"
+        )
+    optimizer = run.config.optimizer
+    if optimizer.name == "adamw" and optimizer.first_moment_dtype == "float32":
+        saved = report["parameter_bytes_per_device"] / 2
+        lines.append(
+            f"optimizer: --config.optimizer.first_moment_dtype=bfloat16 saves {gib(saved)} GiB"
+        )
+    return lines
+
+
+def loss_bytes(run: Run) -> int:
+    """About what a dense loss takes of a device; 0 for the others."""
+    if run.config.loss_implementation != "dense":
+        return 0
+    here = run.config.batch_size // batch_shards(run.mesh)
+    return int(LOSS_COPIES * 4 * here * run.config.batch_size)
+
+
+def _temporary_lines(run: Run, temporary: float, room: float) -> list[str]:
+    """Loss, remat, micro-batches and batch, where temporaries take the memory."""
+    config, remat, shards = run.config, run.architecture.remat, batch_shards(run.mesh)
+    here, loss = config.batch_size // shards, loss_bytes(run)
+    lines, towers = [], temporary
+    if loss > 0.2 * temporary:
+        towers = max(temporary - loss, 0)
+        lines.append(
+            f"loss: its matrix of {here} × {config.batch_size} takes about {gib(loss)} GiB; "
+            f"--config.loss_implementation={without_matrix(run)} does without it"
+        )
+    if towers > room and remat not in ("full", "offload"):
+        lines.append(
+            f"remat: temporaries take {gib(towers)} GiB a device, {gib(room)} are left; "
+            "--config.model.remat=full keeps only the input of each block"
+        )
+    parts = 2 ** math.ceil(math.log2(max(towers / room, 1)))
+    part = here // config.optimizer.microbatches
+    if parts > 1 and can_split_batch(run) and part % parts == 0:
+        count = parts * config.optimizer.microbatches
+        lines.append(
+            f"batch: --config.optimizer.microbatches={count} computes the same gradient in parts, "
+            "for one more forward pass"
+        )
+    smaller = 2 ** math.floor(math.log2(here * room / temporary)) if here * room > temporary else 0
+    if 0 < smaller < here:
+        lines.append(
+            f"batch: --config.batch_size={smaller * shards} would about fit, but is another run"
+        )
+    return lines

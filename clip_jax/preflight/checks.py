@@ -1,0 +1,66 @@
+"""What must not be in a sharded training step: batches gathered on to every device, and optimizer
+state that every device holds whole."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax.preflight.compile import Run
+from clip_jax.preflight.counting import Collective, Cost
+from clip_jax.sharding import FSDP_MIN_BYTES, STACKED, batch_shards
+
+
+def batch_gathers(run: Run, cost: Cost) -> tuple[Collective, ...]:
+    """All-gathers of activations over the batch in a train step, the largest first.
+
+    Such is one whose growing axis holds a device's rows of the batch, or a multiple of them, whose
+    result is larger than the (B, D) embeddings that every loss may gather, and which has not the
+    size of a parameter or of one layer of it.
+    """
+    rows = run.config.batch_size
+    parts = run.config.optimizer.microbatches
+    here = rows // parts // batch_shards(run.mesh)
+    parameters = _parameter_sizes(run)
+    found = []
+    for collective in cost.collectives:
+        if collective.kind != "all-gather" or not collective.dims:
+            continue
+        axis = collective.dims[0]
+        for part, whole in zip(collective.operands, collective.results, strict=False):
+            is_batch = part.dims[axis] % here == 0 and part.dims[axis] < whole.dims[axis]
+            is_large = whole.elements > rows * run.architecture.embed_dim
+            if is_batch and is_large and whole.elements not in parameters:
+                found.append(collective)
+                break
+    return tuple(sorted(found, key=lambda c: -c.bytes * c.trips))
+
+
+def _parameter_sizes(run: Run) -> set[int]:
+    """Elements of every parameter, of one layer of the stacked ones, and of tensor's part of
+    either."""
+    sizes = set()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(run.state.params)[0]:
+        shapes = [leaf.shape]
+        if STACKED.search(jax.tree_util.keystr(path, simple=True, separator="/")):
+            shapes.append(leaf.shape[1:])
+        for shape in shapes:
+            sizes |= {math.prod(shape), math.prod(shape) // run.mesh.shape["tensor"]}
+    return sizes
+
+
+def whole_optimizer_leaves(run: Run) -> dict[str, int]:
+    """Leaves of the optimizer's state that every device holds whole although they could be split:
+    path -> bytes. Empty where parameters are not split at all."""
+    if run.mesh.shape["fsdp"] * run.mesh.shape["tensor"] == 1:
+        return {}
+    found = {}
+    leaves: list[tuple[Any, Any]] = jax.tree_util.tree_flatten_with_path(run.state.opt_state)[0]
+    for path, leaf in leaves:
+        size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+        if size >= FSDP_MIN_BYTES and leaf.sharding.is_fully_replicated:
+            found[jax.tree_util.keystr(path, simple=True, separator="/")] = size
+    return found

@@ -1,0 +1,193 @@
+"""Compiling a run's programs ahead of time, and measuring what comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from clip_jax.clip import _embed_images, _embed_tokens
+from clip_jax.data.tokenizer import OPENAI_VOCAB_SIZE, get_tokenizer
+from clip_jax.errors import UserError
+from clip_jax.models.config import ClipConfig
+from clip_jax.preflight.counting import Cost, program_cost
+from clip_jax.preflight.topology import Target
+from clip_jax.sharding import batch_sharding, batch_shards, check_batch, make_mesh, replicated
+from clip_jax.training.config import TrainConfig
+from clip_jax.training.program import abstract_batch, abstract_run_state, jit_train_step
+from clip_jax.training.run import resolve_architecture
+from clip_jax.training.state import TrainState
+
+NOMINAL_STEPS = 100_000  # of a run whose length is given in epochs of data that are not here
+
+
+@dataclasses.dataclass(frozen=True)
+class _Vocabulary:
+    """What the architecture takes from a tokenizer that is not there yet."""
+
+    vocab_size: int
+    eos_id: int
+    pad_id: int = 0
+
+    def with_context_length(self, _: int) -> _Vocabulary:
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that could start: everything but its data."""
+
+    config: TrainConfig
+    architecture: ClipConfig
+    target: Target
+    mesh: Mesh
+    steps: int
+    notes: tuple[str, ...] = ()  # what was taken for granted
+
+    @functools.cached_property
+    def state(self) -> TrainState:
+        """Shapes, dtypes and shardings of all that training keeps."""
+        return abstract_run_state(self.config, self.architecture, self.mesh, self.steps)
+
+
+def plan_run(config: TrainConfig, target: Target) -> Run:
+    """Raises `UserError` for what training would refuse too: a mesh that does not multiply to the
+    devices, a batch that does not divide."""
+    tokenizer, notes = _vocabulary(config)
+    architecture, _ = resolve_architecture(config, tokenizer)
+    sizes = config.mesh
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices=list(target.devices))
+    check_batch(mesh, config.batch_size, "config.batch_size", config.optimizer.microbatches)
+    if config.steps is None:
+        notes = (*notes, f"a run of {NOMINAL_STEPS:,} steps, as epochs need the data to be counted")
+    return Run(config, architecture, target, mesh, config.steps or NOMINAL_STEPS, notes)
+
+
+def _vocabulary(config: TrainConfig) -> tuple[Any, tuple[str, ...]]:
+    """What stands for the tokenizer, and a note where it is not the one of the run."""
+    source = config.tokenizer.source
+    if source == "captions":
+        # As many pieces as are asked for; few captions give fewer. Our SentencePiece ends with 2.
+        size = config.model.overrides.get("vocab_size", config.tokenizer.vocab_size)
+        return _Vocabulary(min(size, config.tokenizer.vocab_size), eos_id=2), ()
+    if source in ("clip_bpe", "openai"):
+        return _Vocabulary(OPENAI_VOCAB_SIZE, eos_id=OPENAI_VOCAB_SIZE - 1), ()
+    try:
+        return get_tokenizer(source), ()
+    except UserError:
+        size = config.model.architecture().vocab_size
+        note = f"config.tokenizer.source={source!r} is not here; {size:,} ids, as the model's row"
+        return _Vocabulary(size, eos_id=size - 1), (note,)
+
+
+class TooLargeError(Exception):
+    """The compiler found no room for a program."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
+        amounts = [_bytes(*amount) for amount in _NEEDED.findall(message)]
+        self.needed_bytes: int | None = max(amounts, default=None)
+        self.allocations = [
+            (_bytes(number, unit), shape, op_name)
+            for number, unit, op_name, shape in _ALLOCATION.findall(message)
+        ]
+
+
+# The two forms of the message: before buffers are placed, and after.
+_NEEDED = re.compile(r"(?:Used |for HLO temporaries \()([\d.]+)([KMGT]?)")
+_ALLOCATION = re.compile(
+    r"Size: ([\d.]+)([KMGT]?)[^\n]*\n(?:\s*Operator: op_name=\"([^\"]*)\"[^\n]*\n)?"
+    r"\s*Shape: (\S+)"
+)
+
+
+def _bytes(number: str, unit: str) -> int:
+    return int(float(number) * 1024 ** " KMGT".index(unit or " "))
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A program that fits, as the compiler left it."""
+
+    memory: Any  # jax's analysis: bytes a device
+    cost: Cost
+    seconds: float  # tracing, lowering and compiling
+    platform: str
+
+    @property
+    def peak_bytes(self) -> int:
+        """A device's arguments, results and temporaries at their most.
+
+        On a TPU the compiler's own figure, which it holds against the device's memory: the sum of
+        the parts counts buffers that take turns in one place. Elsewhere the sum, as that figure
+        leaves temporaries out.
+        """
+        memory = self.memory
+        if self.platform == "tpu":
+            return memory.peak_memory_in_bytes
+        return (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+        )
+
+
+def compile_train_step(run: Run) -> Compiled:
+    """The train step. Raises `TooLargeError`."""
+    with jax.set_mesh(run.mesh):
+        begun = time.perf_counter()
+        step = jit_train_step(run.config, run.architecture, run.mesh, run.steps)
+        lowered = step.lower(run.state, abstract_batch(run.config, run.architecture, run.mesh))
+        return _compile(lowered, begun, run.target.platform)
+
+
+def compile_evaluation(run: Run) -> dict[str, Compiled]:
+    """What `Clip.encode_image` and `encode_text` run during training, on a full batch."""
+    config, mesh = run.architecture, run.mesh
+    rows = -(-run.config.evaluation.batch_size // batch_shards(mesh)) * batch_shards(mesh)
+    size = config.image_size
+    params = run.state.eval_params
+    inputs = {
+        "image": (_embed_images, (rows, size, size, 3), jnp.uint8),
+        "text": (_embed_tokens, (rows, config.context_length), jnp.int32),
+    }
+    compiled = {}
+    with jax.set_mesh(mesh):
+        for tower, (embed, shape, dtype) in inputs.items():
+            begun = time.perf_counter()
+            batch = jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+            lowered = embed.lower(
+                params, batch, config=config, normalize=True, out_sharding=replicated(mesh)
+            )
+            compiled[tower] = _compile(lowered, begun, run.target.platform)
+    return compiled
+
+
+def _compile(lowered: Any, begun: float, platform: str) -> Compiled:
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise TooLargeError(str(error)) from error
+        raise
+    seconds = time.perf_counter() - begun
+    return Compiled(compiled.memory_analysis(), program_cost(compiled.as_text()), seconds, platform)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Of the arrays of a tree, without padding; leaves without a sharding count whole."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            continue
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+        total += int(np.prod(shape)) * np.dtype(leaf.dtype).itemsize
+    return total

@@ -1,0 +1,191 @@
+"""Devices to compile for: a TPU slice that is only described, simulated CPU devices, or this
+machine's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+import jax
+
+from clip_jax.errors import UserError
+
+# What libtpu reads when it is loaded. Without these it asks the cloud's metadata server who it is,
+# refuses a second process, and writes log files.
+_LIBTPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_LOG_DIR": "disabled",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+_NAME = re.compile(r"(?:(?P<slices>\d+)x)?(?P<generation>[a-z]\w*):(?P<shape>\d+(?:x\d+)*)")
+MOST_CPU_DEVICES = 4096
+MOST_CHIPS = 9216
+MOST_SLICES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One kind of TPU."""
+
+    hbm_gib: float  # of a device: what the compiler gives to programs, below what is sold
+    shapes: tuple[str, ...]  # chips an axis, of the slices that are sold
+    devices_per_chip: int = 1
+    options: tuple[tuple[str, Any], ...] = ()  # of `get_topology_desc`
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Bytes a device that a program may fill."""
+        return int(self.hbm_gib * 2**30)
+
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = (
+    "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16",
+    "16x16x16", "16x16x24",
+)  # fmt: skip
+# Limits as the compiler states them when a program is too large (libtpu 0.0.42).
+GENERATIONS = {
+    "v2": Generation(7.48, ("2x2", "4x4", "8x8", "16x16"), devices_per_chip=2),
+    "v3": Generation(
+        15.48, ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16", "32x32"), devices_per_chip=2
+    ),
+    # A v4 chip's two cores are one device, as in any run on v4.
+    "v4": Generation(30.75, _CUBES, options=(("chip_config_name", "megacore"),)),
+    "v5e": Generation(15.75, _FLAT),
+    "v5p": Generation(95.74, _CUBES),
+    "v6e": Generation(31.25, _FLAT),
+    "tpu7x": Generation(94.75, _CUBES, devices_per_chip=2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices that a program is compiled for."""
+
+    topology: str
+    devices: tuple[Any, ...]
+    hbm_bytes: int | None  # a device; None: not known
+    slices: int = 1
+
+    @property
+    def device_kind(self) -> str:
+        """As jax names it, such as "TPU v5 lite"."""
+        return self.devices[0].device_kind
+
+    @property
+    def platform(self) -> str:
+        """ "tpu", "cpu" or "gpu"."""
+        return self.devices[0].platform
+
+
+def known_topologies() -> str:
+    """What `find_target` takes, in words."""
+    by_shapes: dict[tuple[str, ...], list[str]] = {}
+    for name, generation in GENERATIONS.items():
+        by_shapes.setdefault(generation.shapes, []).append(name)
+    tpus = "; ".join(f"{'|'.join(names)}:{'|'.join(s)}" for s, names in by_shapes.items())
+    return (
+        f"{tpus}; the axes in any order, multiples of 4 in three dimensions, and '2x' and so on "
+        "before it for several slices; cpu:8 (simulated devices); local (this machine's devices)"
+    )
+
+
+def find_target(topology: str) -> Target:
+    """The devices of a topology such as "v5p:8x8x4", "2xv5e:16x16", "cpu:8" or "local".
+
+    Call it before anything touches a device: it chooses jax's platform. Raises `UserError` for an
+    unknown name, with those that are known, and where libtpu is missing.
+    """
+    if topology == "local":
+        devices = tuple(jax.devices())
+        return Target(topology, devices, _memory(devices[0]))
+    if re.fullmatch(r"cpu:\d+", topology):
+        return _simulated(topology, int(topology.removeprefix("cpu:")))
+    found = _NAME.fullmatch(topology)
+    generation = GENERATIONS.get(found["generation"]) if found else None
+    slices = int(found["slices"] or 1) if found else 0
+    if found is None or generation is None or not 1 <= slices <= MOST_SLICES:
+        raise UserError(f"--topology={topology}: unknown; known are {known_topologies()}")
+    if not _is_sold(_sides(found["shape"]), generation):
+        raise UserError(
+            f"--topology={topology}: no slice of that shape; {found['generation']} has "
+            f"{', '.join(generation.shapes)}, in any order"
+        )
+    return _described(topology, found, generation, slices)
+
+
+def _sides(shape: str) -> list[int]:
+    return [int(side) for side in shape.split("x")]
+
+
+def _is_sold(sides: list[int], generation: Generation) -> bool:
+    known = [sorted(_sides(shape)) for shape in generation.shapes]
+    is_cube = len(sides) == len(known[0]) == 3 and all(side and side % 4 == 0 for side in sides)
+    return sorted(sides) in known or (is_cube and math.prod(sides) <= MOST_CHIPS)
+
+
+def _described(topology: str, found: re.Match[str], generation: Generation, slices: int) -> Target:
+    """The devices of a TPU that is not there; needs its compiler."""
+    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+        raise UserError(
+            f"--topology={topology}: needs the TPU's compiler, libtpu: pip install "
+            "'clip_jax[tpu-preflight]'; or use --topology=cpu:8 for a dry run without it"
+        )
+    for name, value in _LIBTPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    options = dict(generation.options)
+    chips = _sides(found["shape"])
+    if chips == [1, 1]:  # a host has four chips otherwise
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if slices > 1:
+        options["num_slices"] = slices
+    name = f"{found['generation']}:{found['shape']}"
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+        raise UserError(f"--topology={topology}: the TPU's compiler refuses it: {error}") from error
+    return Target(topology, tuple(described.devices), generation.hbm_bytes, slices)
+
+
+def _simulated(topology: str, count: int) -> Target:
+    """The first devices of a CPU that pretends to be several."""
+    if not 1 <= count <= MOST_CPU_DEVICES:
+        raise UserError(f"--topology={topology}: give 1 to {MOST_CPU_DEVICES} devices")
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # the devices are there already, as in the tests
+        pass
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise UserError(f"--topology={topology}: this process has {len(devices)} devices already")
+    return Target(topology, tuple(devices[:count]), _host_bytes(count))
+
+
+def _memory(device: Any) -> int | None:
+    """Bytes that programs may fill of a device that is there."""
+    if device.platform == "cpu":
+        return _host_bytes(len(jax.local_devices()))
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return None if limit is None else int(limit)
+
+
+def _host_bytes(devices: int) -> int | None:
+    """The share of a simulated device of the memory of this machine."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // devices
+    except (ValueError, OSError, AttributeError):
+        return None

@@ -1,0 +1,203 @@
+"""Which parameter is trained in which way: frozen or not, how fast, decayed or not.
+
+Parameters go by their paths, such as "vision/transformer/blocks_3/mlp/in/kernel"; a pattern is a
+regular expression that matches a whole path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax.errors import UserError
+from clip_jax.training.config import OptimizerConfig, TowerOptimizerConfig, check_patterns
+
+FREEZE = "config.optimizer.freeze"
+
+# Decay shrinks what multiplies activations. Gains, biases, position tables, the class token and
+# the logit scale are left alone (CLIP paper section 2.5), running statistics are no parameters at
+# all.
+NO_DECAY = re.compile(r"(^|/)(\w*bias|\w*scale|positions|class_token|mean|var)$")
+
+# Below a tower's name. Of ResNet, ConvNeXt and FastViT, what leads into a stage goes with the
+# stage's first block; a hybrid's stem is an embedding, stages and all.
+_EMBEDDING = re.compile(
+    r"(patch_embedding|patch_embedding_bias|class_token|positions|pre_norm|token_embedding"
+    r"|token_types|embedding_norm|stem\w*)(/|$)"
+)
+_BLOCK = re.compile(r"transformer/blocks_(\d+)/")
+_STACK = re.compile(r"transformer/blocks/")
+_STAGE = re.compile(r"stage(\d+)_(?:block(\d+)|\w+)/")
+
+
+def path_of(path: Any) -> str:
+    """A tree path as text, its parts joined by "/"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def paths_of(tree: Any) -> list[str]:
+    """The paths of all leaves."""
+    return [path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def matching(patterns: Sequence[str], paths: Iterable[str], key: str) -> frozenset[str]:
+    """The paths that at least one pattern matches from end to end.
+
+    Raises `UserError` that names `key` and the nearest paths for a pattern that matches none.
+    """
+    check_patterns(patterns, key)
+    paths = list(paths)
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = [path for path in paths if re.fullmatch(pattern, path)]
+        if not matched:
+            raise UserError(f"{key}: {pattern!r} matches no parameter; {_nearest(pattern, paths)}")
+        found.update(matched)
+    return frozenset(found)
+
+
+def _nearest(pattern: str, paths: list[str]) -> str:
+    parts = [path.split("/") for path in paths]
+    groups = {"/".join(p[:n]) for p in parts for n in range(1, len(p))}
+    spelt = re.sub(r"(/?\.[*+])+$", "", pattern).strip("/^$")
+    near = difflib.get_close_matches(spelt, [*groups, *paths], n=3, cutoff=0.6)
+    if near:
+        names = (name + "/.*" if name in groups else name for name in near)
+        return f"nearest are {', '.join(map(repr, names))}"
+    first = dict.fromkeys(p[0] + "/.*" * (len(p) > 1) for p in parts)
+    return f"there are {', '.join(map(repr, first))}"
+
+
+def frozen_mask(params: Any, patterns: Sequence[str], key: str = FREEZE) -> Any:
+    """True at the leaves that training leaves as they are: a tree of bool like `params`.
+
+    Raises `UserError` for a pattern that matches nothing, and where nothing would be left to train.
+    """
+    paths = paths_of(params)
+    frozen = matching(patterns, paths, key)
+    if patterns and len(frozen) == len(paths):
+        raise UserError(f"{key}={tuple(patterns)}: freezes every parameter; nothing is left")
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_of(path) in frozen, params)
+
+
+def stop_frozen(params: Any, patterns: Sequence[str]) -> Any:
+    """`params` with no gradient through the frozen leaves, so that their backward pass is not
+    even computed. Called inside the function that is differentiated."""
+    if not patterns:
+        return params
+    return jax.tree.map(
+        lambda leaf, frozen: jax.lax.stop_gradient(leaf) if frozen else leaf,
+        params,
+        frozen_mask(params, patterns),
+    )
+
+
+def keep_frozen(new: Any, old: Any, patterns: Sequence[str]) -> Any:
+    """`new` with the frozen leaves of `old`, bit for bit: whatever else a step does to parameters
+    (running statistics, clamping, averaging) ends here."""
+    if not patterns:
+        return new
+    return jax.tree.map(
+        lambda after, before, frozen: before if frozen else after,
+        new,
+        old,
+        frozen_mask(old, patterns),
+    )
+
+
+def decay_mask(params: Any) -> Any:
+    """True at the leaves that weight decay acts on."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not NO_DECAY.search(path_of(path)), params
+    )
+
+
+def _tower(path: str, config: OptimizerConfig) -> TowerOptimizerConfig | None:
+    """The settings of the tower that a parameter belongs to; None for the logit scale, the logit
+    bias and a caption decoder."""
+    return {"vision": config.vision, "text": config.text}.get(path.partition("/")[0])
+
+
+def weight_decays(params: Any, config: OptimizerConfig) -> Any:
+    """The weight decay of every leaf, a float: that of its tower or of the run, or 0."""
+
+    def decay(path: Any, decays: bool) -> float:
+        tower = _tower(path_of(path), config)
+        own = None if tower is None else tower.weight_decay
+        return (config.weight_decay if own is None else own) if decays else 0.0
+
+    return jax.tree_util.tree_map_with_path(decay, decay_mask(params))
+
+
+def rate_multipliers(params: Any, config: OptimizerConfig) -> Any:
+    """What the learning rate of every leaf is multiplied by: a tree of float, or for stacked blocks
+    of (layers, 1, …) float32.
+
+    A tower's multiplier times its layer_decay to the power of the distance from the top (Bao et al.
+    2021, BEiT; Clark et al. 2020, ELECTRA): of n blocks, block i has n - i, embeddings have n + 1,
+    and what comes after the blocks 0.
+    """
+    distances = {
+        tower: _distances(
+            {
+                path.removeprefix(f"{tower}/"): leaf.shape
+                for path, leaf in zip(paths_of(params), jax.tree.leaves(params), strict=True)
+                if path.startswith(f"{tower}/")
+            }
+        )
+        for tower in ("vision", "text")
+    }
+
+    def multiplier(path: Any, leaf: Any) -> float | np.ndarray:
+        name = path_of(path)
+        tower = _tower(name, config)
+        if tower is None:
+            return 1.0
+        if tower.layer_decay == 1:
+            return tower.learning_rate_multiplier
+        first, _, rest = name.partition("/")
+        distance = distances[first][rest]
+        rate = tower.learning_rate_multiplier * tower.layer_decay**distance
+        if isinstance(distance, int):
+            return float(rate)
+        return rate.reshape(-1, *[1] * (leaf.ndim - 1)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(multiplier, params)
+
+
+def _distances(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """{path below the tower: blocks from the top}, (layers,) int where blocks are stacked."""
+    blocks = {path: block for path in shapes if (block := _block(path)) is not None}
+    order = {block: index for index, block in enumerate(sorted(set(blocks.values())))}
+    stacked = {path: shapes[path][0] for path in shapes if _STACK.match(path)}
+    count = max([len(order), *stacked.values()])
+
+    def distance(path: str) -> Any:
+        if path in stacked:
+            return count - np.arange(count)
+        if path in blocks:
+            return count - order[blocks[path]]
+        return count + 1 if _EMBEDDING.match(path) else 0
+
+    return {path: distance(path) for path in shapes}
+
+
+def _block(path: str) -> tuple[int, int] | None:
+    """(stage, block) of a parameter that belongs to a block."""
+    if found := _BLOCK.match(path):
+        return 0, int(found[1])
+    if found := _STAGE.match(path):
+        return int(found[1]), int(found[2] or 0)
+    return None
+
+
+def stack_of(path: str) -> str | None:
+    """The tower whose stacked blocks a parameter belongs to, or None: "vision", "text",
+    "decoder"."""
+    tower, _, rest = path.partition("/")
+    return tower if _STACK.match(rest) else None

@@ -1,0 +1,168 @@
+"""A look at the machine: a trace of some steps, the compiled program, how often it is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from clip_jax.errors import UserError
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_MAX_NAMED = 3  # changes in one warning
+
+
+@dataclasses.dataclass(frozen=True)
+class Profiling:
+    """What is looked at in a run."""
+
+    steps: tuple[int, int] | None = None  # the first and the last one that a trace covers
+    dump_hlo: bool = False
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """ "10:12" -> (10, 12). Raises `UserError` for anything that is not a range of steps."""
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise UserError(
+            f"--profile_steps={text}: must be FIRST:LAST, two steps of the run counted from 1 and "
+            "both included, such as 10:12"
+        )
+    return int(first), int(last)
+
+
+class Tracer:
+    """Writes a trace of some steps to `directory`/plugins/profile, for XProf and TensorBoard."""
+
+    def __init__(self, directory: Path, steps: tuple[int, int] | None, first: int, last: int):
+        """`first` and `last` are the steps that this part of the run will do.
+
+        Raises `UserError` where none of `steps` is among them.
+        """
+        self._directory = directory
+        self._steps = steps if jax.process_index() == 0 else None
+        self._running = False
+        if steps is None:
+            return
+        if steps[0] > last or steps[1] < first:
+            raise UserError(
+                f"--profile_steps={steps[0]}:{steps[1]}: this run does the steps {first} to {last}"
+            )
+        self._steps = (max(steps[0], first), min(steps[1], last)) if self._steps else None
+
+    def __enter__(self) -> Tracer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def acts_before(self, step: int) -> bool:
+        """Whether the trace begins or ends between this step and the one before it."""
+        return self._steps is not None and step in (self._steps[0], self._steps[1] + 1)
+
+    def act(self, step: int, state: Any) -> None:
+        """Begins or ends the trace; waits for `state` first, so that it holds whole steps."""
+        jax.block_until_ready(state)
+        self.close()
+        if self._steps is not None and step == self._steps[0]:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # a step is thousands of calls: the file would burst
+            jax.profiler.start_trace(self._directory, profiler_options=options)
+            self._running = True
+
+    def close(self) -> None:
+        """Writes what has been traced so far."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+
+
+class CompileWatch:
+    """Counts the seconds of compilation, and the programs called `name`.
+
+    Attributes:
+      seconds: of all compilations since it was opened; reading one from the cache counts as one.
+      recompilations: of the program, without the first.
+    """
+
+    def __init__(self, name: str):
+        self.seconds = 0.0
+        self.recompilations = 0
+        self._name = name
+        self._count = 0
+        self._seen = 0
+        self._signature: dict[str, str] = {}
+        self._warned = False
+
+    def __enter__(self) -> CompileWatch:
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, duration_secs: float, **about: str | int) -> None:
+        if event == _COMPILED:
+            self.seconds += duration_secs
+            self._count += about.get("fun_name") in (self._name, f"jit({self._name})")
+
+    def called(self, step: int, *arguments: Any) -> None:
+        """To be called with the program's arguments after each call; warns of a second compilation.
+
+        The arguments may have been donated.
+        """
+        if self._count == self._seen:
+            return
+        if self._seen:
+            self.recompilations += self._count - self._seen
+        self._seen = self._count
+        before, self._signature = self._signature, _signature(arguments)
+        if not before or self._warned:
+            return
+        self._warned = True
+        now = self._signature
+        changed = [
+            f"{key}: {before.get(key)} -> {now.get(key)}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if len(changed) > _MAX_NAMED:
+            changed[_MAX_NAMED:] = [f"and {len(changed) - _MAX_NAMED} more"]
+        logging.warning(
+            "step %d: the training step was compiled again, because of %s",
+            step,
+            ", ".join(changed) or "nothing in the shapes and shardings of its arguments",
+        )
+
+
+def _signature(arguments: Any) -> dict[str, str]:
+    """Path -> dtype, shape and sharding of each array."""
+    leaves = jax.tree_util.tree_flatten_with_path(arguments)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            f"{leaf.dtype}{list(leaf.shape)} {getattr(leaf.sharding, 'spec', leaf.sharding)}"
+        )
+        for path, leaf in leaves
+    }
+
+
+def write_hlo(compiled: Any, directory: Path) -> None:
+    """Writes the optimised HLO of the compiled training step, and what it needs; on process 0.
+
+    train_step.txt is the text, train_step.json has bytes a device by kind and the FLOPs and bytes
+    that XLA counts (the body of a loop once).
+    """
+    if jax.process_index() != 0:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "train_step.txt").write_text(compiled.as_text(), encoding="utf-8")
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    kinds = ("argument", "output", "alias", "temp", "generated_code")
+    about = {f"{kind}_bytes": getattr(memory, f"{kind}_size_in_bytes", None) for kind in kinds}
+    about |= {"flops": cost.get("flops"), "bytes_accessed": cost.get("bytes accessed")}
+    text = json.dumps(about, indent=1) + "\n"
+    (directory / "train_step.json").write_text(text, encoding="utf-8")

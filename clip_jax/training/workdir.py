@@ -1,0 +1,52 @@
+"""The folder of a run: made, locked, and the cache of compiled programs in it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from clip_jax.errors import UserError
+
+
+def make_workdir(workdir: Path) -> Path:
+    """Creates the folder. Raises `UserError` where that is impossible, or it cannot be written."""
+    if ":/" in str(workdir):
+        raise UserError(f"--workdir={workdir}: must be a local folder; remote ones need a mount")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be made ({error})") from error
+    if not os.access(workdir, os.W_OK):
+        raise UserError(f"--workdir={workdir}: cannot be written")
+    return workdir.absolute()
+
+
+@contextlib.contextmanager
+def only_trainer(workdir: Path) -> Iterator[None]:
+    """Holds the folder's lock on process 0. Raises `UserError` while another trainer has it.
+
+    The kernel lets go of it when the process ends, however it ends.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    with open(workdir / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"--workdir={workdir}: another trainer is at work in it") from error
+        yield
+
+
+def enable_compilation_cache(workdir: Path) -> None:
+    """Keeps compiled programs in the workdir, unless the user keeps them elsewhere.
+
+    With several hosts process 0 alone writes; all read.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))

@@ -1,0 +1,333 @@
+"""Optimizers by name: against optax on separate matrices, against numpy; and wrong names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from test_optimizer import RESNET, VIT
+
+from clip_jax.errors import UserError
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.two_tower import param_shapes
+from clip_jax.training.config import OptimizerConfig
+from clip_jax.training.named_optimizer import (
+    OWN_STEP_SIZE,
+    UNFIT,
+    WHOLE_LEAF,
+    known_optimizers,
+)
+from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
+
+STEPS = 3
+DEEP = override(VIT, vision_layers=2, logit_bias_init=None)
+# Two towers as small as they get, of 3 and 2 blocks.
+SHAPES = {
+    **{f"vision/transformer/blocks_{i}/mlp/in/kernel": (4, 6) for i in range(3)},
+    **{f"vision/transformer/blocks_{i}/mlp/in/bias": (6,) for i in range(3)},
+    **{f"text/transformer/blocks_{i}/attention/query_key_value": (4, 3, 2, 2) for i in range(2)},
+    **{f"text/transformer/blocks_{i}/attention/out": (2, 2, 4) for i in range(2)},
+    "vision/positions": (5, 4),
+    "text/token_embedding": (7, 4),
+    "logit_scale": (),
+}
+
+
+def random_tree(seed: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    return {path: jnp.asarray(rng.standard_normal(s), jnp.float32) for path, s in SHAPES.items()}
+
+
+def stacked(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The parameters as `scan_layers` has them."""
+    result: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        before, found, after = path.partition("/blocks_")
+        name = f"{before}/blocks{after[1:]}" if found else path
+        result[name] = [*result.get(name, []), leaf] if found else leaf
+    return {path: jnp.stack(x) if isinstance(x, list) else x for path, x in result.items()}
+
+
+def train(config: OptimizerConfig, arrange: Any = dict) -> dict[str, jax.Array]:
+    """A few steps; `arrange` makes the tree that is trained from {path: array}."""
+    optimizer = make_optimizer(config, 10)
+
+    def steps(params: Any, grads: list[Any]) -> Any:
+        state = optimizer.init(params)
+        for gradient in grads:
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    params, *grads = (
+        unflatten_dict(arrange(random_tree(seed)), sep="/") for seed in range(STEPS + 1)
+    )
+    fast = jax.jit(steps, compiler_options={"xla_backend_optimization_level": 0})
+    return flatten_dict(fast(params, grads), sep="/")
+
+
+def config_of(name: str, **changes: Any) -> OptimizerConfig:
+    settings: dict[str, Any] = {"learning_rate": 0.01, "warmup_steps": 1}
+    if name in OWN_STEP_SIZE:
+        settings = {"learning_rate": 1.0, "warmup_steps": 0, "weight_decay": 0.0}
+    if name == "adafactor":
+        settings["options"] = {"min_dim_size_to_factor": 2}
+    return OptimizerConfig(name=name, **settings | changes)
+
+
+def assert_scanning_changes_nothing(name: str) -> None:
+    separate, scanned = train(config_of(name)), train(config_of(name), stacked)
+    before = random_tree(0)
+    assert all(bool(jnp.isfinite(x).all()) for x in separate.values())
+    assert all(bool((x != before[path]).any()) for path, x in separate.items())
+    for path, leaf in stacked(separate).items():
+        np.testing.assert_allclose(scanned[path], leaf, rtol=2e-5, atol=2e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "lamb", "muon"])
+def test_stacked_blocks_are_trained_as_separate_ones(name: str) -> None:
+    """Trust ratios, factored moments, norms of updates: layer by layer."""
+    assert_scanning_changes_nothing(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*known_optimizers()} - {"adafactor", "lamb", "muon"}))
+def test_every_optimizer_of_optax(name: str) -> None:
+    if name == "noisy_sgd":  # its noise depends on the shapes
+        assert all(bool(jnp.isfinite(x).all()) for x in train(config_of(name)).values())
+    else:
+        assert_scanning_changes_nothing(name)
+
+
+def test_adafactor_keeps_factors() -> None:
+    """Two vectors a matrix and layer; with the default minimum of 128, none of these sizes."""
+    params = unflatten_dict(stacked(random_tree(0)), sep="/")
+
+    def shapes(**options: Any) -> dict[str, list[tuple[int, ...]]]:
+        config = OptimizerConfig(name="adafactor", options=options)
+        state = jax.eval_shape(make_optimizer(config, 10).init, params)
+        found: dict[str, list[tuple[int, ...]]] = {}
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            for end in ("mlp/in/kernel", "token_embedding", "query_key_value"):
+                if name.endswith(end) and leaf.size > 3:
+                    found.setdefault(end, []).append(leaf.shape)
+        return found
+
+    assert shapes(min_dim_size_to_factor=4) == {
+        "token_embedding": [(4,), (7,)],
+        "mlp/in/kernel": [(3, 4), (3, 6)],
+        "query_key_value": [(2, 4, 3, 2, 2)],
+    }
+    assert shapes() == {
+        "token_embedding": [(7, 4)],
+        "mlp/in/kernel": [(3, 4, 6)],
+        "query_key_value": [(2, 4, 3, 2, 2)],
+    }
+
+
+def matrices(flat: dict[str, Any]) -> dict[str, Any]:
+    """Every matrix that muon shall see as (in, out), {name: array}; the rest as it is."""
+    result = {}
+    for path, x in flat.items():
+        if path.endswith("/query_key_value"):  # (D, 3, H, K)
+            for index, name in enumerate("qkv"):
+                result[f"{path}/{name}"] = x[:, index].reshape(x.shape[0], -1)
+        elif path.endswith("attention/out") or (path.startswith("vision/stage") and x.ndim == 4):
+            result[path] = x.reshape(-1, x.shape[-1])  # (H, K, D), or a convolution
+        else:
+            result[path] = x
+    return result
+
+
+def is_matrix(path: str) -> bool:
+    ends = ("/q", "/k", "/v", "attention/out", "mlp/in/kernel", "mlp/out/kernel")
+    conv = path.startswith("vision/stage") and path.endswith("kernel")
+    return path.endswith(ends) or conv or ("attention_pool" in path and path.endswith("kernel"))
+
+
+def random_params(config: ClipConfig, seed: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    flat = flatten_dict(param_shapes(config), sep="/")
+    return {
+        path: jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for path, x in flat.items()
+    }
+
+
+def updates_of(config: OptimizerConfig, grads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the optimizer makes of the gradients, without decay."""
+    trees = [unflatten_dict(gradient, sep="/") for gradient in grads]
+
+    def run(trees: list[Any]) -> list[Any]:
+        optimizer = make_optimizer(config, 10)
+        state, done = optimizer.init(trees[0]), []
+        for tree in trees:
+            updates, state = optimizer.update(tree, state, trees[0])
+            done.append(updates)
+        return done
+
+    fast = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+    return [flatten_dict(tree, sep="/") for tree in fast(trees)]
+
+
+MUON = OptimizerConfig(
+    name="muon", learning_rate=0.02, warmup_steps=1, weight_decay=0.0, clip_norm=None
+)
+
+
+@pytest.mark.parametrize(
+    "config", [DEEP, pytest.param(RESNET, marks=pytest.mark.slow)], ids=["vit", "resnet"]
+)
+def test_muon_is_muon_on_every_matrix_and_adam_elsewhere(config: ClipConfig) -> None:
+    """Each of Q, K, V, out, the MLPs' matrices of each layer, against optax on (in, out) arrays."""
+    grads = [random_params(config, seed) for seed in range(2)]
+    trained = [path for path in grads[0] if not path.endswith(("/mean", "/var"))]
+    ours = [matrices({path: u[path] for path in trained}) for u in updates_of(MUON, grads)]
+    schedule = learning_rate_schedule(MUON, 10)
+    muon = optax.contrib.muon(schedule, eps=MUON.eps)
+    adam = optax.nadam(schedule, b1=MUON.b1, b2=MUON.b2, eps=MUON.eps)
+    muon_update, adam_update = jax.jit(muon.update), jax.jit(adam.update)
+    apart = [matrices({path: gradient[path] for path in trained}) for gradient in grads]
+    count = 0
+    for path, first in apart[0].items():
+        count += is_matrix(path)
+        state = (muon if is_matrix(path) else adam).init(first)
+        update_one = muon_update if is_matrix(path) else adam_update
+        for gradient, update in zip(apart, ours, strict=True):
+            expected, state = update_one(gradient[path], state, first)
+            np.testing.assert_allclose(update[path], expected, rtol=2e-4, atol=2e-6, err_msg=path)
+    # 6 a block; a ResNet has four of three convolutions and a shortcut, and a pool of 4 matrices.
+    assert count == {"vit": 3 * 6, "resnet": 6 + 4 * 4 + 4}[config.vision_kind]
+
+
+def newton_schulz(x: np.ndarray) -> np.ndarray:
+    """Five quintic iterations (Jordan 2024), (m, n) float64 of any scale."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    y = x / np.linalg.norm(x)
+    for _ in range(5):
+        gram = y @ y.T
+        y = a * y + (b * gram + c * gram @ gram) @ y
+    return y
+
+
+def test_muon_orthogonalises() -> None:
+    """Against numpy: singular values of about 1, whatever the gradient's."""
+    gradient = random_params(DEEP, 0)
+    config = OptimizerConfig(**{**vars(MUON), "warmup_steps": 0})
+    (update,) = updates_of(config, [gradient])
+    apart = matrices(gradient)
+    for path, u in matrices(update).items():
+        if is_matrix(path):
+            x = np.float64(apart[path])
+            rows, columns = x.shape
+            wide = newton_schulz(x) if rows <= columns else newton_schulz(x.T).T
+            expected = -0.02 * max(1, columns / rows) ** 0.5 * wide
+            np.testing.assert_allclose(u, expected, rtol=1e-3, atol=2e-5, err_msg=path)
+            singular = np.linalg.svd(wide, compute_uv=False)
+            assert singular.max() < 1.3
+            assert np.median(singular) > 0.65
+
+
+def test_adam_learning_rate_of_muon() -> None:
+    """A peak of its own under the same schedule, for updates and for decay."""
+    grads = [random_tree(seed) for seed in range(2)]
+    config = {**vars(MUON), "weight_decay": 0.1}
+    one = updates_of(OptimizerConfig(**config), grads)[-1]
+    config["options"] = {"adam_learning_rate": 0.005}
+    two = updates_of(OptimizerConfig(**config), grads)[-1]
+    for path in one:
+        matrix = is_matrix(path) or path.endswith("query_key_value")
+        np.testing.assert_allclose(two[path], one[path] * (1 if matrix else 0.25), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "sgd", "adafactor", "ademamix"])
+def test_first_moment_in_bfloat16(name: str) -> None:
+    options = {"momentum": 0.9} if name in ("sgd", "adafactor") else None
+    config = OptimizerConfig(name=name, first_moment_dtype="bfloat16", options=options)
+    params = unflatten_dict(random_tree(0), sep="/")
+    state = jax.eval_shape(make_optimizer(config, 10).init, params)
+    halves = [x for x in jax.tree.leaves(state) if x.dtype == jnp.bfloat16]
+    assert sum(x.size for x in halves) >= sum(x.size for x in jax.tree.leaves(params))
+
+
+WRONG_NAMES = {
+    "adamw ": "did you mean 'adamw'?",
+    "Muon": "did you mean 'muon'?",
+    "chain": "no optimizer of optax; accepted are adamw, adafactor, lion, muon, lamb, sgd",
+    "apply_updates": "no optimizer",
+    "scale_by_adam": "no optimizer",
+    "inject_hyperparams": "no optimizer",
+    "__name__": "no optimizer",
+    "contrib": "no optimizer",
+    "GradientTransformation": "no optimizer",
+    "": "no optimizer",
+    "momo": "needs the loss, not only its gradient",
+    "polyak_sgd": "no optimizer",
+    "schedule_free_adamw": "is to be evaluated at other parameters than it trains",
+}
+
+
+@pytest.mark.parametrize("name", WRONG_NAMES)
+def test_wrong_names(name: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_optimizer(OptimizerConfig(name=name), 10)
+    assert str(error.value).startswith(f"config.optimizer.name={name!r}: ")
+    assert WRONG_NAMES[name] in str(error.value)
+
+
+def test_what_is_called_unfit_is_there() -> None:
+    everything = {*dir(optax), *dir(optax.contrib)}
+    assert {*UNFIT, *WHOLE_LEAF, *OWN_STEP_SIZE} <= everything
+    assert {"adamw", "adafactor", "lion", "muon", "lars", "nadamw"} <= {*known_optimizers()}
+
+
+OPTIONS = "config.optimizer.options"
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"options": {"learning_rate": 1}}, f"{OPTIONS}.learning_rate=1: is set by config.optimizer."),
+    ({"options": {"weight_decay": 1}}, f"{OPTIONS}.weight_decay=1: is set by config.optimizer."),
+    ({"options": {"mask": None}}, "is set by config.optimizer.weight_decay"),
+    ({"options": {"nestrov": True}}, "did you mean 'nesterov'?"),
+    ({"options": {"nesterov": "yes"}}, "must be True or False (by default False)"),
+    ({"options": {"b1": "0.9"}}, f"{OPTIONS}.b1='0.9': must be a number"),
+    ({"options": {"mu_dtype": "float17"}}, "'float17' not understood"),
+    ({"options": {"eps_root": {"a": 1}}}, "must be a number"),
+    ({"name": "sgd", "options": {"momentum": "0.9"}}, "sgd cannot take these"),
+    ({"name": "sgd", "options": {"b1": 0.9}}, "sgd has no such argument"),
+    ({"name": "muon", "options": {"ns_coeffs": "x"}}, "Unknown ns_coeff preset string: x"),
+    ({"name": "muon", "options": {"adam_learning_rate": -1}}, "must be a number above 0"),
+    ({"name": "muon", "options": {"muon_weight_dimension_numbers": 1}}, "no such argument"),
+    ({"name": "lamb", "first_moment_dtype": "bfloat16"}, "first_moment_dtype='bfloat16': lamb"),
+    ({"name": "prodigy"}, "config.optimizer.weight_decay=0.2: prodigy finds its own step size"),
+    ({"name": "prodigy", "weight_decay": 0.0}, "config.optimizer.warmup_steps=200: prodigy divid"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES)
+def test_wrong_options(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_optimizer(OptimizerConfig(**changes), 10)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_options_override() -> None:
+    """b1 of the run is not that of the options; optax says what comes of it."""
+    config = OptimizerConfig(
+        options={"b1": 0.5, "nesterov": True}, warmup_steps=0, weight_decay=0.0, clip_norm=None
+    )
+    gradient = {"x": jnp.asarray([0.3, -2.0])}
+    ours, theirs = (
+        make_optimizer(config, 10),
+        optax.nadam(learning_rate_schedule(config, 10), b1=0.5, b2=config.b2, eps=config.eps),
+    )
+    one, two = ours.init(gradient), theirs.init(gradient)
+    for scale in (1.0, -3.0):
+        grads = {"x": scale * gradient["x"]}
+        update, one = ours.update(grads, one, gradient)
+        expected, two = theirs.update(grads, two)
+        np.testing.assert_allclose(update["x"], expected["x"], rtol=1e-6)
