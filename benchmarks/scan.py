@@ -3,8 +3,8 @@
     python benchmarks/scan.py
 
 Both forms of ViT-B/32 take turns at a training step of batch 32; ViT-L/14's step is compiled (not
-run) in both, without a cache. Prints one JSON object; ratios are scanned over unrolled. Limits: 1.05
-for the step (or `scan_layers` is off by default, as it is), 0.25 for compilation.
+run) in both, without a cache. Prints one JSON object; ratios are scanned over unrolled. Limits:
+1.05 for the step (or `scan_layers` is off by default, as it is), 0.25 for compilation.
 """
 
 from __future__ import annotations

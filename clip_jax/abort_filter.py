@@ -30,7 +30,7 @@ FATAL = b"JAX distributed service detected fatal errors"
 STACK = b"*** Check failure stack trace"
 SILENT = re.compile(rb"stopped sending heartbeats\):\s*((?:\S*\d+\s+)+)")
 UNREACHABLE = (b"Failed to send RPC to coordination service", b"CoordinationService/Heartbeat")
-STATUS = re.compile(rb"absl::Status: ([^\n\[]*)")
+STATUS = re.compile(rb"absl::Status: (.*?)(?:\. |[.:]?$|\[)", re.MULTILINE)
 
 
 def explain(text: bytes, template: bytes) -> bytes:
@@ -44,7 +44,7 @@ def explain(text: bytes, template: bytes) -> bytes:
     else:
         who = b"another process"
     status = STATUS.search(text)
-    said = status[1].strip().rstrip(b":") if status else b"no reason given"
+    said = status[1].strip() if status else b"no reason given"
     return template.replace(b"{who}", who).replace(b"{status}", said)
 
 

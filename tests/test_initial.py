@@ -301,7 +301,7 @@ def test_a_locked_image_tower(tiny_run: Path, tmp_path: Path) -> None:
     """The same bytes before and after, through a resume; the text tower learns."""
     values = {"mesh__data": 8, "init__source": str(tiny_run), "init__only": ("vision/.*",)}
     values |= {"optimizer__freeze": ("vision/.*",), "model__text_width": 24}
-    values |= {"model__text_heads": 3, "tokenizer__vocab_size": 300}
+    values |= {"model__text_heads": 3, "tokenizer__vocab_size": 300, "optimizer__ema_decay": 0.9}
     train(build_config(tiny_config(steps=10, **values)), tmp_path / "run")
     gone = values | {"init__source": "gone"}  # the checkpoint has everything
     train(build_config(tiny_config(steps=20, **gone)), tmp_path / "run")

@@ -213,7 +213,7 @@ def _memory_lines(report: Report) -> list[str]:
     ]
     lines = ["memory a device, GiB"]
     for name, size, whole in rows:
-        if size == 0:
+        if not size:
             continue
         note = f"   of {gib(whole)} on all devices" if whole else ""
         lines.append(f"  {name:<16}{gib(size):>8}{note}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from clip_jax.data.tokenizer import get_tokenizer
 from clip_jax.sharding import explain, make_mesh
 from clip_jax.training.config import TrainConfig
+from clip_jax.training.initial import open_initial, takes_tokens
 from clip_jax.training.program import abstract_run_state
 from clip_jax.training.run import make_tokenizer, open_data, resolve_architecture
 
@@ -16,11 +16,11 @@ def explain_sharding(config: TrainConfig) -> str:
     `UserError` for a mesh that does not fit the devices, and as `open_data` does.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    if config.tokenizer.source == "captions":
-        tokenizer = make_tokenizer(config, open_data(config))
-    else:
-        tokenizer = get_tokenizer(config.tokenizer.source)
-    architecture, _ = resolve_architecture(config, tokenizer)
+    initial = open_initial(config)
+    rows = None if initial is None else initial.config.vocab_size
+    own = config.tokenizer.source == "captions" and (initial is None or not takes_tokens(config))
+    source = open_data(config) if own else None
+    architecture, _ = resolve_architecture(config, make_tokenizer(config, source, initial), rows)
     state = abstract_run_state(config, architecture, mesh, config.steps or 1)
     parts = {"params": state.params, "optimizer": state.opt_state}
     if state.ema_params is not None:

@@ -46,7 +46,7 @@ def train(
     check_same(values, "config.", "start every process with the same configuration")
     check_tasks(config.evaluation.tasks, task_data(config), "config.evaluation.tasks")
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    check_batch(mesh, config.batch_size, "config.batch_size")
+    check_batch(mesh, config.batch_size, "config.batch_size", config.optimizer.microbatches)
     workdir = make_workdir(workdir)
     with Preemption() as preemption, only_trainer(workdir):
         check_shared(workdir, "--workdir")

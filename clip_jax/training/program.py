@@ -72,4 +72,11 @@ def jit_train_step(config: TrainConfig, architecture: ClipConfig, mesh: Mesh, st
     )
     state = abstract_run_state(config, architecture, mesh, steps)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)))
+    # Left to itself the compiler splits what an optimizer derives (factored moments) by its own
+    # mind, and the next step would not take it back.
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, None),
+    )

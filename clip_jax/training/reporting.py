@@ -8,9 +8,10 @@ import jax
 import numpy as np
 
 from clip_jax.errors import UserError
-from clip_jax.models.flops import peak_flops, step_flops
+from clip_jax.models.flops import peak_flops
 from clip_jax.training.clock import Clock
 from clip_jax.training.profiling import CompileWatch
+from clip_jax.training.program import run_flops
 from clip_jax.training.run import Run
 from clip_jax.training.state import TrainState
 
@@ -68,7 +69,7 @@ class StepReporter:
         run, clock = self._run, self._clock
         samples_per_second = run.config.batch_size * steps / seconds
         peak = peak_flops(jax.devices()[0].device_kind)
-        per_second = step_flops(run.architecture, run.config.batch_size) * steps / seconds
+        per_second = run_flops(run.config, run.architecture) * steps / seconds
         run.log.log_metrics(
             {
                 "step": step,

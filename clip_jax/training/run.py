@@ -44,6 +44,9 @@ from clip_jax.weights.bundle import (
 )
 from clip_jax.weights.load import Source as Initial
 
+# Fields of an architecture that fix neither its parameters nor what they mean.
+CHANGEABLE = ("dtype", "remat", "attention", "patch_dropout", "batch_norm")
+
 
 @dataclasses.dataclass
 class Run:
@@ -178,16 +181,18 @@ def open_data(config: TrainConfig) -> Source:
 
 
 def make_tokenizer(
-    config: TrainConfig, source: Source, initial: Initial | None = None
+    config: TrainConfig, source: Source | None, initial: Initial | None = None
 ) -> Tokenizer:
     """The tokenizer that the configuration names, or one trained on the captions of the data.
 
     Where the token table comes from `initial`, the tokenizer does too: see `initial_tokenizer`.
+    The data may be None where nothing is trained on its captions.
     """
     if initial is not None and takes_tokens(config):
         return initial_tokenizer(config, initial)
     if config.tokenizer.source != "captions":
         return get_tokenizer(config.tokenizer.source)
+    assert source is not None
     captions = (text for index in range(len(source)) for text in source.captions(index))
     return train_sentencepiece(
         captions,
@@ -218,7 +223,7 @@ def resolve_architecture(
 def check_same_model(architecture: ClipConfig, identity: dict[str, Any], workdir: Path) -> None:
     """Raises `UserError` when the checkpoints in `workdir` are of another architecture."""
     saved, now = identity["architecture"], json.loads(json.dumps(architecture.to_dict()))
-    different = [key for key in now if now[key] != saved.get(key)]
+    different = [key for key in now if now[key] != saved.get(key) and key not in CHANGEABLE]
     if different:
         changes = ", ".join(f"{key}: {saved.get(key)} -> {now[key]}" for key in different)
         raise UserError(

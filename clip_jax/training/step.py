@@ -47,7 +47,9 @@ def make_train_step(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
-            ema_params=_ema(state, params, ema_decay),
+            ema_params=keep_frozen(
+                _ema(state, params, ema_decay), state.ema_params, objective.frozen
+            ),
         )
         metrics = {
             "loss": value,
