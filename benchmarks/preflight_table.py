@@ -44,12 +44,32 @@ class Row:
         return " ".join((self.config, self.topology, *changes))
 
 
+BATCH = "--config.batch_size=32768"
 ROWS = (
-    Row(
-        "openai_vit_b32",
-        "v5e:8x8",
-        ("--config.mesh.fsdp=8", "--config.model.remat=none"),
-    ),
+    Row("openai_vit_b16", "v5e:16x16"),
+    Row("openai_vit_b16", "v5e:8x8", ("--config.model.remat=full", "--config.mesh.fsdp=8")),
+    Row("openai_vit_l14", "v5p:8x8x4"),
+    Row("openai_vit_l14", "v5e:16x16", ("--config.model.remat=full",)),
+    Row("openai_vit_l14_336", "v5p:8x8x8"),
+    Row("openai_rn50x64", "v5p:8x8x8"),
+    Row("laion_vit_h14", "v5p:8x8x4", (BATCH,)),
+    Row("laion_vit_bigg14", "v5p:8x8x8", (BATCH, "--config.model.patch_dropout=0.0")),
+    Row("siglip_so400m", "v5e:16x16"),
+    Row("openai_vit_b32", "v5e:8x8"),
+    Row("openai_rn50", "v5e:8x8"),
+    Row("siglip_vit_b16", "v5e:8x8"),
+    Row("siglip2_vit_l16", "v5e:16x16"),
+    Row("clipa_h14_pretrain", "v5e:16x16"),
+    Row("clipa_h14_tune", "v5e:16x16"),
+    Row("lit_vit_b16", "v5e:4x4"),
+    Row("laion_vit_h14", "v5p:8x8x4"),
+    Row("laion_vit_bigg14", "v5p:8x8x8"),
+    Row("openai_vit_b32", "v6e:16x16"),
+    Row("openai_vit_b16", "v6e:16x16"),
+    Row("openai_vit_l14", "v6e:16x16"),
+    Row("openai_vit_l14_336", "v6e:16x16", ("--config.model.remat=full",)),
+    Row("siglip_vit_b16", "v6e:16x16"),
+    Row("siglip2_vit_l16", "v6e:16x16"),
 )
 
 HEAD = """\
@@ -80,7 +100,7 @@ def preflight(row: Row) -> dict[str, Any]:
         output = Path(folder) / "report.json"
         command = [
             sys.executable, "-m", "clip_jax.preflight", f"--config=configs/{row.config}.py",
-            f"--topology={row.topology}", f"--output={output}", *row.flags,
+            f"--topology={row.topology}", f"--output={output}", "--noevaluation", *row.flags,
         ]  # fmt: skip
         try:
             done = subprocess.run(

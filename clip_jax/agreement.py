@@ -43,7 +43,11 @@ def from_first(value: Any) -> Any:
     """Process 0's value, which JSON must be able to hold, on every process."""
     if jax.process_count() == 1:
         return value
-    return json.loads(gather(json.dumps(value).encode())[0])
+    data = json.dumps(value).encode() if jax.process_index() == 0 else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(data), np.int32)))
+    padded = np.zeros(size, np.uint8)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    return json.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
 
 
 def check_same(values: Mapping[str, Any], prefix: str, advice: str) -> None:

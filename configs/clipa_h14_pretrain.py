@@ -20,7 +20,7 @@ def get_config():
     """Batch 65,536, 12.8 billion pairs at 84 pixels and 8 tokens."""
     config = clipa()
     config.model.name = "ViT-H-14-CLIPA"
-    config.model.remat = "full"
+    config.model.remat = "dots"
     config.mesh.fsdp = 16
     config.model.image_size = 84
     config.model.context_length = 8

@@ -20,7 +20,7 @@ def get_config():
     """Batch 163,840, half of the patches left out, peak rate 2e-3, b2 0.95."""
     config = openai()
     config.model.name = "ViT-bigG-14"
-    config.model.remat = "full"
+    config.model.remat = "dots"
     config.mesh.fsdp = 32
     config.model.patch_dropout = 0.5
     config.optimizer.learning_rate = 2e-3

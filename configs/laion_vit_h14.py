@@ -18,7 +18,7 @@ def get_config():
     """Batch 79,872 (theirs: 79,104, which 256 chips do not divide), 32 billion pairs."""
     config = openai()
     config.model.name = "ViT-H-14"
-    config.model.remat = "full"
+    config.model.remat = "dots"
     config.mesh.fsdp = 16
     config.optimizer.warmup_steps = 10_000
     config.batch_size = 79_872

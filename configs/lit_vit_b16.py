@@ -18,7 +18,7 @@ def get_config():
     """The image tower is taken from --config.init.source and never changes."""
     config = openai()
     config.model.name = "ViT-B-16"
-    config.model.remat = "full"
+    config.model.remat = "mlp"
     config.init.only = ("vision/.*",)
     config.optimizer.freeze = ("vision/.*",)
     config.optimizer.learning_rate = 1e-3

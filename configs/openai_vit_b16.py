@@ -16,5 +16,5 @@ def get_config():
     """Batch 32,768, 32 epochs of 400 million pairs."""
     config = openai()
     config.model.name = "ViT-B-16-quickgelu"
-    config.model.remat = "full"
+    config.model.remat = "dots"
     return config

@@ -16,7 +16,7 @@ def get_config():
     """One epoch at 2e-5; the position table is resized."""
     config = openai()
     config.model.name = "ViT-L-14-336-quickgelu"
-    config.model.remat = "full"
+    config.model.remat = "dots"
     config.mesh.fsdp = 16
     config.optimizer.learning_rate = 2e-5
     config.steps = LAION_400M // 32_768

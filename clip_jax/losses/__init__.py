@@ -30,8 +30,8 @@ Array = jax.Array
 IMPLEMENTATIONS = ("dense", "ring", "chunked")
 
 # Blocks of logits have this size, within widths at which matrix units and networks work well.
-_BLOCK_BYTES = 8 << 20
-_MIN_COLUMNS, _MAX_COLUMNS = 512, 4096
+_BLOCK_BYTES = 4 << 20
+_MIN_COLUMNS, _MAX_COLUMNS = 256, 4096
 
 
 def similarity_logits(

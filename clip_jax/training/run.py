@@ -22,8 +22,10 @@ from clip_jax.data.tokenizer import Tokenizer, get_tokenizer, train_sentencepiec
 from clip_jax.distributed import host_rows
 from clip_jax.errors import UserError
 from clip_jax.loading import fit_tokenizer
+from clip_jax.losses import effective_implementation
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import param_shapes
+from clip_jax.sharding import batch_shards
 from clip_jax.training import config as configs
 from clip_jax.training.checkpoint import Checkpoints
 from clip_jax.training.config import TrainConfig
@@ -102,7 +104,7 @@ def open_run(
         rows = identity["architecture"]["vocab_size"]
     else:
         initial = open_initial(config)
-        tokenizer = make_tokenizer(config, source, initial)
+        tokenizer = _common_tokenizer(config, source, initial)
         rows = None if initial is None else initial.config.vocab_size
     architecture, tokenizer = resolve_architecture(config, tokenizer, rows)
     frozen_mask(param_shapes(architecture), config.optimizer.freeze)
@@ -153,19 +155,28 @@ def open_run(
         progress=Progress(steps, enabled=is_first),
         first_step=first_step,
     )  # fmt: skip
-    for key, reason in list(source.dropped.items())[:10]:
-        run.progress.say(f"left out: {key}: {reason}")
-    if len(source.dropped) > 10:
-        run.progress.say(f"left out: {len(source.dropped) - 10} more")
-    dropped = f", {len(source.dropped):,} left out" if source.dropped else ""
     begun = f"resuming at step {first_step:,}" if first_step else "starting"
-    if initial is not None:
-        begun += f" from {config.init.source}"
-    run.progress.say(
-        f"{begun}: {architecture.name}, {len(source):,} pairs{dropped}, {steps:,} steps of "
-        f"{config.batch_size}, {mesh.size} {jax.devices()[0].device_kind} device(s)"
-    )
+    _announce(run, begun if initial is None else f"{begun} from {config.init.source}")
     return run, state
+
+
+def _announce(run: Run, begun: str) -> None:
+    """What is begun, and what about it is not as one would expect."""
+    dropped = run.source.dropped
+    for key, reason in list(dropped.items())[:10]:
+        run.progress.say(f"left out: {key}: {reason}")
+    if len(dropped) > 10:
+        run.progress.say(f"left out: {len(dropped) - 10} more")
+    shards = batch_shards(run.mesh)
+    _, note = effective_implementation(run.config.loss_implementation, shards)
+    if note is not None:
+        run.progress.say(note)
+    left_out = f", {len(dropped):,} left out" if dropped else ""
+    run.progress.say(
+        f"{begun}: {run.architecture.name}, {len(run.source):,} pairs{left_out}, {run.steps:,} "
+        f"steps of {run.config.batch_size}, {run.mesh.size} {jax.devices()[0].device_kind} "
+        "device(s)"
+    )
 
 
 def open_data(config: TrainConfig) -> Source:
@@ -178,6 +189,17 @@ def open_data(config: TrainConfig) -> Source:
         caption_column=data.caption_column,
         caption_template=data.caption_template,
     )
+
+
+def _common_tokenizer(config: TrainConfig, source: Source, initial: Initial | None) -> Tokenizer:
+    """`make_tokenizer` on process 0; the others get what it has made."""
+    is_first = jax.process_index() == 0
+    tokenizer = make_tokenizer(config, source, initial) if is_first else None
+    if jax.process_count() == 1:
+        assert tokenizer is not None
+        return tokenizer
+    made = from_first(None if tokenizer is None else tokenizer_to_identity(tokenizer))
+    return tokenizer_from_identity({"tokenizer": made})
 
 
 def make_tokenizer(

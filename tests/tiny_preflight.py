@@ -1,0 +1,31 @@
+"""A tiny run to pre-flight, on eight simulated devices."""
+
+from __future__ import annotations
+
+import jax
+from tiny import tiny_config
+
+from clip_jax.preflight.compile import Run, plan_run
+from clip_jax.preflight.topology import Target, find_target
+from clip_jax.training.config import build_config
+
+API_KEYS = {
+    "topology", "devices", "device_kind", "mesh", "global_batch_size", "parameters", "fits",
+    "hbm_bytes_per_device", "peak_bytes_per_device", "argument_bytes_per_device",
+    "temp_bytes_per_device", "model_flops_per_step", "compiled_flops_per_device", "collectives",
+    "collective_bytes_per_device", "compile_seconds",
+}  # fmt: skip
+
+
+def plan(target: Target | None = None, **changes) -> Run:
+    """The tiny run on eight simulated devices, its layers wide enough to be split."""
+    wide = {
+        "model__vision_width": 256,
+        "model__vision_mlp_dim": 1024,
+        "model__scan_layers": True,
+        "mesh__data": 2,
+        "mesh__fsdp": 4,
+    }
+    assert jax.device_count() == 8
+    config = build_config(tiny_config(**{**wide, **changes}))
+    return plan_run(config, target or find_target("cpu:8"))
