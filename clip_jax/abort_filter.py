@@ -4,7 +4,8 @@ When a peer is gone, jax's coordination service ends this process from C++: a pa
 SIGABRT, which nothing in Python can catch. This program, which outlives the process by a moment,
 passes everything else on as it comes, and writes one line instead of that page. The process gives
 it the line beforehand, in a control line: CONTROL, then the text. In the text {who} becomes the
-process that is gone, and {status} what the service said. No text: it has said itself why it ends.
+process that is gone, and {status} what the service said. No text: it has said itself why it ends,
+and nothing may follow.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class Filter:
         """What is to be written now that this line has come."""
         if line.startswith(CONTROL):
             self.template = line[len(CONTROL) :].strip()
+            return b""
+        if not self.template:
             return b""
         if FATAL in line:
             self._fatal = True

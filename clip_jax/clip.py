@@ -40,9 +40,10 @@ ALL = 1 << 30  # a batch that holds everything
 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalize", "out_sharding"))
-def _embed_images(
+def embed_images(
     params: Any, images: jax.Array, config: ClipConfig, normalize: bool, out_sharding: NamedSharding
 ) -> jax.Array:
+    """(B, S, S, 3) uint8 -> (B, D) float32, compiled: the evaluation step of images."""
     embeds: Any = TwoTower(config).apply(
         {"params": params}, normalize_images(images, config), method="encode_image"
     )
@@ -56,9 +57,10 @@ def _features(params: Any, inputs: jax.Array, config: ClipConfig, tower: str) ->
 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalize", "out_sharding"))
-def _embed_tokens(
+def embed_tokens(
     params: Any, tokens: jax.Array, config: ClipConfig, normalize: bool, out_sharding: NamedSharding
 ) -> jax.Array:
+    """(B, L) int32 -> (B, D) float32, compiled: the evaluation step of texts."""
     embeds: Any = TwoTower(config).apply({"params": params}, tokens, method="encode_text")
     embeds = l2_normalize(embeds) if normalize else embeds.astype(jnp.float32)
     return jax.lax.with_sharding_constraint(embeds, out_sharding)
@@ -135,7 +137,7 @@ class Clip:
         `images`: uint8 (N, S, S, 3) already transformed, or anything `transform` takes, any number
         of it.
         """
-        embed = functools.partial(_embed_images, config=self.config, normalize=normalize)
+        embed = functools.partial(embed_images, config=self.config, normalize=normalize)
         return self._embed(embed, self._image_chunks(images, batch_size), batch_size)
 
     def _image_chunks(self, images: Any, batch_size: int) -> Iterable[np.ndarray]:
@@ -172,7 +174,7 @@ class Clip:
         leaves it to the tokenizer, which refuses unless it was made or saved with truncation.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        embed = functools.partial(_embed_tokens, config=self.config, normalize=normalize)
+        embed = functools.partial(embed_tokens, config=self.config, normalize=normalize)
         chunks = (self.tokenizer(chunk, truncate=truncate) for chunk in _chunks(texts, batch_size))
         return self._embed(embed, chunks, batch_size)
 

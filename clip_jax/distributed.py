@@ -12,6 +12,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -307,6 +308,8 @@ class _Watch:
         text = " ".join(line.split()) if line.startswith("error: ") else line
         sys.stderr.flush()
         self._stderr.say_last(text)
+        for child in multiprocessing.active_children():  # readers of data
+            child.kill()
         os._exit(code)
 
 

@@ -3,6 +3,10 @@
 import io
 import json
 import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,3 +263,29 @@ def test_evaluation_can_be_left_early():
     iterator = evaluation_batches(Memory(5000), ImageTransform(SIZE), 10)
     assert next(iterator)[0].tolist() == list(range(10))
     del iterator  # must end the threads, not wait for 5,000 images
+
+
+ORPHANS = """
+import multiprocessing, os, signal, sys
+sys.path.insert(0, {tests!r})
+from test_pipeline import Memory, batches
+
+if __name__ == "__main__":
+    iterator = batches(Memory(40), workers=2)
+    next(iterator)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_killed_trainer(tmp_path):
+    script = tmp_path / "orphans.py"
+    script.write_text(ORPHANS.format(tests=str(Path(__file__).parent)))
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, timeout=120)
+    workers = [int(pid) for pid in result.stdout.split()]
+    assert len(workers) == 2
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < end
+        time.sleep(0.1)

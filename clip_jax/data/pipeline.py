@@ -17,9 +17,12 @@ global batch k holds the same records with the same augmentation, in the same ro
 hosts.
 """
 
+import functools
 import json
 import logging
+import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -78,6 +81,7 @@ class _MakeBatch:
             yield index_shuffle(index, max_index=count - 1, seed=seeds[epoch], rounds=4)
 
     def __call__(self, number: int) -> dict[str, Any]:
+        _end_with_parent()
         size, count = self.image_size, len(self.rows)
         images = np.empty((count, size, size, 3), np.uint8)
         used = np.empty(count, np.int64)
@@ -122,6 +126,20 @@ class _MakeBatch:
             except DecodeError as error:
                 bad.append((candidate, self.source.key(candidate), str(error)))
         return None
+
+
+@functools.cache
+def _end_with_parent() -> None:
+    """In a worker: ends it when the trainer is gone. One that was killed leaves it waiting."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 class BatchIterator:

@@ -100,6 +100,17 @@ def sigmoid_loss(
     return _loss("sigmoid", implementation, image_embeds, text_embeds, logit_scale, logit_bias)
 
 
+# The sigmoid loss has no use for kept logits: its dense and its chunked are one.
+_FUNCTIONS: dict[tuple[str, str], Callable[..., Result]] = {
+    ("softmax", "dense"): partial(gathered.softmax, keep_logits=True),
+    ("softmax", "chunked"): partial(gathered.softmax, keep_logits=False),
+    ("softmax", "ring"): ring.softmax,
+    ("sigmoid", "dense"): gathered.sigmoid,
+    ("sigmoid", "chunked"): gathered.sigmoid,
+    ("sigmoid", "ring"): ring.sigmoid,
+}
+
+
 class _Plan(NamedTuple):
     """What is fixed when a loss is compiled."""
 
@@ -107,14 +118,6 @@ class _Plan(NamedTuple):
     implementation: str
     split: Split
     columns: int
-
-    def function(self) -> Callable[..., Result]:
-        """(split, images, texts, scalars …) -> value and gradients."""
-        module = ring if self.implementation == "ring" else gathered
-        if self.loss == "softmax" and module is gathered:
-            keep_logits = self.implementation == "dense"
-            return partial(gathered.softmax, columns=self.columns, keep_logits=keep_logits)
-        return partial(getattr(module, self.loss), columns=self.columns)
 
 
 def _loss(name: str, implementation: str, images: Array, texts: Array, *scalars: Array) -> Array:
@@ -137,7 +140,8 @@ def _differentiable(plan: _Plan, *arrays: Array) -> Array:
 # Compiled once also where the caller does not compile.
 @partial(jax.jit, static_argnums=0)
 def _value_and_gradients(plan: _Plan, *arrays: Array) -> Result:
-    value, gradients = plan.split.run(plan.function(), arrays[:2], arrays[2:])
+    function = partial(_FUNCTIONS[plan.loss, plan.implementation], columns=plan.columns)
+    value, gradients = plan.split.run(function, arrays[:2], arrays[2:])
     return value, tuple(g.astype(x.dtype) for g, x in zip(gradients, arrays, strict=True))
 
 

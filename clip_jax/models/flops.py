@@ -22,6 +22,8 @@ from clip_jax.models.two_tower import TwoTower, dummy_inputs, param_shapes
 # Peak dense bfloat16 operations a second of one device, by `jax.Device.device_kind`, from the
 # vendors' data sheets. A kind that is not here has an unknown peak, and utilisation is null.
 PEAK_FLOPS = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
@@ -29,6 +31,7 @@ PEAK_FLOPS = {
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA H100 80GB HBM3": 989e12,

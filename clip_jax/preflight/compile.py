@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax.clip import _embed_images, _embed_tokens
+from clip_jax.clip import embed_images, embed_tokens
 from clip_jax.data.tokenizer import OPENAI_VOCAB_SIZE, get_tokenizer
 from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig
@@ -156,8 +156,8 @@ def compile_evaluation(run: Run) -> dict[str, Compiled]:
     size = config.image_size
     params = run.state.eval_params
     inputs = {
-        "image": (_embed_images, (rows, size, size, 3), jnp.uint8),
-        "text": (_embed_tokens, (rows, config.context_length), jnp.int32),
+        "image": (embed_images, (rows, size, size, 3), jnp.uint8),
+        "text": (embed_tokens, (rows, config.context_length), jnp.int32),
     }
     compiled = {}
     with jax.set_mesh(mesh):
