@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +25,11 @@ from clip_jax.training.parameter_groups import stop_frozen
 
 Batch = dict[str, jax.Array]
 Params = dict[str, Any]
+# Of embeddings and scalars, and the implementation: () float32, over all pairs of the global batch.
+LOSSES: dict[str, Callable[[CLIPOutput, str], jax.Array]] = {
+    "softmax": lambda out, implementation: softmax_loss(*out[:3], implementation),
+    "sigmoid": lambda out, implementation: sigmoid_loss(*out, implementation),
+}
 ROWS = "rows"  # (B,) int32 of a batch: numbers of its rows, which name their random streams
 
 
@@ -43,21 +49,6 @@ def normalize_images(images: jax.Array, config: ClipConfig) -> jax.Array:
     mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
     # One multiplication and one addition a pixel: (x/255 − mean)/std.
     return images.astype(jnp.float32) * (1 / (255 * std)) - mean / std
-
-
-def contrastive_loss(out: CLIPOutput, objective: Objective) -> jax.Array:
-    """The loss of all pairs of the global batch, () float32."""
-    if objective.loss == "softmax":
-        return softmax_loss(
-            out.image_embeds, out.text_embeds, out.logit_scale, objective.implementation
-        )
-    return sigmoid_loss(
-        out.image_embeds,
-        out.text_embeds,
-        out.logit_scale,
-        out.logit_bias,
-        objective.implementation,
-    )
 
 
 def _towers(
@@ -93,7 +84,7 @@ def loss_gradient(
 
     def loss(params: Params) -> tuple[jax.Array, Any]:
         out, statistics = towers(params, batch)
-        return contrastive_loss(out, objective), statistics
+        return LOSSES[objective.loss](out, objective.implementation), statistics
 
     (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return value, constrain_like_params(grads), statistics
@@ -135,7 +126,7 @@ def _cached_gradient(
     def loss(embeds: tuple[jax.Array, jax.Array], scalars: Params) -> jax.Array:
         bias = scalars.get("logit_bias", jnp.zeros((), jnp.float32))
         out = CLIPOutput(*embeds, jnp.exp(scalars["logit_scale"]), bias)
-        return contrastive_loss(out, objective)
+        return LOSSES[objective.loss](out, objective.implementation)
 
     scalars = {name: params[name] for name in ("logit_scale", "logit_bias") if name in params}
     embeds = jax.tree.map(whole, parts)
