@@ -23,11 +23,13 @@ sys.path.insert(0, {tests!r})
 from tiny import tiny_config
 
 def get_config():
-    # The word table is large enough to be split over fsdp.
+    # The word table is large enough to be split over fsdp. A low rate: once the gradient is a small
+    # difference of large ones, the order of a sum shows in its sixth digit.
     return tiny_config(
         steps=100_000, batch_size=256, checkpoint__every_steps=5, mesh__data=2, mesh__fsdp=-1,
-        optimizer__learning_rate=3e-4, optimizer__warmup_steps=10,
-        model__text_width=80, tokenizer__vocab_size=1000,
+        optimizer__learning_rate=5e-5, optimizer__warmup_steps=1, tokenizer__vocab_size=1000,
+        model__embed_dim=64, model__vision_width=64, model__vision_mlp_dim=128,
+        model__text_width=80,
     )
 """
 LONG = 25  # steps of the runs that are compared
@@ -72,7 +74,7 @@ def test_two_processes_are_one_and_outlive_a_kill(
         rows = job.rows()
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))  # by process 0 alone
     assert_same_values(rows, reference, range(1, 21), rtol=1e-6)
-    assert reference[19]["loss"] < 0.85 * reference[0]["loss"]  # it is training that is compared
+    assert reference[19]["loss"] < reference[0]["loss"] - 0.5  # it is training that is compared
     newest = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
     with Job(workdir, [config], devices=4) as job:
         job.wait_for_step(max(LONG, newest + 1))
