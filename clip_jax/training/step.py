@@ -47,9 +47,7 @@ def make_train_step(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
-            ema_params=keep_frozen(
-                _ema(state, params, ema_decay), state.ema_params, objective.frozen
-            ),
+            ema_params=_ema(state, params, ema_decay, objective.frozen),
         )
         metrics = {
             "loss": value,
@@ -68,11 +66,12 @@ def make_train_step(
     return train_step
 
 
-def _ema(state: TrainState, params: Any, decay: float | None) -> Any:
+def _ema(state: TrainState, params: Any, decay: float | None, frozen: tuple[str, ...]) -> Any:
     """The moving average after this step; early on it follows faster, so that it forgets the
     start."""
     if decay is None:
         return None
     count = state.step.astype(jnp.float32)
     now = jnp.minimum(decay, (1 + count) / (10 + count))
-    return jax.tree.map(lambda old, new: now * old + (1 - now) * new, state.ema_params, params)
+    average = jax.tree.map(lambda old, new: now * old + (1 - now) * new, state.ema_params, params)
+    return keep_frozen(average, state.ema_params, frozen)
