@@ -12,6 +12,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -171,6 +172,8 @@ def _join(job: Job, join_seconds: int, peer_seconds: int, stderr: _FilteredStder
         for platform in ("cuda", "rocm"):
             jax.config.update(f"jax_{platform}_visible_devices", "all")
     stderr.say_on_abort(_GONE)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_own_error)
 
 
 def _check_port(address: str | None) -> None:
@@ -318,6 +321,11 @@ def service() -> Any:
     from jax._src import distributed
 
     return distributed.global_state.client
+
+
+def _is_own_error(record: logging.LogRecord) -> bool:
+    """False for a traceback that a thread of a library logs because another process is gone."""
+    return not (record.exc_info and is_peer_error(record.exc_info[1]))
 
 
 def is_peer_error(error: BaseException | None) -> bool:

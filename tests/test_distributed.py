@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import jax
 import pytest
 from conftest import REPOSITORY
 from job import Job, explicit, free_port
@@ -15,7 +16,7 @@ from job import Job, explicit, free_port
 from clip_jax import distributed
 from clip_jax.abort_filter import CONTROL, Filter
 from clip_jax.distributed import Job as Found
-from clip_jax.distributed import alone_on_its_node, find_job, host_rows
+from clip_jax.distributed import alone_on_its_node, find_job, host_rows, is_peer_error
 from clip_jax.errors import UserError
 from clip_jax.sharding import make_mesh
 
@@ -176,6 +177,21 @@ def test_lines_of_the_service_are_kept_back_for_a_moment_only():
     assert state.overdue(now=11.9) == b""
     assert state.overdue(now=12.0) == SERVICE.encode()
     assert state.line(b"step 4\n", now=12.1) == b"step 4\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "by_peer"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:22193", True),
+        ("INTERNAL: Barrier failed because: UNAVAILABLE: Task 1 heartbeat timeout.", True),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.", False),
+    ],
+)
+def test_errors_that_come_of_another_process(message, by_peer):
+    error = RuntimeError("save failed")
+    error.__cause__ = jax.errors.JaxRuntimeError(message)
+    assert is_peer_error(error) is by_peer
+    assert not is_peer_error(OSError(message))  # of a bucket, say
 
 
 SCRIPT = """
