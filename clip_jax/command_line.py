@@ -14,11 +14,15 @@ from clip_jax.errors import UserError
 from clip_jax.host_memory import keep_freed_memory
 
 
-def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> None:
+def run(
+    main: Callable[[], int | None],
+    argv: Sequence[str] | None = None,
+    interrupted: str = "interrupted",
+) -> None:
     """Parses absl flags, calls `main`, exits 0, its own code, or 2 after a user's mistake.
 
     A mistake is one line on stderr that begins with "error:"; only our own defects end in a
-    traceback.
+    traceback. Ctrl-C prints the line `interrupted` and exits 130.
     """
     argv = list(sys.argv if argv is None else argv)
     keep_freed_memory()
@@ -36,7 +40,7 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        print("\n" + interrupted, file=sys.stderr)
         sys.exit(130)
     sys.exit(code or 0)
 

@@ -30,7 +30,7 @@ import jax
 from jax.sharding import Mesh
 
 from clip_jax import abort_filter
-from clip_jax.errors import UserError
+from clip_jax.errors import INTERRUPTED, UserError
 from clip_jax.sharding import batch_sharding
 
 _ENDED = "clip_jax/ended"  # key of the coordination service: who stopped first, and why
@@ -287,7 +287,7 @@ class _Watch:
             code, reason, line = 2, str(error), f"error: {error}"
         elif isinstance(error, KeyboardInterrupt):
             code, reason = 130, "interrupted"
-            line = "interrupted; the same command goes on from the newest checkpoint"
+            line = INTERRUPTED
         elif jax.process_count() > 1 and is_peer_error(error):
             time.sleep(3 * _POLL_SECONDS)  # it may have told why
             other = f"process {1 - jax.process_index()}"

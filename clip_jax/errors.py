@@ -1,4 +1,7 @@
-"""The one exception that stands for a user's mistake."""
+"""What a user is told instead of a traceback."""
+
+# After Ctrl-C in a training run.
+INTERRUPTED = "interrupted; the same command goes on from the newest checkpoint"
 
 
 class UserError(Exception):

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from ml_collections.config_dict import ConfigDict
 
 from clip_jax import command_line
-from clip_jax.errors import UserError
+from clip_jax.errors import INTERRUPTED, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, such as configs/quickstart.py.", lock_config=True
@@ -109,4 +109,4 @@ def _config_dict() -> ConfigDict:
 
 
 if __name__ == "__main__":
-    command_line.run(main, sys.argv)
+    command_line.run(main, sys.argv, INTERRUPTED)

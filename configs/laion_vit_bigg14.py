@@ -2,7 +2,7 @@
 
 COMMAND   python -m clip_jax.train --config=configs/laion_vit_bigg14.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar'
-TOPOLOGY  512 TPU v5p chips (v5p:8x8x8), mesh data × fsdp = 16 × 32
+TOPOLOGY  512 TPU v5p chips (v5p:8x8x8), mesh data × fsdp = 64 × 8
 MEMORY    ask python -m clip_jax.preflight --config=configs/laion_vit_bigg14.py
           --topology=v5p:8x8x8
 SPEED     planned: 67,700 pairs/s at 50 % utilisation, 5 days for 32 billion pairs
@@ -22,7 +22,7 @@ def get_config():
     config = openai()
     config.model.name = "ViT-bigG-14"
     config.model.remat = "dots"
-    config.mesh.fsdp = 32
+    config.mesh.fsdp = 8
     config.model.patch_dropout = 0.5
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 13_000

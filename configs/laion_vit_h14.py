@@ -2,7 +2,7 @@
 
 COMMAND   python -m clip_jax.train --config=configs/laion_vit_h14.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar'
-TOPOLOGY  256 TPU v5p chips (v5p:8x8x4), mesh data × fsdp = 16 × 16
+TOPOLOGY  256 TPU v5p chips (v5p:8x8x4), mesh data × fsdp = 32 × 8
 MEMORY    ask python -m clip_jax.preflight --config=configs/laion_vit_h14.py --topology=v5p:8x8x4
 SPEED     planned: 51,300 pairs/s at 50 % utilisation, 7 days for 32 billion pairs
 EXPECTED  78.0 % zero-shot top-1 on ImageNet with the 80 templates, after 32 billion pairs of
@@ -19,7 +19,7 @@ def get_config():
     config = openai()
     config.model.name = "ViT-H-14"
     config.model.remat = "dots"
-    config.mesh.fsdp = 16
+    config.mesh.fsdp = 8
     config.optimizer.warmup_steps = 10_000
     config.batch_size = 79_872
     config.steps = 32_000_000_000 // 79_872

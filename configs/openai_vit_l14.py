@@ -2,7 +2,7 @@
 
 COMMAND   python -m clip_jax.train --config=configs/openai_vit_l14.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar'
-TOPOLOGY  256 TPU v5p chips (v5p:8x8x4), mesh data × fsdp = 16 × 16
+TOPOLOGY  256 TPU v5p chips (v5p:8x8x4), mesh data × fsdp = 32 × 8
 MEMORY    ask python -m clip_jax.preflight --config=configs/openai_vit_l14.py --topology=v5p:8x8x4
 SPEED     planned: 112,000 pairs/s at 50 % utilisation, 32 hours for 13 billion pairs
 EXPECTED  75.5 % zero-shot top-1 on ImageNet with the 80 templates, after 32 epochs of OpenAI's
@@ -19,6 +19,6 @@ def get_config():
     config = openai()
     config.model.name = "ViT-L-14-quickgelu"
     config.model.remat = "mlp"
-    config.mesh.fsdp = 16
+    config.mesh.fsdp = 8
     config.optimizer.learning_rate = 4e-4
     return config

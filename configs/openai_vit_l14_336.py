@@ -3,7 +3,7 @@
 COMMAND   python -m clip_jax.train --config=configs/openai_vit_l14_336.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar' \
               --config.init.source=RUN_OF_openai_vit_l14
-TOPOLOGY  512 TPU v5p chips (v5p:8x8x8), mesh data × fsdp = 32 × 16
+TOPOLOGY  512 TPU v5p chips (v5p:8x8x8), mesh data × fsdp = 64 × 8
 MEMORY    ask python -m clip_jax.preflight --config=configs/openai_vit_l14_336.py
           --topology=v5p:8x8x8
 SPEED     planned: 99,100 pairs/s at 50 % utilisation, 1 hours for 0.4 billion pairs
@@ -18,7 +18,7 @@ def get_config():
     config = openai()
     config.model.name = "ViT-L-14-336-quickgelu"
     config.model.remat = "dots"
-    config.mesh.fsdp = 16
+    config.mesh.fsdp = 8
     config.optimizer.learning_rate = 2e-5
     config.steps = LAION_400M // 32_768
     return config

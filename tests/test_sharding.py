@@ -198,3 +198,17 @@ def test_mesh_takes_the_rest_and_refuses_what_does_not_fit() -> None:
         sharding.check_batch(make_mesh(), 30, "batch_size")
     with pytest.raises(UserError, match="8 devices × 3 micro-batches, such as 24 or 48"):
         sharding.check_batch(make_mesh(), 32, "batch_size", parts=3)
+
+
+def test_a_mesh_axis_may_take_parts_of_two_axes_of_the_torus() -> None:
+    class Chip:
+        platform, device_kind, process_index, core_on_chip, slice_index = "tpu", "v5p", 0, 0, 0
+
+        def __init__(self, number: int):
+            self.id, self.coords = number, np.unravel_index(number, (8, 8, 4))
+
+    mesh = make_mesh(-1, 16, devices=[Chip(number) for number in range(256)])
+    assert dict(mesh.shape) == {"data": 16, "fsdp": 16, "tensor": 1}
+    # No other chips lie between those that exchange parameters: a box of 16 in the torus.
+    coords = np.array([chip.coords for chip in mesh.devices[0, :, 0]])
+    assert np.prod(coords.max(0) - coords.min(0) + 1) == 16

@@ -80,6 +80,15 @@ class Run:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """The newest checkpoint of a workdir, if there is one."""
+
+    checkpoints: Checkpoints
+    step: int | None
+    identity: dict[str, Any] | None
+
+
 def open_run(
     config: TrainConfig, workdir: Path, source: Source, mesh: Mesh
 ) -> tuple[Run, TrainState]:
@@ -93,44 +102,20 @@ def open_run(
         f"config.data.path={config.data.path}: ",
         "every machine must see the same data",
     )
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-    newest = from_first(checkpoints.newest_step)  # a mounted bucket may show others an older one
-    identity = checkpoints.identity(newest) if newest is not None else None
+    found = _find(config, workdir)
     steps = total_steps(config, len(source))
     optimizer = make_optimizer(config.optimizer, steps)  # its mistakes before anything slow
-    initial = None
-    if identity is not None:
-        tokenizer = tokenizer_from_identity(identity)
-        rows = identity["architecture"]["vocab_size"]
-    else:
-        initial = open_initial(config)
-        tokenizer = _common_tokenizer(config, source, initial)
-        rows = None if initial is None else initial.config.vocab_size
-    architecture, tokenizer = resolve_architecture(config, tokenizer, rows)
-    frozen_mask(param_shapes(architecture), config.optimizer.freeze)
-    if identity is not None:
-        check_same_model(architecture, identity, workdir)
-        check_resumable(config, identity["config"], workdir)
-    if newest is not None and newest > steps:
-        raise UserError(
-            f"config.steps={steps}: {workdir} is at step {newest} already; "
-            "give at least that, or another workdir"
-        )
-    if newest is None and exported_step(workdir / "model") is not None:
-        raise UserError(
-            f"--workdir={workdir}: holds a finished model but no checkpoint to go on from; "
-            "use another workdir"
-        )
-
+    architecture, tokenizer, initial = _model(config, source, found, workdir)
+    _check_steps(found, steps, workdir)
     ema = config.optimizer.ema_decay is not None
-    if newest is not None:
+    if found.step is not None:
         abstract = abstract_state(mesh, architecture, optimizer, ema)
-        state = checkpoints.restore(newest, abstract)
+        state = found.checkpoints.restore(found.step, abstract)
     elif initial is not None:
         state = initial_state(mesh, architecture, optimizer, config, initial)
     else:
         state = sharded_state(mesh, architecture, optimizer, config.seed, ema)
-    first_step = newest or 0
+    first_step = found.step or 0
     batches = training_batches(
         source,
         tokenizer.with_truncation(True),
@@ -144,13 +129,13 @@ def open_run(
         start_batch=first_step,
         max_bad_fraction=config.data.max_bad_fraction,
     )
-    if identity is not None:
-        batches.resume(identity["data"])
+    if found.identity is not None:
+        batches.resume(found.identity["data"])
     if is_first:
         text = json.dumps(configs.to_dict(config), indent=1) + "\n"
         (workdir / "config.json").write_text(text, encoding="utf-8")
     run = Run(
-        config, workdir, architecture, tokenizer, source, mesh, steps, batches, checkpoints,
+        config, workdir, architecture, tokenizer, source, mesh, steps, batches, found.checkpoints,
         log=RunLog(workdir, first_step, enabled=is_first),
         progress=Progress(steps, enabled=is_first),
         first_step=first_step,
@@ -158,6 +143,49 @@ def open_run(
     begun = f"resuming at step {first_step:,}" if first_step else "starting"
     _announce(run, begun if initial is None else f"{begun} from {config.init.source}")
     return run, state
+
+
+def _find(config: TrainConfig, workdir: Path) -> _Found:
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    newest = from_first(checkpoints.newest_step)  # a mounted bucket may show others an older one
+    return _Found(checkpoints, newest, None if newest is None else checkpoints.identity(newest))
+
+
+def _model(
+    config: TrainConfig, source: Source, found: _Found, workdir: Path
+) -> tuple[ClipConfig, Tokenizer, Initial | None]:
+    """Architecture and tokenizer, of the checkpoint or new, and what a new state begins with.
+
+    Raises `UserError` where the checkpoint is of another model, or cannot go on as configured.
+    """
+    identity, initial = found.identity, None
+    if identity is not None:
+        tokenizer = tokenizer_from_identity(identity)
+        rows = identity["architecture"]["vocab_size"]
+    else:
+        initial = open_initial(config)
+        tokenizer = _common_tokenizer(config, source, initial)
+        rows = None if initial is None else initial.config.vocab_size
+    architecture, tokenizer = resolve_architecture(config, tokenizer, rows)
+    frozen_mask(param_shapes(architecture), config.optimizer.freeze)
+    if identity is not None:
+        check_same_model(architecture, identity, workdir)
+        check_resumable(config, identity["config"], workdir)
+    return architecture, tokenizer, initial
+
+
+def _check_steps(found: _Found, steps: int, workdir: Path) -> None:
+    """Raises `UserError` where the workdir is past the end, or has an end but nothing before it."""
+    if found.step is not None and found.step > steps:
+        raise UserError(
+            f"config.steps={steps}: {workdir} is at step {found.step} already; "
+            "give at least that, or another workdir"
+        )
+    if found.step is None and exported_step(workdir / "model") is not None:
+        raise UserError(
+            f"--workdir={workdir}: holds a finished model but no checkpoint to go on from; "
+            "use another workdir"
+        )
 
 
 def _announce(run: Run, begun: str) -> None:
