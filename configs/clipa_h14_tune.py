@@ -16,7 +16,7 @@ def get_config():
     """Batch 16,384, 131 million pairs at full size; the position tables are resized."""
     config = clipa()
     config.model.name = "ViT-H-14-CLIPA"
-    config.model.remat = "mlp"
+    config.model.remat = "qkv"
     config.mesh.fsdp = 16
     config.optimizer.learning_rate = 8e-7 * 16_384 / 256
     config.batch_size = 16_384

@@ -18,7 +18,7 @@ def get_config():
     """The image tower is taken from --config.init.source and never changes."""
     config = openai()
     config.model.name = "ViT-B-16"
-    config.model.remat = "mlp"
+    config.model.remat = "qkv"
     config.init.only = ("vision/.*",)
     config.optimizer.freeze = ("vision/.*",)
     config.optimizer.learning_rate = 1e-3

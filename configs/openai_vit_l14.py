@@ -18,7 +18,7 @@ def get_config():
     """Batch 32,768, 32 epochs of 400 million pairs, peak rate 4e-4."""
     config = openai()
     config.model.name = "ViT-L-14-quickgelu"
-    config.model.remat = "mlp"
+    config.model.remat = "dots"
     config.mesh.fsdp = 8
     config.optimizer.learning_rate = 4e-4
     return config

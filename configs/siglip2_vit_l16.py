@@ -21,7 +21,7 @@ def get_config():
     """The sigmoid loss, batch 32,768, 40 billion pairs, a vocabulary of 256,000."""
     config = siglip()
     config.model.name = "ViT-L-16-SigLIP2-256"
-    config.model.remat = "full"
+    config.model.remat = "qkv"
     config.mesh.fsdp = 16
     config.tokenizer.source = "tokenizers/siglip2"
     config.steps = 40_000_000_000 // 32_768

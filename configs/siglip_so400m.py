@@ -17,7 +17,7 @@ def get_config():
     """The sigmoid loss, batch 32,768, 40 billion pairs."""
     config = siglip()
     config.model.name = "ViT-SO400M-14-SigLIP"
-    config.model.remat = "full"
+    config.model.remat = "qkv"
     config.mesh.fsdp = 16
     config.steps = 40_000_000_000 // 32_768
     return config

@@ -29,7 +29,7 @@ VARIANTS = [
     ("vit_quickgelu", {"scan_layers": True}),
     pytest.param("vit_quickgelu", {"scan_layers": True, "remat": "full"}, marks=pytest.mark.slow),
     pytest.param("vit_quickgelu", {"remat": "dots"}, marks=pytest.mark.slow),
-    pytest.param("vit_quickgelu", {"scan_layers": True, "remat": "mlp"}, marks=pytest.mark.slow),
+    pytest.param("vit_quickgelu", {"scan_layers": True, "remat": "qkv"}, marks=pytest.mark.slow),
     pytest.param(
         "vit_quickgelu", {"scan_layers": True, "remat": "offload"}, marks=pytest.mark.slow
     ),

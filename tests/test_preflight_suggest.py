@@ -30,8 +30,8 @@ def test_advice_for_temporaries_and_for_state() -> None:
     assert advise(run, describe(run)) == []  # nothing is known of what it needs
 
 
-REMAT_COST = {"none": 1.0, "dots": 1.05, "mlp": 1.15, "full": 1.3, "offload": 1.4}
-REMAT_MEMORY = {"none": 8.0, "dots": 4.0, "mlp": 2.0, "full": 1.0, "offload": 0.9}
+REMAT_COST = {"none": 1.0, "dots": 1.05, "qkv": 1.15, "full": 1.3, "offload": 1.4}
+REMAT_MEMORY = {"none": 8.0, "dots": 4.0, "qkv": 2.0, "full": 1.0, "offload": 0.9}
 
 
 def pretended(run: Run, evaluation: bool = True) -> Report:

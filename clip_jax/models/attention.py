@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from clip_jax.errors import UserError
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import BlockInitializers
-from clip_jax.models.remat import ATTENTION_MIXED, ATTENTION_PROJECTED
+from clip_jax.models.remat import ATTENTION_PROJECTED
 
 Array = jax.Array
 
@@ -133,7 +133,7 @@ class Attention(nn.Module):
             is_causal=causal,
             implementation=kernel(config.attention, query, context.mask),
         )
-        mixed = checkpoint_name(constrain_batch(mixed, split=2), ATTENTION_MIXED)
+        mixed = constrain_batch(mixed, split=2)
         if config.inner_norm:
             flat = mixed.reshape(*mixed.shape[:2], width)
             flat = nn.LayerNorm(config.norm_eps, dtype=dtype, name="inner_norm")(flat)

@@ -104,7 +104,7 @@ class ClipConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
     scan_layers: bool = False  # one compiled block, scanned: quicker to compile, parameters stacked
     # What the backward pass computes again, from the most memory to the least; models/remat.py.
-    remat: Literal["none", "dots", "mlp", "full", "offload"] = "none"
+    remat: Literal["none", "dots", "qkv", "full", "offload"] = "none"
     attention: Literal["auto", "xla", "cudnn"] = "auto"  # kernel; auto: cuDNN where it can be had
     patch_dropout: float = 0.0  # share of an image's patches that training leaves out (FLIP)
 

@@ -10,15 +10,14 @@ import jax
 # Activations that policies speak of, named where they are made.
 BLOCK_INPUT = "block_input"  # (B, L, D)
 ATTENTION_PROJECTED = "attention_projected"  # queries, keys and values, 3 x (B, L, H, K)
-ATTENTION_MIXED = "attention_mixed"  # (B, L, H, K)
 
 policies = jax.checkpoint_policies
 # From the most memory to the least.
 REMAT_POLICIES = {
     # Every matrix product is kept but those of attention's scores.
     "dots": policies.dots_with_no_batch_dims_saveable,
-    # A block's input and attention are kept: norms and the MLP's first half are computed again.
-    "mlp": policies.save_only_these_names(ATTENTION_PROJECTED, ATTENTION_MIXED),
+    # A block's input, queries, keys and values are kept.
+    "qkv": policies.save_only_these_names(ATTENTION_PROJECTED),
     # Only a block's input is kept.
     "full": policies.nothing_saveable,
     # That, too, waits in the host's memory.
