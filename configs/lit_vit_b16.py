@@ -3,7 +3,7 @@
 COMMAND   python -m clip_jax.train --config=configs/lit_vit_b16.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar' \
               --config.init.source=MODEL
-TOPOLOGY  16 TPU v5e chips (v5e:4x4), mesh data × fsdp = 16 × 1
+TOPOLOGY  16 TPU v5e chips (v5e:4x4), mesh data × fsdp = 4 × 4
 MEMORY    ask python -m clip_jax.preflight --config=configs/lit_vit_b16.py --topology=v5e:4x4
 SPEED     planned: 29,700 pairs/s at 50 % utilisation, 9 hours for 0.98 billion pairs
 EXPECTED  depends on the image tower; LiT's public B/16 with a tower of ImageNet-21k has 72.1 %
@@ -19,6 +19,7 @@ def get_config():
     config = openai()
     config.model.name = "ViT-B-16"
     config.model.remat = "qkv"
+    config.mesh.fsdp = 4
     config.init.only = ("vision/.*",)
     config.optimizer.freeze = ("vision/.*",)
     config.optimizer.learning_rate = 1e-3

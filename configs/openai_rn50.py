@@ -2,7 +2,7 @@
 
 COMMAND   python -m clip_jax.train --config=configs/openai_rn50.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar'
-TOPOLOGY  64 TPU v5e chips (v5e:8x8), mesh data × fsdp = 64 × 1
+TOPOLOGY  64 TPU v5e chips (v5e:8x8), mesh data × fsdp = 8 × 8
 MEMORY    ask python -m clip_jax.preflight --config=configs/openai_rn50.py --topology=v5e:8x8
 SPEED     planned: 119,000 pairs/s at 50 % utilisation, 30 hours for 13 billion pairs
 EXPECTED  59.8 % zero-shot top-1 on ImageNet with the 80 templates, after 32 epochs of OpenAI's
@@ -17,6 +17,7 @@ def get_config():
     config = openai()
     config.model.name = "RN50-quickgelu"
     config.model.remat = "full"
+    config.mesh.fsdp = 8
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8
     return config
