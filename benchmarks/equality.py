@@ -1,11 +1,13 @@
 """The loss and every gradient on eight simulated devices against one, for all settings.
 
-    python benchmarks/equality.py
+    python benchmarks/equality.py                                # all
+    python benchmarks/equality.py --meshes=2x2x2 --meshes=1x1x8    # data × fsdp × tensor
 
 A tiny two-tower model with random patches left out, float32. Prints a table, a line a mesh, loss
 and implementation, for 1, 2 and 4 micro-batches: the largest difference of any gradient leaf,
 relative to the leaf's largest value; then one JSON object with the largest of all (limit 1e-5), and
-the loss against numpy in float64 (limit 1e-6). A few minutes on two cores, most of it compilation.
+the loss against numpy in float64 (limit 1e-6). About 5 minutes a mesh on two cores, most of it
+compilation.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
+from absl import app, flags
 
 from clip_jax import sharding
 from clip_jax.models.config import ClipConfig
@@ -32,6 +34,12 @@ LOSSES = ("softmax", "sigmoid")
 IMPLEMENTATIONS = ("dense", "ring", "chunked")
 MICROBATCHES = (1, 2, 4)
 BATCH = 64
+_MESHES = flags.DEFINE_multi_enum(
+    "meshes",
+    ["x".join(map(str, mesh)) for mesh in MESHES],
+    ["x".join(map(str, mesh)) for mesh in MESHES],
+    "Repeat for several.",
+)
 TINY = ClipConfig(
     embed_dim=32,
     image_size=16,
@@ -136,7 +144,8 @@ def main(_: list[str]) -> None:
         f"{'mesh':<12}{'loss':<10}{'loss matrix':<14}" + "".join(f"k = {k:<8}" for k in (1, 2, 4))
     )
     worst = 0.0
-    for mesh in MESHES:
+    for name in _MESHES.value:
+        mesh = tuple(int(size) for size in name.split("x"))
         for loss in LOSSES:
             for implementation in IMPLEMENTATIONS:
                 row = [
