@@ -105,7 +105,7 @@ def gradient(mesh_sizes: tuple[int, int, int], objective: Objective) -> Gradient
 @functools.cache
 def one_device(loss: str) -> Gradient:
     """What all others are held to."""
-    return gradient((1, 1, 1), Objective(TINY, loss))
+    return gradient((1, 1, 1), Objective(TINY, loss, "dense"))
 
 
 def largest_difference(result: Gradient, loss: str) -> float:

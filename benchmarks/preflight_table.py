@@ -1,7 +1,7 @@
 """Which runs fit which TPU slices: a pre-flight of each row below, and docs/preflight.md of them.
 
     python benchmarks/preflight_table.py                    # all that is not there yet
-    python benchmarks/preflight_table.py --rows='B-16|L-14' --again
+    python benchmarks/preflight_table.py --rows='b16|l14' --again
 
 Each row is compiled in a process of its own, which takes minutes. What is finished stays in
 docs/preflight.json and is kept by the next call, so that the table can be made piece by piece.
@@ -175,6 +175,9 @@ def main(_: list[str]) -> None:
     saved = table.with_suffix(".json")
     reports = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
     reports = {name: reports[name] for name in (row.name for row in ROWS) if name in reports}
+    if not any(re.search(_ROWS.value, row.name) for row in ROWS):
+        names = "\n  ".join(row.name for row in ROWS)
+        raise SystemExit(f"error: --rows={_ROWS.value}: is in no name; there are\n  {names}")
     for row in ROWS:
         finished = reports.get(row.name, {}).get("fits") is not None
         if re.search(_ROWS.value, row.name) and (_AGAIN.value or not finished):

@@ -62,6 +62,27 @@ def _without_idle_tpu(devices: Path = Path("/sys/bus/pci/devices")) -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
+def config_dict(flag: Any) -> Any:
+    """The `ConfigDict` that the file of a `--config` flag has made, as further flags changed it.
+
+    Raises `UserError` where the flag is missing, or its file is none of ours.
+    """
+    from ml_collections import config_flags
+    from ml_collections.config_dict import ConfigDict
+
+    if flag.value is None:
+        raise UserError("--config: is missing; give a file, such as --config=configs/quickstart.py")
+    if not isinstance(flag.value, ConfigDict):
+        path = config_flags.get_config_filename(flags.FLAGS[flag.name])
+        found = (
+            "has no get_config() that returns a ConfigDict"
+            if Path(path).exists()
+            else "no such file"
+        )
+        raise UserError(f"--config={path}: {found}; give a file, such as configs/quickstart.py")
+    return flag.value
+
+
 def _parse(argv: list[str]) -> None:
     """Parses the flags, which runs the configuration file. Raises `UserError` for any mistake."""
     app.define_help_flags()

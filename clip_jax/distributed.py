@@ -77,7 +77,10 @@ def find_job(
     }
     asked = any(value is not None for value in given.values())
     asked = asked or any(environment.get(v[0]) for v in (_SIZE_VARIABLES, _RANK_VARIABLES))
-    if not multihost and not asked:
+    alone = all(value is None for value in given.values()) and any(
+        environment.get(name) == "1" for name in _SIZE_VARIABLES
+    )
+    if not multihost and (alone or not asked):
         return None
     job = Job(
         coordinator_address or environment.get("JAX_COORDINATOR_ADDRESS") or None,

@@ -64,7 +64,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = Non
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices):
         raise UserError(f"{spelt}: must multiply to the {len(devices)} devices there are")
+    # Each host of a GPU cluster has a slice_index, too, but a network that fsdp may cross.
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[0] % slices and devices[0].platform != "tpu":
+        slices = 1
     if sizes[0] % slices:
         raise UserError(f"{spelt}: data must be a multiple of the {slices} slices of devices")
     # A torus of 8 × 8 × 4 chips has no axis of 16: two of its own are split, not jax's default.

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
-from ml_collections.config_dict import ConfigDict
 
 from clip_jax import command_line
 from clip_jax.errors import INTERRUPTED, UserError
@@ -59,7 +58,7 @@ _EXPLAIN_SHARDING = flags.DEFINE_boolean(
 
 def main() -> int:
     """Builds the configuration, trains, says what came of it."""
-    config_dict = _config_dict()
+    config_dict = command_line.config_dict(_CONFIG)
     if _WORKDIR.value is None and not _EXPLAIN_SHARDING.value:
         raise UserError("--workdir: is missing; give a folder, such as --workdir=runs/quickstart")
     from clip_jax.training.config import build_config
@@ -92,20 +91,6 @@ def main() -> int:
                 write_report(workdir)
             print_summary(workdir)
     return 0
-
-
-def _config_dict() -> ConfigDict:
-    if _CONFIG.value is None:
-        raise UserError("--config: is missing; give a file, such as --config=configs/quickstart.py")
-    if not isinstance(_CONFIG.value, ConfigDict):
-        path = config_flags.get_config_filename(flags.FLAGS["config"])
-        found = (
-            "has no get_config() that returns a ConfigDict"
-            if Path(path).exists()
-            else "no such file"
-        )
-        raise UserError(f"--config={path}: {found}; give a file, such as configs/quickstart.py")
-    return _CONFIG.value
 
 
 if __name__ == "__main__":

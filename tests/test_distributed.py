@@ -33,6 +33,7 @@ EXPLICIT = {
     [
         ({}, {}, None),
         ({}, {"JAX_COORDINATOR_ADDRESS": ADDRESS}, None),
+        ({}, {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, None),
         ({}, EXPLICIT, Found(ADDRESS, 4, 3)),
         ({"process_id": 0}, EXPLICIT, Found(ADDRESS, 4, 0)),
         ({"multihost": True}, {}, Found()),

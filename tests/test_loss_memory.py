@@ -47,7 +47,7 @@ def described_chips(*flags: str) -> dict[str, Any]:
     """What benchmarks/loss_memory.py prints; in a process of its own, as only one may hold libtpu
     with other settings."""
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install 'clip_jax[tpu-preflight]'")
+        pytest.skip("libtpu is not installed: pip install -e '.[tpu-preflight]'")
     script = REPOSITORY / "benchmarks" / "loss_memory.py"
     done = subprocess.run(
         [sys.executable, str(script), *flags],

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.losses import sigmoid_loss, similarity_logits, softmax_loss
+from clip_jax.errors import UserError
+from clip_jax.losses import DEFAULT, sigmoid_loss, similarity_logits, softmax_loss
 from clip_jax.sharding import batch_sharding, make_mesh, replicated
+from clip_jax.training.config import TrainConfig
 
 SCALES = (1.0, 10.0, 100.0)
 BIAS = -4.0
@@ -171,6 +173,19 @@ def test_matching_pairs_at_the_largest_scale() -> None:
     value, gradient = jax.value_and_grad(softmax_loss)(identity, -identity, 1000.0)
     np.testing.assert_allclose(value, 1000 + np.log(7), rtol=1e-6)
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(("images", "texts"), [((6, 4), (3, 4)), ((4, 4), (1, 4)), ((4,), (4,))])
+def test_what_is_no_pairs_is_refused(images: tuple[int, ...], texts: tuple[int, ...]) -> None:
+    for loss, _ in LOSSES.values():
+        with pytest.raises(
+            UserError, match=r"image_embeds .* text_embeds .*: must be of one shape"
+        ):
+            loss(np.ones(images, np.float32), np.ones(texts, np.float32), 1.0, 0.0)
+
+
+def test_the_default_is_that_of_the_trainer() -> None:
+    assert TrainConfig().loss_implementation == DEFAULT
 
 
 def test_logits_of_different_numbers_of_images_and_texts() -> None:

@@ -282,3 +282,17 @@ def test_moving_average() -> None:
             np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
     assert state.eval_params is state.ema_params
     assert state.replace(ema_params=None).eval_params is state.params
+
+
+def test_a_decoder_is_left_alone() -> None:
+    """No loss reaches it: decay alone would wear it down."""
+    params = {
+        "decoder": {"head": jnp.ones((4, 8))},
+        "text": {"projection": jnp.ones((4, 4))},
+        "logit_scale": jnp.ones(()),
+    }
+    optimizer = make_optimizer(OptimizerConfig(warmup_steps=0, weight_decay=0.5), 10)
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    assert not np.any(updates["decoder"]["head"])
+    assert np.all(updates["text"]["projection"] < 0)

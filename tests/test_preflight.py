@@ -13,6 +13,7 @@ from tiny_preflight import API_KEYS, plan
 from clip_jax.errors import UserError
 from clip_jax.models.flops import step_flops
 from clip_jax.preflight import compile as compiling
+from clip_jax.preflight.advice import LOSS_COPIES, loss_bytes
 from clip_jax.preflight.checks import batch_gathers, whole_optimizer_leaves
 from clip_jax.preflight.compile import Compiled, Run, TooLargeError
 from clip_jax.preflight.counting import Collective, Cost, Shape
@@ -20,6 +21,8 @@ from clip_jax.preflight.report import Report, format_report
 from clip_jax.preflight.run import preflight
 from clip_jax.preflight.suggest import cost
 from clip_jax.preflight.topology import Target, find_target
+
+MLP_LEAVES = ["blocks/mlp/in/kernel"] * 2 + ["blocks/mlp/out/kernel"] * 2  # two moments
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,7 @@ def test_whole_optimizer_state_is_found() -> None:
     found = whole_optimizer_leaves(
         plan(three, mesh__data=1, mesh__fsdp=3, batch_size=66, model__vision_width=64)
     )
+    assert sorted(path.split("/transformer/")[-1] for path in found) == MLP_LEAVES
     assert all(size >= 2**18 for size in found.values())
 
 
@@ -140,6 +144,21 @@ def test_vocabulary_without_data() -> None:
     assert elsewhere.architecture.vocab_size == 700
     assert "'tokenizers/elsewhere' is not here; 700 ids" in elsewhere.notes[0]
     assert "steps" in plan(steps=None, epochs=3.0).notes[0]
+
+
+def test_a_ring_of_one_is_said(report: Report) -> None:
+    changes = {"mesh__data": 1, "mesh__fsdp": 1, "loss_implementation": "ring"}
+    [note] = plan(find_target("cpu:1"), **changes).notes
+    assert "'chunked' is used" in note
+    assert f"\nnote: {note}\n" in format_report(report | {"notes": [note]})
+
+
+def test_only_a_dense_softmax_loss_keeps_its_logits() -> None:
+    def kept(**changes: str) -> int:
+        return loss_bytes(plan(**changes))
+
+    assert kept(loss_implementation="dense") == LOSS_COPIES * 4 * 8 * 64
+    assert kept(loss_implementation="dense", loss="sigmoid") == kept() == 0
 
 
 def needing(mib: int) -> Compiled:
@@ -178,6 +197,8 @@ def test_an_evaluation_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> Non
     assert report["evaluation"]["peak_bytes_per_device"] == (39 << 20) + idle
     assert "config.evaluation.batch_size=256 needs" in report["reason"]
     assert report["advice"] == ["evaluation: --config.evaluation.batch_size=128"]
+    run = dataclasses.replace(plan(evaluation__batch_size=8), target=run.target)
+    assert "an image a device is too much" in preflight(run)["advice"][0]
 
 
 def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

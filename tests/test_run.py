@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from tiny import tiny_config
 
+from clip_jax.data.tokenizer import train_sentencepiece
 from clip_jax.errors import UserError
 from clip_jax.training.config import build_config, to_dict
-from clip_jax.training.run import check_resumable
+from clip_jax.training.run import check_resumable, resolve_architecture
 
 OLD: dict[str, Any] = {
     "optimizer__name": "sgd",
@@ -24,6 +25,28 @@ OLD: dict[str, Any] = {
 def resume(**changes: Any) -> None:
     saved = json.loads(json.dumps(to_dict(build_config(tiny_config(**OLD)))))
     check_resumable(build_config(tiny_config(**OLD | changes)), saved, Path("runs/x"))
+
+
+@pytest.mark.parametrize(
+    ("freeze", "expected"),
+    [
+        ((), "batch"),
+        (("text/.*",), "batch"),
+        (("vision/stem.*",), "batch"),
+        (("vision/.*",), "frozen"),
+    ],
+)
+def test_a_locked_tower_keeps_its_statistics(freeze: tuple[str, ...], expected: str) -> None:
+    """Else the text tower would learn to read another function than is exported."""
+    resnet = {
+        "model__vision_kind": "resnet",
+        "model__vision_layers": (1, 1, 1, 1),
+        "model__vision_width": 8,
+    }
+    config = build_config(tiny_config(**resnet, optimizer__freeze=freeze))
+    tokenizer = train_sentencepiece(captions=["a cat", "a dog", "some birds"] * 9, vocab_size=280)
+    architecture, _ = resolve_architecture(config, tokenizer)
+    assert architecture.batch_norm == expected
 
 
 def test_nothing_has_changed(caplog: pytest.LogCaptureFixture) -> None:

@@ -188,6 +188,11 @@ def test_only_the_data_axis_crosses_slices() -> None:
         make_mesh(1, 8, devices=[FakeDevice(number) for number in range(8)])
 
 
+def test_fsdp_may_cross_the_hosts_of_a_gpu_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeDevice, "platform", "gpu")
+    assert make_mesh(1, 8, devices=[FakeDevice(n) for n in range(8)]).shape["fsdp"] == 8
+
+
 def test_mesh_takes_the_rest_and_refuses_what_does_not_fit() -> None:
     assert dict(make_mesh(-1, 2).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     with pytest.raises(UserError, match="8 devices"):

@@ -95,7 +95,7 @@ def test_missing_libtpu_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
         importlib.util, "find_spec", lambda name: None if name == "libtpu" else find_spec(name)
     )
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
-    with pytest.raises(UserError, match=r"clip_jax\[tpu-preflight\]"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[tpu-preflight\]'"):
         find_target("v5e:2x2")
 
 
@@ -129,3 +129,11 @@ print(jax.jit(lambda x: x @ x).lower(x).compile().cost_analysis()["flops"])
     ]
     outputs = [child.communicate(timeout=120)[0] for child in children]
     assert [float(output) for output in outputs] == [2 * 256**3] * 3
+
+
+def test_missing_libtpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(UserError, match="for Linux on x86-64 only; or use --topology=cpu:8"):
+        find_target("v5e:2x2")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,9 @@ from clip_jax.losses.split import Split, ambient_split
 Array = jax.Array
 
 IMPLEMENTATIONS = ("dense", "ring", "chunked")
+# By memory: 32,768 pairs on one v5e chip take 32 MiB chunked and 4.1 GiB dense (docs/scale.md), for
+# arithmetic that the towers outweigh.
+DEFAULT: Literal["chunked"] = "chunked"
 
 # Blocks of logits have this size, within widths at which matrix units and networks work well.
 _BLOCK_BYTES = 4 << 20
@@ -67,7 +70,7 @@ def effective_implementation(implementation: str, batch_shards: int) -> tuple[st
 
 
 def softmax_loss(
-    image_embeds: Array, text_embeds: Array, logit_scale: Array, implementation: str = "dense"
+    image_embeds: Array, text_embeds: Array, logit_scale: Array, implementation: str = DEFAULT
 ) -> Array:
     """(B, D), (B, D), () -> (): the symmetric cross-entropy of CLIP (paper figure 3).
 
@@ -76,7 +79,7 @@ def softmax_loss(
     matrix of log-probabilities is never built (Oord et al. 2018 for the loss).
 
     Under `jax.set_mesh` the rows are split over the mesh. `implementation` is one of
-    `IMPLEMENTATIONS`; raises `UserError` for another.
+    `IMPLEMENTATIONS`; raises `UserError` for another, and for embeddings that are no pairs.
     """
     return _loss("softmax", implementation, image_embeds, text_embeds, logit_scale)
 
@@ -86,7 +89,7 @@ def sigmoid_loss(
     text_embeds: Array,
     logit_scale: Array,
     logit_bias: Array,
-    implementation: str = "dense",
+    implementation: str = DEFAULT,
 ) -> Array:
     """(B, D), (B, D), (), () -> (): the pairwise loss of SigLIP (Zhai et al. 2023, equation 1).
 
@@ -94,8 +97,9 @@ def sigmoid_loss(
     over all B² pairs and divided by B.
 
     Under `jax.set_mesh` the rows are split over the mesh. `implementation` is one of
-    `IMPLEMENTATIONS`; raises `UserError` for another. Whichever it is, a block's gradient is taken
-    while the block is there: no logit is kept or made twice, and `dense` is `chunked`.
+    `IMPLEMENTATIONS`; raises `UserError` for another, and for embeddings that are no pairs.
+    Whichever it is, a block's gradient is taken while the block is there: no logit is kept or made
+    twice, and `dense` is `chunked`.
     """
     return _loss("sigmoid", implementation, image_embeds, text_embeds, logit_scale, logit_bias)
 
@@ -121,6 +125,11 @@ class _Plan(NamedTuple):
 
 
 def _loss(name: str, implementation: str, images: Array, texts: Array, *scalars: Array) -> Array:
+    if images.ndim != 2 or images.shape != texts.shape:
+        raise UserError(
+            f"image_embeds {images.shape}, text_embeds {texts.shape}: must be of one shape (B, D), "
+            "row i of one with row i of the other"
+        )
     split = ambient_split(len(images))
     implementation, _ = effective_implementation(implementation, split.batch_shards)
     plan = _Plan(name, implementation, split, _columns(len(images) // split.shards))

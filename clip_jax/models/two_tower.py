@@ -164,6 +164,12 @@ def is_buffer(path: Any) -> bool:
     return names[-1] in RUNNING_NAMES and "norm" in names[-2]
 
 
+def has_running_statistics(params: Any) -> bool:
+    """Whether a tree of parameters, arrays or their shapes, has any: that of a model with batch
+    normalisation."""
+    return any(is_buffer(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0])
+
+
 def count_trainable(params: Any) -> int:
     """The number of trainable scalars, batch normalisation's running statistics left out."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
-from ml_collections.config_dict import ConfigDict
 
 from clip_jax import command_line
 from clip_jax.errors import UserError
@@ -34,12 +33,7 @@ _MINUTES = flags.DEFINE_float("suggest_minutes", 15.0, "Time for that.", lower_b
 
 def main() -> int:
     """Plans, compiles, prints the report; 1 where the run does not fit."""
-    if _CONFIG.value is None:
-        raise UserError("--config: is missing; give a file, such as configs/openai_vit_b32.py")
-    if not isinstance(_CONFIG.value, ConfigDict):
-        path = config_flags.get_config_filename(flags.FLAGS["config"])
-        found = "has no get_config() of a ConfigDict" if Path(path).exists() else "no such file"
-        raise UserError(f"--config={path}: {found}; give a file, such as configs/quickstart.py")
+    values = command_line.config_dict(_CONFIG)
     output = Path(_OUTPUT.value).expanduser() if _OUTPUT.value else None
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output={output}: must be a file in a folder that exists")
@@ -60,9 +54,9 @@ def main() -> int:
     from clip_jax.sharding import explain
     from clip_jax.training.config import build_config
 
-    if not _CONFIG.value.data.path:
-        _CONFIG.value.data.path = "(not needed)"
-    run = plan_run(build_config(_CONFIG.value), target)
+    if not values.data.path:
+        values.data.path = "(not needed)"
+    run = plan_run(build_config(values), target)
     if _EXPLAIN.value:
         state = run.state
         parts = {"params": state.params, "optimizer": state.opt_state, "ema": state.ema_params}

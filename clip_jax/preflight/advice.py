@@ -6,6 +6,7 @@ import math
 import typing
 
 from clip_jax.models.config import ClipConfig
+from clip_jax.models.two_tower import has_running_statistics
 from clip_jax.preflight.compile import Run
 from clip_jax.preflight.report import Report, gib
 from clip_jax.sharding import batch_shards
@@ -23,7 +24,7 @@ def state_bytes(report: Report) -> int:
 
 def can_split_batch(run: Run) -> bool:
     """Whether micro-batches are possible: not with the statistics of a whole batch."""
-    return run.architecture.vision_kind != "resnet" or run.architecture.batch_norm == "frozen"
+    return run.architecture.batch_norm == "frozen" or not has_running_statistics(run.state.params)
 
 
 def least_fsdp(run: Run, report: Report, room: float) -> int | None:
@@ -47,9 +48,7 @@ def advise(run: Run, report: Report) -> list[str]:
     if hbm is None or needed is None:
         return []
     if report["evaluation"] and not report["evaluation"]["fits"]:
-        return [
-            f"evaluation: --config.evaluation.batch_size={run.config.evaluation.batch_size // 2}"
-        ]
+        return [_evaluation_line(run)]
     state = state_bytes(report)
     fixed = state + report["batch_bytes_per_device"]
     temporary = max(needed - fixed, 0)
@@ -58,6 +57,14 @@ def advise(run: Run, report: Report) -> list[str]:
     if room > 0 and temporary > room:
         lines += _temporary_lines(run, temporary, room)
     return [*lines, "or more devices; --suggest compiles such settings and ranks those that fit"]
+
+
+def _evaluation_line(run: Run) -> str:
+    """A smaller batch, as long as every part of the mesh has a row of it."""
+    smaller = run.config.evaluation.batch_size // 2
+    if smaller >= batch_shards(run.mesh):
+        return f"evaluation: --config.evaluation.batch_size={smaller}"
+    return "evaluation: an image a device is too much; a larger --config.mesh.fsdp or tensor helps"
 
 
 def _state_lines(run: Run, report: Report, hbm: int, temporary: int) -> list[str]:
@@ -84,8 +91,8 @@ def _state_lines(run: Run, report: Report, hbm: int, temporary: int) -> list[str
 
 
 def loss_bytes(run: Run) -> int:
-    """About what a dense loss takes of a device; 0 for the others."""
-    if run.config.loss_implementation != "dense":
+    """About what a dense softmax loss takes of a device; 0 for the others, which keep no logits."""
+    if (run.config.loss, run.config.loss_implementation) != ("softmax", "dense"):
         return 0
     here = run.config.batch_size // batch_shards(run.mesh)
     return int(LOSS_COPIES * 4 * here * run.config.batch_size)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from clip_jax.clip import embed_images, embed_tokens
 from clip_jax.data.tokenizer import OPENAI_VOCAB_SIZE, get_tokenizer
 from clip_jax.errors import UserError
+from clip_jax.losses import effective_implementation
 from clip_jax.models.config import ClipConfig
 from clip_jax.preflight.counting import Cost, program_cost
 from clip_jax.preflight.topology import Target
@@ -49,7 +50,7 @@ class Run:
     target: Target
     mesh: Mesh
     steps: int
-    notes: tuple[str, ...] = ()  # what was taken for granted
+    notes: tuple[str, ...] = ()  # what was taken for granted, what is not as configured
 
     @functools.cached_property
     def state(self) -> TrainState:
@@ -65,6 +66,9 @@ def plan_run(config: TrainConfig, target: Target) -> Run:
     sizes = config.mesh
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices=list(target.devices))
     check_batch(mesh, config.batch_size, "config.batch_size", config.optimizer.microbatches)
+    _, fallback = effective_implementation(config.loss_implementation, batch_shards(mesh))
+    if fallback is not None:
+        notes = (*notes, fallback)
     if config.steps is None:
         notes = (*notes, f"a run of {NOMINAL_STEPS:,} steps, as epochs need the data to be counted")
     return Run(config, architecture, target, mesh, config.steps or NOMINAL_STEPS, notes)

@@ -27,6 +27,31 @@ def whole_bytes(tree: Any) -> int:
     )
 
 
+# What only the compiler knows; "largest_allocations" as it lists them when a run does not fit.
+_NOT_YET_KNOWN = (
+    "fits",
+    "reason",
+    "advice",
+    "peak_bytes_per_device",
+    "argument_bytes_per_device",
+    "output_bytes_per_device",
+    "temp_bytes_per_device",
+    "host_temp_bytes_per_device",
+    "program_bytes_per_device",
+    "compiled_flops_per_device",
+    "compiled_to_model_flops",
+    "collectives",
+    "collective_bytes_per_device",
+    "collective_bytes_by_kind",
+    "largest_collectives",
+    "largest_allocations",
+    "batch_gathers",
+    "loops_of_unknown_length",
+    "compile_seconds",
+    "evaluation",
+)
+
+
 def describe(run: Run) -> Report:
     """What is known of a run before it is compiled; every key of the report, the rest None."""
     config, state, devices = run.config, run.state, run.mesh.size
@@ -36,7 +61,7 @@ def describe(run: Run) -> Report:
         f"{share:.0%}": None if peak is None else share * peak * devices * config.batch_size / flops
         for share in PLANNED_UTILIZATION
     }
-    return {
+    return dict.fromkeys(_NOT_YET_KNOWN) | {
         "topology": run.target.topology,
         "devices": devices,
         "slices": run.target.slices,
@@ -53,16 +78,7 @@ def describe(run: Run) -> Report:
         "optimizer": config.optimizer.name,
         "parameters": count_trainable(state.params),
         "notes": list(run.notes),
-        "fits": None,
-        "reason": None,
-        "advice": None,
         "hbm_bytes_per_device": run.target.hbm_bytes,
-        "peak_bytes_per_device": None,
-        "argument_bytes_per_device": None,
-        "output_bytes_per_device": None,
-        "temp_bytes_per_device": None,
-        "host_temp_bytes_per_device": None,
-        "program_bytes_per_device": None,
         "parameter_bytes": whole_bytes(state.params),
         "parameter_bytes_per_device": bytes_per_device(state.params),
         "optimizer_bytes": whole_bytes(state.opt_state),
@@ -74,18 +90,7 @@ def describe(run: Run) -> Report:
         ),
         "whole_optimizer_leaves": whole_optimizer_leaves(run),
         "model_flops_per_step": flops,
-        "compiled_flops_per_device": None,
-        "compiled_to_model_flops": None,
-        "collectives": None,
-        "collective_bytes_per_device": None,
-        "collective_bytes_by_kind": None,
-        "largest_collectives": None,
-        "largest_allocations": None,  # as the compiler lists them when a run does not fit
-        "batch_gathers": None,
-        "loops_of_unknown_length": None,
-        "compile_seconds": None,
         "planned_samples_per_second": planned,
-        "evaluation": None,
     }
 
 
@@ -192,7 +197,7 @@ def format_report(report: Report) -> str:
         f"batch {report['global_batch_size']:,} ({here:g} a device, micro-batches "
         f"{report['microbatches']}), {report['dtype']}, remat {report['remat']}, "
         f"{report['loss']} loss, {report['loss_implementation']}",
-        *(f"taken for granted: {note}" for note in report["notes"]),
+        *(f"note: {note}" for note in report["notes"]),
         "",
         *_memory_lines(report),
         "",

@@ -8,7 +8,9 @@ import dataclasses
 import importlib.util
 import math
 import os
+import platform
 import re
+import sys
 from typing import Any
 
 import jax
@@ -138,9 +140,12 @@ def _is_sold(sides: list[int], generation: Generation) -> bool:
 def _described(topology: str, found: re.Match[str], generation: Generation, slices: int) -> Target:
     """The devices of a TPU that is not there; needs its compiler."""
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+        how = "pip install -e '.[tpu-preflight]' in the repository"
+        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+            how = "there is one for Linux on x86-64 only"
         raise UserError(
-            f"--topology={topology}: needs the TPU's compiler, libtpu: pip install "
-            "'clip_jax[tpu-preflight]'; or use --topology=cpu:8 for a dry run without it"
+            f"--topology={topology}: needs the TPU's compiler, libtpu: {how}; or use "
+            "--topology=cpu:8 for a dry run without it"
         )
     for name, value in _LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.errors import UserError
-from clip_jax.losses import sigmoid_loss, softmax_loss
+from clip_jax.losses import DEFAULT, sigmoid_loss, softmax_loss
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.resnet import BATCH_STATISTICS
@@ -39,7 +39,7 @@ class Objective:
 
     config: ClipConfig
     loss: str = "softmax"
-    implementation: str = "dense"
+    implementation: str = DEFAULT
     microbatches: int = 1
     frozen: tuple[str, ...] = ()  # regular expressions of parameters without a gradient
 
@@ -124,6 +124,7 @@ def _cached_gradient(
     _, parts = jax.lax.scan(lambda _, number: (None, embed(params, number)), None, numbers)
 
     def loss(embeds: tuple[jax.Array, jax.Array], scalars: Params) -> jax.Array:
+        scalars = stop_frozen({**params, **scalars}, objective.frozen)
         bias = scalars.get("logit_bias", jnp.zeros((), jnp.float32))
         out = CLIPOutput(*embeds, jnp.exp(scalars["logit_scale"]), bias)
         return LOSSES[objective.loss](out, objective.implementation)

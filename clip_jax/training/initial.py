@@ -100,6 +100,14 @@ def takes_tokens(config: TrainConfig) -> bool:
     return bool(config.init.source) and chosen
 
 
+def named_tokenizer(config: TrainConfig) -> Tokenizer:
+    """The tokenizer that `config.tokenizer.source` names. Raises `UserError` where it is none."""
+    try:
+        return get_tokenizer(config.tokenizer.source)
+    except UserError as error:
+        raise UserError(f"config.tokenizer.source={config.tokenizer.source!r}: {error}") from error
+
+
 def initial_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
     """The tokenizer that the source's token table was trained with.
 
@@ -123,7 +131,7 @@ def initial_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
                 f"by {ONLY}"
             )
         return own
-    tokenizer = get_tokenizer(named)
+    tokenizer = named_tokenizer(config)
     ids = f"config.tokenizer.source={named!r}: has {tokenizer.vocab_size} ids"
     if own is not None and own.vocab_size != tokenizer.vocab_size:
         raise UserError(f"{ids}, but the tokenizer of {where} has {own.vocab_size}")

@@ -13,8 +13,10 @@ from clip_jax.models.two_tower import is_buffer
 from clip_jax.training.config import OptimizerConfig
 from clip_jax.training.named_optimizer import muon_rate, named_optimizer
 from clip_jax.training.parameter_groups import (
+    WITHOUT_LOSS,
     decay_mask,
     frozen_mask,
+    path_of,
     rate_multipliers,
     weight_decays,
 )
@@ -64,9 +66,11 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def _fixed(params: Any, config: OptimizerConfig) -> Any:
-    """True where an optimizer has nothing to do: frozen leaves, running statistics."""
+    """True where an optimizer has nothing to do: frozen leaves, running statistics, what no loss
+    reaches."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, frozen: frozen or is_buffer(path), frozen_mask(params, config.freeze)
+        lambda path, frozen: frozen or is_buffer(path) or bool(WITHOUT_LOSS.match(path_of(path))),
+        frozen_mask(params, config.freeze),
     )
 
 

@@ -24,6 +24,9 @@ FREEZE = "config.optimizer.freeze"
 # all.
 NO_DECAY = re.compile(r"(^|/)(\w*bias|\w*scale|positions|class_token|mean|var)$")
 
+# No loss of the trainer reaches a caption decoder: decay alone would wear it down.
+WITHOUT_LOSS = re.compile(r"decoder/")
+
 # Below a tower's name. Of ResNet, ConvNeXt and FastViT, what leads into a stage goes with the
 # stage's first block; a hybrid's stem is an embedding, stages and all.
 _EMBEDDING = re.compile(

@@ -18,7 +18,7 @@ from clip_jax.agreement import check_same, from_first
 from clip_jax.data.pipeline import BatchIterator, training_batches
 from clip_jax.data.records import Source
 from clip_jax.data.sources import open_source
-from clip_jax.data.tokenizer import Tokenizer, get_tokenizer, train_sentencepiece
+from clip_jax.data.tokenizer import Tokenizer, train_sentencepiece
 from clip_jax.distributed import host_rows
 from clip_jax.errors import UserError
 from clip_jax.loading import fit_tokenizer
@@ -32,6 +32,7 @@ from clip_jax.training.config import TrainConfig
 from clip_jax.training.initial import (
     initial_state,
     initial_tokenizer,
+    named_tokenizer,
     open_initial,
     takes_tokens,
 )
@@ -167,7 +168,6 @@ def _model(
         tokenizer = _common_tokenizer(config, source, initial)
         rows = None if initial is None else initial.config.vocab_size
     architecture, tokenizer = resolve_architecture(config, tokenizer, rows)
-    frozen_mask(param_shapes(architecture), config.optimizer.freeze)
     if identity is not None:
         check_same_model(architecture, identity, workdir)
         check_resumable(config, identity["config"], workdir)
@@ -241,7 +241,7 @@ def make_tokenizer(
     if initial is not None and takes_tokens(config):
         return initial_tokenizer(config, initial)
     if config.tokenizer.source != "captions":
-        return get_tokenizer(config.tokenizer.source)
+        return named_tokenizer(config)
     assert source is not None
     captions = (text for index in range(len(source)) for text in source.captions(index))
     return train_sentencepiece(
@@ -255,7 +255,8 @@ def make_tokenizer(
 def resolve_architecture(
     config: TrainConfig, tokenizer: Tokenizer, rows: int | None = None
 ) -> tuple[ClipConfig, Tokenizer]:
-    """The architecture with the vocabulary of its tokenizer, and the bias that its loss needs.
+    """The architecture with the vocabulary of its tokenizer, the bias that its loss needs, and
+    batch normalisation as a frozen image tower has it.
 
     `rows`: of the token table that the run begins with, which may be more than the tokenizer has
     ids; it counts where that table is taken over and the configuration says nothing else.
@@ -267,7 +268,15 @@ def resolve_architecture(
     architecture, tokenizer = fit_tokenizer(architecture, tokenizer, keep_vocab_size=keep)
     if config.loss == "sigmoid" and architecture.logit_bias_init is None:
         architecture = override(architecture, logit_bias_init=-10.0)
+    if _is_locked(param_shapes(architecture), "vision", config.optimizer.freeze):
+        # A locked tower is the same function in training and evaluation.
+        architecture = override(architecture, batch_norm="frozen")
     return architecture, tokenizer
+
+
+def _is_locked(params: Any, tower: str, patterns: tuple[str, ...]) -> bool:
+    """Whether all of a tower is frozen."""
+    return bool(patterns) and all(jax.tree.leaves(frozen_mask(params, patterns)[tower]))
 
 
 def check_same_model(architecture: ClipConfig, identity: dict[str, Any], workdir: Path) -> None:

@@ -32,7 +32,7 @@ def _torch(path: Path) -> Any:
     except ImportError as error:
         raise UserError(
             f"{path}: is a torch file and torch is not installed; run "
-            "`pip install 'clip_jax[torch]'`, or convert the file to .safetensors elsewhere"
+            "`pip install torch`, or convert the file to .safetensors elsewhere"
         ) from error
     return torch
 
