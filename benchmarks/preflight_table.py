@@ -91,12 +91,14 @@ Each row is the real train step of a configuration, compiled ahead of time for t
 `python benchmarks/preflight_table.py`; the full reports are in [preflight.json](preflight.json).
 
 - *state*: parameters, optimizer and moving average a device, in GiB; *temporaries*: the compiler's
-  sum, in which buffers that take turns in one place may count twice; *peak*: its own figure of what
-  the step needs at most, against what a device has.
+  sum, in which buffers that take turns in one place may count twice (with the state it can be more
+  than a device has, of a program that the compiler accepts); *peak*: its own figure of what the
+  step needs at most, state included, against what a device has.
 - *operations*: matrix products and convolutions compiled, against those of the model (forward, and
   twice that backward): what is above 1 is computed again.
 - *exchanged*: GB a device and step, each exchange by the larger of what goes in and what comes out.
 - *samples/s*: at 50 % of the devices' peak. A plan, not a measurement.
+- All were compiled on two cores; the last rows compute everything again and need the least memory.
 
 """
 COLUMNS = (

@@ -3,8 +3,7 @@
 COMMAND   python -m clip_jax.train --config=configs/laion_vit_bigg14.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar'
 TOPOLOGY  512 TPU v5p chips (v5p:8x8x8), mesh data × fsdp = 64 × 8
-MEMORY    ask python -m clip_jax.preflight --config=configs/laion_vit_bigg14.py
-          --topology=v5p:8x8x8
+MEMORY    90.1 of 95.7 GiB a chip at its peak, by pre-flight (docs/preflight.md)
 SPEED     planned: 67,700 pairs/s at 50 % utilisation, 5 days for 32 billion pairs
 EXPECTED  80.1 % zero-shot top-1 on ImageNet with the 80 templates, after 32 billion pairs with
           half of the patches and about 7 billion with all of them

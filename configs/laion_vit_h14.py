@@ -3,7 +3,7 @@
 COMMAND   python -m clip_jax.train --config=configs/laion_vit_h14.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar'
 TOPOLOGY  256 TPU v5p chips (v5p:8x8x4), mesh data × fsdp = 32 × 8
-MEMORY    ask python -m clip_jax.preflight --config=configs/laion_vit_h14.py --topology=v5p:8x8x4
+MEMORY    79.8 of 95.7 GiB a chip at its peak, by pre-flight (docs/preflight.md)
 SPEED     planned: 51,300 pairs/s at 50 % utilisation, 7 days for 32 billion pairs
 EXPECTED  78.0 % zero-shot top-1 on ImageNet with the 80 templates, after 32 billion pairs of
           LAION-2B (open_clip's result table).

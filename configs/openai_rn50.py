@@ -3,7 +3,7 @@
 COMMAND   python -m clip_jax.train --config=configs/openai_rn50.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar'
 TOPOLOGY  64 TPU v5e chips (v5e:8x8), mesh data × fsdp = 8 × 8
-MEMORY    ask python -m clip_jax.preflight --config=configs/openai_rn50.py --topology=v5e:8x8
+MEMORY    9.8 of 15.8 GiB a chip at its peak, by pre-flight (docs/preflight.md)
 SPEED     planned: 119,000 pairs/s at 50 % utilisation, 30 hours for 13 billion pairs
 EXPECTED  59.8 % zero-shot top-1 on ImageNet with the 80 templates, after 32 epochs of OpenAI's
           400 million pairs.

@@ -3,7 +3,7 @@
 COMMAND   python -m clip_jax.train --config=configs/openai_vit_b16.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar'
 TOPOLOGY  256 TPU v5e chips (v5e:16x16), mesh data × fsdp = 16 × 16
-MEMORY    7.9 of 15.8 GiB a chip at its peak, by pre-flight (docs/preflight.md)
+MEMORY    6.1 of 15.8 GiB a chip at its peak, by pre-flight (docs/preflight.md)
 SPEED     planned: 204,000 pairs/s at 50 % utilisation, 17 hours for 13 billion pairs
 EXPECTED  68.3 % zero-shot top-1 on ImageNet with the 80 templates, after 32 epochs of OpenAI's
           400 million pairs; LAION-400M instead gives 67.1 % (open_clip's result table).

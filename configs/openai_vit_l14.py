@@ -3,7 +3,7 @@
 COMMAND   python -m clip_jax.train --config=configs/openai_vit_l14.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar'
 TOPOLOGY  256 TPU v5p chips (v5p:8x8x4), mesh data × fsdp = 32 × 8
-MEMORY    ask python -m clip_jax.preflight --config=configs/openai_vit_l14.py --topology=v5p:8x8x4
+MEMORY    18.6 of 95.7 GiB a chip at its peak, by pre-flight (docs/preflight.md)
 SPEED     planned: 112,000 pairs/s at 50 % utilisation, 32 hours for 13 billion pairs
 EXPECTED  75.5 % zero-shot top-1 on ImageNet with the 80 templates, after 32 epochs of OpenAI's
           400 million pairs; LAION-400M instead gives 72.8 % (open_clip's result table).

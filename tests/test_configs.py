@@ -83,6 +83,22 @@ def test_batch_fits_the_planned_mesh(path: Path) -> None:
     check_batch(mesh, config.batch_size, path.stem, config.optimizer.microbatches)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+def test_memory_is_that_of_the_table(path: Path) -> None:
+    """The header has the peak of a pre-flight, which was one of this very configuration."""
+    header, config = path.read_text(encoding="utf-8").split('"""')[1], load(path)
+    topology = header.split("TOPOLOGY")[1].split("(")[1].split(")")[0]
+    table = REPOSITORY / "docs" / "preflight.json"
+    report = json.loads(table.read_text(encoding="utf-8"))[f"{path.stem} {topology}"]
+    assert report["fits"]
+    peak, most = (report[f"{name}_bytes_per_device"] / 2**30 for name in ("peak", "hbm"))
+    assert f"MEMORY    {peak:.1f} of {most:.1f} GiB a chip" in header
+    assert report["global_batch_size"] == config.batch_size
+    assert report["remat"] == config.model.architecture().remat
+    assert report["mesh"]["fsdp"] == config.mesh.fsdp
+    assert report["loss_implementation"] == config.loss_implementation
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["openai_vit_b32", "siglip_vit_b16", "lit_vit_b16"])
 def test_training_step_compiles(name: str) -> None:
