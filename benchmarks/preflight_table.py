@@ -55,7 +55,7 @@ ROWS = (
     Row("openai_vit_l14", "v5p:8x8x4"),
     Row("openai_vit_l14", "v5e:16x16", (QKV, FSDP_16)),
     Row("openai_vit_l14_336", "v5p:8x8x8"),
-    Row("openai_rn50", "v5e:8x8"),
+    Row("openai_rn50", "v5e:16x16"),
     Row("openai_rn50x64", "v5p:8x8x8"),
     Row("laion_vit_h14", "v5p:8x8x4", (BATCH,)),
     Row("laion_vit_bigg14", "v5p:8x8x8", (BATCH, "--config.model.patch_dropout=0.0")),
