@@ -42,7 +42,7 @@ lint: install-dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n $(JOBS) --dist worksteal --durations=10
+	$(BIN)/pytest -n $(JOBS) --dist worksteal --durations=30
 
 test-fast: lint
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not parity"

@@ -92,6 +92,8 @@ def gradient(mesh_sizes: tuple[int, int, int], objective: Objective) -> Gradient
     function = jax.jit(
         functools.partial(loss_gradient, objective),
         in_shardings=(split, rows, sharding.replicated(mesh)),
+        # Most of the time is compilation, and machine code that is not optimised computes the same.
+        compiler_options={"xla_backend_optimization_level": 0},
     )
     with jax.set_mesh(mesh):
         value, grads, _ = function(

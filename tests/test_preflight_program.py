@@ -66,6 +66,7 @@ def test_program_where_a_run_does_not_fit(config_file: Path) -> None:
         f"--config={config_file}",
         "--topology=v5e:1x1",
         f"--config.batch_size={1 << 20}",
+        "--config.loss_implementation=dense",
         "--noevaluation",
     )
     assert result.returncode == 1, result.stderr

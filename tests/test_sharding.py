@@ -57,13 +57,13 @@ def losses_on(mesh, config, optimizer_config, steps: int = 4):
 
 
 ARCHITECTURES = {
-    "vit": {},
-    "vit_scan_remat": {"scan_layers": True, "remat": "full", "vision_layers": 2, "text_layers": 2},
+    "vit": {"scan_layers": True, "remat": "full", "vision_layers": 2, "text_layers": 2},
     "resnet": {
         "vision_kind": "resnet", "vision_width": 8, "vision_layers": (1, 1, 1, 1),
         "vision_heads": 4,
     },
 }  # fmt: skip
+MESHES = {"vit": ((1, 8, 1), (2, 2, 2)), "resnet": ((2, 2, 2),)}  # the rest: test_mesh_equality.py
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_same_losses_on_any_mesh(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     config = override(train_config.model.architecture(), vocab_size=64, **ARCHITECTURES[name])
     devices = jax.devices()
     one = losses_on(make_mesh(devices=devices[:1]), config, train_config.optimizer)
-    for data, fsdp, tensor in ((2, 1, 1), (1, 8, 1), (2, 2, 2)):
+    for data, fsdp, tensor in MESHES[name]:
         mesh = make_mesh(data, fsdp, tensor, devices=devices[: data * fsdp * tensor])
         losses, params, specs, after = losses_on(mesh, config, train_config.optimizer)
         np.testing.assert_allclose(losses, one[0], rtol=1e-5)
