@@ -221,6 +221,8 @@ def _memory_lines(report: Report) -> list[str]:
         if not size:
             continue
         note = f"   of {gib(whole)} on all devices" if whole else ""
+        if name == "temporaries" and size > (report["peak_bytes_per_device"] or size):
+            note = "   a sum; some take turns in one place"
         lines.append(f"  {name:<16}{gib(size):>8}{note}")
     lines.append(
         f"  parameters and optimizer: {report['state_to_even_share']:.3f} × an even share of "
