@@ -1,6 +1,6 @@
 # make quickstart   install, train a CLIP in five minutes, evaluate it, write runs/quickstart/report.html
 # make test         everything: formatting, types, all tests (16 minutes on 2 cores with a warm compilation cache)
-# make test-fast    the daily tier (under 2 minutes)
+# make test-fast    the daily tier (2:20 on 2 cores)
 # make test-parity  every family against transformers and open_clip, writes docs/parity.md (25 minutes)
 
 PYTHON ?= python3

@@ -231,6 +231,7 @@ except UserError as error:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "code", "lines"),
     [

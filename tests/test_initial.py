@@ -145,6 +145,7 @@ def test_tables_of_positions_are_made_to_fit(
         np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["clip_jax", "huggingface", "open_clip"])
 def test_texts_that_fit_have_the_embeddings_they_had(format: str, tmp_path: Path) -> None:
     clip = tiny()

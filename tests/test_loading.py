@@ -254,6 +254,7 @@ def test_convert_program(tmp_path: Path) -> None:
         assert len(failed.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_transformers_reads_our_export_and_prepares_alike(
     shared_data: Path, tmp_path: Path
 ) -> None:

@@ -123,6 +123,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(shared_data: Path, tmp_pat
 WRONG = [None, "x", [1], {}, -1, 1.5, True, 10**12]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["clip_jax", "open_clip", "huggingface"])
 def test_values_of_a_wrong_type_are_one_line(format: str, tmp_path: Path) -> None:
     """Every number of every configuration replaced by what it cannot be: refused or loaded, never a

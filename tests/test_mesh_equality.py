@@ -20,6 +20,8 @@ from clip_jax.training.gradient import Objective, loss_gradient
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import equality
 
+pytestmark = pytest.mark.slow
+
 # All losses on the mesh that splits everything, at once and in parts, a few settings elsewhere.
 ALL = tuple(itertools.product(equality.LOSSES, equality.IMPLEMENTATIONS, (1, 4)))
 SOME = (("softmax", "chunked", 2), ("sigmoid", "ring", 4))
@@ -54,7 +56,6 @@ def test_every_leaf_has_a_gradient(loss: str) -> None:
     assert zero == (["logit_bias"] if loss == "softmax" else [])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("mesh", "setting"), CASES)
 def test_all_settings_agree(mesh: tuple[int, int, int], setting: tuple[str, str, int]) -> None:
     loss, implementation, microbatches = setting

@@ -148,6 +148,7 @@ def test_state_is_split_evenly(name: str) -> None:
     assert here / (whole / 32) < 1.03
 
 
+@pytest.mark.slow
 def test_every_large_leaf_of_every_architecture_is_split_over_tensor() -> None:
     """No matrix of a block is left whole because a rule does not know its name."""
     for name in ("ViT-B-16", "ViT-B-16-SigLIP", "EVA02-B-16", "coca_ViT-B-32", "roberta-ViT-B-32"):

@@ -248,6 +248,7 @@ def test_runs_then_skips_and_leaves_table_and_plot(project):
     assert printed.count("--config.steps=3") == 3  # other flags than it finished with: not skipped
 
 
+@pytest.mark.slow
 def test_failure_is_shown_and_retried_alone(project):
     first = sweep(project, FAIL="0.1")
     assert first.returncode == 1
@@ -258,6 +259,7 @@ def test_failure_is_shown_and_retried_alone(project):
     assert [starts(project, name) for name in NAMES] == [1, 2, 1]
 
 
+@pytest.mark.slow
 def test_sigterm_reaches_the_runs_and_the_next_call_goes_on(project):
     process = subprocess.Popen(
         command(project, "--jobs=2", "--gpus=4,5"),

@@ -97,6 +97,7 @@ def test_more_steps_continue_a_finished_run(tmp_path: Path) -> None:
     assert [row["step"] for row in read_rows(workdir / "metrics.jsonl")] == list(range(1, 21))
 
 
+@pytest.mark.slow
 def test_changed_data_or_seed_is_refused(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     train(build_config(tiny_config(mesh__data=8, steps=10)), workdir)
