@@ -20,7 +20,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from absl import app, flags
 
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of a step; the first warms up. 0: none.")
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 6, "Turns of a step, after one that warms up. 0: none.", lower_bound=0
+)
 _COMPILATIONS = flags.DEFINE_integer("compilations", 3, "Of each form.", lower_bound=1)
 _STEP_MODEL = flags.DEFINE_string("step_model", "ViT-B-32", "Whose step is timed.")
 _COMPILE_MODEL = flags.DEFINE_string("compile_model", "ViT-L-14", "Whose step is compiled.")
@@ -75,7 +77,7 @@ class Step:
 def step_figures() -> dict[str, Any]:
     """Seconds of a step, both forms in turn."""
     scanned, unrolled = Step(_STEP_MODEL.value, True), Step(_STEP_MODEL.value, False)
-    pairs = [(scanned.seconds(), unrolled.seconds()) for _ in range(_ROUNDS.value)][1:]
+    pairs = [(scanned.seconds(), unrolled.seconds()) for _ in range(_ROUNDS.value + 1)][1:]
     return {
         "model": _STEP_MODEL.value,
         "batch_size": 32,
