@@ -15,6 +15,8 @@ CACHE = REPOSITORY / ".cache"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "compilation"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Tiny programs run once or a few times: their compilation is what takes long.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("CLIP_JAX_CACHE", str(CACHE / "clip_jax"))
 
 import jax  # noqa: E402

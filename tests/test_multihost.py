@@ -83,10 +83,13 @@ def test_two_processes_are_one_and_outlive_a_kill(
     assert_same_values(rows, reference, range(1, LONG + 1), rtol=1e-5)
 
 
-def test_coordinator_killed(config: str, tmp_path: Path) -> None:
-    flags = explicit(2)
-    with Job(tmp_path / "run", [config, "--peer_timeout=20"], flags, devices=4) as job:
-        job.wait_for_step(3)
+def test_time_calls_for_a_checkpoint_on_all_and_the_coordinator_is_killed(
+    config: str, tmp_path: Path
+) -> None:
+    flags = ["--config.checkpoint.every_steps=None", "--config.checkpoint.every_minutes=0.01"]
+    common = [config, "--peer_timeout=20", *flags]
+    with Job(tmp_path / "run", common, explicit(2), devices=4) as job:
+        job.wait_for_checkpoint(1)
         job.signal(0, signal.SIGKILL)
         assert job.finish(seconds=60)[1] not in (0, 2)
         output = job.outputs()[1]
@@ -124,12 +127,6 @@ def test_sigterm_to_one_saves_all(config: str, tmp_path: Path) -> None:
         assert [row["step"] for row in job.rows()] == list(range(1, stopped + 3))
     assert len(read_rows(workdir / "evaluation.jsonl")) == 2
     assert load_file(workdir / "model" / "model.safetensors")
-
-
-def test_time_calls_for_a_checkpoint_on_all(config: str, tmp_path: Path) -> None:
-    flags = ["--config.checkpoint.every_steps=None", "--config.checkpoint.every_minutes=0.01"]
-    with Job(tmp_path / "run", [config, *flags], explicit(2), devices=4) as job:
-        job.wait_for_checkpoint(1)
 
 
 def test_bad_data_of_one_host_ends_both(tmp_path: Path) -> None:

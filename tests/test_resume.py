@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from clip_jax.training.metrics import read_rows
 
-STEPS = 40
+STEPS = 24
 CONFIG = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -98,14 +98,14 @@ def test_kill_at_random_moments(config: Path, reference: Path, tmp_path: Path) -
     rng = random.Random()  # other moments in every run of the test
     kills = 0
     # A few steps and random milliseconds later: within steps, saves, evaluations, the export.
-    for step in (1, 9, 18, 33, STEPS):
+    for step in (1, 13, STEPS):
         process = start(config, workdir)
         wait_for_step(process, workdir, step)
         time.sleep(rng.uniform(0, 0.4))
         kills += process.poll() is None
         process.kill()
         process.wait()
-    assert kills >= 3
+    assert kills >= 2
     finish(config, workdir)
     assert_same_run(workdir, reference)
 

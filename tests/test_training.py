@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,11 @@ def test_it_learns(tmp_path: Path) -> None:
         "--config.evaluation.tasks=('glyphs_validation/retrieval',)",
         "--config.evaluation.every_steps=50",
     ]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
+    # Long enough to be worth optimised code.
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    result = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500
+    )
     assert result.returncode == 0, result.stderr
     losses = [row["loss"] for row in read_rows(workdir / "metrics.jsonl")]
     assert losses[-1] < 0.6 * losses[0]
