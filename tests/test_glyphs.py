@@ -62,7 +62,7 @@ def test_records(train: glyphs.Glyphs) -> None:
     record = train[index]
     assert record.captions == ("latin capital letter a",)
     assert record.key.endswith("/U+0041")
-    assert record.metadata["codepoint"] == 0x41
+    assert train.metadata(index)["codepoint"] == 0x41
     assert record.image.shape == (32, 32, 3)
     assert record.image.dtype == np.uint8
     assert record.image.max() == 255

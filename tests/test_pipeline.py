@@ -15,7 +15,7 @@ from PIL import Image
 from clip_jax.data.augmentation import Augmentation
 from clip_jax.data.image import ImageTransform
 from clip_jax.data.pipeline import evaluation_batches, training_batches
-from clip_jax.data.records import Record
+from clip_jax.data.records import Drops, Record
 from clip_jax.errors import UserError
 
 SIZE = 8
@@ -28,7 +28,7 @@ class Memory:
 
     def __init__(self, count, bad=(), side=SIZE, captions=1):
         self.count, self.bad, self.side, self.caption_count = count, frozenset(bad), side, captions
-        self.dropped = {}
+        self.dropped = Drops()
         self.fingerprint = f"{count} {captions}"
 
     def __len__(self):

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import (
     IMAGE_EXTENSIONS,
+    CaptionError,
+    Drops,
     Record,
     decode_caption,
     fingerprint_of,
@@ -53,8 +56,11 @@ class FolderSource:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, caption_template: str = "a photo of a {}."
+        self,
+        path: str | os.PathLike[str],
+        options: SourceOptions = SourceOptions(),  # noqa: B008
     ) -> None:
+        caption_template = options.caption_template
         self._root = Path(path)
         if not self._root.is_dir():
             raise UserError(f"data path {path} is not a folder; give an existing folder of images")
@@ -65,14 +71,14 @@ class FolderSource:
         self._keys: list[str] = []
         self._captions: list[tuple[str, ...]] = []
         self._classes: list[str | None] = []
-        self.dropped: dict[str, str] = {}
+        self.dropped = Drops()
         for relative in list_images(self._root):
             self._add(relative, caption_template)
         if not self._keys:
             why = next(iter(self.dropped.items()), None)
             raise UserError(
                 f"folder {path} has no image with a caption"
-                + (f" ({len(self.dropped)} without; {why[0]}: {why[1]})" if why else "")
+                + (f" ({self.dropped.total} without; {why[0]}: {why[1]})" if why else "")
                 + "; give images with .txt captions beside them, or in subfolders named by class"
             )
         self.fingerprint = fingerprint_of(zip(self._keys, self._captions, strict=True))
@@ -84,18 +90,22 @@ class FolderSource:
         if caption_file.is_file():
             try:
                 text = decode_caption(caption_file.read_bytes())
-            except (ValueError, OSError) as error:
-                self.dropped[key] = f"{caption_file.name}: {error}"
+            except CaptionError as error:
+                self.dropped.add(error.kind, key, f"{caption_file.name}: {error}")
+                return
+            except OSError as error:
+                self.dropped.add("caption_missing", key, f"{caption_file.name}: {error}")
                 return
             captions = tuple(line.strip() for line in text.splitlines() if line.strip())
         elif len(relative.parts) > 1:
             class_name = " ".join(relative.parts[-2].replace("_", " ").replace("-", " ").split())
             captions = (caption_template.replace("{}", class_name),)
             if not class_name:
-                self.dropped[key] = "the name of its folder has no letters"
+                self.dropped.add("caption_empty", key, "the name of its folder has no letters")
                 return
         else:
-            self.dropped[key] = "no .txt caption beside it and not in a subfolder named by class"
+            reason = "no .txt caption beside it and not in a subfolder named by class"
+            self.dropped.add("caption_missing", key, reason)
             return
         self._keys.append(key)
         self._captions.append(captions)
@@ -106,7 +116,7 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Record:
         image = read_file(self._root / self._keys[index])
-        return Record(self._keys[index], image, self._captions[index], self.metadata(index))
+        return Record(self._keys[index], image, self._captions[index])
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self._captions[index]

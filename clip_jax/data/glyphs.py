@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.data.records import Record, fingerprint_of
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.records import Drops, Record, fingerprint_of
 from clip_jax.errors import UserError
 
 IMAGE_SIZE = 32  # pixels, square
@@ -59,7 +60,7 @@ class Glyphs:
     codepoints: np.ndarray  # (N,) int32
     faces: tuple[str, ...]
     face_index: np.ndarray  # (N,) int8
-    dropped: dict[str, str] = dataclasses.field(default_factory=dict)
+    dropped: Drops = dataclasses.field(default_factory=Drops)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -81,7 +82,7 @@ class Glyphs:
 
     def __getitem__(self, index: int) -> Record:
         image = np.repeat(self.images[index][..., None], 3, axis=-1)
-        return Record(self.key(index), image, self.captions(index), self.metadata(index))
+        return Record(self.key(index), image, self.captions(index))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -150,10 +151,10 @@ def _load_face(face: str) -> tuple[np.ndarray, np.ndarray]:
     return images, points
 
 
-def open_glyphs(split: str) -> Glyphs:
+def open_glyphs(split: str, options: SourceOptions | None = None) -> Glyphs:
     """The glyphs of a split: "train", "train_without_validation", "validation" or "test".
 
-    Raises `UserError` for another name.
+    No option concerns them. Raises `UserError` for another name.
     """
     if split not in SPLITS:
         raise UserError(f"data.path={split!r}: the glyphs have the splits {', '.join(SPLITS)}")

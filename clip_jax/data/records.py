@@ -6,8 +6,9 @@ knows nothing else about files.
 
 import hashlib
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,12 +30,84 @@ IMAGE_EXTENSIONS = (
 )
 
 
+# Why samples are left out, in the words of metrics, reports and `Drops.counts`.
+KINDS = (
+    "image_missing",  # no image, or an incomplete one
+    "image_undecodable",
+    "image_bomb",  # declares too many pixels
+    "image_filtered",  # too small, too long: by config.data.filters
+    "caption_missing",
+    "caption_empty",  # or white space
+    "caption_not_utf8",
+    "caption_too_long",  # more bytes than any caption has
+    "caption_filtered",
+    "duplicate",  # on the list of config.data.exclude
+    "row_malformed",
+    "shard_unreadable",  # vanished, or a store that fails in spite of all attempts
+)
+
+
 class DecodeError(UserError):
-    """An image that cannot be read or decoded completely; the message is one line with the reason.
+    """A sample that cannot be used; the message is one line with the reason.
 
     A `UserError`, so that a program which is given one bad image ends with one line; the training
-    and evaluation pipelines catch it, count it and go on.
+    and evaluation pipelines catch it, count it by its kind (of `KINDS`) and go on.
     """
+
+    def __init__(self, message: str, kind: str = "image_undecodable") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.kind)
+
+
+class CaptionError(DecodeError):
+    """A caption that cannot be used, as `decode_caption` finds it."""
+
+
+class Drops(Mapping[str, str]):
+    """What a source leaves out: key -> reason of the first `LISTED`, exact counts of all.
+
+    Attributes:
+      counts: kind (of `KINDS`) -> how many.
+    """
+
+    LISTED = 1000
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._reasons: dict[str, str] = {}
+
+    def add(self, kind: str, key: str, reason: str) -> None:
+        """One sample; `reason` in a few words, without the key."""
+        self.counts[kind] += 1
+        if len(self._reasons) < self.LISTED:
+            self._reasons[key] = reason
+
+    def update(self, other: "Drops") -> None:
+        """All of another's, after our own."""
+        self.counts.update(other.counts)
+        for key, reason in other.items():
+            if len(self._reasons) < self.LISTED:
+                self._reasons[key] = reason
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def __getitem__(self, key: str) -> str:
+        return self._reasons[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reasons)
+
+    def __len__(self) -> int:
+        """How many are listed; `total` counts all."""
+        return len(self._reasons)
+
+    def __repr__(self) -> str:
+        return f"Drops({self._reasons!r})"
 
 
 @dataclass(frozen=True)
@@ -42,12 +115,13 @@ class Record:
     """One image with its captions, as stored.
 
     `image` is an encoded file (bytes) or, from in-memory sources, pixels uint8 (H, W, 3).
+    `weights`, where given, has a number for each caption: how often it is to be chosen.
     """
 
     key: str
     image: bytes | np.ndarray
     captions: tuple[str, ...]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    weights: tuple[float, ...] | None = None
 
 
 class Source(Protocol):
@@ -58,8 +132,8 @@ class Source(Protocol):
     """
 
     @property
-    def dropped(self) -> dict[str, str]:
-        """key -> why the sample was left out when the source was indexed."""
+    def dropped(self) -> Drops:
+        """What was left out when the source was opened, and why."""
         ...
 
     @property
@@ -70,11 +144,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record:
-        """The record at `index`. Raises `DecodeError` where its image cannot be read."""
+        """The record at `index`. Raises `DecodeError` where it cannot be read."""
         ...
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """At least one caption; reads no image."""
+        """At least one caption; reads no image. Raises `DecodeError` where it cannot be read."""
         ...
 
     def metadata(self, index: int) -> dict[str, Any]:
@@ -102,14 +176,16 @@ def fingerprint_of(items: Iterable[tuple[str, tuple[str, ...]]]) -> str:
 def decode_caption(data: bytes) -> str:
     """UTF-8 bytes -> text without byte order mark, otherwise unchanged.
 
-    Raises ValueError, with the reason in a few words, where it is blank or not UTF-8.
+    Raises CaptionError, with the reason in a few words, where it is blank or not UTF-8.
     """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"caption is not UTF-8 (byte {error.start})") from None
+        raise CaptionError(
+            f"caption is not UTF-8 (byte {error.start})", "caption_not_utf8"
+        ) from None
     if not text.strip():
-        raise ValueError("caption is empty or only white space")
+        raise CaptionError("caption is empty or only white space", "caption_empty")
     return text
 
 
@@ -119,4 +195,6 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise DecodeError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DecodeError(
+            f"{path} cannot be read: {error.strerror or error}", "image_missing"
+        ) from error

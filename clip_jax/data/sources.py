@@ -1,41 +1,76 @@
 """From a path to a `Source`: which format lies there is seen on disk.
 
-A new format is a file that implements `clip_jax.data.records.Source`, and a line in `open_source`.
+A new format is a file that implements `clip_jax.data.records.Source`, and a line in `_READERS`.
 """
 
+import importlib
 import logging
 import os
-from collections import Counter
+import re
 from pathlib import Path
+from typing import Any, get_args
 
-from clip_jax.data.folder import FolderSource
+from clip_jax.data.options import Format, SourceOptions
 from clip_jax.data.records import Source
-from clip_jax.data.table import TableSource
-from clip_jax.data.webdataset import WebDatasetSource, expand_paths
 from clip_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("auto", "folder", "csv", "webdataset", "glyphs")
+# Format -> the class that reads it, called with (path, options); imported when it is wanted.
+_READERS = {
+    "folder": "folder.FolderSource",
+    "csv": "table.TableSource",
+    "jsonl": "json_lines.JsonLinesSource",
+    "parquet": "parquet.ParquetSource",
+    "webdataset": "webdataset.WebDatasetSource",
+    "array_record": "array_record.ArrayRecordSource",
+    "tfds": "tfds.TfdsSource",
+    "huggingface": "huggingface_datasets.HuggingFaceSource",
+    "synthetic": "synthetic.SyntheticSource",
+    "glyphs": "glyphs.open_glyphs",
+}
+FORMATS = get_args(Format)
+
+# How the last name of a path ends -> its format.
+_ENDINGS = {
+    "csv": "csv",
+    "tsv": "csv",
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    "json": "jsonl",
+    "parquet": "parquet",
+    "tar": "webdataset",
+    "array_record": "array_record",
+    "arrayrecord": "array_record",
+}
+# A file in a folder that tells its format, in the order in which they are looked for.
+_SIGNS = (
+    ("dataset_info.json", "huggingface"),  # with state.json or *.arrow; TFDS: with features.json
+    ("dataset_dict.json", "huggingface"),
+    ("*.tar", "webdataset"),
+    ("*.parquet", "parquet"),
+    ("*.array_record*", "array_record"),
+)
 
 
 def open_source(
     path: str | os.PathLike[str],
     format: str = "auto",
-    *,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    caption_template: str = "a photo of a {}.",
+    options: SourceOptions | None = None,
+    **changes: Any,
 ) -> Source:
     """Opens image-text data.
 
     Args:
-      path: a folder of images (`.txt` captions or class-named subfolders); a `.csv` or `.tsv` file;
-        one `.tar`, a folder of them, a glob, a brace pattern `{00000..00006}.tar`, a comma list;
-        with `format="glyphs"` the split of the embedded dataset, such as "train" or "test".
+      path: a folder of images (`.txt` captions or class-named subfolders); a `.csv`, `.tsv` or
+        `.jsonl` file; `.parquet`, `.array_record` or `.tar` files: one, a folder of them, a glob, a
+        brace pattern `{00000..00006}.tar`, a comma list, here or in a store (`gs://`, `s3://`,
+        `hf://`, `https://`); a folder that `datasets.save_to_disk` or TFDS wrote; with
+        `format="tfds"` also the name of a TFDS dataset; with `format="glyphs"` the split of the
+        embedded dataset, such as "train" or "test"; with `format="synthetic"` a number of records.
       format: one of `FORMATS`; "auto" looks at what is on disk.
-      image_column, caption_column: of a CSV; by default found by their usual names.
-      caption_template: of class-named subfolders; `{}` becomes the class name.
+      options: how it is read; or
+      **changes: fields of `SourceOptions`, such as `caption_column="alt"`.
 
     Raises:
       UserError: nothing usable there, or an unknown format.
@@ -43,55 +78,54 @@ def open_source(
     path = os.fspath(path)
     if format not in FORMATS:
         raise UserError(f"data format {format!r} is unknown; known are {', '.join(FORMATS)}")
-    source: Source
-    if format == "glyphs":
-        from clip_jax.data.glyphs import open_glyphs
-
-        return open_glyphs(path)
+    options = SourceOptions(**changes) if options is None else options
     if not path:
         raise UserError("data path is empty; give a folder, a .csv file or .tar files")
-    path = os.path.expanduser(path)
-    kind = _detect(path) if format == "auto" else format
-    if kind == "folder":
-        source = FolderSource(path, caption_template=caption_template)
-    elif kind == "csv":
-        source = TableSource(path, image_column=image_column, caption_column=caption_column)
-    else:
-        source = WebDatasetSource(expand_paths(path))
+    if format not in ("glyphs", "synthetic", "tfds"):
+        path = os.path.expanduser(path)
+    kind = detect_format(path) if format == "auto" else format
+    module, _, name = _READERS[kind].rpartition(".")
+    source: Source = getattr(importlib.import_module(f"clip_jax.data.{module}"), name)(
+        path, options
+    )
     _report_dropped(path, source)
     return source
 
 
-def _detect(path: str) -> str:
-    if "://" in path:
-        raise UserError(f"data path {path} is remote; give a local path (copy or mount it first)")
+def detect_format(path: str) -> str:
+    """The format of what lies at `path`. Raises UserError where that cannot be told."""
     on_disk = Path(path)
     if on_disk.is_dir():
-        return "webdataset" if any(on_disk.glob("*.tar")) else "folder"
+        if (on_disk / "features.json").is_file() and (on_disk / "dataset_info.json").is_file():
+            return "tfds"
+        return next((kind for sign, kind in _SIGNS if any(on_disk.glob(sign))), "folder")
     # A pattern or list shows by the name of its files; a single file by its own.
-    ending = path.rpartition(".")[2].lower()
-    if ending in ("csv", "tsv") and on_disk.is_file():
-        return "csv"
-    if ending == "tar" or any(sign in path for sign in "*{,"):
+    name = re.split(r"[?#]", path)[0] if "://" in path else path
+    ending = name.rstrip("/}*").rpartition(".")[2].lower().partition("-")[0]
+    is_pattern = any(sign in path for sign in "*{,") or "://" in path
+    if ending in _ENDINGS and (is_pattern or on_disk.is_file()):
+        return _ENDINGS[ending]
+    if is_pattern:
         return "webdataset"
     if on_disk.exists():
         raise UserError(
-            f"data path {path}: unknown kind of file; give a folder, .csv, .tsv or .tar"
+            f"data path {path}: unknown kind of file; accepted are a folder and files that end in"
+            f" {', '.join('.' + ending for ending in _ENDINGS)}"
         )
     raise UserError(f"data path {path} does not exist; give a folder, a .csv file or .tar files")
 
 
 def _report_dropped(path: str, source: Source) -> None:
-    if not source.dropped:
+    dropped = source.dropped
+    if not dropped.total:
         return
-    reasons = Counter(source.dropped.values()).most_common(3)
-    key, reason = next(iter(source.dropped.items()))
+    key, reason = next(iter(dropped.items()))
     logger.warning(
         "%s: %d samples kept, %d dropped (%s); the first is %s: %s",
         path,
         len(source),
-        len(source.dropped),
-        ", ".join(f"{count} x {why}" for why, count in reasons),
+        dropped.total,
+        ", ".join(f"{count} x {kind}" for kind, count in dropped.counts.most_common(3)),
         key,
         reason,
     )

@@ -7,7 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from clip_jax.data.records import Record, fingerprint_of, read_file
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.records import Drops, Record, fingerprint_of, read_file
 from clip_jax.errors import UserError
 
 IMAGE_COLUMNS = ("image", "filepath", "path", "file_name", "filename", "image_path")
@@ -36,17 +37,16 @@ class TableSource:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        *,
-        image_column: str | None = None,
-        caption_column: str | None = None,
+        options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
     ) -> None:
+        image_column, caption_column = options.image_column, options.caption_column
         self._path = Path(path)
         if not self._path.is_file():
             raise UserError(f"data path {path} is not a file; give an existing .csv or .tsv file")
         self._keys: list[str] = []
         self._captions: list[tuple[str, ...]] = []
         self._metadata: list[dict[str, Any]] = []
-        self.dropped: dict[str, str] = {}
+        self.dropped = Drops()
         try:
             with open(self._path, encoding="utf-8-sig", newline="") as file:
                 delimiter = _delimiter(self._path, file.readline())
@@ -75,12 +75,15 @@ class TableSource:
             if not row:
                 continue
             if len(row) <= max(image_at, caption_at):
-                self.dropped[f"row {number}"] = f"{len(row)} of {len(header)} columns"
+                reason = f"{len(row)} of {len(header)} columns"
+                self.dropped.add("row_malformed", f"row {number}", reason)
                 continue
             image, caption = row[image_at].strip(), row[caption_at]
             if not image or not caption.strip():
-                missing = "image path" if not image else "caption"
-                self.dropped[f"row {number}"] = f"{missing} is empty"
+                missing = (
+                    ("image_missing", "image path") if not image else ("caption_empty", "caption")
+                )
+                self.dropped.add(missing[0], f"row {number}", f"{missing[1]} is empty")
                 continue
             captions.setdefault(image, []).append(caption)
             if image not in metadata:
@@ -116,7 +119,7 @@ class TableSource:
     def __getitem__(self, index: int) -> Record:
         key = self._keys[index]
         image = read_file(self._file(key))
-        return Record(key, image, self._captions[index], self._metadata[index])
+        return Record(key, image, self._captions[index])
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self._captions[index]

@@ -17,9 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import (
     IMAGE_EXTENSIONS,
+    CaptionError,
     DecodeError,
+    Drops,
     Record,
     decode_caption,
     fingerprint_of,
@@ -110,14 +113,17 @@ class WebDatasetSource:
       UserError: a file is missing, is no uncompressed tar, or no sample is usable.
     """
 
-    def __init__(self, paths: list[str]) -> None:
-        if not paths:
-            raise UserError("data path names no tar file; give a .tar, a folder or a pattern")
+    def __init__(
+        self,
+        path: str,
+        options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
+    ) -> None:
+        paths = expand_paths(path)
         self._shards = _Shards(paths)
         self._keys: list[str] = []
         self._captions: list[tuple[str, ...]] = []
         self._members: list[tuple[_Member, _Member | None, _Member | None]] = []
-        self.dropped: dict[str, str] = {}
+        self.dropped = Drops()
         for shard, path in enumerate(paths):
             self._index(shard, path)
         if not self._keys:
@@ -125,7 +131,7 @@ class WebDatasetSource:
             raise UserError(
                 f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: no sample"
                 f" with an image and a caption"
-                + (f" ({len(self.dropped)} dropped; {why[0]}: {why[1]})" if why else "")
+                + (f" ({self.dropped.total} dropped; {why[0]}: {why[1]})" if why else "")
                 + "; give tars with KEY.jpg and KEY.txt members"
             )
         self.fingerprint = fingerprint_of(zip(self._keys, self._captions, strict=True))
@@ -157,12 +163,12 @@ class WebDatasetSource:
         members = group.members
         image = next((members[name] for name in members if name in IMAGE_EXTENSIONS), None)
         if image is None:
-            self.dropped[group.key] = "no complete image member"
+            self.dropped.add("image_missing", group.key, "no complete image member")
             return
         try:
             caption = self._caption(members)
-        except ValueError as error:
-            self.dropped[group.key] = str(error)
+        except CaptionError as error:
+            self.dropped.add(error.kind, group.key, str(error))
             return
         self._keys.append(group.key)
         self._captions.append((caption,))
@@ -172,14 +178,15 @@ class WebDatasetSource:
         """The caption; ValueError with the reason where there is none."""
         if "txt" in members:
             if members["txt"].size > _MAX_TEXT_BYTES:
-                raise ValueError(f"caption of {members['txt'].size} bytes")
+                raise CaptionError(f"caption of {members['txt'].size} bytes", "caption_too_long")
             return decode_caption(self._shards.read(members["txt"]))
         if "json" in members:
             fields = self._json(members["json"])
             for name in CAPTION_FIELDS:
                 if isinstance(fields.get(name), str) and fields[name].strip():
                     return fields[name]
-        raise ValueError("caption is missing (no .txt, no .json with caption or text)")
+        reason = "caption is missing (no .txt, no .json with caption or text)"
+        raise CaptionError(reason, "caption_missing")
 
     def _json(self, member: _Member) -> dict[str, Any]:
         if member.size > _MAX_TEXT_BYTES:
@@ -196,10 +203,9 @@ class WebDatasetSource:
     def __getitem__(self, index: int) -> Record:
         try:
             image = self._shards.read(self._members[index][0])
-            metadata = self.metadata(index)
         except OSError as error:
             raise DecodeError(f"{self._keys[index]} cannot be read: {error}") from error
-        return Record(self._keys[index], image, self._captions[index], metadata)
+        return Record(self._keys[index], image, self._captions[index])
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self._captions[index]

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from ml_collections import config_dict
 
 from clip_jax.data.augmentation import Augmentation
+from clip_jax.data.options import Format
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig
@@ -39,7 +40,7 @@ class DataConfig:
     """Where the image-text pairs are."""
 
     path: str = ""  # folder, CSV, tar files; for "glyphs" a split
-    format: Literal["auto", "folder", "csv", "webdataset", "glyphs"] = "auto"
+    format: Format = "auto"
     image_column: str | None = None  # CSV; None: the first column with a usual name
     caption_column: str | None = None  # CSV; likewise
     caption_template: str = "a photo of a {}."  # for class-named folders
@@ -124,7 +125,7 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = ()  # of clip_jax.evaluation.tasks.TASKS
     every_steps: int | None = None  # None: at the end only
     path: str = ""  # images for "zero_shot" and "retrieval", in any format that data.path takes
-    format: Literal["auto", "folder", "csv", "webdataset", "glyphs"] = "auto"
+    format: Format = "auto"
     label_key: str = (
         "class"  # "zero_shot": the metadata field that holds the class name or its number
     )

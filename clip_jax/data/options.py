@@ -1,0 +1,87 @@
+"""How a source is read: what all formats and all stores have in common."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from clip_jax.errors import UserError
+
+Format = Literal[
+    "auto",
+    "folder",
+    "csv",
+    "jsonl",
+    "parquet",
+    "webdataset",
+    "array_record",
+    "tfds",
+    "huggingface",
+    "synthetic",
+    "glyphs",
+]
+
+
+@dataclass(frozen=True)
+class RemoteOptions:
+    """How files elsewhere (gs://, s3://, hf://, https://, …) are read.
+
+    Raises UserError where a number is out of its range.
+    """
+
+    cache_gib: float = 32.0  # of local disk for copies of remote shards; the least recent go first
+    attempts: int = 5  # before a file counts as failed; the pause doubles after each
+    backoff_seconds: float = 1.0  # the first pause
+    timeout_seconds: float = 60.0  # without a byte
+    # A shard that fails in spite of that: its samples are left out and counted, or the run stops.
+    on_failure: Literal["skip", "stop"] = "skip"
+
+    def __post_init__(self) -> None:
+        least = {"cache_gib": 0, "attempts": 1, "backoff_seconds": 0, "timeout_seconds": 0.01}
+        for name, low in least.items():
+            if not getattr(self, name) >= low:
+                raise UserError(
+                    f"remote.{name}={getattr(self, name)}; accepted is a number of at least {low}"
+                )
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How one source is read; what does not concern its format is ignored.
+
+    Raises UserError where names and weights of captions do not fit.
+    """
+
+    image_column: str | None = None  # None: the first with a usual name
+    caption_column: str | None = None  # one, or several with commas between; None: likewise
+    caption_weights: tuple[float, ...] = ()  # for each caption column; (): all alike
+    caption_template: str = "a photo of a {}."  # for class-named folders
+    split: str | None = None  # of a Hugging Face or TFDS dataset; None: "train" where there is one
+    remote: RemoteOptions = field(default_factory=RemoteOptions)
+
+    def __post_init__(self) -> None:
+        weights, columns = self.caption_weights, self.caption_columns
+        if not weights:
+            return
+        if len(weights) != len(columns):
+            raise UserError(
+                f"caption_weights={weights} are {len(weights)} for {len(columns)} caption columns"
+                f" ({self.caption_column}); give one for each"
+            )
+        if min(weights) < 0 or not sum(weights) > 0:
+            raise UserError(
+                f"caption_weights={weights}; accepted are numbers of at least 0, not all 0"
+            )
+
+    @property
+    def caption_columns(self) -> tuple[str, ...]:
+        """Names of the columns that hold captions; () for the usual ones."""
+        names = (self.caption_column or "").split(",")
+        return tuple(name.strip() for name in names if name.strip())
+
+    def chosen(self, captions: dict[str, str]) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+        """(captions, weights) of a record from its captions by column, blank ones left out."""
+        found = [name for name in captions if captions[name].strip()]
+        texts = tuple(captions[name] for name in found)
+        if not self.caption_weights:
+            return texts, None
+        weights = dict(zip(self.caption_columns, self.caption_weights, strict=True))
+        return texts, tuple(weights[name] for name in found)
