@@ -140,7 +140,7 @@ def test_bad_data_of_one_host_ends_both(tmp_path: Path) -> None:
     flags += ["--config.data.max_bad_fraction=0.0", "--config.epochs=100.0"]
     with Job(tmp_path / "run", flags, explicit(2), devices=1) as job:
         assert job.finish() == [2, 2], job.outputs()
-        reason = "records tried cannot be decoded"
+        reason = "records tried cannot be used"
         heard = ["of this job stopped: 1 of " in text for text in job.outputs()]
         assert sorted(heard) == [False, True]
         assert all(reason in text and "Traceback" not in text for text in job.outputs())

@@ -26,7 +26,7 @@ from tiny import tiny_config
 
 def get_config():
     return tiny_config(
-        optimizer__ema_decay=0.9, optimizer__first_moment_dtype="bfloat16",
+        steps={steps}, optimizer__ema_decay=0.9, optimizer__first_moment_dtype="bfloat16",
         checkpoint__every_steps=4, evaluation__every_steps=8,
         evaluation__tasks=("glyphs_validation/letters",), mesh__data=2, mesh__fsdp=4,
     )
@@ -80,7 +80,7 @@ def assert_same_run(workdir: Path, reference: Path) -> None:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "tiny.py"
-    path.write_text(CONFIG.format(tests=str(REPOSITORY / "tests")))
+    path.write_text(CONFIG.format(tests=str(REPOSITORY / "tests"), steps=STEPS))
     return path
 
 

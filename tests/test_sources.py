@@ -232,7 +232,7 @@ class TestWebDataset:
         (tmp_path / "a.tar").write_bytes(whole[: 8 * 1024])  # no end mark: common, and complete
         caplog.clear()
         assert len(open_source(tmp_path / "a.tar")) == 4
-        assert caplog.text == ""
+        assert "a.tar is" not in caplog.text
 
     def test_damaged_header_is_reported(self, tmp_path, caplog):
         members = [
@@ -281,12 +281,12 @@ class TestWebDataset:
 
 
 def test_unknown_paths_and_formats(tmp_path):
-    with pytest.raises(UserError, match=r"'parquet'.*webdataset"):
-        open_source(tmp_path, format="parquet")
+    with pytest.raises(UserError, match=r"'excel'.*webdataset"):
+        open_source(tmp_path, format="excel")
     write(tmp_path / "data.bin", b"x")
     with pytest.raises(UserError, match=r"data\.bin"):
         open_source(tmp_path / "data.bin")
-    with pytest.raises(UserError, match="remote"):
+    with pytest.raises(UserError, match="clip_jax\\[gcs\\]"):
         open_source("gs://bucket/a.tar")
     with pytest.raises(UserError, match="empty"):
         open_source("")

@@ -17,129 +17,40 @@ global batch k holds the same records with the same augmentation, in the same ro
 hosts.
 """
 
-import functools
 import json
 import logging
-import multiprocessing
 import os
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import absl.flags
 import grain
 import numpy as np
-from grain.experimental import index_shuffle
 
-from clip_jax.data.augmentation import Augmentation, training_image
-from clip_jax.data.image import ImageTransform
-from clip_jax.data.records import DecodeError, Source
+from clip_jax.data.augmentation import Augmentation
+from clip_jax.data.make_batch import Bad, MakeBatch, Tokenize
+from clip_jax.data.mixture import MixtureSource
+from clip_jax.data.order import Order, ShuffledOrder
+from clip_jax.data.records import Source
+from clip_jax.data.refine import RefinedSource
+from clip_jax.data.streaming import Cursor, StreamingSource, StreamOrder
+from clip_jax.data.telemetry import DROPPED
 from clip_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Tokenize = Callable[[list[str]], np.ndarray]
 Batch = dict[str, np.ndarray]
 
 _ENDLESS = 2**53  # batches
-_MAX_BAD_IN_A_ROW = 1000  # records tried for one place in a batch before the data is called bad
 _MIN_RECORDS_JUDGED = 100  # the bad share is one of at least so many records (or of all, if fewer)
 _READ_THREADS = 4  # without workers; each makes whole batches
-_EVALUATION_CHUNK = 32  # images a thread decodes at a time
-
-
-@dataclass(frozen=True)
-class _MakeBatch:
-    """Batch number -> batch; pickled to the workers."""
-
-    source: Source
-    tokenize: Tokenize
-    image_size: int
-    interpolation: str
-    augmentation: Augmentation
-    batch_size: int  # of the global batch
-    rows: Sequence[int]
-    seed: int
-
-    def positions(self, number: int) -> list[int]:
-        """Positions in the global stream of records of this host's rows of a batch."""
-        return [number * self.batch_size + row for row in self.rows]
-
-    def record_numbers(self, positions: list[int]) -> Iterator[int]:
-        """The shuffled stream; each epoch is a permutation of its own."""
-        count = len(self.source)
-        seeds: dict[int, int] = {}
-        for position in positions:
-            epoch, index = divmod(position, count)
-            if epoch not in seeds:
-                # Mixed, not added: seed 0 in epoch 1 must not be seed 1 in epoch 0.
-                seeds[epoch] = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-            yield index_shuffle(index, max_index=count - 1, seed=seeds[epoch], rounds=4)
-
-    def __call__(self, number: int) -> dict[str, Any]:
-        _end_with_parent()
-        size, count = self.image_size, len(self.rows)
-        images = np.empty((count, size, size, 3), np.uint8)
-        used = np.empty(count, np.int64)
-        captions: list[str] = []
-        bad: list[tuple[int, str, str]] = []
-        rng = np.random.Generator(np.random.Philox(key=self.seed))
-        state: Any = rng.bit_generator.state
-        positions = self.positions(number)
-        numbers = self.record_numbers(positions)
-        for place, (position, index) in enumerate(zip(positions, numbers, strict=True)):
-            state["state"]["counter"][3] = position
-            # Setting the state is eight times cheaper than making a generator.
-            rng.bit_generator.state = state
-            found = self._first_good(index, images[place], rng, bad)
-            if found is None:
-                return {"bad": json.dumps(bad)}
-            used[place], caption = found
-            captions.append(caption)
-        tokens = np.asarray(self.tokenize(captions), np.int32)
-        # Bad records travel as one string: workers hand over arrays and plain values only.
-        return {"images": images, "tokens": tokens, "indices": used, "bad": json.dumps(bad)}
-
-    def _first_good(
-        self,
-        index: int,
-        out: np.ndarray,
-        rng: np.random.Generator,
-        bad: list[tuple[int, str, str]],
-    ) -> tuple[int, str] | None:
-        """Writes the first decodable image from `index` on; its record number and caption."""
-        count = len(self.source)
-        for offset in range(min(count, _MAX_BAD_IN_A_ROW)):
-            candidate = (index + offset) % count
-            try:
-                record = self.source[candidate]
-                choices = record.captions
-                caption = choices[int(rng.random() * len(choices)) if len(choices) > 1 else 0]
-                out[:] = training_image(
-                    record.image, self.image_size, self.interpolation, self.augmentation, rng
-                )
-                return candidate, caption
-            except DecodeError as error:
-                bad.append((candidate, self.source.key(candidate), str(error)))
-        return None
-
-
-@functools.cache
-def _end_with_parent() -> None:
-    """In a worker: ends it when the trainer is gone. One that was killed leaves it waiting."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
+# A state may be saved for a batch a little before the last: a resume can go on from an older place
+# in a stream, not from a newer one.
+_CURSORS = 4
+_LISTED = 1000  # bad records by name; all are counted
+# Left out because a rule says so: nothing is wrong with the data.
+_BY_RULE = ("caption_filtered", "image_filtered", "duplicate")
 
 
 class BatchIterator:
@@ -147,7 +58,10 @@ class BatchIterator:
 
     Attributes:
       next_batch: number of the batch that `next` gives; what a resume passes as `start_batch`.
-      bad_records: key -> reason, of the records of this run that could not be decoded.
+      bad_records: key -> reason, of the first records that could not be used.
+      dropped: kind (of `records.KINDS`) -> how many records were left out while reading: bad ones
+        once each, filtered ones each time their turn came.
+      counts: of `telemetry`, since this iterator was made.
     """
 
     def __init__(
@@ -171,6 +85,9 @@ class BatchIterator:
         # By number: keys of different archives may be equal.
         self._bad_indices: set[int] = set()
         self.bad_records: dict[str, str] = {}
+        self.dropped: Counter[str] = Counter()
+        self._cursors: deque[Cursor] = deque(maxlen=_CURSORS)
+        self.counts: Counter[str] = Counter()
         self.next_batch = start_batch
 
     def __iter__(self) -> "BatchIterator":
@@ -183,25 +100,45 @@ class BatchIterator:
         record and logged once. Raises UserError where too many are bad.
         """
         batch = next(self._iterator)
-        self._judge(json.loads(batch.pop("bad")), is_complete="images" in batch)
+        report = json.loads(batch.pop("report"))
+        for name, count in report["counts"].items():
+            if name.startswith(DROPPED):
+                self.dropped[name.removeprefix(DROPPED)] += count
+            else:
+                self.counts[name] += count
+        if report["cursor"] is not None:
+            self._cursors.append(report["cursor"])
+        self._judge(report["bad"], is_complete="images" in batch or report["fatal"])
+        if report["fatal"]:
+            raise UserError(report["fatal"])
         self.next_batch += 1
         return batch
 
-    def _judge(self, bad: list[tuple[int, str, str]], is_complete: bool) -> None:
-        for index, key, reason in bad:
-            if index not in self._bad_indices:
+    def _judge(self, bad: list[Bad], is_complete: bool) -> None:
+        for index, key, reason, kind in bad:
+            if kind in _BY_RULE:
+                self.dropped[kind] += 1
+            elif index not in self._bad_indices:
                 self._bad_indices.add(index)
-                self.bad_records[key] = reason
-                logger.warning("record %s left out: %s", key, reason)
+                self.dropped[kind] += 1
+                if len(self.bad_records) < _LISTED:
+                    self.bad_records[key] = reason
+                    logger.warning("record %s left out: %s", key, reason)
         count = len(self._source)
-        self._tried += self._host_rows + len(bad)
+        self._tried += self._host_rows + sum(entry[3] not in _BY_RULE for entry in bad)
         judged = min(count, max(self._tried, _MIN_RECORDS_JUDGED))
         if is_complete and len(self._bad_indices) <= self._max_bad_fraction * judged:
             return
+        if not self._bad_indices:
+            counts = ", ".join(f"{n} x {kind}" for kind, n in self.dropped.items())
+            raise UserError(
+                f"the filters leave nothing of {len(bad)} records in a row ({counts}; such as"
+                f" {bad[0][1]}: {bad[0][2]}); loosen config.data.filters"
+            )
         key, reason = next(iter(self.bad_records.items()))
         raise UserError(
             f"{len(self._bad_indices)} of {min(count, self._tried)} records tried cannot be"
-            f" decoded, more than max_bad_fraction={self._max_bad_fraction:g};"
+            f" used, more than max_bad_fraction={self._max_bad_fraction:g};"
             f" such as {key}: {reason};"
             " repair the data or raise max_bad_fraction"
         )
@@ -215,7 +152,14 @@ class BatchIterator:
             "tried": self._tried,
             "bad": bad,
             "bad_records": self.bad_records,
+            "dropped": dict(self.dropped),
+            "cursor": self._cursors[0] if self._cursors else {},
         }
+
+    @property
+    def bad_count(self) -> int:
+        """Records of this run that could not be used; those that a rule leaves out not counted."""
+        return len(self._bad_indices)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -240,6 +184,9 @@ class BatchIterator:
         self._tried = state["tried"]
         self._bad_indices = set(state["bad"])
         self.bad_records = dict(state["bad_records"])
+        self.dropped = Counter(state.get("dropped", {}))
+        if state.get("cursor"):
+            self._cursors.append(dict(state["cursor"]))
 
     def close(self) -> None:
         """Ends threads and worker processes; nothing comes after it."""
@@ -262,6 +209,9 @@ def training_batches(
     workers: int = 0,
     start_batch: int = 0,
     max_bad_fraction: float = 0.1,
+    streams: int | None = None,
+    window_shards: int = 2,
+    cursor: Mapping[str, Sequence[int]] | None = None,
 ) -> BatchIterator:
     """Endless shuffled batches, or this host's share of them.
 
@@ -277,6 +227,8 @@ def training_batches(
       workers: processes; 0 makes batches in threads of this one. Changes no value.
       start_batch: the first batch's number, for a resume; costs nothing.
       max_bad_fraction: share of undecodable records among those seen above which the run stops.
+      streams, window_shards: of a streaming source, see `StreamOrder`.
+      cursor: of a streaming source, from the state that a checkpoint keeps.
 
     Raises:
       UserError: fewer records than the global batch, or a number out of its range.
@@ -293,8 +245,14 @@ def training_batches(
             f" {batch_size}; give more data or a smaller batch size"
         )
     rows = range(batch_size) if rows is None else [int(row) for row in rows]
-    make_batch = _MakeBatch(
+    order: Order
+    if (stream := streaming_of(source)) is not None:
+        order = StreamOrder(stream, seed, batch_size, streams, window_shards, cursor)
+    else:
+        order = shuffled_order(source, seed)
+    make_batch = MakeBatch(
         source=source,
+        order=order,
         tokenize=tokenize,
         image_size=image_size,
         interpolation=interpolation,
@@ -313,6 +271,19 @@ def training_batches(
         start_batch=start_batch,
         max_bad_fraction=max_bad_fraction,
     )
+
+
+def streaming_of(source: Source) -> StreamingSource | None:
+    """The stream that a source reads, itself or below its rules; None where there is none."""
+    inner = source.source if isinstance(source, RefinedSource) else source
+    return inner if isinstance(inner, StreamingSource) else None
+
+
+def shuffled_order(source: Source, seed: int) -> ShuffledOrder:
+    """The order of a run's records: shuffled, and mixed where the source is a mixture."""
+    if isinstance(source, MixtureSource):
+        return ShuffledOrder(source.sizes, seed, source.weights)
+    return ShuffledOrder((len(source),), seed)
 
 
 def _check_numbers(**values: tuple[int, int]) -> None:
@@ -334,62 +305,3 @@ def _parallel(batches: Any, workers: int) -> Any:
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
     one_at_a_time = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     return batches.to_iter_dataset(one_at_a_time).mp_prefetch(options)
-
-
-def evaluation_batches(
-    source: Source,
-    transform: ImageTransform,
-    batch_size: int,
-    bad_records: dict[str, str] | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every decodable record once, in order: (int64 (B,) record numbers, uint8 (B, S, S, 3)).
-
-    The last batch may be shorter. Records that cannot be decoded are logged and left out; they are
-    also put into `bad_records` (key -> reason) where one is given.
-    """
-    _check_numbers(batch_size=(batch_size, 1))
-    indices: list[int] = []
-    images: list[np.ndarray] = []
-    for index, image in _in_order(source, transform, batch_size):
-        if isinstance(image, str):
-            logger.warning("record %s left out: %s", source.key(index), image)
-            if bad_records is not None:
-                bad_records[source.key(index)] = image
-            continue
-        indices.append(index)
-        images.append(image)
-        if len(indices) == batch_size:
-            yield np.asarray(indices, np.int64), np.stack(images)
-            indices, images = [], []
-    if indices:
-        yield np.asarray(indices, np.int64), np.stack(images)
-
-
-def _in_order(
-    source: Source, transform: ImageTransform, batch_size: int
-) -> Iterator[tuple[int, np.ndarray | str]]:
-    """(record number, image or the reason why there is none); threads stay a batch ahead."""
-
-    def read(start: int) -> list[tuple[int, np.ndarray | str]]:
-        results: list[tuple[int, np.ndarray | str]] = []
-        for index in range(start, min(start + _EVALUATION_CHUNK, len(source))):
-            try:
-                results.append((index, transform(source[index].image)))
-            except DecodeError as error:
-                results.append((index, str(error)))
-        return results
-
-    threads = min(_READ_THREADS, os.cpu_count() or 1)
-    starts = iter(range(0, len(source), _EVALUATION_CHUNK))
-    ahead = threads + batch_size // _EVALUATION_CHUNK
-    with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[list[tuple[int, np.ndarray | str]]]] = deque(
-            pool.submit(read, start) for start in islice(starts, ahead)
-        )
-        try:
-            while pending:
-                yield from pending.popleft().result()
-                pending.extend(pool.submit(read, start) for start in islice(starts, 1))
-        finally:
-            for future in pending:
-                future.cancel()

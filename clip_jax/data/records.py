@@ -85,12 +85,16 @@ class Drops(Mapping[str, str]):
         if len(self._reasons) < self.LISTED:
             self._reasons[key] = reason
 
+    def list(self, reasons: Iterable[tuple[str, str]]) -> None:
+        """(key, reason) of samples that are counted already."""
+        for key, reason in reasons:
+            if len(self._reasons) < self.LISTED:
+                self._reasons[key] = reason
+
     def update(self, other: "Drops") -> None:
         """All of another's, after our own."""
         self.counts.update(other.counts)
-        for key, reason in other.items():
-            if len(self._reasons) < self.LISTED:
-                self._reasons[key] = reason
+        self.list(other.items())
 
     @property
     def total(self) -> int:
@@ -160,17 +164,49 @@ class Source(Protocol):
         ...
 
 
-def fingerprint_of(items: Iterable[tuple[str, tuple[str, ...]]]) -> str:
-    """Stable hash (32 hexadecimal digits) of (key, captions) in order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for key, captions in items:
+class Fingerprint:
+    """Hash of keys and captions in order, of parts that can be put together.
+
+    A polynomial in digests of the records: that of "ab" comes from those of "a" and "b", wherever a
+    set is cut into shards.
+    """
+
+    _PRIME = 2**127 - 1
+    _BASE = 0x2545F4914F6CDD1D_9E3779B97F4A7C15 % _PRIME
+
+    def __init__(self, value: int = 0, count: int = 0) -> None:
+        self.value = value
+        self.count = count
+
+    def add(self, key: str, captions: Iterable[str]) -> None:
+        digest = hashlib.blake2b(digest_size=16)
         for text in (key, *captions):
             encoded = text.encode("utf-8", "surrogatepass")
             # Lengths keep ("ab", "c") and ("a", "bc") apart.
             digest.update(len(encoded).to_bytes(8, "little"))
             digest.update(encoded)
-        digest.update(b"\xff")
-    return digest.hexdigest()
+        number = int.from_bytes(digest.digest(), "little")
+        self.value = (self.value * self._BASE + number) % self._PRIME
+        self.count += 1
+
+    def extend(self, other: "Fingerprint") -> None:
+        """The records of `other` after our own."""
+        shifted = self.value * pow(self._BASE, other.count, self._PRIME)
+        self.value = (shifted + other.value) % self._PRIME
+        self.count += other.count
+
+    def hexdigest(self) -> str:
+        """32 hexadecimal digits."""
+        text = f"{self.value}/{self.count}".encode()
+        return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def fingerprint_of(items: Iterable[tuple[str, tuple[str, ...]]]) -> str:
+    """The `Fingerprint` of (key, captions) in order, as 32 hexadecimal digits."""
+    fingerprint = Fingerprint()
+    for key, captions in items:
+        fingerprint.add(key, captions)
+    return fingerprint.hexdigest()
 
 
 def decode_caption(data: bytes) -> str:

@@ -17,7 +17,8 @@ from typing import Any, Literal
 from ml_collections import config_dict
 
 from clip_jax.data.augmentation import Augmentation
-from clip_jax.data.options import Format
+from clip_jax.data.options import Format, RemoteOptions
+from clip_jax.data.refine import CaptionOptions, FilterOptions
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig
@@ -39,13 +40,27 @@ class TokenizerConfig:
 class DataConfig:
     """Where the image-text pairs are."""
 
-    path: str = ""  # folder, CSV, tar files; for "glyphs" a split
+    path: str = ""  # folder, table or shards, here or in a store; for "glyphs" a split; see README
     format: Format = "auto"
-    image_column: str | None = None  # CSV; None: the first column with a usual name
-    caption_column: str | None = None  # CSV; likewise
+    image_column: str | None = None  # None: the first column with a usual name
+    caption_column: str | None = None  # one, or several with commas between; None: likewise
+    caption_weights: tuple[float, ...] = ()  # how often each column is chosen; (): all alike
     caption_template: str = "a photo of a {}."  # for class-named folders
+    split: str | None = None  # of a Hugging Face or TFDS dataset
+    # Instead of path: groups of the keys above, each with "weight", its share of the stream;
+    # ({"path": "a/*.tar", "weight": 3.0}, {"path": "b.csv", "weight": 1.0}).
+    mixture: tuple[dict[str, Any], ...] = ()
+    captions: CaptionOptions = dataclasses.field(default_factory=CaptionOptions)
+    filters: FilterOptions = dataclasses.field(default_factory=FilterOptions)
+    exclude: str = ""  # file of perceptual hashes (16 hexadecimal digits a line) to leave out
+    exclude_distance: int = 0  # bits that may differ from one on the list
+    remote: RemoteOptions = dataclasses.field(default_factory=RemoteOptions)
+    # Tars of a store without an index of the whole: shuffled within a few shards at a time.
+    streaming: bool = False
+    streams: int | None = None  # read side by side; must divide the batch; None: up to 64
+    window_shards: int = 2  # among which a stream shuffles
     workers: int = 0  # reader processes; 0: threads of the trainer
-    max_bad_fraction: float = 0.1  # of the records seen; more undecodable images stop the run
+    max_bad_fraction: float = 0.1  # of the records seen; more unusable ones stop the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +269,8 @@ def _check_ranges(config: TrainConfig) -> None:
         "config.optimizer.vision.weight_decay": (optimizer.vision.weight_decay, 0, math.inf),
         "config.optimizer.text.weight_decay": (optimizer.text.weight_decay, 0, math.inf),
         "config.data.workers": (config.data.workers, 0, 1024),
+        "config.data.streams": (config.data.streams, 1, math.inf),
+        "config.data.window_shards": (config.data.window_shards, 1, math.inf),
         "config.data.max_bad_fraction": (config.data.max_bad_fraction, 0, 1),
     }
     for key, (value, low, high) in ranges.items():
@@ -265,7 +282,21 @@ def _check(config: TrainConfig) -> None:
     _check_ranges(config)
     if config.steps is None and config.epochs is None:
         raise UserError("config.steps=None, config.epochs=None: give one of them")
-    if not config.data.path:
+    if config.data.path and config.data.mixture:
+        raise UserError(
+            f"config.data.path={config.data.path!r}, config.data.mixture has "
+            f"{len(config.data.mixture)} sources: give one of them"
+        )
+    if config.data.streaming and config.data.mixture:
+        raise UserError(
+            "config.data.streaming=True: reads one path; config.data.mixture needs indexed sources"
+        )
+    if config.data.streaming and config.steps is None:
+        raise UserError(
+            f"config.epochs={config.epochs}: how many samples a stream has is not known before; "
+            "give config.steps"
+        )
+    if not config.data.path and not config.data.mixture:
         raise UserError(
             "config.data.path='': give a folder of images, a CSV file or tar files "
             "(--config.data.path=…)"

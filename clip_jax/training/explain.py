@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from clip_jax.sharding import explain, make_mesh
 from clip_jax.training.config import TrainConfig
+from clip_jax.training.data import open_data
 from clip_jax.training.initial import open_initial, takes_tokens
 from clip_jax.training.program import abstract_run_state
-from clip_jax.training.run import make_tokenizer, open_data, resolve_architecture
+from clip_jax.training.run import make_tokenizer, resolve_architecture
 
 
 def explain_sharding(config: TrainConfig) -> str:

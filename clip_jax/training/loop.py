@@ -21,11 +21,12 @@ from clip_jax.sharding import check_batch, global_batch, make_mesh
 from clip_jax.training import config as configs
 from clip_jax.training.clock import Clock
 from clip_jax.training.config import TrainConfig
+from clip_jax.training.data import open_data
 from clip_jax.training.preemption import Preemption
 from clip_jax.training.profiling import CompileWatch, Profiling, Tracer, write_hlo
 from clip_jax.training.program import jit_train_step
 from clip_jax.training.reporting import StepReporter
-from clip_jax.training.run import Run, open_data, open_run
+from clip_jax.training.run import Run, open_run
 from clip_jax.training.state import TrainState
 from clip_jax.training.workdir import enable_compilation_cache, make_workdir, only_trainer
 from clip_jax.weights.bundle import exported_step, write_bundle
@@ -163,7 +164,6 @@ def _finish(run: Run, state: TrainState) -> Clip:
             write_bundle(export, run.architecture, on_host, run.tokenizer, step=run.steps)
     if not from_first(run.log.has_evaluation(run.steps)):  # only process 0 has the files
         evaluate_state(run, state, run.steps)
-    bad = run.batches.bad_records
-    if bad:
-        logging.warning("%d records could not be decoded and were left out", len(bad))
+    for kind, count in run.batches.dropped.most_common():
+        logging.warning("%d records were left out: %s", count, kind)
     return clip

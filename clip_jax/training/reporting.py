@@ -10,6 +10,7 @@ import numpy as np
 from clip_jax.errors import UserError
 from clip_jax.models.flops import peak_flops
 from clip_jax.training.clock import Clock
+from clip_jax.training.data import DataWatch
 from clip_jax.training.profiling import CompileWatch
 from clip_jax.training.program import run_flops
 from clip_jax.training.run import Run
@@ -25,6 +26,7 @@ class StepReporter:
         self._run = run
         self._clock = clock
         self._compiles = compiles
+        self._data = DataWatch(run.batches, run.config.data.workers)
         self._pending: tuple[int, Metrics, np.ndarray] | None = None
 
     def dispatched(self, step: int, metrics: Metrics, indices: np.ndarray) -> None:
@@ -70,6 +72,10 @@ class StepReporter:
         samples_per_second = run.config.batch_size * steps / seconds
         peak = peak_flops(jax.devices()[0].device_kind)
         per_second = run_flops(run.config, run.architecture) * steps / seconds
+        wait_fraction = min(1.0, clock.wait_seconds / seconds)
+        advice = self._data.advice(step, wait_fraction) if step > clock.started_step else None
+        if advice is not None:
+            run.progress.say(advice)
         run.log.log_metrics(
             {
                 "step": step,
@@ -81,10 +87,11 @@ class StepReporter:
                 "samples_per_second": samples_per_second,
                 "samples_per_second_per_device": samples_per_second / run.mesh.size,
                 "step_seconds": seconds / steps,
-                "data_wait_fraction": min(1.0, clock.wait_seconds / seconds),
+                "data_wait_fraction": wait_fraction,
                 "model_flops_per_second": per_second,
                 "model_flops_utilization": per_second / peak / run.mesh.size if peak else None,
-                "bad_records": len(run.batches.bad_records),
+                "bad_records": run.batches.bad_count,
+                **self._data.row(seconds),
                 "seconds": clock.seconds,
                 "compile_seconds": self._compiles.seconds,
                 "recompilations": self._compiles.recompilations,

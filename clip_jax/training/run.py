@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from clip_jax.agreement import check_same, from_first
 from clip_jax.data.pipeline import BatchIterator, training_batches
 from clip_jax.data.records import Source
-from clip_jax.data.sources import open_source
 from clip_jax.data.tokenizer import Tokenizer, train_sentencepiece
 from clip_jax.distributed import host_rows
 from clip_jax.errors import UserError
@@ -29,6 +28,7 @@ from clip_jax.sharding import batch_shards
 from clip_jax.training import config as configs
 from clip_jax.training.checkpoint import Checkpoints
 from clip_jax.training.config import TrainConfig
+from clip_jax.training.data import captions_of, gathered_cursor
 from clip_jax.training.initial import (
     initial_state,
     initial_tokenizer,
@@ -70,13 +70,16 @@ class Run:
 
     def identity(self, step: int) -> dict[str, Any]:
         """What a checkpoint carries besides arrays."""
+        state = self.batches.state()
+        if state["cursor"]:
+            state["cursor"] = gathered_cursor(state["cursor"])
         return {
             "version": 1,
             "config": configs.to_dict(self.config),
             "architecture": self.architecture.to_dict(),
             "tokenizer": tokenizer_to_identity(self.tokenizer),
             # The reader is ahead of the trainer: what counts is the batch that the next step takes.
-            "data": {**self.batches.state(), "next_batch": step},
+            "data": {**state, "next_batch": step},
             "samples_seen": step * self.config.batch_size,
         }
 
@@ -129,6 +132,9 @@ def open_run(
         workers=config.data.workers,
         start_batch=first_step,
         max_bad_fraction=config.data.max_bad_fraction,
+        streams=config.data.streams,
+        window_shards=config.data.window_shards,
+        cursor=None if found.identity is None else found.identity["data"].get("cursor"),
     )
     if found.identity is not None:
         batches.resume(found.identity["data"])
@@ -207,18 +213,6 @@ def _announce(run: Run, begun: str) -> None:
     )
 
 
-def open_data(config: TrainConfig) -> Source:
-    """The image-text pairs of the configuration. Raises `UserError` as `open_source` does."""
-    data = config.data
-    return open_source(
-        data.path,
-        data.format,
-        image_column=data.image_column,
-        caption_column=data.caption_column,
-        caption_template=data.caption_template,
-    )
-
-
 def _common_tokenizer(config: TrainConfig, source: Source, initial: Initial | None) -> Tokenizer:
     """`make_tokenizer` on process 0; the others get what it has made."""
     is_first = jax.process_index() == 0
@@ -243,9 +237,8 @@ def make_tokenizer(
     if config.tokenizer.source != "captions":
         return named_tokenizer(config)
     assert source is not None
-    captions = (text for index in range(len(source)) for text in source.captions(index))
     return train_sentencepiece(
-        captions,
+        captions_of(source),
         config.tokenizer.vocab_size,
         context_length=config.model.architecture().context_length,
         cleaning=config.tokenizer.cleaning,

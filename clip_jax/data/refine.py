@@ -1,0 +1,153 @@
+"""Captions cleaned, and samples left out by rules: a source between the files and the stream.
+
+What a rule leaves out costs a read each time its turn comes; the record after it takes its place.
+"""
+
+import html
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from clip_jax.data.decoding import open_header
+from clip_jax.data.perceptual_hash import HashList, perceptual_hash
+from clip_jax.data.records import DecodeError, Drops, Record, Source, fingerprint_of
+from clip_jax.errors import UserError
+
+_TAG = re.compile(r"<[^<>]{1,200}>")
+_URL = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
+_MAIL = re.compile(r"\S+@\S+\.\w+")
+_FILE = re.compile(
+    r"\S+\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|avif|heic|pdf|html?|php|aspx?)\b", re.IGNORECASE
+)
+_CAMERA = re.compile(r"\b(?:img|dsc|dscn|dscf|pict|pxl|screenshot|image)[_\- ]?\d{2,}\w*", re.I)
+_EDGES = " \t\n-–—|·•:;,/\\*#_~=+<>\"'"
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """What becomes of the captions of a record."""
+
+    # sample: one of them, by weight where columns have weights; first; concatenate: all, with a
+    # space between.
+    choice: Literal["sample", "first", "concatenate"] = "sample"
+    clean: bool = False  # alt texts: entities, tags, addresses and file names go
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """Which samples are left out, by caption and by image; the defaults leave none out.
+
+    Raises UserError where a number is out of its range.
+    """
+
+    min_words: int = 0
+    max_words: int | None = None
+    min_side: int = 0  # pixels of the shorter side
+    max_aspect: float | None = None  # longer over shorter side
+
+    def __post_init__(self) -> None:
+        ranges = {"min_words": 0, "max_words": 1, "min_side": 0, "max_aspect": 1}
+        for name, low in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise UserError(f"filters.{name}={value}; accepted is a number of at least {low}")
+        if self.max_words is not None and self.max_words < self.min_words:
+            raise UserError(
+                f"filters.max_words={self.max_words} is less than min_words={self.min_words}"
+            )
+
+
+def clean_alt_text(text: str) -> str:
+    """An alt text without entities, tags, addresses and file names; "" where nothing is left."""
+    for _ in range(2):  # "&amp;lt;" is common
+        text = html.unescape(text)
+    text = _TAG.sub(" ", text)
+    for pattern in (_URL, _MAIL, _FILE, _CAMERA):
+        text = pattern.sub(" ", text)
+    return " ".join(text.split()).strip(_EDGES)
+
+
+class RefinedSource:
+    """`source` with cleaned captions; what the filters or the list of hashes leave out raises
+    `DecodeError` of kind caption_filtered, image_filtered or duplicate."""
+
+    def __init__(
+        self,
+        source: Source,
+        captions: CaptionOptions = CaptionOptions(),
+        filters: FilterOptions = FilterOptions(),
+        exclude: HashList | None = None,
+    ) -> None:
+        self.source = source
+        self._options = captions
+        self._filters = filters
+        self._exclude = exclude
+
+    @property
+    def dropped(self) -> Drops:
+        return self.source.dropped
+
+    @property
+    def fingerprint(self) -> str:
+        listed = 0 if self._exclude is None else len(self._exclude)
+        rules = (repr(self._options), repr(self._filters), str(listed))
+        return fingerprint_of([(self.source.fingerprint, rules)])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        captions, weights = self._refined(record.captions, record.weights)
+        self._check_image(record.image)
+        return Record(record.key, record.image, captions, weights)
+
+    def _refined(
+        self, captions: tuple[str, ...], weights: tuple[float, ...] | None
+    ) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+        if self._options.clean:
+            captions = tuple(clean_alt_text(text) for text in captions)
+        if self._options.choice == "first":
+            captions, weights = captions[:1], None
+        elif self._options.choice == "concatenate":
+            captions, weights = (" ".join(text for text in captions if text),), None
+        filters = self._filters
+        low = max(filters.min_words, 1 if self._options.clean else 0)
+        high = filters.max_words or np.inf
+        kept = [n for n, text in enumerate(captions) if low <= len(text.split()) <= high]
+        if not kept:
+            counts = ", ".join(str(len(text.split())) for text in captions)
+            raise DecodeError(
+                f"no caption of {low} to {high:g} words (it has {counts})", "caption_filtered"
+            )
+        chosen = tuple(captions[n] for n in kept)
+        return chosen, None if weights is None else tuple(weights[n] for n in kept)
+
+    def _check_image(self, image: bytes | np.ndarray) -> None:
+        filters = self._filters
+        if filters.min_side or filters.max_aspect is not None:
+            size = open_header(image).size if isinstance(image, bytes) else image.shape[:2]
+            shorter, longer = sorted(size)
+            if shorter < filters.min_side:
+                raise DecodeError(
+                    f"image of {size[0]}x{size[1]} pixels, shorter than {filters.min_side}",
+                    "image_filtered",
+                )
+            if filters.max_aspect is not None and longer > filters.max_aspect * shorter:
+                raise DecodeError(
+                    f"image of {size[0]}x{size[1]} pixels, longer than {filters.max_aspect:g} to 1",
+                    "image_filtered",
+                )
+        if self._exclude is not None and perceptual_hash(image) in self._exclude:
+            raise DecodeError("image is on the list of config.data.exclude", "duplicate")
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._refined(self.source.captions(index), None)[0]
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        return self.source.metadata(index)
+
+    def key(self, index: int) -> str:
+        return self.source.key(index)

@@ -1,0 +1,109 @@
+"""Which members of a tar sample hold its captions, and how they are read."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.records import CaptionError, decode_caption
+
+CAPTION_FIELDS = ("caption", "text")  # of a .json, where there is no .txt
+SEVERAL_FIELD = "captions"  # of a .json: a list, which comes before .txt
+
+MAX_TEXT_BYTES = 4 << 20  # a "caption" beyond this is an accident or an attack
+
+
+class Member(NamedTuple):
+    """Where the bytes of a file are in its archive."""
+
+    offset: int
+    size: int
+
+
+ReadMember = Callable[[Member], bytes]
+
+
+class Captions(NamedTuple):
+    """Of one sample; `needs_json`: they cannot be had from .txt alone."""
+
+    texts: tuple[str, ...]
+    weights: tuple[float, ...] | None
+    needs_json: bool
+
+
+@dataclass(frozen=True)
+class CaptionReader:
+    """Without columns: the list "captions" of the .json, or the .txt, or "caption" or "text" of the
+    .json. With columns: each is the ending of a text member (txt) or a field of the .json."""
+
+    options: SourceOptions
+
+    def read(
+        self, texts: Mapping[str, Member], json_member: Member | None, read: ReadMember
+    ) -> Captions:
+        """`texts`: text members by ending. Raises CaptionError where no caption is usable."""
+        fields = read_json(json_member, read)
+        columns = self.options.caption_columns
+        if columns:
+            return self._of_columns(columns, texts, fields, read)
+        several = fields.get(SEVERAL_FIELD)
+        if isinstance(several, list):
+            found = tuple(text for text in several if isinstance(text, str) and text.strip())
+            if found:
+                return Captions(found, None, True)
+        if "txt" in texts:
+            return Captions((read_text(texts["txt"], read),), None, False)
+        for name in CAPTION_FIELDS:
+            if isinstance(fields.get(name), str) and fields[name].strip():
+                return Captions((fields[name],), None, True)
+        raise CaptionError(
+            "caption is missing (no .txt, no .json with caption or text)", "caption_missing"
+        )
+
+    def _of_columns(
+        self,
+        columns: tuple[str, ...],
+        texts: Mapping[str, Member],
+        fields: Mapping[str, Any],
+        read: ReadMember,
+    ) -> Captions:
+        found: dict[str, str] = {}
+        problem = None
+        for name in columns:
+            if name in texts:
+                try:
+                    found[name] = read_text(texts[name], read)
+                except CaptionError as error:
+                    problem = error
+            elif isinstance(fields.get(name), str):
+                found[name] = fields[name]
+        chosen, weights = self.options.chosen(found)
+        if chosen:
+            return Captions(chosen, weights, any(name not in texts for name in columns))
+        if problem is not None:
+            raise problem
+        there = [f".{ending}" for ending in texts] + [f"{name} (.json)" for name in fields]
+        raise CaptionError(
+            f"caption is missing (no {', '.join(columns)}; there are"
+            f" {', '.join(there[:20]) or 'none'})",
+            "caption_missing",
+        )
+
+
+def read_text(member: Member, read: ReadMember) -> str:
+    """Raises CaptionError where it is no caption."""
+    if member.size > MAX_TEXT_BYTES:
+        raise CaptionError(f"caption of {member.size} bytes", "caption_too_long")
+    return decode_caption(read(member))
+
+
+def read_json(member: Member | None, read: ReadMember) -> dict[str, Any]:
+    """The object in it; {} where there is none, or no valid one."""
+    if member is None or member.size > MAX_TEXT_BYTES:
+        return {}
+    try:
+        value = json.loads(read(member).decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

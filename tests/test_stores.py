@@ -1,0 +1,97 @@
+"""A store that fails, stalls and cuts off: asked again, then left; copies within their bound."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from loopback import Loopback
+
+from clip_jax.data import stores
+from clip_jax.data.options import RemoteOptions
+from clip_jax.data.stores import Unavailable
+from clip_jax.errors import UserError
+
+pytest.importorskip("aiohttp")
+
+QUICK = RemoteOptions(attempts=3, backoff_seconds=0.01, timeout_seconds=0.5)
+DATA = bytes(range(256)) * 40
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "files").mkdir()
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "files" / "a.tar").write_bytes(DATA)
+    with Loopback(tmp_path / "files") as server:
+        yield server
+
+
+@pytest.mark.parametrize("fault", ["500", "stall", "cut"])
+def test_a_fault_is_asked_again(server: Loopback, fault: str) -> None:
+    url = f"{server.url}/a.tar"
+    server.faults["a.tar"] = [fault, fault]
+    assert stores.read_range(url, 10, 500, QUICK) == DATA[10:500]
+    assert server.requests["a.tar"] == 3
+    server.faults["a.tar"] = [fault]
+    assert stores.fetch(url, QUICK).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("fault", ["500", "stall", "cut"])
+def test_what_goes_on_failing_is_named(server: Loopback, fault: str) -> None:
+    url = f"{server.url}/a.tar"
+    server.faults["a.tar"] = [f"{fault}…"]
+    start = time.monotonic()
+    with pytest.raises(Unavailable, match=r"a\.tar: cannot be read after 3 attempts"):
+        stores.fetch(url, QUICK)
+    assert time.monotonic() - start < 5
+    assert not list((stores.cache_folder() / "shards").glob("*a.tar*"))  # nothing half done
+
+
+def test_what_is_not_there_is_not_asked_again(server: Loopback) -> None:
+    with pytest.raises(Unavailable, match=r"b\.tar: no such file"):
+        stores.stat(f"{server.url}/b.tar", QUICK)
+
+
+def test_copies_are_kept_and_made_anew_when_the_file_is(server: Loopback, tmp_path: Path) -> None:
+    url = f"{server.url}/a.tar"
+    first = stores.fetch(url, QUICK)
+    assert stores.fetch(url, QUICK) == first
+    assert server.requests["a.tar"] == 1
+    (tmp_path / "files" / "a.tar").write_bytes(DATA[::-1])
+    assert stores.fetch(url, QUICK).read_bytes() == DATA[::-1]
+
+
+def test_the_oldest_copies_give_way(server: Loopback, tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / "files" / f"{name}.tar").write_bytes(DATA)
+    bounded = RemoteOptions(cache_gib=2.5 * len(DATA) / 2**30, attempts=1)
+    copies = {name: stores.fetch(f"{server.url}/{name}.tar", bounded) for name in "ab"}
+    stores.fetch(f"{server.url}/a.tar", bounded)  # used again
+    copies["c"] = stores.fetch(f"{server.url}/c.tar", bounded)
+    assert [name for name in "abc" if copies[name].exists()] == ["a", "c"]
+    with pytest.raises(Unavailable, match="more than the whole cache"):
+        stores.fetch(f"{server.url}/d.tar", RemoteOptions(cache_gib=1e-6))
+
+
+def test_words_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"nosuch:// is unknown; known are .*s3"):
+        stores.stat("nosuch://bucket/a", QUICK)
+
+    class NoCredentialsError(Exception):
+        """As botocore's."""
+
+    class Store:
+        def info(self, path: str) -> None:
+            raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr(stores, "_filesystem", lambda url: (Store(), url))
+    with pytest.raises(UserError, match=r"refuses us .*AWS_ACCESS_KEY_ID"):
+        stores.stat("s3://bucket/a.tar", QUICK)
+
+
+@pytest.mark.parametrize("name", ["attempts", "cache_gib", "timeout_seconds"])
+def test_numbers_out_of_range(name: str) -> None:
+    with pytest.raises(UserError, match=f"remote.{name}=-1"):
+        RemoteOptions(**{name: -1})
