@@ -35,13 +35,11 @@ def photo(seed: int, size: tuple[int, int] = (64, 48), quality: int = 90, **opti
 
 def samples(numbers: Iterable[int]) -> list[Sample]:
     """Keys are six digits, captions "number N", images tell the number by their colour."""
-    return [
-        (
-            f"{n:06d}",
-            {"png": png(n), "txt": f"number {n}".encode(), "json": json.dumps({"n": n}).encode()},
-        )
-        for n in numbers
-    ]
+    found = []
+    for n in numbers:
+        texts = {"txt": f"number {n}".encode(), "json": json.dumps({"n": n}).encode()}
+        found.append((f"{n:06d}", {"png": png(n), **texts}))
+    return found
 
 
 def write_shard(path: Path, content: Iterable[Sample]) -> None:
