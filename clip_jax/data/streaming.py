@@ -37,6 +37,7 @@ SHIFT = 32  # a record's number is its shard's, shifted by so many bits, and its
 _MOST_STREAMS = 64  # where the configuration leaves it open
 MAX_STREAMS = 4096
 _OPEN_SHARDS = 128
+_EMPTY_EPOCHS = 8  # of one stream, after which the data is called bad: a few may be bad luck
 
 # Of each stream: epoch, window in it, position in the stream at which the window begins.
 Cursor = dict[str, tuple[int, int, int]]
@@ -197,7 +198,7 @@ class _Stream:
 
     def _find(self) -> _Window:
         epoch, number, start = self._next
-        empty_since = (epoch, number)
+        last_epoch = epoch + _EMPTY_EPOCHS
         while True:
             shards, is_last = self._shards(epoch, number)
             ends = np.cumsum([self._source.count(shard, epoch) for shard in shards])
@@ -205,10 +206,10 @@ class _Stream:
             epoch, number = (epoch + 1, 0) if is_last else (epoch, number + 1)
             if window.size:
                 break
-            if (epoch, number) >= (empty_since[0] + 1, empty_since[1]):
+            if epoch > last_epoch:
                 raise UserError(
-                    f"no shard of stream {self._index} could be read for a whole epoch (such as"
-                    f" {self._source.paths[shards[0]]}); see the log"
+                    f"no shard of stream {self._index} could be read in {_EMPTY_EPOCHS} epochs"
+                    f" (such as {self._source.paths[shards[0]]}); see the log"
                 )
         self._next = (epoch, number, start + window.size)
         for shard in self._shards(epoch, number)[0]:  # copied while this window is read

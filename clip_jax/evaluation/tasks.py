@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data import glyphs
-from clip_jax.data.image import ImageTransform
 from clip_jax.data.evaluation_batches import evaluation_batches
+from clip_jax.data.image import ImageTransform
 from clip_jax.data.records import Source
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError

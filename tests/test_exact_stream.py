@@ -1,0 +1,137 @@
+"""One order of samples, whatever reads them: every sample once an epoch, through any kill."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from shards import words, write_shards
+
+from clip_jax.data.augmentation import Augmentation
+from clip_jax.data.mixture import MixtureSource
+from clip_jax.data.pipeline import shuffled_order, training_batches
+from clip_jax.data.records import Source
+from clip_jax.data.sources import open_source
+from clip_jax.errors import UserError
+
+SIZES = (7, 1, 0, 22, 5, 13)  # 48 samples, unevenly
+BATCH = 12
+
+
+@pytest.fixture
+def pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+    return write_shards(tmp_path / "shards", SIZES)
+
+
+def read(source: Source, count: int, **options: Any) -> np.ndarray:
+    """Samples of the first batches, (count, rows)."""
+    augmentation = Augmentation(crop_scale=(1, 1))
+    settings = {"batch_size": BATCH, "seed": 1} | options
+    iterator = training_batches(source, words, 8, "bicubic", augmentation, **settings)
+    try:
+        batches = list(itertools.islice(iterator, count))
+    finally:
+        iterator.close()
+    numbers = np.stack([batch["tokens"][:, 1] for batch in batches])
+    np.testing.assert_array_equal([b["images"][:, 0, 0, 0] for b in batches], numbers)
+    return numbers
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_have_disjoint_shares_of_every_epoch(pattern: str, hosts: int) -> None:
+    """More hosts than some archives have samples; no host needs archives of its own."""
+    share = BATCH // hosts
+    parts = [
+        read(open_source(pattern), 8, rows=range(h * share, (h + 1) * share)) for h in range(hosts)
+    ]
+    batches = np.concatenate(parts, axis=1)
+    for epoch in batches.reshape(2, 48):
+        assert sorted(epoch.tolist()) == list(range(48))
+    np.testing.assert_array_equal(batches, read(open_source(pattern), 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_do_not_matter(pattern: str, workers: int) -> None:
+    source = open_source(pattern)
+    np.testing.assert_array_equal(read(source, 8, workers=workers), read(source, 8))
+
+
+def test_a_mixture_has_its_shares(tmp_path: Path, pattern: str) -> None:
+    few = open_source(write_shards(tmp_path / "few", (4,)))
+    mixture = MixtureSource([open_source(pattern), few], ["many", "few"], [3.0, 1.0])
+    assert mixture.key(48) == "few:000000"
+    indices = np.fromiter(shuffled_order(mixture, 1).numbers(range(8192)), int)
+    assert (indices >= 48).sum() == 2048  # a quarter of 8,192
+    counts = np.bincount(indices, minlength=52)
+    assert np.ptp(counts[:48]) <= 1
+    assert np.ptp(counts[48:]) <= 1
+    with pytest.raises(UserError, match=r"mixture\[1\]\.weight=-1"):
+        MixtureSource([few, few], ["a", "b"], [1, -1])
+    with pytest.raises(UserError, match="sum to 0"):
+        MixtureSource([few, few], ["a", "b"], [0, 0])
+
+
+def killed_at_random(
+    folder: Path, pattern: str, streaming: bool, kills: int, rng: random.Random
+) -> list[dict[str, Any]]:
+    """What a reader wrote that was killed so often, each time with another number of workers."""
+    batches = 160
+    for attempt in itertools.count():
+        workers = (0, 2, 1, 3)[attempt % 4]
+        arguments = [str(folder), pattern, str(batches), str(workers), str(streaming)]
+        command = [sys.executable, str(REPOSITORY / "tests" / "stream_reader.py"), *arguments]
+        done = len(written(folder))
+        process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+        end = time.monotonic() + 60
+        while process.poll() is None and attempt < kills:
+            assert time.monotonic() < end
+            if len(written(folder)) > done + rng.randrange(batches // (2 * kills)):
+                time.sleep(rng.uniform(0, 0.02))
+                process.kill()
+            time.sleep(0.005)
+        _, problems = process.communicate(timeout=120)
+        if process.returncode == 0:
+            assert attempt >= kills, "it ended before it was killed often enough"
+            return written(folder)
+        assert process.returncode == -9, problems
+    raise AssertionError
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "read.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("streaming", "kills"), [(False, 6), (True, 6)])
+def test_killed_at_random_and_resumed(
+    tmp_path: Path, pattern: str, streaming: bool, kills: int
+) -> None:
+    """The identical stream to the last pixel, with another number of workers after each kill."""
+    rng = random.Random()  # other moments in every run of the test
+    rows = killed_at_random(tmp_path, pattern, streaming, kills, rng)
+    (tmp_path / "whole").mkdir()
+    command = [sys.executable, str(REPOSITORY / "tests" / "stream_reader.py")]
+    arguments = [str(tmp_path / "whole"), pattern, "160", "0", str(streaming)]
+    subprocess.run([*command, *arguments], cwd=REPOSITORY, check=True, timeout=120)
+    whole = written(tmp_path / "whole")
+    assert [row["batch"] for row in whole] == list(range(160))
+    digests = {row["batch"]: row["digest"] for row in whole}
+    assert {row["batch"] for row in rows} == set(range(160))
+    # A batch that was read but not yet vouched for is read again, and is the same again.
+    assert all(digests[row["batch"]] == row["digest"] for row in rows)
+    assert len({row["workers"] for row in rows}) > 2

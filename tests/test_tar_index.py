@@ -1,0 +1,250 @@
+"""Indexes of tar files: made once, made again where they are too old, opened without being read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shards import photo, png, samples, write_shard, write_shards
+
+from clip_jax.data import tar_index, tar_indexes
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.records import DecodeError, Fingerprint, fingerprint_of
+from clip_jax.data.sources import open_source
+from clip_jax.data.tar_index import sample_type
+from clip_jax.data.tar_indexes import build_indexes
+from clip_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def keys(source) -> list[str]:
+    return [source.key(index) for index in range(len(source))]
+
+
+def test_an_index_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = write_shards(tmp_path / "set", (3, 0, 4))
+    first = open_source(pattern)
+    assert len(list((tmp_path / "cache").rglob("*.index"))) == 3
+    monkeypatch.setattr(tar_indexes, "make_index", None)  # would be a traceback
+    second = open_source(pattern)
+    assert keys(second) == keys(first) == [f"{n:06d}" for n in range(7)]
+    assert second.fingerprint == first.fingerprint
+    assert [second[n].image for n in range(7)] == [png(n) for n in range(7)]
+    assert second.captions(5) == ("number 5",)
+    assert second.metadata(5) == {"n": 5}
+    assert pickle.loads(pickle.dumps(second))[6].captions == ("number 6",)
+    with pytest.raises(IndexError):
+        second[7]
+
+
+def test_beside_the_archives(tmp_path: Path, cache: Path) -> None:
+    pattern = write_shards(tmp_path / "set", (3, 4))
+    paths = [str(path) for path in sorted((tmp_path / "set").glob("*.tar"))]
+    summary = build_indexes(paths, beside=True)
+    assert (summary.built, summary.failed) == (2, {})
+    assert not cache.exists()
+    assert len(open_source(pattern)) == len(open_source(tmp_path / "set")) == 7
+    assert not cache.exists()
+    assert build_indexes(paths).built == 0
+    assert build_indexes(paths, beside=True, rebuild=True).built == 2
+
+
+def test_processes_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = write_shards(tmp_path / "set", (3, 4, 5))
+    alone = open_source(pattern)
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(tar_indexes, "_WORTH_PROCESSES_BYTES", 0)
+    paths = [str(path) for path in sorted((tmp_path / "set").glob("*.tar"))]
+    progress: list[tuple[int, int]] = []
+    summary = build_indexes(paths, workers=2, progress=lambda *x: progress.append(x))
+    assert summary.built == 3
+    assert progress == [(1, 3), (2, 3), (3, 3)]
+    assert open_source(pattern).fingerprint == alone.fingerprint
+    (tmp_path / "set" / "00003.tar").write_bytes(b"\x1f\x8b no tar" * 100)
+    with pytest.raises(UserError, match=r"00003\.tar is not an uncompressed tar"):
+        build_indexes([*paths, str(tmp_path / "set" / "00003.tar")], workers=2, rebuild=True)
+
+
+def test_an_index_older_than_its_archive(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.tar"
+    write_shard(path, samples(range(4)))
+    build_indexes([str(path)], beside=True)
+    write_shard(path, samples(range(4, 8)))  # as long as before
+    os.utime(path, ns=(time.time_ns() + 10**9,) * 2)
+    with caplog.at_level(logging.WARNING):
+        assert keys(open_source(path)) == [f"{n:06d}" for n in range(4, 8)]
+    assert f"{path}: its index is older than the archive; made anew" in caplog.text
+
+
+@pytest.mark.parametrize("cut", [0, 10, 30, 100, -1])
+def test_a_broken_index_is_made_anew(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "a.tar"
+    write_shard(path, samples(range(4)))
+    build_indexes([str(path)], beside=True)
+    index = Path(f"{path}.index")
+    index.write_bytes(index.read_bytes()[:cut])
+    assert len(open_source(path)) == 4
+
+
+def test_columns_have_an_index_of_their_own(tmp_path: Path) -> None:
+    texts = []
+    for n in range(3):
+        fields = json.dumps({"long": f"l{n}"}).encode()
+        members = {"png": png(n), "txt": b"a", "alt": f"alt {n}".encode(), "json": fields}
+        texts.append((f"{n}", members))
+    write_shard(tmp_path / "a.tar", [*texts, ("3", {"png": png(3), "txt": b"only this"})])
+    assert open_source(tmp_path / "a.tar").captions(1) == ("a",)
+    source = open_source(tmp_path / "a.tar", caption_column="alt,long", caption_weights=(1, 3))
+    assert source[2].captions == ("alt 2", "l2")
+    assert source[2].weights == (1, 3)
+    assert source.dropped == {"3": "caption is missing (no alt, long; there are .txt)"}
+    with pytest.raises(UserError, match=r"no sample .*no nosuch; there are"):
+        open_source(tmp_path / "a.tar", caption_column="nosuch")
+
+
+def test_several_captions(tmp_path: Path) -> None:
+    fields = {"captions": ["one", " ", "two"]}
+    members = {"png": png(0), "txt": b"one", "json": json.dumps(fields).encode()}
+    write_shard(tmp_path / "a.tar", [("0", members)])
+    assert open_source(tmp_path / "a.tar").captions(0) == ("one", "two")
+
+
+def test_an_archive_that_vanished(tmp_path: Path) -> None:
+    source = open_source(write_shards(tmp_path / "set", (3, 4)))
+    (tmp_path / "set" / "00001.tar").unlink()
+    assert source[2].key == "000002"
+    with pytest.raises(DecodeError, match=r"000003 cannot .*00001\.tar.* No such file") as caught:
+        source[3]
+    assert caught.value.kind == "shard_unreadable"
+
+
+def test_fingerprints_do_not_depend_on_the_shards(tmp_path: Path) -> None:
+    one = open_source(write_shards(tmp_path / "one", (9,)))
+    many = open_source(write_shards(tmp_path / "many", (2, 0, 3, 4)))
+    records = [(f"{n:06d}", (f"number {n}",)) for n in range(9)]
+    assert one.fingerprint == many.fingerprint == fingerprint_of(records)
+    assert fingerprint_of(records[::-1]) != one.fingerprint
+    parts = [Fingerprint(), Fingerprint()]
+    for number, record in enumerate(records):
+        parts[number > 3].add(*record)
+    parts[0].extend(parts[1])
+    assert parts[0].hexdigest() == one.fingerprint
+
+
+def described_shards(folder: Path, shards: int, count: int) -> None:
+    """Archives that are nothing but a size, with the indexes they would have."""
+    (folder / "set").mkdir()
+    table = np.zeros(count, sample_type(SourceOptions()))
+    table["image_offset"] = 512 + np.arange(count) * 2048
+    table["image_size"] = 1024
+    table[".txt_offset"] = table["image_offset"] + 1536
+    table[".txt_size"] = 4
+    table["key_end"] = 9 * (1 + np.arange(count))
+    body = table.tobytes() + b"000000000" * count
+    header = tar_index.IndexHeader(
+        size=count * 2048, tag="", count=count, row_bytes=table.itemsize, key_bytes=9 * count,
+        fingerprint="7", damage=None, options=tar_index.options_key(SourceOptions()),
+    )  # fmt: skip
+    text = json.dumps(vars(header)).encode()
+    body = tar_index._MAGIC + struct.pack("<Q", len(text)) + text + body
+    common = folder / "index"
+    common.write_bytes(body)
+    for number in range(shards):
+        path = folder / "set" / f"{number:05d}.tar"
+        with open(path, "wb") as file:
+            file.truncate(count * 2048)
+        os.link(common, f"{path}.index")
+    os.utime(common, ns=(time.time_ns() + 10**10,) * 2)
+
+
+@pytest.mark.slow
+def test_ten_thousand_archives_open_quickly(tmp_path: Path) -> None:
+    """100,000,000 samples in 10,000 archives: 5 s and 2 GiB at most."""
+    described_shards(tmp_path, 10_000, 10_000)
+    program = f"""
+import resource, time
+from clip_jax.data.sources import open_source
+start = time.perf_counter()
+source = open_source({str(tmp_path / "set")!r})
+assert len(source) == 100_000_000
+seconds = time.perf_counter() - start
+for index in range(0, 100_000_000, 999_983):
+    assert source.key(index) == "000000000"
+    assert source.position(index).endswith(str(512 + index % 10_000 * 2048))
+print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    seconds, gib = map(float, done.stdout.split())
+    assert seconds < 5
+    assert gib < 2
+
+
+_SIZES = (b"77777777777\0", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"-0000000001\0")
+
+
+def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """A few bytes changed, a piece lost, doubled or moved; mostly among the headers."""
+    changed = bytearray(data)
+    for _ in range(rng.integers(1, 6)):
+        kind = rng.integers(5)
+        at = int(rng.integers(len(changed)))
+        if rng.random() < 0.7:
+            at = at // 512 * 512 + int(rng.integers(160))  # of a header: name, size, checksum, type
+        length = int(rng.integers(1, 700))
+        if kind == 0:
+            changed[at : at + 1] = rng.bytes(1)
+        elif kind == 1:
+            changed[at : at + 12] = _SIZES[rng.integers(len(_SIZES))]
+        elif kind == 2:
+            del changed[at : at + length]
+        elif kind == 3:
+            changed[at:at] = changed[at : at + length]
+        else:
+            del changed[at:]
+        if len(changed) < 1024:
+            break
+    return bytes(changed)
+
+
+def test_mutated_archives_neither_crash_nor_hang(tmp_path: Path) -> None:
+    long_name = ("x" * 120, {"jpg": photo(1), "txt": b"long name"})
+    write_shard(tmp_path / "a.tar", [*samples(range(6)), long_name])
+    data = (tmp_path / "a.tar").read_bytes()
+    rng = np.random.default_rng(0)
+    outcomes = {"good": 0, "bad": 0, "refused": 0, "too long": 0}
+    for number in range(200):
+        path = tmp_path / "m.tar"
+        path.write_bytes(mutated(data, rng))
+        os.utime(path, ns=(time.time_ns() + number * 10**9,) * 2)
+        start = time.monotonic()
+        try:
+            source = open_source(path)
+        except UserError as error:
+            outcomes["refused" if "\n" not in str(error) else "too long"] += 1
+            continue
+        for index in range(len(source)):
+            try:
+                assert source[index].captions
+                outcomes["good"] += 1
+            except DecodeError:
+                outcomes["bad"] += 1
+        assert time.monotonic() - start < 5
+    assert min(outcomes["good"], outcomes["refused"]) > 5
+    assert outcomes["too long"] == 0
