@@ -18,6 +18,11 @@ from clip_jax.errors import UserError
 BLOCK = 8192
 
 
+# Up to so many, permutations are tables: `index_shuffle` walks through 65,536 places to find one of
+# a few (1.7 ms where there are four).
+SMALL = 4096
+
+
 class Order(Protocol):
     """Positions in the global stream -> record numbers; pickled to workers."""
 
@@ -57,8 +62,7 @@ class ShuffledOrder:
             seed = seeds.get((source, epoch))
             if seed is None:
                 seed = seeds[source, epoch] = _mixed_seed(self._seed, epoch, source)
-            shuffled = index_shuffle(index, max_index=size - 1, seed=seed, rounds=4)
-            yield self._starts[source] + shuffled
+            yield self._starts[source] + shuffled(index, size, seed)
 
     def _draw(self, position: int) -> tuple[int, int]:
         """(source, how many records were drawn from it before)."""
@@ -73,6 +77,18 @@ class ShuffledOrder:
         source = int(np.searchsorted(self._starts, number, side="right")) - 1
         start = self._starts[source]
         return start + (number + 1 - start) % self._sizes[source]
+
+
+def shuffled(index: int, size: int, seed: int) -> int:
+    """The place of `index` in a permutation of `size` things."""
+    if size > SMALL:
+        return index_shuffle(index, max_index=size - 1, seed=seed, rounds=4)
+    return int(_permutation(size, seed)[index])
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(size: int, seed: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(seed)).permutation(size)
 
 
 def _mixed_seed(seed: int, epoch: int, source: int) -> int:

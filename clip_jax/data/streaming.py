@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from grain.experimental import index_shuffle
 
 from clip_jax.data.options import SourceOptions
+from clip_jax.data.order import shuffled
 from clip_jax.data.paths import expand_paths
 from clip_jax.data.records import Drops, Record, fingerprint_of
 from clip_jax.data.tar_indexes import build_indexes
@@ -229,7 +229,7 @@ class _Stream:
         parts = [self._seed, window.epoch, window.number, self._index, 3]
         seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
         index = position - window.start
-        place = index_shuffle(index, max_index=window.size - 1, seed=seed, rounds=4)
+        place = shuffled(index, window.size, seed)
         at = int(np.searchsorted(window.ends, place, side="right"))
         first = int(window.ends[at - 1]) if at else 0
         return window.shards[at] << SHIFT | place - first
