@@ -15,7 +15,7 @@ from clip_jax.data.perceptual_hash import HashList, perceptual_hash
 from clip_jax.data.records import DecodeError, Drops, Record, Source, fingerprint_of
 from clip_jax.errors import UserError
 
-_TAG = re.compile(r"<[^<>]{1,200}>")
+_TAG = re.compile(r"</?[A-Za-z!][^<>]{0,200}>")
 _URL = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
 _MAIL = re.compile(r"\S+@\S+\.\w+")
 _FILE = re.compile(

@@ -1,0 +1,52 @@
+"""What is wrong with a sample, and where it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from clip_jax.data.records import DecodeError, Source
+
+
+@runtime_checkable
+class HasPosition(Protocol):
+    """A source that knows where in its files a record begins."""
+
+    def position(self, index: int) -> str:
+        """Such as "00000.tar:10240"."""
+        ...
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that cannot be used; `kind` is one of `clip_jax.data.records.KINDS`."""
+
+    key: str
+    kind: str
+    position: str
+    reason: str
+
+    def as_dict(self) -> dict[str, str]:
+        return dict(vars(self))
+
+
+def position_of(source: Source, index: int) -> str:
+    """The file and byte where the source knows it, else the number of the record."""
+    if isinstance(source, HasPosition):
+        return source.position(index)
+    return f"record {index}"
+
+
+def bad_sample(source: Source, index: int, error: DecodeError) -> BadSample:
+    return BadSample(source.key(index), error.kind, position_of(source, index), str(error))
+
+
+def describe_kinds(counts: Mapping[str, int]) -> str:
+    """ "3 image_bomb, 1 caption_empty": the commonest first."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in Counter(counts).most_common())
+
+
+def count_kinds(samples: Iterable[BadSample]) -> Counter[str]:
+    return Counter(sample.kind for sample in samples)

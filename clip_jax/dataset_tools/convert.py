@@ -1,0 +1,240 @@
+"""Writes any image-text data as tar files or ArrayRecord, resized and re-encoded on request.
+
+python -m clip_jax.data convert --data=photos --output=shards --to=webdataset --resize=256
+
+Only samples that decode completely are written; the others are counted by reason and listed in
+DIR/convert.json. The same command goes on after a kill, and its files are the same bytes whenever
+and by however many workers they are written. Images keep their bytes where nothing is to be done.
+Several captions of a sample: KEY.txt has the first, KEY.json all of them as the list "captions".
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from clip_jax.data.records import DecodeError, Source
+from clip_jax.dataset_tools.bad_samples import bad_sample, describe_kinds
+from clip_jax.dataset_tools.conversion import (
+    ASIDE,
+    Conversion,
+    Settings,
+    ShardResult,
+    begin,
+    locked,
+    read_plan,
+)
+from clip_jax.dataset_tools.output_files import output_folder, write_json
+from clip_jax.dataset_tools.recode import ENCODINGS, Recoding
+from clip_jax.dataset_tools.source_flags import define_source_flags, define_workers
+from clip_jax.dataset_tools.tar_writer import Sample, plain, write_tar
+from clip_jax.dataset_tools.workers import Count, each, work_on
+from clip_jax.errors import UserError
+
+FLAGS = flags.FlagValues()
+_SOURCE = define_source_flags(FLAGS)
+_WORKERS = define_workers(FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", flag_values=FLAGS)
+_TO = flags.DEFINE_enum(
+    "to", "webdataset", ["webdataset", "array_record"], "Format to write.", flag_values=FLAGS
+)
+_PER_SHARD = flags.DEFINE_integer(
+    "samples_per_shard",
+    None,
+    "Records of the source a shard; 10000 unless --shard_mb is given.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+_SHARD_MB = flags.DEFINE_float(
+    "shard_mb",
+    None,
+    "Instead: about so many million bytes a shard, estimated from some samples.",
+    lower_bound=0.001,
+    flag_values=FLAGS,
+)
+_RESIZE = flags.DEFINE_integer(
+    "resize",
+    None,
+    "Pixels that the shorter side has at most; smaller images keep their bytes.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+_QUALITY = flags.DEFINE_integer(
+    "quality", 95, "Of JPEG and WebP.", lower_bound=1, upper_bound=100, flag_values=FLAGS
+)
+_ENCODE = flags.DEFINE_enum(
+    "encode",
+    "keep",
+    list(ENCODINGS),
+    "keep: resized images stay in their format; otherwise all images become that.",
+    flag_values=FLAGS,
+)
+
+_DEFAULT_PER_SHARD = 10_000
+_WEIGHED = 200  # samples that --shard_mb is estimated from
+_SAMPLE_OVERHEAD = 2_560  # bytes a sample: three headers and what pads the members
+_LISTED = 1000  # bad samples of a shard, by name
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard for a worker."""
+
+    folder: Path
+    name: str
+    indices: range
+    to: str
+    recoding: Recoding
+
+
+def main() -> int:
+    """Writes the shards that are not there yet, and says what came out."""
+    folder = output_folder(_OUTPUT.value, "the shards")
+    if _PER_SHARD.value is not None and _SHARD_MB.value is not None:
+        raise UserError("--samples_per_shard and --shard_mb: give one of them")
+    settings = Settings(
+        to=_TO.value,
+        samples_per_shard=None if _SHARD_MB.value else _PER_SHARD.value or _DEFAULT_PER_SHARD,
+        shard_mb=_SHARD_MB.value,
+        resize=_RESIZE.value,
+        encode=_ENCODE.value,
+        quality=_QUALITY.value,
+    )
+    _writer(settings.to)  # what it needs is installed, or it says so now
+    source = _SOURCE.open()
+    record = convert(source, folder, settings, _SOURCE.as_dict(), workers=_WORKERS.value)
+    left_out = sum(record["left_out"].values())
+    files = sum(1 for shard in record["shards"] if shard["samples"])
+    print(
+        f"written: {folder} ({files:,} shards, {record['samples']:,} samples,"
+        f" {record['bytes'] / 1e6:,.1f} MB; {left_out:,} left out"
+        + (
+            f": {describe_kinds(record['left_out'])}; see {folder / 'convert.json'})"
+            if left_out
+            else ")"
+        )
+    )
+    return 0
+
+
+def convert(
+    source: Source,
+    folder: Path,
+    settings: Settings,
+    source_facts: dict[str, Any],
+    *,
+    workers: int,
+) -> dict[str, Any]:
+    """Writes `source` into `folder` and returns what convert.json then holds.
+
+    `source_facts`: what is written there about the source, besides its fingerprint.
+
+    Raises:
+      UserError: the folder holds something else or cannot be written; no sample is usable.
+    """
+    plan = read_plan(folder, settings, source)
+    recoding = Recoding(settings.resize, settings.encode, settings.quality)
+    size = settings.samples_per_shard or 0
+    if plan is None and settings.shard_mb is not None:
+        size = _estimate(source, recoding, settings.shard_mb)
+    with locked(folder):
+        if plan is None:
+            facts = {**source_facts, "fingerprint": source.fingerprint, "records": len(source)}
+            plan = begin(folder, settings, facts, size)
+        extension = "tar" if settings.to == "webdataset" else "array_record"
+        conversion = Conversion(folder, plan, extension, len(source))
+        results = conversion.finished()
+        jobs = [
+            ShardJob(folder, name, indices, settings.to, recoding)
+            for name, indices in conversion.shards().items()
+            if name not in results
+        ]
+        total = sum(len(job.indices) for job in jobs)
+        made = work_on(
+            source, jobs, convert_shard, workers=workers, total=total, title="converting"
+        )
+        results.update((result.name, result) for result in made)
+        record = conversion.finish(source, results)
+    if not record["samples"]:
+        raise UserError(
+            f"--output={folder}: no sample is usable; left out are"
+            f" {describe_kinds(record['left_out'])}"
+        )
+    return record
+
+
+def convert_shard(source: Source, job: ShardJob, count: Count) -> ShardResult:
+    """A worker's part: one shard, complete or not there. Raises UserError where it cannot write."""
+    target = job.folder / job.name
+    aside = job.folder / ASIDE / f"{job.name}.part-{os.getpid()}"
+    left_out: Counter[str] = Counter()
+    bad: list[dict[str, str]] = []
+
+    def samples() -> Iterator[Sample]:
+        for index in each(job.indices, count):
+            try:
+                yield _sample(source, index, job.recoding)
+            except DecodeError as error:
+                left_out[error.kind] += 1
+                if len(bad) < _LISTED:
+                    bad.append(bad_sample(source, index, error).as_dict())
+
+    try:
+        _writer(job.to)(aside, samples())
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        written = len(job.indices) - left_out.total()
+        size = aside.stat().st_size if written else 0
+        result = ShardResult(job.name, written, size, dict(sorted(left_out.items())), bad)
+        write_json(job.folder / ASIDE / f"{job.name}.json", asdict(result))
+        if written:
+            aside.replace(target)
+        else:
+            target.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return result
+
+
+def _sample(source: Source, index: int, recoding: Recoding) -> Sample:
+    record = source[index]
+    image = recoding(record.image)
+    # What JSON and UTF-8 can hold, whatever the source has found.
+    captions = tuple(text.encode("utf-8", "replace").decode() for text in record.captions)
+    return record.key, image, captions, plain(source.metadata(index))
+
+
+def _writer(to: str) -> Callable[[Path, Iterable[Sample]], object]:
+    if to == "webdataset":
+        return write_tar
+    try:
+        import array_record.python.array_record_module  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--to={to}: needs another package; pip install array_record") from error
+    from clip_jax.data.array_record import write_array_records
+
+    return write_array_records
+
+
+def _estimate(source: Source, recoding: Recoding, shard_mb: float) -> int:
+    """Records a shard of about `shard_mb` million bytes."""
+    sizes = []
+    for number in range(min(_WEIGHED, len(source))):
+        index = number * len(source) // min(_WEIGHED, len(source))
+        try:
+            _, image, captions, _ = _sample(source, index, recoding)
+        except DecodeError:  # counted when its shard is made
+            continue
+        texts = sum(len(caption.encode("utf-8", "replace")) for caption in captions)
+        sizes.append(len(image) + texts + _SAMPLE_OVERHEAD)
+    if not sizes:
+        raise UserError(f"--shard_mb={shard_mb:g}: none of {_WEIGHED} samples can be decoded")
+    return max(1, round(shard_mb * 1e6 * len(sizes) / sum(sizes)))

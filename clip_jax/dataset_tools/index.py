@@ -1,0 +1,78 @@
+"""Makes the indexes of tar files, which training otherwise makes when it first opens them.
+
+python -m clip_jax.data index --data='shards/*.tar' --workers=16
+
+Only headers and captions are read. What is indexed already and has not changed is left as it is.
+Exits 0, or 1 where an archive cannot be read.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags
+from tqdm import tqdm
+
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.paths import expand_paths
+from clip_jax.data.tar_indexes import IndexSummary, build_indexes
+from clip_jax.dataset_tools.source_flags import define_workers
+from clip_jax.errors import UserError
+
+FLAGS = flags.FlagValues()
+_DATA = flags.DEFINE_string(
+    "data",
+    None,
+    "Tar files: one, a folder of them, a glob, {00000..00006}.tar, a comma list; here or at a URL.",
+    flag_values=FLAGS,
+)
+_CAPTION_COLUMN = flags.DEFINE_string(
+    "caption_column",
+    None,
+    "Field of captions, as training will read them; an index is good for one choice.",
+    flag_values=FLAGS,
+)
+_WORKERS = define_workers(FLAGS)
+_BESIDE = flags.DEFINE_boolean(
+    "beside", False, "Write them beside the archives instead of into the cache.", flag_values=FLAGS
+)
+_REBUILD = flags.DEFINE_boolean("rebuild", False, "Make them all anew.", flag_values=FLAGS)
+
+
+def main() -> int:
+    """Makes what is missing and says how much there is; 1 where an archive cannot be read."""
+    if not _DATA.value:
+        raise UserError("--data: is missing; give .tar files, such as --data='shards/*.tar'")
+    options = SourceOptions(caption_column=_CAPTION_COLUMN.value)
+    paths = expand_paths(_DATA.value)
+    with tqdm(desc="indexing", unit=" archives", file=sys.stderr) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        summary = build_indexes(
+            paths,
+            workers=_WORKERS.value,
+            beside=_BESIDE.value,
+            rebuild=_REBUILD.value,
+            options=options,
+            progress=progress,
+        )
+    print(_describe(summary))
+    return 1 if summary.failed else 0
+
+
+def _describe(summary: IndexSummary) -> str:
+    lines = [f"not indexed: {reason}" for reason in summary.failed.values()]
+    for shard in summary.shards:
+        if shard.header.damage:
+            lines.append(f"{shard.path} {shard.header.damage}")
+    samples = sum(shard.header.count for shard in summary.shards)
+    dropped = sum(sum(shard.header.drop_counts.values()) for shard in summary.shards)
+    lines.append(
+        f"{len(summary.shards):,} archives, {samples:,} samples, {dropped:,} dropped;"
+        f" {summary.built:,} indexed now, {len(summary.shards) - summary.built:,} before"
+        + (f"; {len(summary.failed):,} cannot be read" if summary.failed else "")
+    )
+    return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""All that the page of `inspect` shows, gathered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clip_jax.data.decoding import decode
+from clip_jax.data.records import DecodeError, Source
+from clip_jax.dataset_tools.bad_samples import count_kinds
+from clip_jax.dataset_tools.duplicates import (
+    Group,
+    exact_groups,
+    near_groups,
+    repeated_captions,
+)
+from clip_jax.dataset_tools.survey import Facts, Survey, evenly
+from clip_jax.dataset_tools.throughput import Loader, Throughput, chip_rates, cores, measure
+from clip_jax.dataset_tools.token_lengths import token_lengths
+
+_GROUPS = 8  # of duplicates with pictures
+_MEMBERS = 4  # pictures a group
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample as training sees it."""
+
+    key: str
+    pixels: np.ndarray  # uint8 (S, S, 3)
+    caption: str  # as stored
+    seen: str  # its tokens as text
+    tokens: int  # that it has, of which `context` are kept
+    context: int
+    alternatives: int  # captions that it has
+
+    @property
+    def is_cut(self) -> bool:
+        return self.tokens > self.context
+
+
+@dataclass(frozen=True)
+class ShownGroup:
+    """Images that are alike, with what is shown of them."""
+
+    group: Group
+    pictures: tuple[tuple[Facts, np.ndarray], ...]  # upright RGB
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Figures of the records that were looked at."""
+
+    title: str  # the path, as given
+    about: list[tuple[str, str]]
+    records: int  # that the source has
+    survey: Survey
+    dropped: dict[str, str]  # when the source was opened: the first, key -> reason
+    kinds: Counter[str]  # of what cannot be used: when opened, and of those looked at
+    dropped_total: int
+    token_counts: np.ndarray  # int (captions,)
+    context: int
+    samples: list[Shown]
+    exact: list[Group]
+    exact_shown: list[ShownGroup]
+    near: list[Group]
+    near_shown: list[ShownGroup]
+    captions: list[tuple[str, int]]  # repeated, and how often
+    throughput: Throughput | None
+    cores: int
+    chips: dict[str, float]  # architecture -> samples/s of one chip
+
+    @property
+    def share_over_context(self) -> float:
+        return float(np.mean(self.token_counts > self.context)) if len(self.token_counts) else 0.0
+
+
+def gather(
+    source: Source,
+    found: Survey,
+    loader: Loader,
+    *,
+    title: str,
+    about: list[tuple[str, str]],
+    samples: int,
+    seed: int,
+    models: Sequence[str],
+) -> Inspection:
+    """What the page shows of a survey; reads the samples that are shown once more.
+
+    Args:
+      samples: how many are shown.
+      seed: of their crops.
+      models: architectures whose chips the host could feed.
+    """
+    exact, near = exact_groups(found.facts), near_groups(found.facts)
+    kinds = Counter(source.dropped.counts)
+    kinds.update(count_kinds(found.bad))
+    chosen = [found.facts[number] for number in evenly(len(found.facts), samples)]
+    indices = [fact.index for fact in found.facts]
+    return Inspection(
+        title=title,
+        about=about,
+        records=len(source),
+        survey=found,
+        dropped=dict(source.dropped),
+        kinds=kinds,
+        dropped_total=source.dropped.total,
+        token_counts=token_lengths(loader.tokenizer, found.captions()),
+        context=loader.tokenizer.context_length,
+        samples=[shown for fact in chosen if (shown := _as_seen(source, fact, loader, seed))],
+        exact=exact,
+        exact_shown=[_with_pictures(source, group) for group in exact[:_GROUPS]],
+        near=near,
+        near_shown=[_with_pictures(source, group) for group in near[:_GROUPS]],
+        captions=repeated_captions(found.captions()),
+        throughput=measure(source, loader, indices) if indices else None,
+        cores=cores(),
+        chips=chip_rates(models),
+    )
+
+
+def _as_seen(source: Source, fact: Facts, loader: Loader, seed: int) -> Shown | None:
+    try:
+        pixels = loader.image(source[fact.index], seed + fact.index)
+    except DecodeError:  # changed since it was looked at
+        return None
+    caption = fact.captions[(seed + fact.index) % len(fact.captions)]
+    return Shown(
+        key=fact.key,
+        pixels=pixels,
+        caption=caption,
+        seen=loader.tokenizer.decode(loader.tokens([caption])[0]),
+        tokens=int(token_lengths(loader.tokenizer, [caption])[0]),
+        context=loader.tokenizer.context_length,
+        alternatives=len(fact.captions),
+    )
+
+
+def _with_pictures(source: Source, group: Group) -> ShownGroup:
+    pictures = []
+    for fact in group.members[:_MEMBERS]:
+        try:
+            pictures.append((fact, np.asarray(decode(source[fact.index].image))))
+        except DecodeError:  # changed since it was looked at
+            continue
+    return ShownGroup(group, tuple(pictures))

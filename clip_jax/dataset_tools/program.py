@@ -1,0 +1,64 @@
+"""Which command is meant: its flags, its help, its run."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from clip_jax import command_line
+from clip_jax.dataset_tools.workers import quiet_about_images
+from clip_jax.errors import UserError
+
+# Command -> the module that has its FLAGS and its main; imported when it is wanted.
+COMMANDS = {
+    "inspect": "inspect",
+    "verify": "verify",
+    "convert": "convert",
+    "tokenizer": "tokenizer",
+    "index": "index",
+}
+_HELP = {"-h", "--help", "-help", "--helpfull", "--helpshort"}
+
+
+def run(argv: Sequence[str], about: str) -> None:
+    """Runs `argv` = [program, command, flags …] and exits: 0, the command's own code, or 2 after a
+    mistake. `about` is the help without a command."""
+    if len(argv) > 1 and argv[1] in {*_HELP, "help"}:
+        print(about.strip() + "\n\nThe flags of a command: COMMAND --help")
+        raise SystemExit(0)
+    # The flags are the command's own, so that two commands may use one name.
+    command_line.run(lambda: _run_command(argv), argv[:1])
+
+
+def _run_command(argv: Sequence[str]) -> int | None:
+    if len(argv) < 2 or argv[1] not in COMMANDS:
+        problem = f"command {argv[1]!r} is unknown" if len(argv) > 1 else "command is missing"
+        raise UserError(f"{problem}; known are {', '.join(COMMANDS)}")
+    command = importlib.import_module(f"clip_jax.dataset_tools.{COMMANDS[argv[1]]}")
+    values: flags.FlagValues = command.FLAGS
+    if _HELP & set(argv[2:]):
+        print(f"{(command.__doc__ or '').strip()}\n\nFlags:")
+        print(_flag_help(values))
+        return 0
+    values.unparse_flags()  # of a run before this one, in the same process
+    try:
+        rest = values([argv[1], *argv[2:]])
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r}: flags only, such as --data=…; see {argv[1]} --help")
+    quiet_about_images()
+    code: int | None = command.main()
+    return code
+
+
+def _flag_help(values: flags.FlagValues) -> str:
+    """One paragraph a flag, in the order of their names."""
+    lines = []
+    for name in sorted(values):
+        flag = values[name]
+        default = "" if flag.default is None else f" (default: {flag.default_as_str})"
+        lines.append(f"  --{name}: {flag.help}{default}")
+    return "\n".join(lines)

@@ -1,0 +1,25 @@
+"""How many tokens captions have when nothing is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from clip_jax.data.tokenizer import Tokenizer
+
+LONGEST = 4096  # tokens; a longer caption counts as so many
+_CAPTIONS_AT_ONCE = 256  # rows of LONGEST ids: 4 MiB
+
+
+def token_lengths(tokenizer: Tokenizer, captions: Sequence[str]) -> np.ndarray:
+    """int64 (N,): tokens of each caption, special ones included, at most `LONGEST`."""
+    long = tokenizer.with_context_length(max(LONGEST, tokenizer.context_length))
+    lengths = [
+        # Every row has its end of text; what follows is padding.
+        np.argmax(
+            long(captions[start : start + _CAPTIONS_AT_ONCE], truncate=True) == long.eos_id, 1
+        )
+        for start in range(0, len(captions), _CAPTIONS_AT_ONCE)
+    ]
+    return np.concatenate(lengths) + 1 if lengths else np.zeros(0, np.int64)

@@ -1,0 +1,122 @@
+"""Trains a SentencePiece tokenizer on a sample of the captions of any image-text data.
+
+python -m clip_jax.data tokenizer --data='shards/*.tar' --vocab_size=16000 --output=tokenizer
+
+A training run takes it by --config.tokenizer.source=tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from clip_jax.data.records import DecodeError, Source
+from clip_jax.data.text_cleaning import CLEANING_MODES
+from clip_jax.data.tokenizer import (
+    TOKENIZER_CONFIG_NAME,
+    Tokenizer,
+    save_tokenizer,
+    train_sentencepiece,
+)
+from clip_jax.dataset_tools.output_files import output_folder
+from clip_jax.dataset_tools.source_flags import define_source_flags
+from clip_jax.dataset_tools.token_lengths import token_lengths
+from clip_jax.errors import UserError
+from clip_jax.training.config import TokenizerConfig
+
+FLAGS = flags.FlagValues()
+_SOURCE = define_source_flags(FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", flag_values=FLAGS)
+_VOCAB_SIZE = flags.DEFINE_integer(
+    "vocab_size", TokenizerConfig().vocab_size, "Ids, 259 reserved ones included.",
+    lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
+_CONTEXT_LENGTH = flags.DEFINE_integer(
+    "context_length", 64, "Ids a caption, the end included.", lower_bound=2, flag_values=FLAGS
+)
+_CLEANING = flags.DEFINE_enum(
+    "cleaning", TokenizerConfig().cleaning, list(CLEANING_MODES), "Of captions.", flag_values=FLAGS
+)
+_SAMPLE = flags.DEFINE_integer(
+    "sample", 1_000_000, "Samples whose captions count, at most.", lower_bound=1, flag_values=FLAGS
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the choice of those.", lower_bound=0, flag_values=FLAGS)
+
+_MEASURED = 20_000  # captions that the figures are of
+_EXAMPLES = 3
+
+
+def main() -> int:
+    """Trains, saves, and says what captions become."""
+    folder = output_folder(_OUTPUT.value, "it")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / TOKENIZER_CONFIG_NAME).is_file():
+        raise UserError(
+            f"--output={folder}: is not empty and holds no tokenizer; give a new folder"
+        )
+    source = _SOURCE.open()
+    captions = list(sampled_captions(source, _SAMPLE.value, _SEED.value))
+    tokenizer = train_sentencepiece(
+        captions, _VOCAB_SIZE.value, _CONTEXT_LENGTH.value, _CLEANING.value
+    )
+    _save(tokenizer, folder)
+    print(describe(tokenizer, captions))
+    print(f"written: {folder} (train with --config.tokenizer.source={folder})")
+    return 0
+
+
+def sampled_captions(source: Source, most: int, seed: int) -> Iterator[str]:
+    """All captions of at most `most` records, drawn without replacement, in their order."""
+    chosen = draw(len(source), most, seed)
+    for index in chosen:
+        try:
+            yield from source.captions(index)
+        except DecodeError:  # of a shard that cannot be read; its captions are just not there
+            continue
+
+
+def draw(count: int, most: int, seed: int) -> list[int]:
+    """At most `most` of 0 … count - 1, in ascending order; the same for the same seed."""
+    if count <= most:
+        return list(range(count))
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(count, most, replace=False, shuffle=False)).tolist()
+
+
+def describe(tokenizer: Tokenizer, captions: list[str]) -> str:
+    """Size, tokens a caption, share that is cut, and examples."""
+    stride = -(-len(captions) // _MEASURED)
+    measured = captions[::stride]
+    lengths = token_lengths(tokenizer, measured)
+    words = sum(len(caption.split()) for caption in measured)
+    over = float(np.mean(lengths > tokenizer.context_length))
+    quantiles = np.quantile(lengths, (0.5, 0.95)).astype(int).tolist()
+    lines = [
+        f"vocabulary: {tokenizer.vocab_size:,} ids, from {len(captions):,} captions",
+        f"tokens a caption: {lengths.mean():.1f} on average, median {quantiles[0]}, 95 % have at"
+        f" most {quantiles[1]}, the longest {lengths.max():,} (of {len(measured):,} captions)",
+        f"tokens a word: {lengths.sum() / max(words, 1):.2f}",
+        f"longer than {tokenizer.context_length} tokens: {100 * over:.1f} % of the captions",
+    ]
+    for caption in measured[:: -(-len(measured) // _EXAMPLES)]:
+        row = tokenizer([caption], truncate=True)[0]
+        shown = json.dumps(caption[:100], ensure_ascii=False)
+        lines.append(f"example: {shown} -> {pieces(tokenizer, row)}")
+    return "\n".join(lines)
+
+
+def pieces(tokenizer: Tokenizer, row: np.ndarray) -> str:
+    """The pieces of a row of ids, up to its end, with bars between; at most the first 20."""
+    end = int(np.argmax(row == tokenizer.eos_id))
+    texts = [tokenizer.decode([int(index)]) for index in row[:end][:20]]
+    return "|".join(texts) + ("|…" if end > 20 else "")
+
+
+def _save(tokenizer: Tokenizer, folder: Path) -> None:
+    try:
+        save_tokenizer(tokenizer, folder)
+    except OSError as error:
+        raise UserError(f"--output={folder}: cannot be written ({error.strerror})") from error

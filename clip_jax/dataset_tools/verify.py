@@ -1,0 +1,177 @@
+"""Reads and fully decodes every sample: how many are good, and where the bad ones are.
+
+python -m clip_jax.data verify --data='shards/*.tar' --output=verify.json
+
+Exits 0 where all are good, 1 where some are not, 2 after a mistake in the flags. The checksum of
+the samples is that of keys, images and captions in order, whatever the format; those of files are
+what sha256sum prints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from absl import flags
+
+from clip_jax.data.decoding import decode
+from clip_jax.data.records import DecodeError, Record, Source
+from clip_jax.dataset_tools.bad_samples import (
+    BadSample,
+    bad_sample,
+    count_kinds,
+    describe_kinds,
+)
+from clip_jax.dataset_tools.data_files import local_files
+from clip_jax.dataset_tools.output_files import output_file, write_json
+from clip_jax.dataset_tools.recode import image_bytes
+from clip_jax.dataset_tools.source_flags import define_source_flags, define_workers
+from clip_jax.dataset_tools.workers import Count, chunks, each, work_on
+
+FLAGS = flags.FlagValues()
+_SOURCE = define_source_flags(FLAGS)
+_WORKERS = define_workers(FLAGS)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "JSON file for the report, with every bad sample.", flag_values=FLAGS
+)
+_CHECKSUMS = flags.DEFINE_boolean(
+    "checksums", True, "Of the files too, which are read once more for it.", flag_values=FLAGS
+)
+
+_CHUNK = 64  # samples
+_SHOWN = 20  # bad samples in the terminal
+_PIECE_BYTES = 1 << 20
+
+
+@dataclass
+class Verified:
+    """What was found in some of the records."""
+
+    good: int = 0
+    captions: int = 0
+    image_bytes: int = 0
+    digests: bytes = b""  # sha256 of each good sample
+    bad: list[BadSample] = field(default_factory=list)
+
+
+def main() -> int:
+    """Verifies, prints a summary, writes the report; 1 where a sample is bad."""
+    output = output_file(_OUTPUT.value)
+    source = _SOURCE.open()
+    report = verify(source, workers=_WORKERS.value)
+    if _CHECKSUMS.value:
+        files = local_files(_SOURCE.path, _SOURCE.format.value)
+        report["files"] = file_checksums(source, files, workers=_WORKERS.value)
+    print(_summary(report))
+    if output is not None:
+        write_json(output, {**_SOURCE.as_dict(), **report})
+        print(f"written: {output}")
+    return 1 if report["bad"] else 0
+
+
+def verify(source: Source, *, workers: int) -> dict[str, Any]:
+    """Reads and decodes every record.
+
+    Returns JSON-able counts, the checksum of all good samples, and the bad ones: those the source
+    left out when it was opened, then those that cannot be read or decoded, in order.
+    """
+    total = Verified()
+    digest = hashlib.sha256()
+    jobs = chunks(len(source), _CHUNK)
+    parts = work_on(
+        source, jobs, verify_chunk, workers=workers, total=len(source), title="verifying"
+    )
+    for part in parts:
+        total.good += part.good
+        total.captions += part.captions
+        total.image_bytes += part.image_bytes
+        total.bad += part.bad
+        digest.update(part.digests)
+    dropped = source.dropped
+    counts = Counter(dropped.counts)
+    counts.update(count_kinds(total.bad))
+    return {
+        "fingerprint": source.fingerprint,
+        "samples": len(source) + dropped.total,
+        "good": total.good,
+        "captions": total.captions,
+        "image_bytes": total.image_bytes,
+        "sha256": digest.hexdigest(),
+        "bad": counts.total(),
+        "bad_by_kind": dict(counts.most_common()),
+        "left_out_when_opened": dropped.total,
+        "bad_samples": [
+            *({"key": key, "reason": reason} for key, reason in dropped.items()),
+            *(sample.as_dict() for sample in total.bad),
+        ],
+    }
+
+
+def verify_chunk(source: Source, indices: range, count: Count) -> Verified:
+    """A worker's part of `verify`."""
+    found = Verified()
+    digests = []
+    for index in each(indices, count):
+        try:
+            record = source[index]
+            decode(record.image)
+        except DecodeError as error:
+            found.bad.append(bad_sample(source, index, error))
+            continue
+        found.good += 1
+        found.captions += len(record.captions)
+        found.image_bytes += len(image_bytes(record))
+        digests.append(record_digest(record))
+    found.digests = b"".join(digests)
+    return found
+
+
+def record_digest(record: Record) -> bytes:
+    """sha256 of key, image and captions."""
+    digest = hashlib.sha256()
+    texts = (text.encode("utf-8", "surrogatepass") for text in (record.key, *record.captions))
+    for part in (image_bytes(record), *texts):
+        # Lengths keep ("ab", "c") and ("a", "bc") apart.
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()
+
+
+def file_checksums(source: Source, paths: list[str], *, workers: int) -> list[dict[str, Any]]:
+    """[{path, bytes, sha256}]; {path, error} where one cannot be read."""
+    parts = work_on(source, paths, _checksum, workers=workers, total=0, title="checksums")
+    return list(parts)
+
+
+def _checksum(source: Source, path: str, count: Count) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                digest.update(piece)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        return {"path": path, "error": error.strerror or str(error)}
+    return {"path": path, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def _summary(report: dict[str, Any]) -> str:
+    lines = []
+    for sample in report["bad_samples"][:_SHOWN]:
+        where = " ".join(sample[name] for name in ("kind", "position") if name in sample)
+        lines.append(f"bad: {sample['key']}: {sample['reason']}" + (f" ({where})" if where else ""))
+    if report["bad"] > len(lines):
+        lines.append(f"… and {report['bad'] - len(lines):,} more; all are listed with --output")
+    lines.append(f"sha256 of the samples: {report['sha256']}")
+    for file in report.get("files", ()):
+        lines.append(f"{file.get('sha256', file.get('error'))}  {file['path']}")
+    by_kind = describe_kinds(report["bad_by_kind"])
+    lines.append(
+        f"{report['samples']:,} samples: {report['good']:,} good,"
+        f" {report['bad']:,} bad{f' ({by_kind})' if by_kind else ''};"
+        f" {report['captions']:,} captions, {report['image_bytes']:,} bytes of images"
+    )
+    return "\n".join(lines)

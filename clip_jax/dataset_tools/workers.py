@@ -1,0 +1,154 @@
+"""Work on the records of a source by several processes, in order, with a progress bar."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from clip_jax.data.records import Source
+from clip_jax.errors import UserError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+Count = Callable[[int], None]  # told of so many more records that are done
+Work = Callable[[Source, Job, Count], Result]
+
+_JOBS_AHEAD = 3  # a worker: enough that none waits, few enough that results do not pile up
+_POLL_SECONDS = 0.2
+_LOG_SECONDS = 15  # between lines of progress where nothing can be overwritten
+_COUNTED = 16  # records between two words of a worker on how far it is
+
+_here: dict[str, Any] = {}  # what a worker process holds: its source, its work, …
+
+
+def chunks(count: int, size: int) -> list[range]:
+    """0 … count - 1 in pieces of `size`."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def each(indices: Sequence[int], count: Count) -> Iterator[int]:
+    """The indices; tells `count` as they are worked on."""
+    for number, index in enumerate(indices, start=1):
+        yield index
+        if number % _COUNTED == 0:
+            count(_COUNTED)
+    count(len(indices) % _COUNTED)
+
+
+def work_on(
+    source: Source,
+    jobs: Sequence[Job],
+    work: Work[Job, Result],
+    *,
+    workers: int,
+    total: int,
+    title: str,
+) -> Iterator[Result]:
+    """`work(source, job, count)` of each job, in order.
+
+    Args:
+      work: a function of a module, since it is pickled to the workers.
+      workers: processes; 0, or a single job: this one.
+      total: records, for the progress bar.
+      title: of the bar.
+
+    Raises:
+      UserError: from `work`; or a worker process died.
+    """
+    bar = tqdm(
+        total=total,
+        desc=title,
+        unit=" samples",
+        file=sys.stderr,
+        disable=total == 0,
+        mininterval=0.2 if sys.stderr.isatty() else _LOG_SECONDS,
+    )
+    with bar:
+        if workers == 0 or len(jobs) < 2:
+            for job in jobs:
+                yield work(source, job, bar.update)
+            return
+        yield from _by_processes(source, jobs, work, min(workers, len(jobs)), bar)
+
+
+def _by_processes(
+    source: Source, jobs: Sequence[Job], work: Work[Job, Result], workers: int, bar: Any
+) -> Iterator[Result]:
+    # Forking a process that has threads (jax, pyarrow) can hang.
+    context = multiprocessing.get_context("spawn")
+    counter, stop = context.Value("q", 0), context.Event()
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (source, work, counter, stop))
+    waiting = iter(jobs)
+    pending: deque[Future[Result]] = deque()
+    try:
+        for job in waiting:
+            pending.append(pool.submit(_do, job))
+            if len(pending) >= _JOBS_AHEAD * workers:
+                yield _result(pending.popleft(), counter, bar)
+        while pending:
+            yield _result(pending.popleft(), counter, bar)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process ended by itself; it may have had too little memory: use fewer"
+            " --workers"
+        ) from error
+    finally:
+        # After an error or Ctrl-C the jobs under way end at the next record.
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(future: Future[Result], counter: Any, bar: Any) -> Result:
+    while True:
+        wait((future,), timeout=_POLL_SECONDS)
+        if counter.value > bar.n:
+            bar.update(counter.value - bar.n)
+        if future.done():
+            return future.result()
+
+
+def quiet_about_images() -> None:
+    """Pillow warns of odd files, as of broken EXIF data; what cannot be used is counted anyway."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def _start_worker(source: Source, work: Any, counter: Any, stop: Any) -> None:
+    # Ctrl-C goes to all processes of the terminal; the first one speaks for them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    quiet_about_images()
+    _here.update(source=source, work=work, counter=counter, stop=stop)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A program that was killed would leave its workers waiting for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _do(job: Any) -> Any:
+    return _here["work"](_here["source"], job, _count)
+
+
+class _Stopped(Exception):
+    """Nobody waits for the result any more."""
+
+
+def _count(more: int) -> None:
+    if _here["stop"].is_set():
+        raise _Stopped
+    with _here["counter"].get_lock():
+        _here["counter"].value += more

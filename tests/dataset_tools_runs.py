@@ -1,0 +1,77 @@
+"""What the tests of `python -m clip_jax.data` share: sets made on the spot, runs in-process."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pictures import encode, photo
+
+from clip_jax.dataset_tools import program
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ended:
+    """`python -m clip_jax.data` with these arguments, in this process."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        program.run(["data", *map(str, arguments)], "about the program")
+    said = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return Ended(ended.value.code, said.out, said.err)
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line that a user's mistake ends with."""
+    ended = run(capsys, *arguments)
+    lines = [line for line in ended.err.splitlines() if line.startswith("error:")]
+    assert ended.code == 2
+    assert len(lines) == 1
+    assert ended.err.splitlines()[-1] == lines[0], "nothing comes after the error"
+    assert "Traceback" not in ended.err
+    return lines[0]
+
+
+def make_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def make_shards(folder: Path, *, samples: int = 6, shards: int = 2, side: int = 48) -> Path:
+    """Good samples: JPEGs with a caption and metadata, of different sizes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        members = []
+        for number in range(shard, samples, shards):
+            key = f"{number:04d}"
+            image = encode(photo(side + number, side, seed=number), "JPEG", quality=90)
+            caption = f"a photo number {number} of many colours"
+            fields = json.dumps({"class": f"c{number % 3}", "place": number}).encode()
+            members += [(f"{key}.jpg", image), (f"{key}.txt", caption.encode())]
+            members += [(f"{key}.json", fields)]
+        make_tar(folder / f"{shard:05d}.tar", members)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Name -> bytes of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,265 @@
+"""`convert` loses nothing, writes the same bytes whenever it is run, and nothing outside."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_tools_runs import contents, make_shards, make_tar, mistake, run
+from pictures import encode, photo
+from PIL import Image
+
+from clip_jax.data.decoding import decode
+from clip_jax.data.records import DecodeError
+from clip_jax.data.sources import open_source
+from clip_jax.dataset_tools.recode import Recoding
+from clip_jax.dataset_tools.tar_writer import plain, safe_name
+
+JPEG = encode(photo(40, 30), "JPEG")
+
+
+def records(path: Path) -> list:
+    source = open_source(path)
+    return [
+        (source[index].key, source[index].image, source[index].captions, source.metadata(index))
+        for index in range(len(source))
+    ]
+
+
+def captioned_folder(folder: Path) -> Path:
+    """Images of several formats with several captions each."""
+    for number, kind in enumerate(("JPEG", "PNG", "WEBP", "GIF")):
+        path = folder / f"part.{number % 2}" / f"{number}.{kind.lower()}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(photo(64, 40 + number, seed=number), kind))
+        path.with_suffix(".txt").write_text(f"first of {number}\nsecond\nthird, größer 鍵\n")
+    return folder
+
+
+@pytest.mark.parametrize("to", ["webdataset", "array_record"])
+def test_round_trip(to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shards(tmp_path / "in", samples=7)
+    out = tmp_path / "out"
+    ended = run(
+        capsys, "convert", f"--data={data}", f"--output={out}", f"--to={to}",
+        "--samples_per_shard=3", "--workers=0",
+    )  # fmt: skip
+    assert ended.code == 0
+    assert "3 shards, 7 samples" in ended.out
+    assert records(out) == records(data)
+    assert len(list(out.glob("0000?.*"))) == 3
+    assert not (out / ".convert").exists()
+
+
+@pytest.mark.parametrize("to", ["webdataset", "array_record"])
+def test_all_captions_come_back(
+    to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = captioned_folder(tmp_path / "in")
+    out = tmp_path / "out"
+    run(capsys, "convert", f"--data={data}", f"--output={out}", f"--to={to}", "--workers=0")
+    before, after = records(data), records(out)
+    assert [record[1:3] for record in after] == [record[1:3] for record in before]
+    assert all(len(record[2]) == 3 for record in after)
+    if to == "webdataset":
+        assert [record[0] for record in after] == ["part.0/0", "part.0/2", "part.1/1", "part.1/3"]
+        assert after[0][3]["source_key"] == "part.0/0.jpeg"
+
+
+def test_shards_have_no_owner_and_no_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_shards(tmp_path / "in", samples=2)
+    run(capsys, "convert", f"--data={data}", f"--output={tmp_path / 'out'}", "--workers=0")
+    with tarfile.open(tmp_path / "out" / "00000.tar") as archive:
+        for info in archive:
+            assert (info.mtime, info.uid, info.gid, info.uname, info.gname) == (0, 0, 0, "", "")
+
+
+def test_workers_change_no_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shards(tmp_path / "in", samples=9)
+    for workers in (0, 2):
+        out = tmp_path / f"out{workers}"
+        run(
+            capsys, "convert", f"--data={data}", f"--output={out}", "--samples_per_shard=2",
+            "--resize=20", f"--workers={workers}",
+        )  # fmt: skip
+    assert contents(tmp_path / "out0") == contents(tmp_path / "out2")
+
+
+def test_bad_samples_are_left_out_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "00000.tar"
+    members = [("a.jpg", JPEG), ("a.txt", b"good"), ("b.jpg", JPEG[:-200]), ("b.txt", b"cut off")]
+    make_tar(path, [*members, ("c.jpg", JPEG), ("c.txt", b"")])
+    out = tmp_path / "out"
+    ended = run(
+        capsys, "convert", f"--data={path}", f"--output={out}", "--samples_per_shard=1",
+        "--workers=0",
+    )  # fmt: skip
+    assert ended.code == 0
+    assert "2 left out" in ended.out
+    assert [record[0] for record in records(out)] == ["a"]
+    assert not (out / "00001.tar").exists(), "a shard without samples is not written"
+    found = json.loads((out / "convert.json").read_text())
+    assert found["left_out"] == {"caption_empty": 1, "image_undecodable": 1}
+    assert found["source"]["fingerprint"] == open_source(path).fingerprint
+    assert found["shards"][1]["bad_samples"][0]["key"] == "b"
+    assert "c" in found["left_out_when_opened"]
+    assert found["complete"] is True
+
+
+def test_killed_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shards(tmp_path / "in", samples=10, side=500)
+    flags = ["--samples_per_shard=1", "--encode=webp", "--quality=90"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(capsys, "convert", f"--data={data}", f"--output={whole}", *flags, "--workers=0")
+    command = [sys.executable, "-m", "clip_jax.data", "convert", f"--data={data}"]
+    process = subprocess.Popen(
+        [*command, f"--output={broken}", *flags, "--workers=2"], stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while len(list(broken.glob("*.tar"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    there = {path: path.stat().st_mtime_ns for path in broken.glob("*.tar")}
+    assert 2 <= len(there) < 10, "killed in the middle"
+    assert json.loads((broken / "convert.json").read_text())["complete"] is False
+    for path in there:
+        assert path.read_bytes() == (whole / path.name).read_bytes(), "every file is whole"
+    time.sleep(0.3)  # workers notice that nobody is there
+    there = {path: path.stat().st_mtime_ns for path in broken.glob("*.tar")}
+    ended = run(capsys, "convert", f"--data={data}", f"--output={broken}", *flags, "--workers=0")
+    assert ended.code == 0
+    assert contents(broken) == contents(whole)
+    assert {path: path.stat().st_mtime_ns for path in there} == there, "not written again"
+
+
+def test_a_lost_shard_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shards(tmp_path / "in")
+    out = tmp_path / "out"
+    arguments = ("convert", f"--data={data}", f"--output={out}", "--samples_per_shard=2")
+    run(capsys, *arguments, "--workers=0")
+    before = contents(out)
+    (out / "00001.tar").unlink()
+    (out / "00002.tar").write_bytes(b"short")
+    assert run(capsys, *arguments, "--workers=0").code == 0
+    assert contents(out) == before
+
+
+def test_other_settings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = make_shards(tmp_path / "in"), tmp_path / "out"
+    arguments = ("convert", f"--data={data}", f"--output={out}", "--workers=0")
+    run(capsys, *arguments)
+    before = contents(out)
+    assert "other resize: None there, 32 now" in mistake(capsys, *arguments, "--resize=32")
+    other = make_shards(tmp_path / "other", samples=3)
+    said = mistake(capsys, "convert", f"--data={other}", f"--output={out}", "--workers=0")
+    assert "other data" in said
+    assert "is not empty" in mistake(capsys, "convert", f"--data={data}", f"--output={data}")
+    assert "--output: is missing" in mistake(capsys, "convert", f"--data={data}")
+    both = (*arguments, "--shard_mb=1", "--samples_per_shard=2")
+    assert "give one of them" in mistake(capsys, *both)
+    assert contents(out) == before
+
+
+def test_shards_of_about_so_many_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = make_shards(tmp_path / "in", samples=12, side=200), tmp_path / "out"
+    ended = run(
+        capsys, "convert", f"--data={data}", f"--output={out}", "--shard_mb=0.1", "--workers=0"
+    )
+    assert ended.code == 0
+    sizes = [path.stat().st_size for path in sorted(out.glob("*.tar"))]
+    assert len(sizes) > 2
+    assert all(size < 150_000 for size in sizes)
+    assert len(records(out)) == 12
+
+
+def test_nothing_is_written_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["../escape", "/absolute", "a/../../up", "x/.hidden/y", "0"]
+    members = [
+        (f"{name}.{ending}", data)
+        for name in names
+        for ending, data in (("jpg", JPEG), ("txt", name.encode()))
+    ]
+    path = tmp_path / "in.tar"
+    make_tar(path, members)
+    room = tmp_path / "room"
+    room.mkdir()
+    run(capsys, "convert", f"--data={path}", f"--output={room / 'out'}", "--workers=0")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"in.tar", "room"}
+    assert [entry.name for entry in room.iterdir()] == ["out"]
+    assert {entry.name for entry in (room / "out").iterdir()} == {"00000.tar", "convert.json"}
+    with tarfile.open(room / "out" / "00000.tar") as archive:
+        for name in archive.getnames():
+            assert not name.startswith("/")
+            assert ".." not in Path(name).parts
+    assert [captions for _, _, captions, _ in records(room / "out")] == [(name,) for name in names]
+
+
+def test_hostile_samples_survive(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    hostile = shared_data / "hostile"
+    assert run(capsys, "convert", f"--data={hostile}", f"--output={out}", "--workers=0").code == 0
+    good = []
+    for key, image, captions, _ in records(hostile):
+        try:
+            decode(image)
+        except DecodeError:
+            continue
+        good.append((key, image, captions))
+    # A second sample of the same key gets a name of its own.
+    after = [(key.removesuffix("-2"), image, captions) for key, image, captions, _ in records(out)]
+    assert after == good
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("000012", "000012"),
+        ("v1.0/part.a/x", "v1.0/part.a/x"),
+        ("cat/001.jpg", "cat/001"),
+        ("https://host/a.b/c.d.png", "https:/host/a.b/c_d"),
+        ("../../etc/passwd", "etc/passwd"),
+        ("/", "sample"),
+        (".hidden", "_hidden"),
+        ("line\nbreak\x00", "line_break_"),
+        ("C:\\temp\\x", "C:_temp_x"),
+        ("ключ 鍵", "ключ 鍵"),
+    ],
+)
+def test_names(key: str, name: str) -> None:
+    assert safe_name(key) == name
+
+
+def test_plain() -> None:
+    value = {"a": np.int64(3), "b": [float("nan"), np.float32(0.5)], "c": (None, True), 4: b"x"}
+    assert plain(value) == {"a": 3, "b": [None, 0.5], "c": [None, True], "4": "b'x'"}
+    json.dumps(plain(value), allow_nan=False)
+
+
+def test_recoding() -> None:
+    large, small = (encode(photo(*size), "JPEG") for size in ((400, 300), (90, 60)))
+    half = Image.open(io.BytesIO(Recoding(resize=150)(large)))
+    assert (half.size, half.format) == ((200, 150), "JPEG")
+    exact = np.asarray(decode(large).resize((200, 150), Image.Resampling.BICUBIC), np.int16)
+    assert np.abs(np.asarray(half, np.int16) - exact).mean() < 4, "antialiased, as Pillow does"
+    assert Recoding(resize=150)(small) == small
+    assert Recoding(encode="jpeg")(small) == small
+    webp = Recoding(encode="webp", resize=60)(small)
+    assert Image.open(io.BytesIO(webp)).format == "WEBP"
+    pixels = np.asarray(photo(30, 20))
+    assert np.array_equal(decode(Recoding()(pixels)), pixels), "bare pixels become PNG"
+    gif = encode(photo(90, 80), "GIF")
+    assert Image.open(io.BytesIO(Recoding(resize=40)(gif))).format == "PNG"

@@ -1,0 +1,167 @@
+"""`verify` finds what is bad, says where it is, and never ends in a traceback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dataset_tools_runs import make_shards, make_tar, mistake, run
+from pictures import encode, photo
+
+from clip_jax.data.sources import open_source
+from clip_jax.dataset_tools.bad_samples import position_of
+from clip_jax.dataset_tools.verify import verify
+
+JPEG = encode(photo(40, 30), "JPEG")
+
+
+def test_all_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shards(tmp_path / "shards")
+    report = tmp_path / "report.json"
+    ended = run(capsys, "verify", f"--data={data}", f"--output={report}", "--workers=0")
+    assert ended.code == 0
+    assert ended.out.splitlines()[-2].startswith("6 samples: 6 good, 0 bad; 6 captions")
+    found = json.loads(report.read_text())
+    assert (found["samples"], found["good"], found["bad"]) == (6, 6, 0)
+    sums = {Path(file["path"]).name: file["sha256"] for file in found["files"]}
+    assert sums == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in data.glob("*.tar")
+    }
+    assert found["fingerprint"] == open_source(data).fingerprint
+
+
+def test_bad_samples_by_kind_and_position(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "00000.tar"
+    make_tar(
+        path,
+        [
+            ("a.jpg", JPEG),
+            ("a.txt", b"good"),
+            ("b.jpg", JPEG[:-200]),
+            ("b.txt", b"its image is cut off"),
+            ("c.jpg", JPEG),
+            ("c.txt", b" "),
+            ("d.txt", b"no image"),
+        ],
+    )
+    report = tmp_path / "report.json"
+    ended = run(capsys, "verify", f"--data={path}", f"--output={report}", "--workers=0")
+    assert ended.code == 1
+    found = json.loads(report.read_text())
+    assert (found["samples"], found["good"], found["bad"]) == (4, 1, 3)
+    assert found["bad_by_kind"] == {
+        "caption_empty": 1,
+        "image_missing": 1,
+        "image_undecodable": 1,
+    }
+    assert {sample["key"] for sample in found["bad_samples"]} == {"b", "c", "d"}
+    cut = next(sample for sample in found["bad_samples"] if sample["key"] == "b")
+    source = open_source(path)
+    assert cut["position"] == position_of(source, 1)
+    name, _, offset = cut["position"].rpartition(":")
+    assert name.endswith("00000.tar")
+    assert path.read_bytes()[int(offset) :].startswith(JPEG[:-200])
+    assert "4 samples: 1 good, 3 bad (" in ended.out
+
+
+def test_checksum_is_of_the_samples(tmp_path: Path) -> None:
+    one = verify(open_source(make_shards(tmp_path / "one", shards=1)), workers=0)
+    same = verify(open_source(make_shards(tmp_path / "same", shards=1)), workers=2)
+    assert one["sha256"] == same["sha256"]
+    other = verify(open_source(make_shards(tmp_path / "other", shards=1, side=50)), workers=0)
+    assert other["fingerprint"] == one["fingerprint"]
+    assert other["sha256"] != one["sha256"]
+
+
+def test_a_folder_has_no_byte_positions(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.jpg").write_bytes(b"\xff\xd8 broken")
+    (tmp_path / "cat" / "2.jpg").write_bytes(JPEG)
+    found = verify(open_source(tmp_path), workers=0)
+    (bad,) = found["bad_samples"]
+    assert (bad["key"], bad["position"]) == ("cat/1.jpg", "record 0")
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    data = make_shards(tmp_path / "shards", samples=150, side=16)
+    source = open_source(data)
+    assert verify(source, workers=2) == verify(source, workers=0)
+
+
+def test_hostile_samples(shared_data: Path) -> None:
+    hostile = shared_data / "hostile"
+    expected = json.loads((hostile / "EXPECTED.json").read_text(encoding="utf-8"))
+    found = verify(open_source(hostile), workers=0)
+    entries = expected["00000.tar"]
+    dropped = {key for key, entry in entries.items() if entry["expected"] == "drop"}
+    assert {sample["key"] for sample in found["bad_samples"]} == {
+        *dropped,
+        *expected["00001.tar"]["drop"],
+    }
+    least = sum(
+        min(entry["samples"]) if isinstance(entry["samples"], list) else entry["samples"]
+        for entry in entries.values()
+        if entry["expected"] == "keep"
+    ) + len(expected["00001.tar"]["keep"])
+    assert least <= found["good"] <= least + 1
+    because = {"image": len(expected["00001.tar"]["drop"]), "bomb": 0, "caption": 0}
+    for key in dropped:
+        because[entries[key]["because"]] += 1
+    counts = found["bad_by_kind"]
+    assert sum(n for kind, n in counts.items() if kind.startswith("caption_")) == because["caption"]
+    assert counts["image_bomb"] == because["bomb"]
+    assert counts["image_missing"] + counts["image_undecodable"] == because["image"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "command is missing; known are inspect, verify, convert, tokenizer, index"),
+        (("destroy",), "command 'destroy' is unknown; known are inspect, verify"),
+        (("verify",), "--data: is missing"),
+        (("verify", "--data=nowhere"), "data path nowhere does not exist"),
+        (("verify", "--daat=x"), "Unknown command line flag 'daat'"),
+        (("verify", "photos"), "'photos': flags only"),
+        (("verify", "--data=x", "--format=zip"), "should be one of"),
+        (("verify", "--data=x", "--workers=-1"), "is not a non-negative integer"),
+        (("verify", "--data=x", "--output=no/folder/here.json"), "must be a file in a folder"),
+    ],
+)
+def test_mistakes(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in mistake(capsys, *arguments)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "convert", "tokenizer", "index"])
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = run(capsys, command, "--help")
+    assert ended.code == 0
+    assert f"python -m clip_jax.data {command}" in ended.out
+    assert "--data:" in ended.out
+
+
+def test_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shards(tmp_path / "shards")
+    first = run(capsys, "index", f"--data={data}", "--beside")
+    assert first.code == 0
+    assert "2 archives, 6 samples, 0 dropped; 2 indexed now, 0 before" in first.out
+    assert (data / "00000.tar.index").is_file()
+    assert "0 indexed now, 2 before" in run(capsys, "index", f"--data={data}", "--beside").out
+    assert "--data: is missing" in mistake(capsys, "index")
+    assert "no tar file there" in mistake(capsys, "index", f"--data={tmp_path}/none.tar")
+
+
+def test_the_program(tmp_path: Path) -> None:
+    """As a person starts it, with worker processes that import it again."""
+    data = make_shards(tmp_path / "shards", samples=130, side=16)
+    command = [sys.executable, "-m", "clip_jax.data", "verify", f"--data={data}", "--workers=2"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    assert "130 samples: 130 good, 0 bad" in ended.stdout

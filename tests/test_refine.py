@@ -1,0 +1,148 @@
+"""Captions cleaned and chosen, samples left out by rule, and what a run says of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from shards import photo, png, words, write_shard
+
+from clip_jax.data.augmentation import Augmentation
+from clip_jax.data.make_batch import choose_caption
+from clip_jax.data.perceptual_hash import HashList, perceptual_hash
+from clip_jax.data.pipeline import training_batches
+from clip_jax.data.records import DecodeError, Record
+from clip_jax.data.refine import CaptionOptions, FilterOptions, RefinedSource, clean_alt_text
+from clip_jax.data.sources import open_source
+from clip_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("A red bus", "A red bus"),
+        ("  A&amp;amp;B &quot;shop&quot;  ", 'A&B "shop'),
+        ("<b>bold</b> cat<br/>sits", "bold cat sits"),
+        ("cat at https://example.org/cat.jpg?x=1 here", "cat at here"),
+        ("IMG_20190214.JPG", ""),
+        ("DSC01234", ""),
+        ("my_photo.png - a dog | ", "a dog"),
+        ("write to me@example.org", "write to"),
+        ("3 < 5 and 7 > 2", "3 < 5 and 7 > 2"),
+        ("ein Hund im Schnee – ", "ein Hund im Schnee"),
+    ],
+)
+def test_alt_texts(text: str, cleaned: str) -> None:
+    assert clean_alt_text(text) == cleaned
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+    captions = ["a b c", "one", "IMG_123.jpg", "a b c d e f", "a b", "c d"]
+    sizes = [(64, 48), (64, 48), (64, 48), (64, 48), (20, 20), (200, 48)]
+    content = [
+        (str(n), {"png": png(n, size), "txt": caption.encode()})
+        for n, (caption, size) in enumerate(zip(captions, sizes, strict=True))
+    ]
+    write_shard(tmp_path / "a.tar", content)
+    return open_source(tmp_path / "a.tar")
+
+
+def kinds(source: RefinedSource) -> list[str]:
+    """Of each record: its captions, or why there are none."""
+    found = []
+    for index in range(len(source)):
+        try:
+            found.append("|".join(source[index].captions))
+        except DecodeError as error:
+            found.append(error.kind)
+    return found
+
+
+def test_rules(source) -> None:
+    filters = FilterOptions(min_words=2, max_words=5, min_side=30, max_aspect=3.0)
+    refined = RefinedSource(source, CaptionOptions(clean=True), filters)
+    by_caption, by_image = ["caption_filtered"], ["image_filtered"]
+    assert kinds(refined) == ["a b c", *by_caption * 3, *by_image * 2]
+    assert refined.fingerprint != source.fingerprint
+    with pytest.raises(DecodeError, match="no caption of 2 to 5 words"):
+        refined.captions(1)
+
+
+def test_what_a_run_says(source) -> None:
+    numbers = RefinedSource(source, filters=FilterOptions(min_side=30))
+
+    def tokenize(texts: list[str]) -> np.ndarray:
+        return words([f"number {len(text)}" for text in texts])
+
+    settings = {"batch_size": 6, "seed": 0, "max_bad_fraction": 0.0}
+    batches = training_batches(numbers, tokenize, 8, "bicubic", Augmentation(), **settings)
+    list(itertools.islice(batches, 3))
+    batches.close()
+    assert batches.dropped == Counter(image_filtered=3)  # once an epoch; no reason to stop
+    assert batches.bad_count == 0
+    assert batches.counts["bytes_read"] > 1000
+    none = RefinedSource(source, filters=FilterOptions(min_side=3000))
+    batches = training_batches(none, tokenize, 8, "bicubic", Augmentation(), **settings)
+    with pytest.raises(UserError, match="the filters leave nothing of 6 records in a row"):
+        next(batches)
+    batches.close()
+
+
+def test_choices() -> None:
+    class Two:
+        fingerprint = "x"
+
+        def __getitem__(self, index: int) -> Record:
+            return Record("k", png(0), ("a", "b c"), (1.0, 3.0))
+
+    rng = np.random.default_rng(0)
+    drawn = Counter(choose_caption(Two()[0], rng) for _ in range(4000))
+    assert abs(drawn["b c"] / 4000 - 0.75) < 0.03
+    both = RefinedSource(Two(), CaptionOptions(choice="concatenate"))  # type: ignore[arg-type]
+    assert both[0].captions == ("a b c",)
+    first = RefinedSource(Two(), CaptionOptions(choice="first"))  # type: ignore[arg-type]
+    assert first[0].captions == ("a",)
+    assert choose_caption(first[0], rng) == "a"
+
+
+def test_looks_alike(tmp_path: Path) -> None:
+    hashes = [perceptual_hash(photo(seed, (640, 480))) for seed in range(20)]
+    again = [perceptual_hash(photo(seed, (320, 240), quality=60)) for seed in range(20)]
+    apart = np.bitwise_count(np.array(hashes, np.uint64)[:, None] ^ np.array(again, np.uint64))
+    assert np.diag(apart).max() <= 4
+    assert apart[~np.eye(20, dtype=bool)].min() > 10
+    (tmp_path / "list").write_text(
+        f"# found by hand\n{hashes[3]:016x} some note\n\n{hashes[5]:x}\n"
+    )
+    near = HashList.read(tmp_path / "list", distance=4)
+    assert [n for n in range(20) if again[n] in near] == [3, 5]
+    exact = HashList.read(tmp_path / "list")
+    assert len(exact) == 2
+    assert hashes[3] in exact
+    assert hashes[4] not in exact
+    pixels = np.asarray(Image.new("RGB", (30, 20), (9, 9, 9)))
+    assert perceptual_hash(pixels) == 0
+    (tmp_path / "list").write_text("3\nhello\n")
+    with pytest.raises(UserError, match="line 2 is 'hello'; accepted are 16 hexadecimal digits"):
+        HashList.read(tmp_path / "list")
+    with pytest.raises(UserError, match="exclude_distance=99"):
+        HashList([], distance=99)
+
+
+def test_the_list_leaves_out(source) -> None:
+    listed = HashList([perceptual_hash(source[0].image)])  # plain colours: all alike
+    assert kinds(RefinedSource(source, exclude=listed)) == ["duplicate"] * 6
+
+
+@pytest.mark.parametrize(
+    "values", [{"min_words": -1}, {"max_aspect": 0.5}, {"min_words": 5, "max_words": 4}]
+)
+def test_rules_that_make_no_sense(values: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="filters\\."):
+        FilterOptions(**values)
