@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -66,52 +66,60 @@ class CaptionError(DecodeError):
     """A caption that cannot be used, as `decode_caption` finds it."""
 
 
+class Drop(NamedTuple):
+    """Why one sample is left out; `position`: archive and byte, where a source knows them."""
+
+    kind: str
+    reason: str
+    position: str | None = None
+
+
 class Drops(Mapping[str, str]):
     """What a source leaves out: key -> reason of the first `LISTED`, exact counts of all.
 
     Attributes:
       counts: kind (of `KINDS`) -> how many.
+      listed: key -> `Drop`, of the first.
     """
 
     LISTED = 1000
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._reasons: dict[str, str] = {}
+        self.listed: dict[str, Drop] = {}
 
-    def add(self, kind: str, key: str, reason: str) -> None:
+    def add(self, kind: str, key: str, reason: str, position: str | None = None) -> None:
         """One sample; `reason` in a few words, without the key."""
         self.counts[kind] += 1
-        if len(self._reasons) < self.LISTED:
-            self._reasons[key] = reason
+        self.list(((key, Drop(kind, reason, position)),))
 
-    def list(self, reasons: Iterable[tuple[str, str]]) -> None:
-        """(key, reason) of samples that are counted already."""
-        for key, reason in reasons:
-            if len(self._reasons) < self.LISTED:
-                self._reasons[key] = reason
+    def list(self, drops: Iterable[tuple[str, Drop]]) -> None:
+        """Samples that are counted already."""
+        for key, drop in drops:
+            if len(self.listed) < self.LISTED:
+                self.listed[key] = drop
 
     def update(self, other: "Drops") -> None:
         """All of another's, after our own."""
         self.counts.update(other.counts)
-        self.list(other.items())
+        self.list(other.listed.items())
 
     @property
     def total(self) -> int:
         return self.counts.total()
 
     def __getitem__(self, key: str) -> str:
-        return self._reasons[key]
+        return self.listed[key].reason
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._reasons)
+        return iter(self.listed)
 
     def __len__(self) -> int:
         """How many are listed; `total` counts all."""
-        return len(self._reasons)
+        return len(self.listed)
 
     def __repr__(self) -> str:
-        return f"Drops({self._reasons!r})"
+        return f"Drops({dict(self)!r})"
 
 
 @dataclass(frozen=True)

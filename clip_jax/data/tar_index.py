@@ -10,6 +10,7 @@ import json
 import os
 import struct
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,14 +19,14 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import IMAGE_EXTENSIONS, CaptionError, Drops, Fingerprint
+from clip_jax.data.records import IMAGE_EXTENSIONS, CaptionError, Fingerprint
 from clip_jax.data.tar_captions import CaptionReader, Member
 
 ENDING = ".index"
-VERSION = 1
+VERSION = 2
 
 _MAGIC = b"clip_jax tar index\n\0"
-_LISTED_DROPS = 20  # by name, of each archive
+_LISTED_DROPS = 1000  # by name, of each archive
 _ALWAYS = ("image", "json", "cls")  # members that a sample may have, besides texts
 _LARGEST_MEMBER = 2**32 - 1  # bytes
 
@@ -46,7 +47,8 @@ class IndexHeader:
     fingerprint: str  # Fingerprint.value, as text: JSON has no such integers
     damage: str | None  # where the archive ends early or is broken, its samples before are used
     drop_counts: dict[str, int] = field(default_factory=dict)
-    drops: list[tuple[str, str]] = field(default_factory=list)  # the first: key, reason
+    # The first: key, kind, reason, byte at which the sample begins.
+    drops: list[tuple[str, str, str, int]] = field(default_factory=list)
     options: str = ""  # `options_key` of what captions are read from
     version: int = VERSION
 
@@ -75,6 +77,7 @@ class _Group:
     """Neighbouring members of one key, by lower-case extension."""
 
     key: str
+    start: int  # byte of the first header
     members: dict[str, Member] = field(default_factory=dict)
 
 
@@ -87,7 +90,8 @@ class _Builder:
         self._texts = text_endings(options)
         self.rows: list[tuple[int, ...]] = []
         self.keys = bytearray()
-        self.drops = Drops()
+        self.drop_counts: Counter[str] = Counter()
+        self.drops: list[tuple[str, str, str, int]] = []
         self.fingerprint = Fingerprint()
 
     def read(self, member: Member) -> bytes:
@@ -99,13 +103,13 @@ class _Builder:
         members = group.members
         image = next((members[name] for name in members if name in IMAGE_EXTENSIONS), None)
         if image is None:
-            self.drops.add("image_missing", group.key, "no complete image member")
+            self._drop(group, "image_missing", "no complete image member")
             return
         texts = {name: members[name] for name in self._texts if name in members}
         try:
             captions = self._captions.read(texts, members.get("json"), self.read)
         except CaptionError as error:
-            self.drops.add(error.kind, group.key, str(error))
+            self._drop(group, error.kind, str(error))
             return
         self.keys += group.key.encode("utf-8", "surrogateescape")
         none = Member(0, 0)
@@ -113,6 +117,11 @@ class _Builder:
         found = (image, *(members.get(name, none) for name in rest))
         self.rows.append((*(x for m in found for x in m), len(self.keys), captions.needs_json))
         self.fingerprint.add(group.key, captions.texts)
+
+    def _drop(self, group: _Group, kind: str, reason: str) -> None:
+        self.drop_counts[kind] += 1
+        if len(self.drops) < _LISTED_DROPS:
+            self.drops.append((group.key, kind, reason, group.start))
 
 
 def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -> bytes:
@@ -131,7 +140,7 @@ def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -
                 continue
             if group is None or key != group.key or extension in group.members:
                 builder.finish(group)
-                group = _Group(key)
+                group = _Group(key, info.offset)
             if _is_whole_file(info, size):
                 group.members[extension] = Member(info.offset_data, info.size)
         builder.finish(group)
@@ -142,8 +151,8 @@ def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -
         key_bytes=len(builder.keys),
         fingerprint=str(builder.fingerprint.value),
         damage=damage[0] if damage else None,
-        drop_counts=dict(builder.drops.counts),
-        drops=list(builder.drops.items())[:_LISTED_DROPS],
+        drop_counts=dict(builder.drop_counts),
+        drops=builder.drops,
         row_bytes=sample_type(options).itemsize,
         options=options_key(options),
     )

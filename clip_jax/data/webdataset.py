@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.paths import expand_paths
-from clip_jax.data.records import DecodeError, Drops, Fingerprint, Record
+from clip_jax.data.records import DecodeError, Drop, Drops, Fingerprint, Record
 from clip_jax.data.shard_files import ShardFiles
 from clip_jax.data.stores import Stat
 from clip_jax.data.tar_captions import (
@@ -98,10 +98,11 @@ class WebDatasetSource:
         fingerprint = Fingerprint()
         for shard in self._shards:
             header = shard.header
-            drops = Drops()
-            drops.counts.update(header.drop_counts)
-            drops.list(header.drops)
-            self.dropped.update(drops)
+            self.dropped.counts.update(header.drop_counts)
+            self.dropped.list(
+                (key, Drop(kind, reason, f"{shard.path}:{start}"))
+                for key, kind, reason, start in header.drops
+            )
             if header.damage is not None:
                 logger.warning("%s %s", shard.path, header.damage)
                 self.damaged[shard.path] = header.damage

@@ -171,8 +171,8 @@ def _unusable(inspection: Inspection) -> str:
         if seen[sample.kind] <= _EXAMPLES:
             examples.append([sample.key, sample.kind, sample.position, sample.reason])
     room = _EXAMPLES * max(1, len(inspection.kinds))
-    for key, reason in list(inspection.dropped.items())[:room]:
-        examples.append([key, "when opened", "", reason])
+    for key, drop in list(inspection.dropped.items())[:room]:
+        examples.append([key, drop.kind, drop.position or "", drop.reason])
     lead = (
         f"{inspection.dropped_total:,} samples were left out when the data was opened, and"
         f" {len(inspection.survey.bad):,} of the {inspection.survey.looked_at:,} looked at cannot"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clip_jax.data.decoding import decode
-from clip_jax.data.records import DecodeError, Source
+from clip_jax.data.records import DecodeError, Drop, Source
 from clip_jax.dataset_tools.bad_samples import count_kinds
 from clip_jax.dataset_tools.duplicates import (
     Group,
@@ -58,7 +58,7 @@ class Inspection:
     about: list[tuple[str, str]]
     records: int  # that the source has
     survey: Survey
-    dropped: dict[str, str]  # when the source was opened: the first, key -> reason
+    dropped: dict[str, Drop]  # when the source was opened: the first, by key
     kinds: Counter[str]  # of what cannot be used: when opened, and of those looked at
     dropped_total: int
     token_counts: np.ndarray  # int (captions,)
@@ -106,7 +106,7 @@ def gather(
         about=about,
         records=len(source),
         survey=found,
-        dropped=dict(source.dropped),
+        dropped=dict(source.dropped.listed),
         kinds=kinds,
         dropped_total=source.dropped.total,
         token_counts=token_lengths(loader.tokenizer, found.captions()),

@@ -104,7 +104,7 @@ def verify(source: Source, *, workers: int) -> dict[str, Any]:
         "bad_by_kind": dict(counts.most_common()),
         "left_out_when_opened": dropped.total,
         "bad_samples": [
-            *({"key": key, "reason": reason} for key, reason in dropped.items()),
+            *({"key": key, **drop._asdict()} for key, drop in dropped.listed.items()),
             *(sample.as_dict() for sample in total.bad),
         ],
     }
