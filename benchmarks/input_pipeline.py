@@ -6,7 +6,8 @@
 The photos are stretched to 640x480, saved again and put into tars. In turns, on all cores that
 each needs: one core that decodes and crops alone; the whole pipeline with one worker and with two,
 tokens of OpenAI's vocabulary included; open_clip's loader with one worker and with two, on the same
-tars. Then reading at random against reading in sequence, and how long 100,000 samples take to index.
+tars. Then reading at random against reading in sequence, and how long it takes to index 100,000
+samples.
 Prints one JSON object; ratios are medians over the turns.
 """
 

@@ -57,6 +57,7 @@ class MakeBatch:
         used = np.empty(count, np.int64)
         captions: list[str] = []
         bad: list[Bad] = []
+        bytes_read = 0
         rng = np.random.Generator(np.random.Philox(key=self.seed))
         state: Any = rng.bit_generator.state
         positions = [number * self.batch_size + row for row in self.rows]
@@ -69,11 +70,13 @@ class MakeBatch:
                 found = self._first_good(index, images[place], rng, bad)
                 if found is None:
                     return {"report": _report(bad)}
-                used[place], caption = found
+                used[place], caption, size_bytes = found
                 captions.append(caption)
+                bytes_read += size_bytes
         except UserError as error:
             return {"report": _report(bad, fatal=str(error))}
         tokens = np.asarray(self.tokenize(captions), np.int32)
+        telemetry.add(bytes_read=bytes_read)
         cursor = None
         if isinstance(self.order, StreamOrder):
             cursor = self.order.cursor(positions)
@@ -82,8 +85,8 @@ class MakeBatch:
 
     def _first_good(
         self, index: int, out: np.ndarray, rng: np.random.Generator, bad: list[Bad]
-    ) -> tuple[int, str] | None:
-        """Writes the first usable image from `index` on; its record number and caption."""
+    ) -> tuple[int, str, int] | None:
+        """Writes the first usable image from `index` on; its record number, caption and bytes."""
         first = index
         for _ in range(_MAX_TRIES):
             try:
@@ -92,7 +95,12 @@ class MakeBatch:
                 out[:] = training_image(
                     record.image, self.image_size, self.interpolation, self.augmentation, rng
                 )
-                return index, caption
+                size = (
+                    record.image.nbytes
+                    if isinstance(record.image, np.ndarray)
+                    else len(record.image)
+                )
+                return index, caption, size
             except DecodeError as error:
                 bad.append((index, self.source.key(index), str(error), error.kind))
             index = self.order.after(index)

@@ -12,7 +12,6 @@ from clip_jax.data.options import RemoteOptions
 from clip_jax.data.paths import is_remote
 from clip_jax.data.stores import Stat, Unavailable
 from clip_jax.data.tar_captions import Member
-from clip_jax.data.telemetry import telemetry
 
 _MAX_OPEN_FILES = 256  # well below the usual limit of 1,024 a process
 _FORGIVEN_SECONDS = 600.0  # after which an archive that failed is asked again
@@ -67,7 +66,6 @@ class ShardFiles:
             data = self._read_slowly(shard, member)
         if len(data) != member.size:
             raise OSError(f"{self.paths[shard]} ends before offset {member.offset + member.size}")
-        telemetry.add(bytes_read=len(data))
         return data
 
     def _read_slowly(self, shard: int, member: Member) -> bytes:
