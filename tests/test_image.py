@@ -284,11 +284,12 @@ def test_decompression_bombs_are_refused_by_their_header(monkeypatch, lifted):
     if lifted:  # programs often lift Pillow's own limit
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     for decoder in (decode, ImageTransform(8)):
-        with pytest.raises(DecodeError, match="bomb"):
+        with pytest.raises(DecodeError, match="bomb") as caught:
             decoder(png_header(13378, 13378))
+        assert caught.value.kind == "image_bomb"
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "AVIF"])
 def test_truncated_images_are_refused(format):
     data = encode(photo(64, 48), format)
     assert decode(data).size == (64, 48)
@@ -297,8 +298,9 @@ def test_truncated_images_are_refused(format):
             training_image(
                 data[: len(data) // 2], 8, "bicubic", augmentation, np.random.default_rng(0)
             )
-    with pytest.raises(DecodeError):
+    with pytest.raises(DecodeError) as caught:
         decode(data[: len(data) // 2])
+    assert caught.value.kind == "image_undecodable"
 
 
 @pytest.mark.parametrize(
@@ -308,6 +310,7 @@ def test_what_is_no_image_is_refused(data):
     with pytest.raises(DecodeError) as caught:
         decode(data)
     assert "\n" not in str(caught.value)
+    assert caught.value.kind == "image_undecodable"
 
 
 def test_missing_file_and_wrong_arrays_are_named(tmp_path):

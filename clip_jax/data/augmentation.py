@@ -1,19 +1,53 @@
-"""From an image to uint8 (S, S, 3), as training sees it: crop, mirror, affine, strokes, blur."""
+"""From an image to uint8 (S, S, 3), as training sees it.
+
+In this order: crop or squash, mirror, RandAugment, colour jitter, grayscale, affine map, strokes,
+blur.
+"""
 
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from clip_jax.data.decoding import ImageLike, decode, open_header, orientation, upright_rgb
+from clip_jax.data.colour import Jitter, grayscale, jitter
+from clip_jax.data.decoding import (
+    JPEG_FORMATS,
+    ImageLike,
+    decode,
+    open_header,
+    orientation,
+    scaled_jpeg,
+    upright_rgb,
+)
 from clip_jax.data.image import interpolation_filter
+from clip_jax.data.rand_augment import GREATEST_MAGNITUDE, rand_augment
 from clip_jax.data.records import read_file
+from clip_jax.data.resampling import Box, exact_resize, fast_resize, is_fast
 from clip_jax.errors import UserError
 
 _DARKEST, _LIGHTEST = ImageFilter.MinFilter(3), ImageFilter.MaxFilter(3)
+
+# Shrink from which a JPEG is decoded at 1 / factor. For each pixel of the result 1.5 must be left:
+# the decoder's way of shrinking is sharper than a resize.
+_DECODED_AT = ((12.0, 8), (6.0, 4), (3.5, 2))
+
+# From here a pixel of the result covers a whole stored colour of a 4:2:0 file.
+_COARSE_FROM = 2.0
+
+# EXIF orientation -> (rows and columns change places, then mirrored left-right, then top-bottom).
+_TURNS = {
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
 
 
 @dataclass(frozen=True)
@@ -23,9 +57,20 @@ class Augmentation:
     Raises UserError where a value is out of its range.
     """
 
+    # A random crop, or the whole image whatever its aspect (CLIPA, SigLIP); then no crop_… counts.
+    resize: Literal["crop", "squash"] = "crop"
     crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the area; (1, 1): the central square
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, drawn on a log scale
     flip_probability: float = 0.0  # of mirroring left and right; wrong where text can be read
+    randaugment_operations: int = 0  # drawn for each image, of 14; 2 is usual
+    randaugment_magnitude: float = 9.0  # of 30, how far each of them goes
+    # Colour jitter: factors of up to 1 ± so much (hue: turns of the colour circle), as torchvision.
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    jitter_probability: float = 1.0  # of all four together
+    grayscale_probability: float = 0.0
     rotation_degrees: float = 0.0  # greatest angle, either way
     shift: float = 0.0  # greatest shift along each axis, as a fraction of the side
     zoom: tuple[float, float] = (1.0, 1.0)  # factor, drawn on a log scale; above 1 enlarges
@@ -34,9 +79,20 @@ class Augmentation:
     thicken_probability: float = 0.0  # of widening dark strokes by a part of a pixel
     thin_probability: float = 0.0  # of narrowing them; never both
     blur_probability: float = 0.0  # of a Gaussian blur of 0.3 to 0.9 pixels
-    fast_decode: bool = True  # JPEG decoded at 1/2, 1/4 or 1/8 where that suffices; other pixels
+    # Files are decoded and resized in a third of the time; about a level of 255 off, on the mean.
+    fast_decode: bool = True
 
     def __post_init__(self) -> None:
+        if self.resize not in ("crop", "squash"):
+            raise UserError(
+                f"augmentation's resize is {self.resize!r}; accepted are 'crop' and 'squash'"
+            )
+        operations = self.randaugment_operations
+        if not isinstance(operations, int) or operations < 0:
+            raise UserError(
+                f"augmentation's randaugment_operations is {operations!r}; accepted is a whole"
+                " number of at least 0"
+            )
         for name in ("crop_scale", "crop_ratio", "zoom", "stretch"):
             value = tuple(float(bound) for bound in getattr(self, name))
             top = 1.0 if name == "crop_scale" else math.inf
@@ -48,6 +104,13 @@ class Augmentation:
             object.__setattr__(self, name, value)
         limits = {
             "flip_probability": 1.0,
+            "randaugment_magnitude": GREATEST_MAGNITUDE,
+            "brightness": 10.0,
+            "contrast": 10.0,
+            "saturation": 10.0,
+            "hue": 0.5,
+            "jitter_probability": 1.0,
+            "grayscale_probability": 1.0,
             "rotation_degrees": 180.0,
             "shift": 1.0,
             "shear": 2.0,
@@ -68,7 +131,16 @@ class Augmentation:
 
     @property
     def crops(self) -> bool:
-        return self.crop_scale != (1.0, 1.0)
+        return self.resize == "crop" and self.crop_scale != (1.0, 1.0)
+
+    @property
+    def jitter(self) -> Jitter:
+        return Jitter(self.brightness, self.contrast, self.saturation, self.hue)
+
+    @property
+    def recolours(self) -> bool:
+        jitters = self.jitter_probability and any(self.jitter)
+        return bool(self.randaugment_operations or jitters or self.grayscale_probability)
 
     @property
     def is_affine(self) -> bool:
@@ -87,7 +159,7 @@ def training_image(
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """image -> uint8 (image_size, image_size, 3): random resized crop, mirror, affine map.
+    """image -> uint8 (image_size, image_size, 3).
 
     Steps that are off cost nothing and draw nothing. Equal `rng` state, equal pixels. May return
     `image` itself, where nothing is to be done; do not write into the result.
@@ -102,9 +174,12 @@ def training_image(
     ):
         pixels = image
     else:
-        pixels = _crop(image, image_size, interpolation_filter(interpolation), augmentation, rng)
+        interpolation_filter(interpolation)
+        pixels = _crop(image, image_size, interpolation, augmentation, rng)
     if augmentation.flip_probability and rng.random() < augmentation.flip_probability:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
+    if augmentation.recolours:
+        pixels = _recolour(pixels, augmentation, rng)
     if augmentation.is_affine or augmentation.filters:
         pixels = _redraw(pixels, augmentation, rng)
     return pixels
@@ -113,38 +188,90 @@ def training_image(
 def _crop(
     image: ImageLike,
     image_size: int,
-    resample: Image.Resampling,
+    interpolation: str,
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Crop in full-size pixels, then one resize; the decoder may have made a smaller picture."""
     if isinstance(image, str | os.PathLike):
         image = read_file(image)
-    if augmentation.fast_decode and isinstance(image, bytes) and image[:2] == b"\xff\xd8":
-        opened = open_header(image)
-        width, height = opened.size
-        if orientation(opened) >= 5:
-            width, height = height, width
-        box = _crop_box(width, height, augmentation, rng)
-        shrink = min(box[2] - box[0], box[3] - box[1]) / image_size
-        if shrink >= 2:
-            stored = opened.size
-            opened.draft("RGB", (math.ceil(stored[0] / shrink), math.ceil(stored[1] / shrink)))
+    if isinstance(image, bytes) and augmentation.fast_decode:
+        return _crop_file(image, image_size, interpolation, augmentation, rng)
+    picture = decode(image)
+    box = _crop_box(*picture.size, augmentation, rng)
+    return exact_resize(picture, box, image_size, interpolation)
+
+
+def _crop_file(
+    data: bytes,
+    image_size: int,
+    interpolation: str,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The crop in full-size pixels; a JPEG's from no more pixels than it needs."""
+    opened = open_header(data)
+    if opened.format not in JPEG_FORMATS:
         picture = upright_rgb(opened)
-        x, y = picture.width / width, picture.height / height
-        box = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+        return _resize(
+            picture, _crop_box(*picture.size, augmentation, rng), image_size, interpolation
+        )
+    width, height = opened.size
+    # Of a JPEG it is in the header; other formats would decode their pixels for it.
+    turn = _TURNS[orientation(opened)]
+    if turn[0]:
+        width, height = height, width
+    box = _crop_box(width, height, augmentation, rng)
+    shrink = min(box[2] - box[0], box[3] - box[1]) / image_size
+    factor = next((factor for least, factor in _DECODED_AT if shrink >= least), 1)
+    pixels = scaled_jpeg(data, opened, factor, is_coarse=shrink >= _COARSE_FROM)
+    if pixels is None:
+        return _resize(upright_rgb(opened), box, image_size, interpolation)
+    box = _as_stored(box, width, height, turn)
+    if factor == 1 and is_fast(box, image_size):
+        left, top, right, bottom = _whole(box)
+        result = fast_resize(pixels[top:bottom, left:right], image_size, interpolation)
     else:
-        picture = decode(image)
-        box = _crop_box(*picture.size, augmentation, rng)
-    if box == (0, 0, image_size, image_size) == (0, 0, *picture.size):
-        return np.asarray(picture)
-    return np.asarray(picture.resize((image_size, image_size), resample, box=box))
+        # Rounded to whole pixels of the smaller picture, it would be 3 levels off.
+        smaller = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
+        result = exact_resize(Image.fromarray(pixels), smaller, image_size, interpolation)
+    return _turned(result, turn)
 
 
-def _crop_box(
-    width: int, height: int, augmentation: Augmentation, rng: np.random.Generator
-) -> tuple[float, float, float, float]:
+def _resize(picture: Image.Image, box: Box, image_size: int, interpolation: str) -> np.ndarray:
+    if not is_fast(box, image_size):
+        return exact_resize(picture, box, image_size, interpolation)
+    return fast_resize(np.asarray(picture.crop(_whole(box))), image_size, interpolation)
+
+
+def _whole(box: Box) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box
+    return int(left), int(top), int(right), int(bottom)
+
+
+def _as_stored(box: Box, width: int, height: int, turn: tuple[bool, bool, bool]) -> Box:
+    """A box of the upright image of this size, where it lies in the image as stored."""
+    swaps, mirrors, flips = turn
+    left, top, right, bottom = box
+    if mirrors:
+        left, right = width - right, width - left
+    if flips:
+        top, bottom = height - bottom, height - top
+    return (top, left, bottom, right) if swaps else (left, top, right, bottom)
+
+
+def _turned(pixels: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
+    """Stored -> upright, (S, S, 3)."""
+    swaps, mirrors, flips = turn
+    if not any(turn):
+        return pixels
+    upright = pixels.transpose(1, 0, 2) if swaps else pixels
+    return np.ascontiguousarray(upright[:: -1 if flips else 1, :: -1 if mirrors else 1])
+
+
+def _crop_box(width: int, height: int, augmentation: Augmentation, rng: np.random.Generator) -> Box:
     """(left, top, right, bottom) in pixels, by the rule of torchvision's RandomResizedCrop."""
+    if augmentation.resize == "squash":
+        return (0, 0, width, height)
     if not augmentation.crops:
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
@@ -168,6 +295,26 @@ def _crop_box(
         w = max(1, round(height * ratio_high))
     left, top = (width - w) // 2, (height - h) // 2
     return (left, top, left + w, top + h)
+
+
+def _recolour(
+    pixels: np.ndarray, augmentation: Augmentation, rng: np.random.Generator
+) -> np.ndarray:
+    """RandAugment, colour jitter, grayscale."""
+    picture = Image.fromarray(pixels)
+    if augmentation.randaugment_operations:
+        picture = rand_augment(
+            picture,
+            augmentation.randaugment_operations,
+            augmentation.randaugment_magnitude,
+            rng,
+        )
+    limits, probability = augmentation.jitter, augmentation.jitter_probability
+    if probability and any(limits) and rng.random() < probability:
+        picture = jitter(picture, limits, rng)
+    if augmentation.grayscale_probability and rng.random() < augmentation.grayscale_probability:
+        picture = grayscale(picture)
+    return np.asarray(picture)
 
 
 def _redraw(pixels: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:

@@ -7,8 +7,10 @@ result for the others.
 """
 
 import io
+import math
 import os
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,6 +23,8 @@ MAX_IMAGE_PIXELS = 178_956_970  # more declared pixels than this are taken for a
 
 # A list of its own: among Pillow's other formats is one that starts Ghostscript (EPS).
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+
+JPEG_FORMATS = ("JPEG", "MPO")
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -81,14 +85,15 @@ def open_header(image: bytes | os.PathLike[str] | str) -> Image.Image:
     try:
         opened = Image.open(io.BytesIO(data), formats=_known_formats())
     except Image.DecompressionBombError as error:
-        raise DecodeError(f"decompression bomb: {error}") from None
+        raise DecodeError(f"decompression bomb: {error}", "image_bomb") from None
     except Exception as error:  # Pillow's parsers raise nearly anything on hostile bytes
         raise DecodeError(_reason(error, data)) from error
     width, height = opened.size
     # Pillow has the same limit, but programs that use it often lift that.
     if width * height > MAX_IMAGE_PIXELS:
         raise DecodeError(
-            f"decompression bomb: declares {width}x{height} pixels, more than {MAX_IMAGE_PIXELS:,}"
+            f"decompression bomb: declares {width}x{height} pixels, more than {MAX_IMAGE_PIXELS:,}",
+            "image_bomb",
         )
     return opened
 
@@ -124,6 +129,53 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         raise
     except Exception as error:  # as in open_header
         raise DecodeError(_reason(error)) from error
+
+
+def scaled_jpeg(
+    data: bytes, opened: Image.Image, factor: int = 1, is_coarse: bool = False
+) -> np.ndarray | None:
+    """JPEG bytes -> RGB uint8 (ceil(H / factor), ceil(W / factor), 3), as stored, not upright.
+
+    Args:
+      data: the file.
+      opened: its header, from `open_header`.
+      factor: 1, 2, 4 or 8; the decoder then computes so many pixels fewer each way.
+      is_coarse: colours between the stored ones of 4:2:0 files are not interpolated; for images
+        that are shrunk to half or less afterwards.
+
+    Returns:
+      None where it has four channels, or where the decoder finds anything odd, be it only a
+      warning: Pillow is to judge then, as for every other format.
+    """
+    simplejpeg = _simplejpeg()
+    if simplejpeg is None or opened.format not in JPEG_FORMATS or opened.mode not in ("RGB", "L"):
+        return None
+    width, height = opened.size
+    try:
+        # The header as this decoder reads it: what was checked for bombs must be what is decoded.
+        if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
+            return None
+        smaller = (math.ceil(height / factor), math.ceil(width / factor))
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            "RGB",
+            fastupsample=is_coarse,
+            min_height=smaller[0],
+            min_width=smaller[1],
+        )
+    except ValueError:
+        return None
+    return pixels if pixels.shape[:2] == smaller else None
+
+
+@cache
+def _simplejpeg() -> Any:
+    """The module; None on machines for which there is no wheel of it."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

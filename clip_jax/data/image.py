@@ -17,6 +17,7 @@ from clip_jax.data.decoding import (
     decode,
 )
 from clip_jax.data.records import DecodeError
+from clip_jax.data.resampling import INTERPOLATIONS
 from clip_jax.errors import UserError
 from clip_jax.models.config import OPENAI_MEAN, OPENAI_STD
 
@@ -31,10 +32,6 @@ __all__ = [
     "decode",
 ]
 
-INTERPOLATIONS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-}
 RESIZES = ("shortest", "longest", "squash")
 
 # A picture of 100,000 x 1 pixels would grow to gigabytes: beyond this aspect only the part that the

@@ -17,6 +17,7 @@ from clip_jax.data.records import DecodeError, Record, Source
 from clip_jax.data.streaming import Cursor, StreamOrder
 from clip_jax.data.telemetry import telemetry
 from clip_jax.errors import UserError
+from clip_jax.host_memory import keep_freed_memory
 
 Tokenize = Callable[[list[str]], np.ndarray]
 # (record number, key, reason, kind of `records.KINDS`)
@@ -51,7 +52,7 @@ class MakeBatch:
         "bad" (a list of `Bad`), "counts" (of `telemetry`), where the run must end "fatal", and of
         a stream its "cursor" after the batch.
         """
-        _end_with_parent()
+        _set_up_worker()
         size, count = self.image_size, len(self.rows)
         images = np.empty((count, size, size, 3), np.uint8)
         used = np.empty(count, np.int64)
@@ -126,11 +127,15 @@ def _report(bad: list[Bad], fatal: str | None = None, cursor: Cursor | None = No
 
 
 @functools.cache
-def _end_with_parent() -> None:
-    """In a worker: ends it when the trainer is gone. One that was killed leaves it waiting."""
+def _set_up_worker() -> None:
+    """In a worker: ends it when the trainer is gone. One that was killed leaves it waiting.
+
+    Buffers of images are kept for the next ones, as the programs do for themselves.
+    """
     parent = multiprocessing.parent_process()
     if parent is None:
         return
+    keep_freed_memory()
 
     def wait() -> None:
         parent.join()

@@ -1,0 +1,154 @@
+"""Every format and kind of file that people have, as evaluation and as training see it."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from pictures import encode, photo
+from PIL import Image
+
+from clip_jax.data.augmentation import Augmentation, training_image
+from clip_jax.data.decoding import decode
+from clip_jax.data.records import DecodeError
+
+
+def on_white(rgba: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 4) -> float (H, W, 3): the definition of compositing."""
+    alpha = rgba[:, :, 3:] / 255.0
+    return rgba[:, :, :3] * alpha + 255.0 * (1 - alpha)
+
+
+def near(data: bytes, wanted: np.ndarray, levels: float) -> None:
+    """The file stands for these pixels, to evaluation and to training, fast or not."""
+    height, width = wanted.shape[:2]
+    decoded = np.asarray(decode(data))
+    assert decoded.shape == wanted.shape
+    assert np.abs(decoded - wanted.astype(float)).mean() <= levels
+    whole = Image.fromarray(np.round(wanted).astype(np.uint8))
+    for size in (min(width, height) // 4, min(width, height) - 3):
+        small = np.asarray(whole.resize((size, size), Image.Resampling.BICUBIC)).astype(float)
+        for is_fast in (True, False):
+            options = Augmentation(resize="squash", fast_decode=is_fast)
+            trained = training_image(data, size, "bicubic", options, np.random.default_rng(0))
+            assert np.abs(trained - small).mean() <= levels + 1
+
+
+def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
+    """What a lossy format keeps."""
+    return photo(6, 5, seed).resize((width, height), Image.Resampling.BICUBIC)
+
+
+LOSSY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "AVIF": {"quality": 95}}
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM"])
+def test_every_format(format):
+    picture = smooth(121, 96)
+    if format == "GIF":
+        picture = picture.quantize(256).convert("RGB")
+    near(encode(picture, format, **LOSSY.get(format, {})), np.asarray(picture), 2)
+
+
+@pytest.mark.parametrize("format", ["WEBP", "AVIF"])
+def test_alpha_of_lossy_formats_goes_on_white(format):
+    rgba = np.dstack([np.asarray(smooth(96, 80)), np.asarray(smooth(96, 80, 1))[:, :, 0]])
+    data = encode(
+        Image.fromarray(rgba),
+        format,
+        quality=100,
+        **({} if format == "AVIF" else {"lossless": True, "exact": True}),
+    )
+    near(data, on_white(rgba), 3)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "AVIF", "TIFF"])
+def test_the_first_frame_is_the_picture(format):
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ((200, 30, 60), (0, 255, 0))]
+    data = encode(frames[0], format, save_all=True, append_images=frames[1:])
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.n_frames == 2
+    near(data, np.asarray(frames[0]), 3)
+
+
+def test_a_pair_of_stereo_photos_is_its_first():
+    frames = [smooth(80, 60, seed) for seed in (0, 1)]
+    data = encode(frames[0], "MPO", save_all=True, append_images=frames[1:], quality=95)
+    near(data, np.asarray(frames[0]), 3)
+
+
+@pytest.mark.parametrize("format", ["WEBP", "AVIF", "TIFF", "PNG", "JPEG"])
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_exif_orientation_of_every_format(format, orientation):
+    turns = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180}
+    turns |= {6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}
+    stored = smooth(121, 80)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(stored, format, exif=exif, **LOSSY.get(format, {}))
+    near(data, np.asarray(stored.transpose(turns[orientation])), 2)
+
+
+@pytest.mark.parametrize(
+    "options", [{"progressive": True}, {"subsampling": "4:4:4"}, {"optimize": True}]
+)
+def test_kinds_of_jpeg(options):
+    picture = smooth(121, 96)
+    near(encode(picture, "JPEG", quality=95, **options), np.asarray(picture), 2)
+
+
+def test_jpeg_of_one_and_of_four_channels():
+    grey = smooth(121, 96).convert("L")
+    near(encode(grey, "JPEG", quality=95), np.asarray(grey.convert("RGB")), 2)
+    inks = Image.merge("CMYK", [smooth(121, 96, seed).convert("L") for seed in range(4)])
+    values = np.asarray(inks, np.float64)
+    rgb = (255 - values[:, :, :3]) * (255 - values[:, :, 3:]) / 255
+    near(encode(inks, "JPEG", quality=95), rgb, 3)
+
+
+def png(colour_type: int, bits: int, rows: np.ndarray) -> bytes:
+    """uint8 (H, bytes of a row) -> a PNG, for kinds that Pillow does not write."""
+    width = rows.shape[1] * 8 // (bits * {0: 1, 2: 3, 4: 2, 6: 4}[colour_type])
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checked = kind + data
+        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", width, len(rows), bits, colour_type, 0, 0, 0)
+    filtered = np.pad(rows, ((0, 0), (1, 0)))  # filter 0 before each row
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(filtered.tobytes()))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_png_of_16_bits_in_colour_and_with_alpha():
+    picture = np.asarray(smooth(60, 48))
+    alpha = np.asarray(smooth(60, 48, 1))[:, :, :1]
+    for colour_type, channels in (
+        (2, picture),
+        (6, np.dstack([picture, alpha])),
+        (4, np.dstack([picture[:, :, :1], alpha])),
+    ):
+        wide = (channels.astype(np.uint16) * 257).astype(">u2")
+        data = png(colour_type, 16, wide.reshape(48, -1).view(np.uint8))
+        colours = picture if colour_type != 4 else np.repeat(picture[:, :, :1], 3, axis=2)
+        wanted = on_white(np.dstack([colours, alpha])) if colour_type != 2 else picture
+        near(data, wanted, 1)
+
+
+def test_a_jpeg_that_only_draws_a_warning_is_kept_and_one_cut_off_is_not():
+    picture = smooth(121, 96)
+    data = encode(picture, "JPEG", quality=95)
+    near(data + b"rubbish", np.asarray(picture), 2)
+    # Bytes between the header's segments: libjpeg warns, Pillow goes on.
+    near(data[:2] + data[2:].replace(b"\xff\xdb", b"\x00\x00\xff\xdb", 1), np.asarray(picture), 2)
+    for end in (len(data) - 40, len(data) // 2, 700):
+        for is_fast in (True, False):
+            options = Augmentation(resize="squash", fast_decode=is_fast)
+            with pytest.raises(DecodeError) as caught:
+                training_image(data[:end], 24, "bicubic", options, np.random.default_rng(0))
+            assert caught.value.kind == "image_undecodable"
