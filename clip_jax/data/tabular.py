@@ -1,0 +1,318 @@
+"""What sources of rows have in common: which columns, which captions, which images.
+
+A row is a line of a CSV or JSON-lines file, or a row of a Parquet or Hugging Face dataset.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from clip_jax.data.options import RemoteOptions, SourceOptions
+from clip_jax.data.paths import is_remote
+from clip_jax.data.records import (
+    CaptionError,
+    DecodeError,
+    Drops,
+    Record,
+    decode_caption,
+    fingerprint_of,
+    read_file,
+)
+from clip_jax.errors import UserError
+
+IMAGE_COLUMNS = ("image", "filepath", "path", "file_name", "filename", "image_path")
+# Of formats whose cells may hold the image itself, as img2dataset and others name it.
+ENCODED_IMAGE_COLUMNS = (
+    *IMAGE_COLUMNS,
+    *("jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes"),
+    *("image/encoded", "url", "image_url"),
+)
+CAPTION_COLUMNS = ("caption", "title", "text")
+# Where cells may be lists the plural is as usual; those with "/" are of TFDS.
+MANY_CAPTION_COLUMNS = (
+    *CAPTION_COLUMNS,
+    *("captions", "texts", "sentences", "caption/text", "captions/text"),
+)
+KEY_COLUMNS = ("key", "__key__")
+
+MAX_CAPTION_BYTES = 4 << 20  # a "caption" beyond this is an accident or an attack
+_PROBED_IMAGES = 20  # how many of the first are looked for before anything is trained
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a record, as the data spells them; `captions` in the order of the options."""
+
+    image: str
+    captions: tuple[str, ...]
+    key: str | None
+
+    @property
+    def used(self) -> set[str]:
+        return {self.image, *self.captions} | ({self.key} if self.key is not None else set())
+
+
+def find_columns(
+    where: str,
+    names: Sequence[str],
+    options: SourceOptions,
+    image_columns: Sequence[str] = IMAGE_COLUMNS,
+    caption_columns: Sequence[str] = CAPTION_COLUMNS,
+) -> Columns:
+    """The columns that the options name, or the first with usual names, upper or lower case.
+
+    Raises UserError, which lists the columns present, where there is none.
+    """
+    image = find_column(where, names, options.image_column, image_columns, "image_column")
+    captions = tuple(
+        find_column(where, names, given, caption_columns, "caption_column")
+        for given in options.caption_columns or (None,)
+    )
+    key = next((name for name in KEY_COLUMNS if name in names), None)
+    return Columns(image, captions, key if key not in (image, *captions) else None)
+
+
+def find_column(
+    where: str, names: Sequence[str], given: str | None, known: Sequence[str], option: str
+) -> str:
+    """As in `find_columns`, one of them."""
+    lowered = [name.lower() for name in names]
+    for name in (given,) if given is not None else known:
+        if name in names:
+            return name
+        if name.lower() in lowered:
+            return names[lowered.index(name.lower())]
+    wanted = f"no column {given!r}" if given is not None else f"none of {', '.join(known)}"
+    raise UserError(
+        f"{where} has {wanted}; its columns are: {', '.join(names) or '(none)'};"
+        f" name one with {option}"
+    )
+
+
+def texts_of(value: Any) -> list[str]:
+    """The captions in a cell: text, UTF-8 bytes or a list of these; blank ones are left out.
+
+    Raises CaptionError where there is something else, something without end or no text at all.
+    """
+    if value is None:
+        return []
+    if not isinstance(value, (str, bytes)):
+        if not isinstance(value, Iterable) or isinstance(value, Mapping):
+            raise CaptionError(f"caption is {type(value).__name__}, not text", "row_malformed")
+        return [text for item in value for text in _one_text(item)]
+    return _one_text(value)
+
+
+def _one_text(value: Any) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, (str, bytes)):
+        raise CaptionError(f"caption is {type(value).__name__}, not text", "row_malformed")
+    if len(value) > MAX_CAPTION_BYTES:
+        raise CaptionError(f"caption of {len(value)} bytes", "caption_too_long")
+    if not value.strip():
+        return []
+    if isinstance(value, bytes):
+        return [decode_caption(value)]
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair, by an escape in JSON
+            raise CaptionError(
+                f"caption is not Unicode text (character {error.start})", "caption_not_utf8"
+            ) from None
+    return [value]
+
+
+Captions = tuple[tuple[str, ...], tuple[float, ...] | None]
+
+
+def captions_of(cells: Sequence[Any], options: SourceOptions) -> Captions:
+    """(captions, weights) of a record, from its cells in the order of the caption columns.
+
+    The captions of one cell share the weight of its column.
+
+    Raises CaptionError where no caption is left, or only captions of columns of weight 0.
+    """
+    return _weighted([texts_of(cell) for cell in cells], cells, options)
+
+
+def _weighted(
+    texts: Sequence[Sequence[str]], cells: Sequence[Any], options: SourceOptions
+) -> Captions:
+    captions = tuple(text for found in texts for text in found)
+    if not captions:
+        if all(cell is None for cell in cells):
+            raise CaptionError("caption is missing", "caption_missing")
+        raise CaptionError("caption is empty", "caption_empty")
+    if not options.caption_weights:
+        return captions, None
+    weights = tuple(
+        weight / len(found)
+        for weight, found in zip(options.caption_weights, texts, strict=True)
+        for _ in found
+    )
+    if not any(weights):
+        raise CaptionError("all its captions are of columns of weight 0", "caption_empty")
+    return captions, weights
+
+
+def caption_of_class(template: str, class_name: str) -> str:
+    """Raises UserError where the template has no place for the name."""
+    if "{}" not in template:
+        raise UserError(f"caption_template {template!r} has no '{{}}' where the class name goes")
+    return template.replace("{}", " ".join(class_name.replace("_", " ").split()))
+
+
+class ImageRows:
+    """Rows of (image path, captions, the rest), those of one image gathered into one record."""
+
+    def __init__(self, options: SourceOptions) -> None:
+        self._options = options
+        self._texts: dict[str, list[list[str]]] = {}
+        self._rest: dict[str, Any] = {}
+        self.dropped = Drops()
+
+    def add(self, row: str, image: Any, cells: Sequence[Any], rest: Any) -> None:
+        """A row; `row` names it where it is dropped. Of an image's rows the first `rest` counts."""
+        if image is None or (isinstance(image, str) and not image.strip()):
+            self.dropped.add("image_missing", row, "image path is empty")
+            return
+        try:
+            if not isinstance(image, str) or "\0" in image or not image.encode():
+                raise ValueError
+        except ValueError:  # also half a surrogate pair
+            reason = f"image is {type(image).__name__} {str(image)[:40]!r}, not a path"
+            self.dropped.add("row_malformed", row, reason)
+            return
+        image = image.strip()
+        try:
+            texts = [texts_of(cell) for cell in cells]
+            _weighted(texts, cells, self._options)
+        except CaptionError as error:
+            self.dropped.add(error.kind, row, str(error))
+            return
+        known = self._texts.setdefault(image, texts)
+        if known is not texts:
+            for column, more in zip(known, texts, strict=True):
+                column.extend(more)
+        self._rest.setdefault(image, rest)
+
+    def records(self) -> tuple[list[str], list[Captions], list[Any]]:
+        """Image paths, captions and the rest of the records, in the order of their first rows."""
+        captions = [_weighted(texts, texts, self._options) for texts in self._texts.values()]
+        return list(self._texts), captions, list(self._rest.values())
+
+
+def image_place(folder: str, value: str) -> str:
+    """The path or URL that a cell names: `value` itself, or relative to `folder`."""
+    if "://" in value:
+        return value
+    return f"{folder}/{value}" if is_remote(folder) else os.path.join(folder, value)
+
+
+def read_image(folder: str, value: str, remote: RemoteOptions) -> bytes:
+    """The file that a cell names. Raises DecodeError where it cannot be read."""
+    place = image_place(folder, value)
+    if not is_remote(place):
+        return read_file(place.removeprefix("file://"))
+    from clip_jax.data.stores import read_bytes
+
+    try:
+        return read_bytes(place, remote)
+    except OSError as error:
+        raise DecodeError(str(error), "image_missing") from error
+
+
+def check_images_exist(where: str, folder: str, images: Iterable[str]) -> None:
+    """A wrong folder should be one clear line now, not a thousand unreadable images later.
+
+    Raises UserError where none of the first images is there; those of stores are not looked for.
+    """
+    first = [image_place(folder, image) for image in islice(images, _PROBED_IMAGES)]
+    if any(is_remote(place) or os.path.isfile(place.removeprefix("file://")) for place in first):
+        return
+    raise UserError(
+        f"{where}: none of its first images exists (such as {first[0]});"
+        f" relative paths are relative to {folder}"
+    )
+
+
+def local_copy(path: str, remote: RemoteOptions) -> Path:
+    """The file itself, or its copy in the cache. Raises OSError."""
+    if not is_remote(path):
+        return Path(path.removeprefix("file://"))
+    from clip_jax.data.stores import fetch
+
+    return fetch(path, remote)
+
+
+class PathSource:
+    """Records whose images are files that rows name; base of the formats of text.
+
+    The key is the path as the file has it. Relative paths are relative to the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], options: SourceOptions, kinds: str) -> None:
+        """`kinds`: the files that are accepted, in words.
+
+        Raises UserError: file missing, no usable row, or none of the first images there.
+        """
+        self._path = os.fspath(path)
+        self._folder = os.path.dirname(self._path)  # of a URL too
+        self._options = options
+        try:
+            local = local_copy(self._path, options.remote)
+            if not local.is_file():
+                raise UserError(f"data path {path} is not a file; give an existing {kinds} file")
+            rows = ImageRows(options)
+            self._read(local, rows)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        self.dropped: Drops = rows.dropped
+        self._keys: list[str]
+        self._captions: list[Captions]
+        self._rest: list[Any]
+        self._keys, self._captions, self._rest = rows.records()
+        if not self._keys:
+            why = next(iter(self.dropped.items()), None)
+            raise UserError(
+                f"{path} has no row with an image and a caption; give at least one"
+                + (f" ({self.dropped.total} dropped; {why[0]}: {why[1]})" if why else "")
+            )
+        self._check_images()
+        self.fingerprint = fingerprint_of(
+            (key, captions) for key, (captions, _) in zip(self._keys, self._captions, strict=True)
+        )
+
+    def _read(self, path: Path, rows: ImageRows) -> None:
+        """Adds all rows of the file."""
+        raise NotImplementedError
+
+    def _check_images(self) -> None:
+        if all(key.startswith(("http://", "https://")) for key in self._keys[:20]):
+            raise UserError(
+                f"{self._path}: its images are on the web (such as {self._keys[0]}); download the"
+                " images first (img2dataset does), so that the column holds paths"
+            )
+        check_images_exist(self._path, self._folder, self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Record:
+        key = self._keys[index]
+        captions, weights = self._captions[index]
+        return Record(key, read_image(self._folder, key, self._options.remote), captions, weights)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._captions[index][0]
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def key(self, index: int) -> str:
+        return self._keys[index]
