@@ -78,10 +78,11 @@ class SourceOptions:
         return tuple(name.strip() for name in names if name.strip())
 
     def chosen(self, captions: dict[str, str]) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
-        """(captions, weights) of a record from its captions by column, blank ones left out."""
+        """(captions, weights) of a record from its captions by column; blank ones and those of
+        weight 0 are left out."""
         found = [name for name in captions if captions[name].strip()]
-        texts = tuple(captions[name] for name in found)
         if not self.caption_weights:
-            return texts, None
+            return tuple(captions[name] for name in found), None
         weights = dict(zip(self.caption_columns, self.caption_weights, strict=True))
-        return texts, tuple(weights[name] for name in found)
+        found = [name for name in found if weights[name]]
+        return tuple(captions[name] for name in found), tuple(weights[name] for name in found)
