@@ -1,0 +1,126 @@
+"""Indexed tars of a store: copied or read piece by piece, and what becomes of those that fail."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loopback import Loopback
+from shards import png, words, write_shards
+
+from clip_jax.data.augmentation import Augmentation
+from clip_jax.data.options import RemoteOptions, SourceOptions
+from clip_jax.data.pipeline import training_batches
+from clip_jax.data.records import DecodeError
+from clip_jax.data.sources import open_source
+from clip_jax.data.tar_indexes import build_indexes
+from clip_jax.errors import UserError
+
+pytest.importorskip("aiohttp")
+
+SIZES = (5, 4, 6)
+
+
+def options(**changes: object) -> SourceOptions:
+    values = {"attempts": 2, "backoff_seconds": 0.01, "timeout_seconds": 0.5}
+    return SourceOptions(remote=RemoteOptions(**values | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+    write_shards(tmp_path / "set", SIZES)
+    with Loopback(tmp_path / "set") as server:
+        yield server
+
+
+def pattern(server: Loopback) -> str:
+    return f"{server.url}/{{00000..00002}}.tar"
+
+
+def test_copies_are_read_like_files(server: Loopback, tmp_path: Path) -> None:
+    source = open_source(pattern(server), options=options())
+    here = open_source(tmp_path / "set")
+    assert source.fingerprint == here.fingerprint
+    assert [source[n].image for n in range(15)] == [png(n) for n in range(15)]
+    assert source.captions(9) == ("number 9",)
+    again = open_source(pattern(server), options=options())
+    assert again[14].captions == ("number 14",)
+    assert [server.requests[f"0000{n}.tar"] for n in range(3)] == [1, 1, 1]
+
+
+def test_an_index_beside_the_archive_spares_reading_it(server: Loopback, tmp_path: Path) -> None:
+    paths = [str(path) for path in sorted((tmp_path / "set").glob("*.tar"))]
+    for path in paths:  # as `index --beside` leaves them in the store
+        index = build_indexes([path], beside=True).shards[0]
+        tag = Path(path).stat().st_mtime_ns
+        old = f'"tag": "{index.header.tag}"'.encode()
+        new = f'"tag": "\\"{tag}\\""'.encode()
+        data = index.index.read_bytes()
+        start = data.index(b"{") - 8
+        length = int.from_bytes(data[start : start + 8], "little") + len(new) - len(old)
+        data = data[:start] + length.to_bytes(8, "little") + data[start + 8 :].replace(old, new)
+        index.index.write_bytes(data)
+    source = open_source(pattern(server), options=options())
+    assert len(source) == 15
+    assert not any(server.requests[Path(path).name] for path in paths)
+    assert source[7].image == png(7)
+
+
+def test_more_than_the_cache_holds_is_read_in_pieces(server: Loopback, tmp_path: Path) -> None:
+    open_source(pattern(server), options=options())  # indexed, when there was room
+    size = sum(path.stat().st_size for path in (tmp_path / "set").glob("*.tar"))
+    source = open_source(pattern(server), options=options(cache_gib=0.9 * size / 2**30))
+    before = server.requests.total()
+    assert source[12].image == png(12)
+    assert server.requests.total() == before + 2  # image and caption
+    server.faults["00002.tar"] = ["500…"]
+    with pytest.raises(DecodeError, match=r"000013 cannot be read: .*00002\.tar") as caught:
+        source[13]
+    assert caught.value.kind == "shard_unreadable"
+    before = server.requests.total()
+    with pytest.raises(DecodeError):  # it is not asked again for a while
+        source[14]
+    assert server.requests.total() == before
+
+
+def test_what_cannot_be_indexed_is_left_out_or_ends_it(server: Loopback) -> None:
+    server.faults["00001.tar"] = ["500…"]
+    source = open_source(pattern(server), options=options())
+    assert len(source) == 11
+    assert source.dropped.counts == Counter(shard_unreadable=1)
+    assert list(source.damaged) == [f"{server.url}/00001.tar"]
+    numbers = read(source, 3)
+    assert set(numbers) <= {*range(5), *range(9, 15)}
+    with pytest.raises(UserError, match=r"00001\.tar: cannot be read after 2 attempts"):
+        open_source(pattern(server), options=options(on_failure="stop"))
+
+
+def read(source, count: int) -> list[int]:
+    batches = training_batches(
+        source, words, 8, "bicubic", Augmentation(crop_scale=(1, 1)),
+        batch_size=5, seed=0, max_bad_fraction=0.5,
+    )  # fmt: skip
+    try:
+        found = [batch["tokens"][:, 1] for batch in itertools.islice(batches, count)]
+    finally:
+        batches.close()
+    return np.concatenate(found).tolist()
+
+
+def test_a_store_that_goes_away_ends_the_run_with_one_line(server: Loopback) -> None:
+    source = open_source(pattern(server), options=options(on_failure="stop"))
+    gone = options(on_failure="stop", cache_gib=1e-7)
+    source = open_source(pattern(server), options=gone)
+    for name in ("00000.tar", "00001.tar", "00002.tar"):
+        server.faults[name] = ["cut…"]
+    with pytest.raises(UserError, match=r"0000\d\.tar: cannot be read .*on_failure is 'stop'"):
+        read(source, 3)
+
+
+def test_nothing_there(server: Loopback) -> None:
+    with pytest.raises(UserError, match=r"no sample with an image|no such file"):
+        open_source(f"{server.url}/nothing.tar", options=options())
