@@ -62,6 +62,7 @@ def test_encode_image_takes_every_form(clip: clip_jax.Clip, pictures, tmp_path: 
         clip.encode_image(np.zeros((7, 8, 8, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_of_the_model(clip: clip_jax.Clip, pictures) -> None:
     images = np.stack([clip.transform(picture) for picture in pictures])
     mean, std = (np.float32(x) for x in (clip.config.image_mean, clip.config.image_std))

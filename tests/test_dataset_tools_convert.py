@@ -117,6 +117,7 @@ def test_bad_samples_are_left_out_and_listed(
     assert found["complete"] is True
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_shards(tmp_path / "in", samples=10, side=500)
     flags = ["--samples_per_shard=1", "--encode=webp", "--quality=90"]

@@ -79,6 +79,7 @@ def error_of(config: TrainConfig) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["clip_jax", "huggingface", "open_clip"])
 def test_everything_comes_from_the_source(format: str, tmp_path: Path) -> None:
     clip = tiny()
@@ -94,6 +95,7 @@ def test_everything_comes_from_the_source(format: str, tmp_path: Path) -> None:
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
 
 
+@pytest.mark.slow
 def test_only_a_part_comes_from_the_source(tmp_path: Path) -> None:
     """LiT: the image tower alone. The text tower is random, as without a source, and of its own
     size; that of the source is not even looked at."""
@@ -110,6 +112,7 @@ def test_only_a_part_comes_from_the_source(tmp_path: Path) -> None:
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_stacked_blocks(tmp_path: Path) -> None:
     clip = tiny()
     clip.save(tmp_path / "m")

@@ -158,6 +158,7 @@ def test_bare_state_dictionaries(tmp_path: Path) -> None:
     assert_same_params(clip.params, back.params)
 
 
+@pytest.mark.slow
 def test_a_bare_file_names_the_architectures_that_fit(tmp_path: Path) -> None:
     config = get_architecture("ViT-S-32-alt")
     params = jax.tree.map(

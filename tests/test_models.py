@@ -112,6 +112,7 @@ def test_parameter_count(name: str) -> None:
     assert count_parameters(name) == PUBLISHED[name][0]
 
 
+@pytest.mark.slow
 def test_counting_stacked_blocks_is_counting_blocks() -> None:
     config = get_architecture("ViT-B-16-SigLIP", vocab_size=100)
     assert not config.scan_layers
@@ -239,6 +240,7 @@ def test_initialisation_of_a_scanned_stack_is_that_of_its_blocks() -> None:
     assert kernel.std(axis=(1, 2, 3, 4)) == pytest.approx([64**-0.5] * 2, rel=0.03)
 
 
+@pytest.mark.slow
 def test_initialisation_of_resnets() -> None:
     params = fresh(**TINY_RESNET)
     for name in ("positions", "query/kernel", "key/kernel", "value/kernel", "out/kernel"):
@@ -281,6 +283,7 @@ def test_a_row_of_zeros_is_no_nan() -> None:
     np.testing.assert_allclose(huge, [[0.6, 0.8]], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [TINY, TINY_RESNET], ids=["vit", "resnet"])
 def test_bfloat16_computes_nearly_the_same(base: dict[str, Any]) -> None:
     config = override(ClipConfig(), **base)

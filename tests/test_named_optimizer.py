@@ -89,6 +89,7 @@ def assert_scanning_changes_nothing(name: str) -> None:
         np.testing.assert_allclose(scanned[path], leaf, rtol=2e-5, atol=2e-6, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adafactor", "lamb", "muon"])
 def test_stacked_blocks_are_trained_as_separate_ones(name: str) -> None:
     """Trust ratios, factored moments, norms of updates: layer by layer."""
@@ -180,6 +181,7 @@ MUON = OptimizerConfig(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [DEEP, pytest.param(RESNET, marks=pytest.mark.slow)], ids=["vit", "resnet"]
 )

@@ -218,6 +218,7 @@ def equal(a: Any, b: Any) -> list[bool]:
     return [np.array_equal(x, y, equal_nan=True) for x, y in pairs]
 
 
+@pytest.mark.slow
 def test_an_update() -> None:
     step, state = training()
     after, metrics = step(state, batch())

@@ -138,6 +138,7 @@ def test_running_statistics_have_no_state() -> None:
     assert not [path for path in paths if path.endswith(("/mean", "/var"))]
 
 
+@pytest.mark.slow
 def test_clipping_sees_what_is_trained() -> None:
     """Gradients of frozen leaves, zero or not, are no part of the norm."""
     grads, params = random_params(VIT, 0), random_params(VIT, 1)
@@ -153,6 +154,7 @@ def test_clipping_sees_what_is_trained() -> None:
             assert not update.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [VIT, pytest.param(RESNET, marks=pytest.mark.slow)])
 def test_a_step_leaves_what_is_frozen(config: ClipConfig) -> None:
     """To the last bit, running statistics and a clamped scale too; the rest moves."""

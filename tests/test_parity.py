@@ -155,6 +155,7 @@ def assert_gradients_close(ours: dict[str, np.ndarray], theirs: dict[str, np.nda
         assert relative_error(ours[name], gradient) < GRADIENT_TOLERANCE, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_features_and_embeddings(name: str) -> None:
     got, arrays = ours(name), golden(name).arrays
@@ -220,6 +221,7 @@ def test_frozen_batch_norm_in_training_is_evaluation() -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "overrides"), VARIANTS)
 def test_layouts_and_remat_agree(name: str, overrides: dict[str, Any]) -> None:
     plain, variant = ours(name), ours(name, **overrides)

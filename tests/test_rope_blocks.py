@@ -95,6 +95,7 @@ def eva_block(x: np.ndarray, p: Any, eps: float, branch: bool) -> np.ndarray:
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", [False, True])
 def test_block_options(branch: bool) -> None:
     config = BlockConfig(
