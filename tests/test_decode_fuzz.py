@@ -78,7 +78,7 @@ def mutated(data: bytes, rng) -> bytes:
 
 def run_child(what: str, count: int) -> None:
     """Prints a JSON object of outcomes, and the greatest resident size in MiB at the end."""
-        import time
+    import time
     import warnings
     from collections import Counter
 
