@@ -118,7 +118,8 @@ def run_child(what: str, count: int) -> None:
         slowest = max(slowest, time.perf_counter() - begun)
         outcomes["/".join(sorted(set(found)))] += 1
     # Not ru_maxrss: a child has that of the process that started it.
-    [line] = [x for x in open("/proc/self/status") if x.startswith("VmHWM")]
+    with open("/proc/self/status") as file:
+        [line] = [x for x in file if x.startswith("VmHWM")]
     peak = int(line.split()[1]) / 1024
     print(json.dumps({"outcomes": outcomes, "slowest_seconds": slowest, "peak_mib": peak}))
 
