@@ -35,6 +35,11 @@ def rematerialized(block: type[nn.Module], remat: str, in_scan: bool = False) ->
 
     Inside a scan the loop itself prevents common-subexpression elimination.
     """
-    if remat == "none":
-        return block
-    return nn.remat(block, prevent_cse=not in_scan, policy=REMAT_POLICIES[remat])
+    if remat != "none":
+        return nn.remat(block, prevent_cse=not in_scan, policy=REMAT_POLICIES[remat])
+    if in_scan:
+        # Without a loop the compiler makes norms, activations and softmax again where the backward
+        # pass wants them, from the matrix products. Out of a loop it would carry every
+        # intermediate value of every layer: several times the memory, and slower for it.
+        return nn.remat(block, prevent_cse=False, policy=policies.dots_saveable)
+    return block
