@@ -30,6 +30,14 @@ REMAT_POLICIES = {
 }
 
 
+def products(primitive: Any, *shapes: Any, **parameters: Any) -> bool:
+    """The policy that keeps what a matrix product or a fused attention kernel gives."""
+    # cuDNN's kernel is one primitive, whose second result its gradient needs.
+    return primitive.name.startswith("dot_product_attention") or bool(
+        policies.dots_saveable(primitive, *shapes, **parameters)
+    )
+
+
 def rematerialized(block: type[nn.Module], remat: str, in_scan: bool = False) -> Any:
     """The module class, its backward pass computing again what `remat` names.
 
@@ -41,5 +49,5 @@ def rematerialized(block: type[nn.Module], remat: str, in_scan: bool = False) ->
         # Without a loop the compiler makes norms, activations and softmax again where the backward
         # pass wants them, from the matrix products. Out of a loop it would carry every
         # intermediate value of every layer: several times the memory, and slower for it.
-        return nn.remat(block, prevent_cse=False, policy=policies.dots_saveable)
+        return nn.remat(block, prevent_cse=False, policy=products)
     return block
