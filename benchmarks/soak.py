@@ -4,7 +4,7 @@
 
 Batches of a mixture of both, with worker processes; once a second the resident memory of the
 trainer and its workers together, and their open files. Prints one JSON object: medians of each
-third of the time, and the last over the second; the limit is 1.02.
+third of the time, and the last over the second; above the limit of 1.02 it exits with 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from clip_jax.host_memory import keep_freed_memory
 _DATA = flags.DEFINE_string("data", None, "Anything open_source takes.", required=True)
 _ALSO = flags.DEFINE_string("also", None, "A second source.", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", "clip_bpe", "Anything get_tokenizer takes.")
-_MINUTES = flags.DEFINE_float("minutes", 30.0, "How long.")
+_MINUTES = flags.DEFINE_float("minutes", 30.0, "How long.", lower_bound=0.1)
 _WORKERS = flags.DEFINE_integer("workers", 2, "Processes; 0: threads.")
 
 
@@ -95,6 +95,8 @@ def main(_: list[str]) -> None:
         "ratio_files": round(files[2] / files[1], 4),
     }
     print(json.dumps(result, indent=1))
+    if result["ratio"] > result["limit"] or result["ratio_files"] > 1:
+        raise SystemExit("error: memory or open files grow")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,10 @@ from clip_jax.training.state import TrainState
 
 policies = ocp.training.preservation_policies
 
+# Of an array that lies on several devices whole, each writes a slice if it has so many bytes. Of
+# smaller ones a compiled slice for each device and shape would take longer than the writing.
+_MIN_SLICE_BYTES = 16 << 20
+
 
 class Checkpoints:
     """The checkpoints of one run: asynchronous saves, retention, the newest one back."""
@@ -46,6 +50,7 @@ class Checkpoints:
             save_decision_policy=_Always(),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
+            context=_context(),
         )
         self._directory = directory
 
@@ -98,6 +103,11 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for a save in progress."""
         self._checkpointer.close()
+
+
+def _context() -> ocp.Context:
+    saving = ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES)
+    return ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
 
 
 class _Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
