@@ -20,7 +20,6 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
@@ -74,7 +73,7 @@ def make_params() -> Any:
     noise = np.random.default_rng(1)
     return jax.tree.map(
         lambda x: np.asarray(x + 0.02 * noise.standard_normal(x.shape), np.float32),
-        init_params(TINY, jax.random.key(0)),
+        jax.jit(init_params, static_argnums=0)(TINY, jax.random.key(0)),
     )
 
 
@@ -123,13 +122,14 @@ def largest_difference(result: Gradient, loss: str) -> float:
 
 def float64_loss(loss: str) -> float:
     """The loss of the embeddings that the towers give, in numpy."""
-    out = TwoTower(TINY).apply(
-        {"params": make_params()},
-        normalize_images(jnp.asarray(make_batch()["images"]), TINY),
-        make_batch()["tokens"],
-        train=True,
-        rngs={"dropout": patch_key()},
-    )
+
+    @jax.jit
+    def towers(params: Any, images: Any, tokens: Any) -> Any:
+        pixels = normalize_images(images, TINY)
+        rngs = {"dropout": patch_key()}
+        return TwoTower(TINY).apply({"params": params}, pixels, tokens, train=True, rngs=rngs)
+
+    out = towers(make_params(), **make_batch())
     images, texts, scale, bias = (np.asarray(x, np.float64) for x in out)
     logits = scale * (images @ texts.T)
     if loss == "sigmoid":

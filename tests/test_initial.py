@@ -160,7 +160,7 @@ def test_texts_that_fit_have_the_embeddings_they_had(format: str, tmp_path: Path
         config = config_of(tmp_path / "m", context_length=length)
         state, model = begin(config), config.model.architecture()
         rows = np.pad(tokens, ((0, 0), (0, 18)))[:, :length]
-        np.testing.assert_allclose(encode(model, state.params, rows), expected, atol=1e-6)
+        np.testing.assert_allclose(encode(model, state.params, rows), expected, atol=5e-6)
 
 
 def encode(config: ClipConfig, params: Any, tokens: np.ndarray) -> np.ndarray:

@@ -3,8 +3,10 @@ micro-batches, with random patches left out. `benchmarks/equality.py` goes throu
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,6 +40,11 @@ def split_small_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "FSDP_MIN_BYTES", 1024)
 
 
+@functools.cache
+def compiled(objective: Objective) -> Any:
+    return jax.jit(functools.partial(loss_gradient, objective))
+
+
 @pytest.mark.parametrize("loss", equality.LOSSES)
 def test_value_is_that_of_float64(loss: str) -> None:
     value, _ = equality.one_device(loss)
@@ -67,9 +74,7 @@ def test_all_settings_agree(mesh: tuple[int, int, int], setting: tuple[str, str,
 def test_what_is_frozen_has_no_gradient_in_micro_batches_either(frozen: tuple[str, ...]) -> None:
     batch, params, key = equality.make_batch(), equality.make_params(), equality.patch_key()
     whole, parts = (
-        loss_gradient(
-            Objective(equality.TINY, "sigmoid", "dense", count, frozen), params, batch, key
-        )
+        compiled(Objective(equality.TINY, "sigmoid", "dense", count, frozen))(params, batch, key)
         for count in (1, 4)
     )
     for wanted, found in zip(jax.tree.leaves(whole[1]), jax.tree.leaves(parts[1]), strict=True):
@@ -83,7 +88,7 @@ def test_patches_left_out_differ_between_images_and_steps() -> None:
     """And without any, the loss is another: the comparison above is not one of equal nothings."""
     batch, params = equality.make_batch(), equality.make_params()
     values = [
-        float(loss_gradient(Objective(config), params, batch, jax.random.key(seed))[0])
+        float(compiled(Objective(config))(params, batch, jax.random.key(seed))[0])
         for config, seed in (
             (equality.TINY, 0),
             (equality.TINY, 1),
@@ -99,13 +104,12 @@ def test_batch_statistics_refuse_micro_batches() -> None:
         vision_kind="resnet", image_size=32, vision_width=4, vision_layers=(1, 1, 1, 1),
         vision_heads=2, text_layers=1, text_mlp_dim=16,
     )  # fmt: skip
-    params = init_params(config, jax.random.key(0))
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
     batch = {
         "images": np.zeros((4, 32, 32, 3), np.uint8),
         "tokens": np.ones((4, 4), np.int32),
     }
     with pytest.raises(UserError, match="microbatches=2: the model normalises by the statistics"):
-        loss_gradient(Objective(config, microbatches=2), params, batch, jax.random.key(0))
+        compiled(Objective(config, microbatches=2)).trace(params, batch, jax.random.key(0))
     frozen = Objective(override(config, batch_norm="frozen"), microbatches=2)
-    value = jax.jit(lambda *arguments: loss_gradient(frozen, *arguments)[0])
-    assert np.isfinite(value(params, batch, jax.random.key(0)))
+    assert np.isfinite(compiled(frozen)(params, batch, jax.random.key(0))[0])

@@ -51,6 +51,21 @@ class JsonLines:
         self._file.close()
 
 
+def _summary_writer() -> type:
+    """tensorboardX's class, which would import PyTorch where that is installed: two seconds, for
+    tensors that we do not have."""
+    if "torch" in sys.modules:
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter
+    sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it then fails
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        del sys.modules["torch"]
+    return SummaryWriter
+
+
 class RunLog:
     """metrics.jsonl, evaluation.jsonl and TensorBoard events of a run; silent off process 0."""
 
@@ -59,13 +74,11 @@ class RunLog:
         self.last_seconds = 0.0
         if not enabled:
             return
-        from tensorboardX import SummaryWriter
-
         self.metrics = JsonLines(workdir / "metrics.jsonl", resume_step)
         self.evaluations = JsonLines(workdir / "evaluation.jsonl", resume_step)
         if self.metrics.rows:
             self.last_seconds = float(self.metrics.rows[-1]["seconds"])
-        self._board = SummaryWriter(
+        self._board = _summary_writer()(
             str(workdir / "tensorboard"), purge_step=resume_step + 1, flush_secs=30
         )
 
