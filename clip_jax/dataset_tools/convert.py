@@ -30,15 +30,16 @@ from clip_jax.dataset_tools.conversion import (
     locked,
     read_plan,
 )
+from clip_jax.dataset_tools.data_flags import define_data_flags
 from clip_jax.dataset_tools.output_files import output_folder, write_json
 from clip_jax.dataset_tools.recode import ENCODINGS, Recoding
-from clip_jax.dataset_tools.source_flags import define_source_flags, define_workers
+from clip_jax.dataset_tools.source_flags import define_workers
 from clip_jax.dataset_tools.tar_writer import Sample, plain, write_tar
 from clip_jax.dataset_tools.workers import Count, each, work_on
 from clip_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
-_SOURCE = define_source_flags(FLAGS)
+_DATA = define_data_flags(FLAGS)
 _WORKERS = define_workers(FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", flag_values=FLAGS)
 _TO = flags.DEFINE_enum(
@@ -107,8 +108,9 @@ def main() -> int:
         quality=_QUALITY.value,
     )
     _writer(settings.to)  # what it needs is installed, or it says so now
-    source = _SOURCE.open()
-    record = convert(source, folder, settings, _SOURCE.as_dict(), workers=_WORKERS.value)
+    config = _DATA.config()
+    source = _DATA.open(config)
+    record = convert(source, folder, settings, _DATA.as_dict(config), workers=_WORKERS.value)
     left_out = sum(record["left_out"].values())
     files = sum(1 for shard in record["shards"] if shard["samples"])
     print(

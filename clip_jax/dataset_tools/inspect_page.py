@@ -176,7 +176,8 @@ def _unusable(inspection: Inspection) -> str:
     lead = (
         f"{inspection.dropped_total:,} samples were left out when the data was opened, and"
         f" {len(inspection.survey.bad):,} of the {inspection.survey.looked_at:,} looked at cannot"
-        " be read or decoded. Training leaves them out and counts them; “verify” lists all."
+        " be read or decoded, or a rule leaves them out. So does training, and counts them;"
+        " “verify” lists all."
     )
     counts = table(["reason", "left out when opened", "of those looked at"], rows)
     listed = table(["sample", "reason", "where", "what is wrong"], examples, texts=4)

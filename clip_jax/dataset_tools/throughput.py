@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clip_jax.data.augmentation import Augmentation, training_image
+from clip_jax.data.make_batch import choose_caption
 from clip_jax.data.records import DecodeError, Record, Source
 from clip_jax.data.tokenizer import Tokenizer
 
@@ -57,12 +58,14 @@ class Loader:
     interpolation: str
     augmentation: Augmentation
 
-    def image(self, record: Record, seed: int) -> np.ndarray:
-        """uint8 (S, S, 3). Raises DecodeError."""
+    def sample(self, record: Record, seed: int) -> tuple[np.ndarray, str]:
+        """uint8 (S, S, 3), and the caption that is chosen for it. Raises DecodeError."""
         rng = np.random.default_rng(seed)
-        return training_image(
+        caption = choose_caption(record, rng)
+        pixels = training_image(
             record.image, self.image_size, self.interpolation, self.augmentation, rng
         )
+        return pixels, caption
 
     def tokens(self, captions: Sequence[str]) -> np.ndarray:
         """int32 (N, L), cut where too long."""
@@ -120,7 +123,7 @@ def _whole(source: Source, loader: Loader, order: Sequence[int]) -> float:
 
 def _decodes(loader: Loader, record: Record, seed: int) -> bool:
     try:
-        loader.image(record, seed)
+        loader.sample(record, seed)
     except DecodeError:  # changed since it was looked at
         return False
     return True
