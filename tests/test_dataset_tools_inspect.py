@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from dataset_tools_runs import make_shards, make_tar, mistake, run
 from pictures import encode, photo
 from PIL import Image
 
+from clip_jax.data.sources import open_source
 from clip_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_sentencepiece
-from clip_jax.dataset_tools import program
+from clip_jax.dataset_tools import program, throughput
+from clip_jax.dataset_tools.as_trained import AsTrained
 from clip_jax.dataset_tools.duplicates import (
     MAX_DISTANCE,
     exact_groups,
@@ -25,7 +28,15 @@ from clip_jax.dataset_tools.duplicates import (
 )
 from clip_jax.dataset_tools.histograms import Histogram, draw_histogram
 from clip_jax.dataset_tools.survey import Facts, evenly
-from clip_jax.dataset_tools.throughput import Throughput, chip_rates
+from clip_jax.dataset_tools.throughput import (
+    DECODE,
+    READ,
+    TOKENISE,
+    Spent,
+    Throughput,
+    chip_rates,
+    measure,
+)
 from clip_jax.dataset_tools.token_lengths import token_lengths
 from clip_jax.report.charts import LIGHT
 
@@ -136,6 +147,9 @@ def test_throughput_names_the_bottleneck(page: str) -> None:
     assert f"The bottleneck is “{slowest}”" in body
     assert f"{slowest} ← bottleneck" in body
     assert tiles(page)["bottleneck"] == slowest
+    whole = float(tiles(page)["images/s a core"].replace(",", ""))
+    assert sum(1 / rate for rate in rates.values()) == pytest.approx(1 / whole, rel=0.05)
+    assert re.search(r"one after the other [\d,]+ 100\.0 % \d+ %", body)
     assert "assumed 50 % of its peak" in body
     assert all(name in body for name in ("ViT-B-32", "ViT-B-16", "ViT-L-14"))
 
@@ -258,14 +272,39 @@ def test_repeated_captions() -> None:
 
 
 def test_throughput_in_words() -> None:
-    measured = Throughput(records=10, read=1000, decode=100, tokenise=10_000, whole=90)
+    spent = {READ: Spent(0.01, 0.004), DECODE: Spent(0.1, 0.099), TOKENISE: Spent(0.001, 0.001)}
+    measured = Throughput(10, spent)
+    assert measured.stages[READ] == pytest.approx(1000)
+    assert measured.whole == pytest.approx(10 / 0.111)
     assert measured.bottleneck == "decode and crop"
     assert sum(measured.shares.values()) == pytest.approx(1)
-    assert measured.shares["decode and crop"] == pytest.approx(0.01 / 0.0111)
+    assert measured.shares["decode and crop"] == pytest.approx(0.1 / 0.111)
+    assert not measured.was_busy, "what is waited for in reading is no other work"
+    assert Throughput(10, {**spent, DECODE: Spent(0.1, 0.06)}).was_busy
     rates = chip_rates(("ViT-B-32", "ViT-L-14"))
     # 44.4 billion operations a pair, of 98.5 trillion a second.
     assert rates["ViT-B-32"] == pytest.approx(2217, rel=0.01)
     assert rates["ViT-L-14"] < rates["ViT-B-32"]
+
+
+def test_one_pass_gives_stages_and_the_whole(
+    troubled: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reading of the clock is a millisecond after the last: nothing depends on the machine."""
+    ticks = itertools.count()
+    reading = lambda: next(ticks) / 1000  # noqa: E731
+    monkeypatch.setattr(throughput.time, "perf_counter", reading)
+    monkeypatch.setattr(throughput.time, "thread_time", lambda: 0.0)
+    source = open_source(troubled)
+    loader = AsTrained.by_default(load_tokenizer(tokenizer), "its name").loader
+    found = measure(source, loader, range(4))
+    assert found is not None
+    assert found.records == 4
+    taken = {name: spent.wall for name, spent in found.spent.items()}
+    assert taken == pytest.approx({READ: 0.004, DECODE: 0.004, TOKENISE: 0.001})
+    assert found.whole == pytest.approx(4 / 0.009)
+    assert all(rate >= found.whole for rate in found.stages.values())
+    assert found.was_busy
 
 
 @pytest.mark.parametrize("values", [[3], [1, 1, 1], [0, 5, 9000], [0.5, 0.75, 2.0]])
