@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.data.records import Source
-from clip_jax.dataset_tools.output_files import write_json
+from clip_jax.dataset_tools.output_files import ASIDE_PREFIX, names_in, write_json
 from clip_jax.errors import UserError
 
 RECORD = "convert.json"
@@ -105,14 +105,12 @@ def read_plan(folder: Path, settings: Settings, source: Source) -> dict[str, Any
 
     Raises UserError where the folder holds something else.
     """
-    if not folder.exists():
-        return None
+    others = [name for name in names_in(folder) if not name.startswith((ASIDE, ASIDE_PREFIX))]
     plan = _read(folder / RECORD)
     if plan is None:
-        others = [path.name for path in folder.iterdir() if not path.name.startswith(ASIDE)]
         if others:
             raise UserError(
-                f"--output={folder}: is not empty ({sorted(others)[0]}, …) and holds no readable"
+                f"--output={folder}: is not empty ({others[0]}, …) and holds no readable"
                 f" {RECORD}; give a new folder"
             )
         return None
@@ -150,7 +148,8 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"--output={folder}: cannot be written ({error.strerror})") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for left in (folder / ASIDE).glob("*.part-*"):  # of a run that was killed
+        # Of a run that was killed.
+        for left in (*(folder / ASIDE).glob("*.part-*"), *folder.glob(f"{ASIDE_PREFIX}*")):
             left.unlink(missing_ok=True)
         yield
     except BlockingIOError:

@@ -10,6 +10,7 @@ Several captions of a sample: KEY.txt has the first, KEY.json all of them as the
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -97,6 +98,8 @@ class ShardJob:
 def main() -> int:
     """Writes the shards that are not there yet, and says what came out."""
     folder = output_folder(_OUTPUT.value, "the shards")
+    if _SHARD_MB.value is not None and not math.isfinite(_SHARD_MB.value):
+        raise UserError(f"--shard_mb={_SHARD_MB.value}: must be a finite number of at least 0.001")
     if _PER_SHARD.value is not None and _SHARD_MB.value is not None:
         raise UserError("--samples_per_shard and --shard_mb: give one of them")
     settings = Settings(

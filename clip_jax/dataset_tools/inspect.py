@@ -53,7 +53,7 @@ _CONTEXT = flags.DEFINE_integer(
 )
 _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", None, "Pixels; 224 unless --model says otherwise.", lower_bound=1,
-    flag_values=FLAGS,
+    upper_bound=4096, flag_values=FLAGS,
 )  # fmt: skip
 _SAMPLES = flags.DEFINE_integer(
     "samples", 24, "How many are shown.", lower_bound=0, upper_bound=1000, flag_values=FLAGS

@@ -23,7 +23,7 @@ from clip_jax.data.tokenizer import (
     train_sentencepiece,
 )
 from clip_jax.dataset_tools.data_flags import define_data_flags
-from clip_jax.dataset_tools.output_files import output_folder
+from clip_jax.dataset_tools.output_files import names_in, output_folder
 from clip_jax.dataset_tools.token_lengths import token_lengths
 from clip_jax.errors import UserError
 from clip_jax.training.config import TokenizerConfig
@@ -53,7 +53,8 @@ _EXAMPLES = 3
 def main() -> int:
     """Trains, saves, and says what captions become."""
     folder = output_folder(_OUTPUT.value, "it")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / TOKENIZER_CONFIG_NAME).is_file():
+    there = names_in(folder)
+    if there and TOKENIZER_CONFIG_NAME not in there:
         raise UserError(
             f"--output={folder}: is not empty and holds no tokenizer; give a new folder"
         )
