@@ -19,6 +19,7 @@ from PIL import Image
 from clip_jax.data.decoding import decode
 from clip_jax.data.records import DecodeError
 from clip_jax.data.sources import open_source
+from clip_jax.dataset_tools.convert import default_per_shard
 from clip_jax.dataset_tools.recode import Recoding
 from clip_jax.dataset_tools.tar_writer import plain, safe_name
 
@@ -92,6 +93,23 @@ def test_workers_change_no_byte(tmp_path: Path, capsys: pytest.CaptureFixture[st
             "--resize=20", f"--workers={workers}",
         )  # fmt: skip
     assert contents(tmp_path / "out0") == contents(tmp_path / "out2")
+
+
+def test_small_data_is_work_for_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shards(tmp_path / "in", samples=600, side=8)
+    for workers in (0, 2):
+        out = tmp_path / f"out{workers}"
+        run(capsys, "convert", f"--data={data}", f"--output={out}", f"--workers={workers}")
+    assert len(list((tmp_path / "out2").glob("*.tar"))) == 3
+    assert contents(tmp_path / "out0") == contents(tmp_path / "out2")
+    assert len(records(tmp_path / "out2")) == 600
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(1, 256), (8192, 256), (8193, 257), (320_000, 10_000), (10**9, 10_000)]
+)
+def test_records_a_shard(count: int, size: int) -> None:
+    assert default_per_shard(count) == size
 
 
 def test_bad_samples_are_left_out_and_listed(

@@ -114,8 +114,9 @@ def read_plan(folder: Path, settings: Settings, source: Source) -> dict[str, Any
                 f" {RECORD}; give a new folder"
             )
         return None
-    here = {**asdict(settings), "fingerprint": source.fingerprint}
-    there = {**plan["settings"], "fingerprint": plan["source"]["fingerprint"]}
+    # The data first: how large shards are by default follows from it.
+    here = {"fingerprint": source.fingerprint, **asdict(settings)}
+    there = {"fingerprint": plan["source"]["fingerprint"], **plan["settings"]}
     for name, value in here.items():
         if there.get(name) != value:
             what = "other data (keys or captions)" if name == "fingerprint" else f"other {name}"

@@ -49,7 +49,7 @@ _TO = flags.DEFINE_enum(
 _PER_SHARD = flags.DEFINE_integer(
     "samples_per_shard",
     None,
-    "Records of the source a shard; 10000 unless --shard_mb is given.",
+    "Records of the source a shard; by default a 32nd of them, at least 256, at most 10000.",
     lower_bound=1,
     flag_values=FLAGS,
 )
@@ -78,7 +78,8 @@ _ENCODE = flags.DEFINE_enum(
     flag_values=FLAGS,
 )
 
-_DEFAULT_PER_SHARD = 10_000
+_MOST_PER_SHARD, _LEAST_PER_SHARD = 10_000, 256
+_SHARDS = 32  # of small data: work for several cores, and little of it lost by a kill
 _WEIGHED = 200  # samples that --shard_mb is estimated from
 _SAMPLE_OVERHEAD = 2_560  # bytes a sample: three headers and what pads the members
 _LISTED = 1000  # bad samples of a shard, by name
@@ -102,17 +103,18 @@ def main() -> int:
         raise UserError(f"--shard_mb={_SHARD_MB.value}: must be a finite number of at least 0.001")
     if _PER_SHARD.value is not None and _SHARD_MB.value is not None:
         raise UserError("--samples_per_shard and --shard_mb: give one of them")
+    _writer(_TO.value)  # what it needs is installed, or it says so now
+    config = _DATA.config()
+    source = _DATA.open(config)
+    per_shard = _PER_SHARD.value or default_per_shard(len(source))
     settings = Settings(
         to=_TO.value,
-        samples_per_shard=None if _SHARD_MB.value else _PER_SHARD.value or _DEFAULT_PER_SHARD,
+        samples_per_shard=None if _SHARD_MB.value else per_shard,
         shard_mb=_SHARD_MB.value,
         resize=_RESIZE.value,
         encode=_ENCODE.value,
         quality=_QUALITY.value,
     )
-    _writer(settings.to)  # what it needs is installed, or it says so now
-    config = _DATA.config()
-    source = _DATA.open(config)
     record = convert(source, folder, settings, _DATA.as_dict(config), workers=_WORKERS.value)
     left_out = sum(record["left_out"].values())
     files = sum(1 for shard in record["shards"] if shard["samples"])
@@ -126,6 +128,11 @@ def main() -> int:
         )
     )
     return 0
+
+
+def default_per_shard(records: int) -> int:
+    """Records a shard: told by the data alone, so that the files are the same by any workers."""
+    return min(_MOST_PER_SHARD, max(_LEAST_PER_SHARD, -(-records // _SHARDS)))
 
 
 def convert(
