@@ -7,6 +7,7 @@ import html
 import io
 import itertools
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from clip_jax.dataset_tools.duplicates import (
     MAX_DISTANCE,
     exact_groups,
     near_groups,
-    near_pairs,
+    near_numbers,
     repeated_captions,
 )
 from clip_jax.dataset_tools.histograms import Histogram, draw_histogram
@@ -249,7 +250,7 @@ def test_groups_of_duplicates() -> None:
     assert alike.distance == 4
 
 
-def test_near_pairs_are_all_pairs() -> None:
+def test_near_groups_are_those_of_all_pairs() -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 1 << 63, 300, np.uint64)
     hashes[200:] = hashes[:100]
@@ -257,14 +258,30 @@ def test_near_pairs_are_all_pairs() -> None:
         for bit in rng.choice(63, row % 8, replace=False):
             hashes[row] ^= np.uint64(1 << int(bit))
     listed = hashes.tolist()
-    expected = [
-        (i, j, (listed[i] ^ listed[j]).bit_count())
-        for i in range(300)
-        for j in range(i + 1, 300)
-        if (listed[i] ^ listed[j]).bit_count() <= MAX_DISTANCE
-    ]
-    assert sorted(near_pairs(listed)) == expected
+    expected = []
+    taken: set[int] = set()
+    for i in range(300):
+        others = {
+            j: bits
+            for j in range(i + 1, 300)
+            if j not in taken and (bits := (listed[i] ^ listed[j]).bit_count()) <= MAX_DISTANCE
+        }
+        if i not in taken and others:
+            taken.update(others)
+            expected.append(([i, *others], min(others.values())))
+    assert list(near_numbers(listed)) == expected
     assert len(expected) >= 60
+
+
+def test_many_equal_images_need_little_memory() -> None:
+    """All pairs of 5,000 took 2 GiB."""
+    hashes = [7] * 5000 + [(1 << 64) - 1]
+    tracemalloc.start()
+    groups = list(near_numbers(hashes))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert groups == [(list(range(5000)), 0)]
+    assert peak < 4 << 20
 
 
 def test_repeated_captions() -> None:
@@ -315,3 +332,46 @@ def test_histograms(values: list[float]) -> None:
     image = Image.open(io.BytesIO(draw_histogram(chart, LIGHT)))
     assert image.width == 880
     assert np.asarray(image.convert("RGBA"))[..., 3].any()
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ([*range(4, 14)] * 50 + [300, 400], 77),  # the axis ends at 13
+        ([*range(4, 14)], 77),
+        ([*range(4, 14)], 15),
+        ([*range(4, 14)], 8),
+    ],
+)
+def test_the_mark_is_always_drawn(values: list[int], where: int) -> None:
+    colour = np.array([int(LIGHT.lines[1][at : at + 2], 16) for at in (1, 3, 5)])
+
+    def marked(mark: tuple[float, str] | None) -> int:
+        data = draw_histogram(Histogram("t", values, "tokens", mark), LIGHT)
+        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")).astype(int)
+        alike = np.abs(pixels[..., :3] - colour).max(-1) < 20
+        return int((alike & (pixels[..., 3] > 200)).sum())
+
+    assert marked(None) == 0
+    assert marked((where, "context")) > 200
+
+
+def test_examples_of_each_kind(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is rare is shown too, though it comes after much that is common."""
+    jpeg = encode(photo(20, 20), "JPEG")
+    members = [("a.jpg", jpeg), ("a.txt", b"good")]
+    for number in range(30):
+        members += [(f"empty{number:02d}.jpg", jpeg), (f"empty{number:02d}.txt", b" ")]
+    members += [("late.jpg", jpeg), ("late.txt", b"\xff\xfe\xff")]
+    make_tar(tmp_path / "in.tar", members)
+    output = tmp_path / "page.html"
+    ended = run(
+        capsys, "inspect", f"--data={tmp_path / 'in.tar'}", f"--output={output}",
+        f"--tokenizer={tokenizer}", "--workers=0",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    unusable = words(sections(output.read_text(encoding="utf-8"))["What cannot be used"])
+    assert "late caption_not_utf8" in unusable
+    assert len(re.findall(r"empty\d\d caption_empty", unusable)) == 3
