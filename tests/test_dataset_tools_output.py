@@ -8,7 +8,7 @@ import pytest
 from dataset_tools_runs import contents, make_shards, mistake
 
 from clip_jax.dataset_tools import convert, inspect, tokenizer
-from clip_jax.dataset_tools.conversion import read_plan
+from clip_jax.dataset_tools.conversion import Settings, read_plan
 from clip_jax.dataset_tools.output_files import output_file, output_folder, write_text
 from clip_jax.errors import UserError
 
@@ -82,7 +82,7 @@ def test_a_name_may_be_as_long_as_names_can(tmp_path: Path) -> None:
 
 def test_what_a_kill_has_left_is_no_other_data(tmp_path: Path) -> None:
     (tmp_path / ".clip_jax-part-1").write_bytes(b"{")
-    assert read_plan(tmp_path, settings=None, source=None) is None
+    assert read_plan(tmp_path, Settings("webdataset", 1, None, None, "keep", 95), "0", None) is None
 
 
 def test_numbers_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,12 +96,20 @@ class Conversion:
             "shards": [asdict(results[name]) for name in self.shards()],
         }
         write_json(self.folder / RECORD, record)
-        shutil.rmtree((self.folder / ASIDE), ignore_errors=True)
+        self.tidy()
         return record
 
+    def tidy(self) -> None:
+        """Takes away what lay aside."""
+        shutil.rmtree(self.folder / ASIDE, ignore_errors=True)
 
-def read_plan(folder: Path, settings: Settings, source: Source) -> dict[str, Any] | None:
+
+def read_plan(
+    folder: Path, settings: Settings, fingerprint: str, files: str | None
+) -> dict[str, Any] | None:
     """What a former run with the same settings has planned; None in a new folder.
+
+    `fingerprint`, `files`: of the source, and the state of its files.
 
     Raises UserError where the folder holds something else.
     """
@@ -115,11 +123,16 @@ def read_plan(folder: Path, settings: Settings, source: Source) -> dict[str, Any
             )
         return None
     # The data first: how large shards are by default follows from it.
-    here = {"fingerprint": source.fingerprint, **asdict(settings)}
-    there = {"fingerprint": plan["source"]["fingerprint"], **plan["settings"]}
+    here = {"fingerprint": fingerprint, "files": files, **asdict(settings)}
+    there = {**plan["settings"], "fingerprint": plan["source"]["fingerprint"]}
+    there["files"] = plan["source"].get("files", files)  # of an earlier version
+    other = {
+        "fingerprint": "other data (keys or captions)",
+        "files": "files of other size or time of change",
+    }
     for name, value in here.items():
         if there.get(name) != value:
-            what = "other data (keys or captions)" if name == "fingerprint" else f"other {name}"
+            what = other.get(name, f"other {name}")
             raise UserError(
                 f"--output={folder}: was begun with {what}: {there.get(name)!r} there, {value!r}"
                 " now; give the same again, or a new folder"

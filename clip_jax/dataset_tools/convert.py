@@ -4,7 +4,8 @@ python -m clip_jax.data convert --data=photos --output=shards --to=webdataset --
 
 Only samples that decode completely are written; the others are counted by reason and listed in
 DIR/convert.json. The same command goes on after a kill, and its files are the same bytes whenever
-and by however many workers they are written. Images keep their bytes where nothing is to be done.
+and by however many workers they are written; where a file of the data has changed since, it is
+refused. Images keep their bytes where nothing is to be done.
 Several captions of a sample: KEY.txt has the first, KEY.json all of them as the list "captions".
 """
 
@@ -32,6 +33,7 @@ from clip_jax.dataset_tools.conversion import (
     read_plan,
 )
 from clip_jax.dataset_tools.data_flags import define_data_flags
+from clip_jax.dataset_tools.files_state import state_of_files
 from clip_jax.dataset_tools.output_files import output_folder, write_json
 from clip_jax.dataset_tools.recode import ENCODINGS, Recoding
 from clip_jax.dataset_tools.source_flags import define_workers
@@ -86,6 +88,14 @@ _LISTED = 1000  # bad samples of a shard, by name
 
 
 @dataclass(frozen=True)
+class Converted:
+    """What convert.json holds, and whether this run wrote anything."""
+
+    record: dict[str, Any]
+    is_new: bool
+
+
+@dataclass(frozen=True)
 class ShardJob:
     """One shard for a worker."""
 
@@ -115,19 +125,22 @@ def main() -> int:
         encode=_ENCODE.value,
         quality=_QUALITY.value,
     )
-    record = convert(source, folder, settings, _DATA.as_dict(config), workers=_WORKERS.value)
+    facts = {**_DATA.as_dict(config), "files": state_of_files(source, _DATA.parts(config))}
+    converted = convert(source, folder, settings, facts, workers=_WORKERS.value)
+    print(_describe(converted, folder))
+    return 0
+
+
+def _describe(converted: Converted, folder: Path) -> str:
+    record = converted.record
     left_out = sum(record["left_out"].values())
     files = sum(1 for shard in record["shards"] if shard["samples"])
-    print(
-        f"written: {folder} ({files:,} shards, {record['samples']:,} samples,"
-        f" {record['bytes'] / 1e6:,.1f} MB; {left_out:,} left out"
-        + (
-            f": {describe_kinds(record['left_out'])}; see {folder / 'convert.json'})"
-            if left_out
-            else ")"
-        )
+    kinds = f": {describe_kinds(record['left_out'])}; see {folder / 'convert.json'}"
+    return (
+        f"{'written' if converted.is_new else 'was complete already'}: {folder}"
+        f" ({files:,} shards, {record['samples']:,} samples, {record['bytes'] / 1e6:,.1f} MB;"
+        f" {left_out:,} left out{kinds if left_out else ''})"
     )
-    return 0
 
 
 def default_per_shard(records: int) -> int:
@@ -142,15 +155,16 @@ def convert(
     source_facts: dict[str, Any],
     *,
     workers: int,
-) -> dict[str, Any]:
-    """Writes `source` into `folder` and returns what convert.json then holds.
+) -> Converted:
+    """Writes `source` into `folder`, as far as it is not there.
 
-    `source_facts`: what is written there about the source, besides its fingerprint.
+    `source_facts`: what is written there about the source, besides its fingerprint; with "files",
+    the state of its files.
 
     Raises:
       UserError: the folder holds something else or cannot be written; no sample is usable.
     """
-    plan = read_plan(folder, settings, source)
+    plan = read_plan(folder, settings, source.fingerprint, source_facts.get("files"))
     recoding = Recoding(settings.resize, settings.encode, settings.quality)
     size = settings.samples_per_shard or 0
     if plan is None and settings.shard_mb is not None:
@@ -167,6 +181,9 @@ def convert(
             for name, indices in conversion.shards().items()
             if name not in results
         ]
+        if plan["complete"] and not jobs:
+            conversion.tidy()
+            return Converted(plan, is_new=False)
         total = sum(len(job.indices) for job in jobs)
         made = work_on(
             source, jobs, convert_shard, workers=workers, total=total, title="converting"
@@ -178,7 +195,7 @@ def convert(
             f"--output={folder}: no sample is usable; left out are"
             f" {describe_kinds(record['left_out'])}"
         )
-    return record
+    return Converted(record, is_new=True)
 
 
 def convert_shard(source: Source, job: ShardJob, count: Count) -> ShardResult:

@@ -93,6 +93,19 @@ class DataFlags:
 
         return open_data(config)
 
+    def parts(self, config: TrainConfig | None) -> list[tuple[str, str]]:
+        """(path, format) of the data, or of each source of a mixture that is read."""
+        if config is None:
+            return [(self.source.path, self.source.format.value)]
+        data = config.data
+        if not data.mixture:
+            return [(data.path, data.format)]
+        return [
+            (part["path"], part.get("format", data.format))
+            for part in data.mixture
+            if part.get("weight", 1.0) > 0
+        ]
+
     def title(self, config: TrainConfig | None) -> str:
         """The path or paths, as given."""
         if config is None:
