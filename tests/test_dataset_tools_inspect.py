@@ -311,7 +311,7 @@ def test_one_pass_gives_stages_and_the_whole(
     ticks = itertools.count()
     reading = lambda: next(ticks) / 1000  # noqa: E731
     monkeypatch.setattr(throughput.time, "perf_counter", reading)
-    monkeypatch.setattr(throughput.time, "thread_time", lambda: 0.0)
+    monkeypatch.setattr(throughput.time, "process_time", lambda: 0.0)
     source = open_source(troubled)
     loader = AsTrained.by_default(load_tokenizer(tokenizer), "its name").loader
     found = measure(source, loader, range(4))

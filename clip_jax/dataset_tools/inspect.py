@@ -1,12 +1,11 @@
 """Writes an HTML page about image-text data: what is in it, what is wrong with it, how fast it is.
 
 python -m clip_jax.data inspect --data='shards/*.tar' --output=page.html --tokenizer=clip_bpe
-python -m clip_jax.data inspect --config=configs/own_images.py --config.data.path=photos \
-    --output=page.html
+python -m clip_jax.data inspect --config=configs/own_images.py --data=photos --output=page.html
 
-With --config samples are shown as that training would see them, with --model as a run has; the page
-says which. Besides, it has sizes, lengths, duplicates, what cannot be used and why,
-and how fast each stage is. Of large data --limit records, at equal distances, are looked at.
+With --config samples are shown as that training would see them, with --model=RUN as that run does;
+the page says which. It has sizes, lengths and duplicates, what cannot be used and why, and how fast
+each stage is. Of large data --limit records, at equal distances, are looked at.
 """
 
 from __future__ import annotations
