@@ -41,6 +41,7 @@ def run(
         print(flags.FLAGS.module_help(program))
         sys.exit(0)
     try:
+        app.define_help_flags()
         _parse(argv)
         code = main()
     except UserError as error:
@@ -62,7 +63,21 @@ def _without_idle_tpu(devices: Path = Path("/sys/bus/pci/devices")) -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
-def config_dict(flag: Any) -> Any:
+def read_config(path: str, overrides: Sequence[str]) -> Any:
+    """The `ConfigDict` that the trainer makes of `--config=path` and `overrides`, such as
+    "--config.batch_size=64", for programs whose flags are their own. Raises `UserError`."""
+    from ml_collections import config_flags
+
+    argv = ["", f"--config={path}", *overrides]
+    values = flags.FlagValues()
+    flag = config_flags.DEFINE_config_file(
+        "config", None, flag_values=values, sys_argv=argv, lock_config=True
+    )
+    _parse(argv, values)
+    return config_dict(flag, values)
+
+
+def config_dict(flag: Any, values: flags.FlagValues = flags.FLAGS) -> Any:
     """The `ConfigDict` that the file of a `--config` flag has made, as further flags changed it.
 
     Raises `UserError` where the flag is missing, or its file is none of ours.
@@ -73,7 +88,7 @@ def config_dict(flag: Any) -> Any:
     if flag.value is None:
         raise UserError("--config: is missing; give a file, such as --config=configs/quickstart.py")
     if not isinstance(flag.value, ConfigDict):
-        path = config_flags.get_config_filename(flags.FLAGS[flag.name])
+        path = config_flags.get_config_filename(values[flag.name])
         found = (
             "has no get_config() that returns a ConfigDict"
             if Path(path).exists()
@@ -83,11 +98,10 @@ def config_dict(flag: Any) -> Any:
     return flag.value
 
 
-def _parse(argv: list[str]) -> None:
+def _parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     """Parses the flags, which runs the configuration file. Raises `UserError` for any mistake."""
-    app.define_help_flags()
     try:
-        rest = flags.FLAGS(argv)
+        rest = values(argv)
     except flags.Error as error:
         raise UserError(str(error)) from error
     except Exception as error:  # a configuration file is code: anything can come out of it

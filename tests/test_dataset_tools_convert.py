@@ -19,6 +19,7 @@ from PIL import Image
 from clip_jax.data.decoding import decode
 from clip_jax.data.records import DecodeError
 from clip_jax.data.sources import open_source
+from clip_jax.dataset_tools.convert import default_per_shard
 from clip_jax.dataset_tools.recode import Recoding
 from clip_jax.dataset_tools.tar_writer import plain, safe_name
 
@@ -94,6 +95,23 @@ def test_workers_change_no_byte(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert contents(tmp_path / "out0") == contents(tmp_path / "out2")
 
 
+def test_small_data_is_work_for_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shards(tmp_path / "in", samples=600, side=8)
+    for workers in (0, 2):
+        out = tmp_path / f"out{workers}"
+        run(capsys, "convert", f"--data={data}", f"--output={out}", f"--workers={workers}")
+    assert len(list((tmp_path / "out2").glob("*.tar"))) == 3
+    assert contents(tmp_path / "out0") == contents(tmp_path / "out2")
+    assert len(records(tmp_path / "out2")) == 600
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(1, 256), (8192, 256), (8193, 257), (320_000, 10_000), (10**9, 10_000)]
+)
+def test_records_a_shard(count: int, size: int) -> None:
+    assert default_per_shard(count) == size
+
+
 def test_bad_samples_are_left_out_and_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +173,53 @@ def test_a_lost_shard_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixtur
     (out / "00002.tar").write_bytes(b"short")
     assert run(capsys, *arguments, "--workers=0").code == 0
     assert contents(out) == before
+
+
+def test_what_is_complete_is_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = make_shards(tmp_path / "in"), tmp_path / "out"
+    arguments = ("convert", f"--data={data}", f"--output={out}", "--workers=0")
+    assert run(capsys, *arguments).out.startswith(f"written: {out} (1 shards, 6 samples")
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    ended = run(capsys, *arguments)
+    assert ended.out.startswith(f"was complete already: {out} (1 shards, 6 samples")
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    (out / "00000.tar").unlink()
+    assert run(capsys, *arguments).out.startswith("written:")
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "jsonl", "tar", "mixture"])
+def test_a_changed_image_is_noticed(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Keys and captions are the same."""
+    folder, out = captioned_folder(tmp_path / "in"), tmp_path / "out"
+    changed = folder / "part.1" / "1.png"
+    (tmp_path / "in.csv").write_text("image,caption\nin/part.1/1.png,a caption\n")
+    (tmp_path / "in.jsonl").write_text('{"image": "in/part.1/1.png", "caption": "a caption"}\n')
+    (tmp_path / "mixed.py").write_text(
+        "from clip_jax.training.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.steps = 10\n"
+        "    config.data.captions.clean = True\n"
+        f"    config.data.mixture = ({{'path': {str(tmp_path / 'in.csv')!r}}},)\n"
+        "    return config\n"
+    )
+    data = {"folder": folder, "tar": folder / "0.tar"}.get(kind, tmp_path / f"in.{kind}")
+    if kind == "tar":
+        make_tar(data, [("a.jpg", JPEG), ("a.txt", b"a caption")])
+        changed = data
+    flag = f"--config={tmp_path / 'mixed.py'}" if kind == "mixture" else f"--data={data}"
+    arguments = ("convert", flag, f"--output={out}", "--workers=0")
+    assert run(capsys, *arguments).code == 0
+    assert "complete already" in run(capsys, *arguments).out
+    if kind == "tar":
+        make_tar(changed, [("a.jpg", encode(photo(9, 9), "JPEG")), ("a.txt", b"a caption")])
+    else:
+        changed.write_bytes(encode(photo(9, 9, seed=5), "PNG"))
+    assert "was begun with files of other size or time of change" in mistake(capsys, *arguments)
 
 
 def test_other_settings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +16,28 @@ from dataset_tools_runs import make_shards, make_tar, mistake, run
 from pictures import encode, photo
 from PIL import Image
 
+from clip_jax.data.sources import open_source
 from clip_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_sentencepiece
-from clip_jax.dataset_tools import program
+from clip_jax.dataset_tools import program, throughput
+from clip_jax.dataset_tools.as_trained import AsTrained
 from clip_jax.dataset_tools.duplicates import (
     MAX_DISTANCE,
     exact_groups,
     near_groups,
-    near_pairs,
+    near_numbers,
     repeated_captions,
 )
 from clip_jax.dataset_tools.histograms import Histogram, draw_histogram
 from clip_jax.dataset_tools.survey import Facts, evenly
-from clip_jax.dataset_tools.throughput import Throughput, chip_rates
+from clip_jax.dataset_tools.throughput import (
+    DECODE,
+    READ,
+    TOKENISE,
+    Spent,
+    Throughput,
+    chip_rates,
+    measure,
+)
 from clip_jax.dataset_tools.token_lengths import token_lengths
 from clip_jax.report.charts import LIGHT
 
@@ -136,6 +148,9 @@ def test_throughput_names_the_bottleneck(page: str) -> None:
     assert f"The bottleneck is “{slowest}”" in body
     assert f"{slowest} ← bottleneck" in body
     assert tiles(page)["bottleneck"] == slowest
+    whole = float(tiles(page)["images/s a core"].replace(",", ""))
+    assert sum(1 / rate for rate in rates.values()) == pytest.approx(1 / whole, rel=0.05)
+    assert re.search(r"one after the other [\d,]+ 100\.0 % \d+ %", body)
     assert "assumed 50 % of its peak" in body
     assert all(name in body for name in ("ViT-B-32", "ViT-B-16", "ViT-L-14"))
 
@@ -235,7 +250,7 @@ def test_groups_of_duplicates() -> None:
     assert alike.distance == 4
 
 
-def test_near_pairs_are_all_pairs() -> None:
+def test_near_groups_are_those_of_all_pairs() -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 1 << 63, 300, np.uint64)
     hashes[200:] = hashes[:100]
@@ -243,14 +258,30 @@ def test_near_pairs_are_all_pairs() -> None:
         for bit in rng.choice(63, row % 8, replace=False):
             hashes[row] ^= np.uint64(1 << int(bit))
     listed = hashes.tolist()
-    expected = [
-        (i, j, (listed[i] ^ listed[j]).bit_count())
-        for i in range(300)
-        for j in range(i + 1, 300)
-        if (listed[i] ^ listed[j]).bit_count() <= MAX_DISTANCE
-    ]
-    assert sorted(near_pairs(listed)) == expected
+    expected = []
+    taken: set[int] = set()
+    for i in range(300):
+        others = {
+            j: bits
+            for j in range(i + 1, 300)
+            if j not in taken and (bits := (listed[i] ^ listed[j]).bit_count()) <= MAX_DISTANCE
+        }
+        if i not in taken and others:
+            taken.update(others)
+            expected.append(([i, *others], min(others.values())))
+    assert list(near_numbers(listed)) == expected
     assert len(expected) >= 60
+
+
+def test_many_equal_images_need_little_memory() -> None:
+    """All pairs of 5,000 took 2 GiB."""
+    hashes = [7] * 5000 + [(1 << 64) - 1]
+    tracemalloc.start()
+    groups = list(near_numbers(hashes))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert groups == [(list(range(5000)), 0)]
+    assert peak < 4 << 20
 
 
 def test_repeated_captions() -> None:
@@ -258,14 +289,39 @@ def test_repeated_captions() -> None:
 
 
 def test_throughput_in_words() -> None:
-    measured = Throughput(records=10, read=1000, decode=100, tokenise=10_000, whole=90)
+    spent = {READ: Spent(0.01, 0.004), DECODE: Spent(0.1, 0.099), TOKENISE: Spent(0.001, 0.001)}
+    measured = Throughput(10, spent)
+    assert measured.stages[READ] == pytest.approx(1000)
+    assert measured.whole == pytest.approx(10 / 0.111)
     assert measured.bottleneck == "decode and crop"
     assert sum(measured.shares.values()) == pytest.approx(1)
-    assert measured.shares["decode and crop"] == pytest.approx(0.01 / 0.0111)
+    assert measured.shares["decode and crop"] == pytest.approx(0.1 / 0.111)
+    assert not measured.was_busy, "what is waited for in reading is no other work"
+    assert Throughput(10, {**spent, DECODE: Spent(0.1, 0.06)}).was_busy
     rates = chip_rates(("ViT-B-32", "ViT-L-14"))
     # 44.4 billion operations a pair, of 98.5 trillion a second.
     assert rates["ViT-B-32"] == pytest.approx(2217, rel=0.01)
     assert rates["ViT-L-14"] < rates["ViT-B-32"]
+
+
+def test_one_pass_gives_stages_and_the_whole(
+    troubled: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reading of the clock is a millisecond after the last: nothing depends on the machine."""
+    ticks = itertools.count()
+    reading = lambda: next(ticks) / 1000  # noqa: E731
+    monkeypatch.setattr(throughput.time, "perf_counter", reading)
+    monkeypatch.setattr(throughput.time, "process_time", lambda: 0.0)
+    source = open_source(troubled)
+    loader = AsTrained.by_default(load_tokenizer(tokenizer), "its name").loader
+    found = measure(source, loader, range(4))
+    assert found is not None
+    assert found.records == 4
+    taken = {name: spent.wall for name, spent in found.spent.items()}
+    assert taken == pytest.approx({READ: 0.004, DECODE: 0.004, TOKENISE: 0.001})
+    assert found.whole == pytest.approx(4 / 0.009)
+    assert all(rate >= found.whole for rate in found.stages.values())
+    assert found.was_busy
 
 
 @pytest.mark.parametrize("values", [[3], [1, 1, 1], [0, 5, 9000], [0.5, 0.75, 2.0]])
@@ -276,3 +332,46 @@ def test_histograms(values: list[float]) -> None:
     image = Image.open(io.BytesIO(draw_histogram(chart, LIGHT)))
     assert image.width == 880
     assert np.asarray(image.convert("RGBA"))[..., 3].any()
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ([*range(4, 14)] * 50 + [300, 400], 77),  # the axis ends at 13
+        ([*range(4, 14)], 77),
+        ([*range(4, 14)], 15),
+        ([*range(4, 14)], 8),
+    ],
+)
+def test_the_mark_is_always_drawn(values: list[int], where: int) -> None:
+    colour = np.array([int(LIGHT.lines[1][at : at + 2], 16) for at in (1, 3, 5)])
+
+    def marked(mark: tuple[float, str] | None) -> int:
+        data = draw_histogram(Histogram("t", values, "tokens", mark), LIGHT)
+        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")).astype(int)
+        alike = np.abs(pixels[..., :3] - colour).max(-1) < 20
+        return int((alike & (pixels[..., 3] > 200)).sum())
+
+    assert marked(None) == 0
+    assert marked((where, "context")) > 200
+
+
+def test_examples_of_each_kind(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is rare is shown too, though it comes after much that is common."""
+    jpeg = encode(photo(20, 20), "JPEG")
+    members = [("a.jpg", jpeg), ("a.txt", b"good")]
+    for number in range(30):
+        members += [(f"empty{number:02d}.jpg", jpeg), (f"empty{number:02d}.txt", b" ")]
+    members += [("late.jpg", jpeg), ("late.txt", b"\xff\xfe\xff")]
+    make_tar(tmp_path / "in.tar", members)
+    output = tmp_path / "page.html"
+    ended = run(
+        capsys, "inspect", f"--data={tmp_path / 'in.tar'}", f"--output={output}",
+        f"--tokenizer={tokenizer}", "--workers=0",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    unusable = words(sections(output.read_text(encoding="utf-8"))["What cannot be used"])
+    assert "late caption_not_utf8" in unusable
+    assert len(re.findall(r"empty\d\d caption_empty", unusable)) == 3

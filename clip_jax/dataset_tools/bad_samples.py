@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from clip_jax.data.records import DecodeError, Source
+from clip_jax.data.refine import RefinedSource
 
 
 @runtime_checkable
@@ -34,6 +35,8 @@ class BadSample:
 
 def position_of(source: Source, index: int) -> str:
     """The file and byte where the source knows it, else the number of the record."""
+    if isinstance(source, RefinedSource):
+        return position_of(source.source, index)
     if isinstance(source, HasPosition):
         return source.position(index)
     return f"record {index}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.data.records import Source
-from clip_jax.dataset_tools.output_files import write_json
+from clip_jax.dataset_tools.output_files import ASIDE_PREFIX, names_in, write_json
 from clip_jax.errors import UserError
 
 RECORD = "convert.json"
@@ -96,31 +96,43 @@ class Conversion:
             "shards": [asdict(results[name]) for name in self.shards()],
         }
         write_json(self.folder / RECORD, record)
-        shutil.rmtree((self.folder / ASIDE), ignore_errors=True)
+        self.tidy()
         return record
 
+    def tidy(self) -> None:
+        """Takes away what lay aside."""
+        shutil.rmtree(self.folder / ASIDE, ignore_errors=True)
 
-def read_plan(folder: Path, settings: Settings, source: Source) -> dict[str, Any] | None:
+
+def read_plan(
+    folder: Path, settings: Settings, fingerprint: str, files: str | None
+) -> dict[str, Any] | None:
     """What a former run with the same settings has planned; None in a new folder.
+
+    `fingerprint`, `files`: of the source, and the state of its files.
 
     Raises UserError where the folder holds something else.
     """
-    if not folder.exists():
-        return None
+    others = [name for name in names_in(folder) if not name.startswith((ASIDE, ASIDE_PREFIX))]
     plan = _read(folder / RECORD)
     if plan is None:
-        others = [path.name for path in folder.iterdir() if not path.name.startswith(ASIDE)]
         if others:
             raise UserError(
-                f"--output={folder}: is not empty ({sorted(others)[0]}, …) and holds no readable"
+                f"--output={folder}: is not empty ({others[0]}, …) and holds no readable"
                 f" {RECORD}; give a new folder"
             )
         return None
-    here = {**asdict(settings), "fingerprint": source.fingerprint}
+    # The data first: how large shards are by default follows from it.
+    here = {"fingerprint": fingerprint, "files": files, **asdict(settings)}
     there = {**plan["settings"], "fingerprint": plan["source"]["fingerprint"]}
+    there["files"] = plan["source"].get("files", files)  # of an earlier version
+    other = {
+        "fingerprint": "other data (keys or captions)",
+        "files": "files of other size or time of change",
+    }
     for name, value in here.items():
         if there.get(name) != value:
-            what = "other data (keys or captions)" if name == "fingerprint" else f"other {name}"
+            what = other.get(name, f"other {name}")
             raise UserError(
                 f"--output={folder}: was begun with {what}: {there.get(name)!r} there, {value!r}"
                 " now; give the same again, or a new folder"
@@ -150,7 +162,8 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"--output={folder}: cannot be written ({error.strerror})") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for left in (folder / ASIDE).glob("*.part-*"):  # of a run that was killed
+        # Of a run that was killed.
+        for left in (*(folder / ASIDE).glob("*.part-*"), *folder.glob(f"{ASIDE_PREFIX}*")):
             left.unlink(missing_ok=True)
         yield
     except BlockingIOError:

@@ -4,12 +4,14 @@ python -m clip_jax.data convert --data=photos --output=shards --to=webdataset --
 
 Only samples that decode completely are written; the others are counted by reason and listed in
 DIR/convert.json. The same command goes on after a kill, and its files are the same bytes whenever
-and by however many workers they are written. Images keep their bytes where nothing is to be done.
+and by however many workers they are written; where a file of the data has changed since, it is
+refused. Images keep their bytes where nothing is to be done.
 Several captions of a sample: KEY.txt has the first, KEY.json all of them as the list "captions".
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -30,15 +32,17 @@ from clip_jax.dataset_tools.conversion import (
     locked,
     read_plan,
 )
+from clip_jax.dataset_tools.data_flags import define_data_flags
+from clip_jax.dataset_tools.files_state import state_of_files
 from clip_jax.dataset_tools.output_files import output_folder, write_json
 from clip_jax.dataset_tools.recode import ENCODINGS, Recoding
-from clip_jax.dataset_tools.source_flags import define_source_flags, define_workers
+from clip_jax.dataset_tools.source_flags import define_workers
 from clip_jax.dataset_tools.tar_writer import Sample, plain, write_tar
 from clip_jax.dataset_tools.workers import Count, each, work_on
 from clip_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
-_SOURCE = define_source_flags(FLAGS)
+_DATA = define_data_flags(FLAGS)
 _WORKERS = define_workers(FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", flag_values=FLAGS)
 _TO = flags.DEFINE_enum(
@@ -47,7 +51,7 @@ _TO = flags.DEFINE_enum(
 _PER_SHARD = flags.DEFINE_integer(
     "samples_per_shard",
     None,
-    "Records of the source a shard; 10000 unless --shard_mb is given.",
+    "Records of the source a shard; by default a 32nd of them, at least 256, at most 10000.",
     lower_bound=1,
     flag_values=FLAGS,
 )
@@ -76,10 +80,19 @@ _ENCODE = flags.DEFINE_enum(
     flag_values=FLAGS,
 )
 
-_DEFAULT_PER_SHARD = 10_000
+_MOST_PER_SHARD, _LEAST_PER_SHARD = 10_000, 256
+_SHARDS = 32  # of small data: work for several cores, and little of it lost by a kill
 _WEIGHED = 200  # samples that --shard_mb is estimated from
 _SAMPLE_OVERHEAD = 2_560  # bytes a sample: three headers and what pads the members
 _LISTED = 1000  # bad samples of a shard, by name
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What convert.json holds, and whether this run wrote anything."""
+
+    record: dict[str, Any]
+    is_new: bool
 
 
 @dataclass(frozen=True)
@@ -96,31 +109,43 @@ class ShardJob:
 def main() -> int:
     """Writes the shards that are not there yet, and says what came out."""
     folder = output_folder(_OUTPUT.value, "the shards")
+    if _SHARD_MB.value is not None and not math.isfinite(_SHARD_MB.value):
+        raise UserError(f"--shard_mb={_SHARD_MB.value}: must be a finite number of at least 0.001")
     if _PER_SHARD.value is not None and _SHARD_MB.value is not None:
         raise UserError("--samples_per_shard and --shard_mb: give one of them")
+    _writer(_TO.value)  # what it needs is installed, or it says so now
+    config = _DATA.config()
+    source = _DATA.open(config)
+    per_shard = _PER_SHARD.value or default_per_shard(len(source))
     settings = Settings(
         to=_TO.value,
-        samples_per_shard=None if _SHARD_MB.value else _PER_SHARD.value or _DEFAULT_PER_SHARD,
+        samples_per_shard=None if _SHARD_MB.value else per_shard,
         shard_mb=_SHARD_MB.value,
         resize=_RESIZE.value,
         encode=_ENCODE.value,
         quality=_QUALITY.value,
     )
-    _writer(settings.to)  # what it needs is installed, or it says so now
-    source = _SOURCE.open()
-    record = convert(source, folder, settings, _SOURCE.as_dict(), workers=_WORKERS.value)
+    facts = {**_DATA.as_dict(config), "files": state_of_files(source, _DATA.parts(config))}
+    converted = convert(source, folder, settings, facts, workers=_WORKERS.value)
+    print(_describe(converted, folder))
+    return 0
+
+
+def _describe(converted: Converted, folder: Path) -> str:
+    record = converted.record
     left_out = sum(record["left_out"].values())
     files = sum(1 for shard in record["shards"] if shard["samples"])
-    print(
-        f"written: {folder} ({files:,} shards, {record['samples']:,} samples,"
-        f" {record['bytes'] / 1e6:,.1f} MB; {left_out:,} left out"
-        + (
-            f": {describe_kinds(record['left_out'])}; see {folder / 'convert.json'})"
-            if left_out
-            else ")"
-        )
+    kinds = f": {describe_kinds(record['left_out'])}; see {folder / 'convert.json'}"
+    return (
+        f"{'written' if converted.is_new else 'was complete already'}: {folder}"
+        f" ({files:,} shards, {record['samples']:,} samples, {record['bytes'] / 1e6:,.1f} MB;"
+        f" {left_out:,} left out{kinds if left_out else ''})"
     )
-    return 0
+
+
+def default_per_shard(records: int) -> int:
+    """Records a shard: told by the data alone, so that the files are the same by any workers."""
+    return min(_MOST_PER_SHARD, max(_LEAST_PER_SHARD, -(-records // _SHARDS)))
 
 
 def convert(
@@ -130,15 +155,16 @@ def convert(
     source_facts: dict[str, Any],
     *,
     workers: int,
-) -> dict[str, Any]:
-    """Writes `source` into `folder` and returns what convert.json then holds.
+) -> Converted:
+    """Writes `source` into `folder`, as far as it is not there.
 
-    `source_facts`: what is written there about the source, besides its fingerprint.
+    `source_facts`: what is written there about the source, besides its fingerprint; with "files",
+    the state of its files.
 
     Raises:
       UserError: the folder holds something else or cannot be written; no sample is usable.
     """
-    plan = read_plan(folder, settings, source)
+    plan = read_plan(folder, settings, source.fingerprint, source_facts.get("files"))
     recoding = Recoding(settings.resize, settings.encode, settings.quality)
     size = settings.samples_per_shard or 0
     if plan is None and settings.shard_mb is not None:
@@ -155,6 +181,9 @@ def convert(
             for name, indices in conversion.shards().items()
             if name not in results
         ]
+        if plan["complete"] and not jobs:
+            conversion.tidy()
+            return Converted(plan, is_new=False)
         total = sum(len(job.indices) for job in jobs)
         made = work_on(
             source, jobs, convert_shard, workers=workers, total=total, title="converting"
@@ -166,7 +195,7 @@ def convert(
             f"--output={folder}: no sample is usable; left out are"
             f" {describe_kinds(record['left_out'])}"
         )
-    return record
+    return Converted(record, is_new=True)
 
 
 def convert_shard(source: Source, job: ShardJob, count: Count) -> ShardResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from clip_jax.dataset_tools.survey import Facts
 
 MAX_DISTANCE = 4  # bits of 64 by which the hashes of near duplicates differ
-_PAIRS_AT_ONCE = 1 << 22  # 32 MiB of differences
 
 
 @dataclass(frozen=True)
@@ -35,35 +34,29 @@ def exact_groups(facts: Iterable[Facts]) -> list[Group]:
 def near_groups(facts: Sequence[Facts]) -> list[Group]:
     """Images whose hashes differ by at most `MAX_DISTANCE` bits from that of the first of their
     group; of equal files one counts. The most alike first."""
-    # Not chains of neighbours: in a large set they would join what is not alike at all.
     different = list({fact.digest: fact for fact in reversed(facts)}.values())[::-1]
-    alike: dict[int, list[tuple[int, int]]] = {}
-    for left, right, distance in near_pairs([fact.hash for fact in different]):
-        alike.setdefault(left, []).append((right, distance))
-    taken: set[int] = set()
-    groups = []
-    for first in sorted(alike):
-        others = [] if first in taken else [pair for pair in alike[first] if pair[0] not in taken]
-        if others:
-            taken.update((first, *(number for number, _ in others)))
-            members = (different[first], *(different[number] for number, _ in others))
-            groups.append(Group(members, min(distance for _, distance in others)))
+    groups = [
+        Group(tuple(different[number] for number in numbers), distance)
+        for numbers, distance in near_numbers([fact.hash for fact in different])
+    ]
     return sorted(groups, key=lambda group: group.distance)
 
 
-def near_pairs(hashes: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(i, j, differing bits) of all pairs i < j with at most `MAX_DISTANCE`."""
-    values = np.array(hashes, np.uint64)
-    rows = max(1, _PAIRS_AT_ONCE // max(len(values), 1))
-    pairs: list[tuple[int, int, int]] = []
-    for start in range(0, len(values), rows):
-        different = np.bitwise_count(values[start : start + rows, None] ^ values[None, start:])
-        left, right = np.nonzero(different <= MAX_DISTANCE)
-        later = right > left
-        left, right = left[later], right[later]
-        columns = (left + start, right + start, different[left, right])
-        pairs += zip(*(column.tolist() for column in columns), strict=True)
-    return pairs
+def near_numbers(hashes: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+    """(numbers of the hashes in a group, bits between its first and the most similar one), by the
+    first. Each hash is in one group at most."""
+    # Not chains of neighbours: in a large set they would join what is not alike at all. And row by
+    # row, of those that no group has yet: of n equal images all pairs would be n² / 2.
+    left = np.array(hashes, np.uint64)
+    numbers = np.arange(len(left))
+    while len(left):
+        different = np.bitwise_count(left[0] ^ left[1:])
+        alike = different <= MAX_DISTANCE
+        if alike.any():
+            yield [int(numbers[0]), *numbers[1:][alike].tolist()], int(different[alike].min())
+            left, numbers = left[1:][~alike], numbers[1:][~alike]
+        else:
+            left, numbers = left[1:], numbers[1:]
 
 
 def repeated_captions(captions: Iterable[str]) -> list[tuple[str, int]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -16,6 +17,7 @@ from clip_jax.report.charts import DPI, SIZE, TICK_STEPS, Theme
 _BINS = 32
 # What lies beyond this quantile is in the last bar where it would stretch the axis so many times.
 _REST, _STRETCH = 0.98, 3
+_FARTHEST = 1.3  # times the last bar, where a mark still has its true place
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,7 @@ def draw_histogram(histogram: Histogram, theme: Theme) -> bytes:
         room = 10 if histogram.whole else 1
         axes.set_xlim(shown.max() - room, shown.max() + room)
     if histogram.mark is not None:
-        value, name = histogram.mark
-        if value <= 1.3 * shown.max():
-            axes.axvline(value, color=theme.lines[1], linewidth=1.4)
-            axes.annotate(
-                name,
-                (value, 0.98),
-                xycoords=("data", "axes fraction"),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="top",
-                fontsize=8.5,
-                color=theme.ink,
-            )
+        _draw_mark(axes, histogram.mark, float(shown.max()), theme)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(theme.grid)
@@ -87,6 +77,30 @@ def draw_histogram(histogram: Histogram, theme: Theme) -> bytes:
     # Without the metadata, which names the version: equal data give equal bytes.
     canvas.print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _draw_mark(axes: Axes, mark: tuple[float, str], last: float, theme: Theme) -> None:
+    """A line at the mark; of one far beyond the `last` bar at the edge, dashed, with an arrow:
+    there is room for the bars then."""
+    value, name = mark
+    low, high = axes.get_xlim()
+    is_beyond = value > _FARTHEST * last
+    where = high if is_beyond else value
+    axes.axvline(where, color=theme.lines[1], linewidth=1.4, linestyle="--" if is_beyond else "-")
+    low, high = axes.get_xlim()
+    is_right = where > (low + high) / 2  # where words to the right of it would leave the picture
+    axes.set_ylim(top=1.12 * axes.get_ylim()[1])  # room for its name above the bars
+    axes.annotate(
+        f"{name} → {value:,.6g}" if is_beyond else name,
+        (where, 0.98),
+        xycoords=("data", "axes fraction"),
+        xytext=(-4 if is_right else 4, 0),
+        textcoords="offset points",
+        ha="right" if is_right else "left",
+        va="top",
+        fontsize=8.5,
+        color=theme.ink,
+    )
 
 
 def _edges(values: np.ndarray, whole: bool) -> np.ndarray:

@@ -1,9 +1,11 @@
 """Writes an HTML page about image-text data: what is in it, what is wrong with it, how fast it is.
 
 python -m clip_jax.data inspect --data='shards/*.tar' --output=page.html --tokenizer=clip_bpe
+python -m clip_jax.data inspect --config=configs/own_images.py --data=photos --output=page.html
 
-Shown are samples as training sees them, sizes, lengths, duplicates, what cannot be used and why,
-and how fast each stage is. Of large data --limit records, at equal distances, are looked at.
+With --config samples are shown as that training would see them, with --model=RUN as that run does;
+the page says which. It has sizes, lengths and duplicates, what cannot be used and why, and how fast
+each stage is. Of large data --limit records, at equal distances, are looked at.
 """
 
 from __future__ import annotations
@@ -11,24 +13,32 @@ from __future__ import annotations
 from absl import flags
 
 from clip_jax.data.records import Source
-from clip_jax.data.tokenizer import Tokenizer, get_tokenizer, train_sentencepiece
+from clip_jax.data.tokenizer import get_tokenizer
+from clip_jax.dataset_tools.as_trained import (
+    AsTrained,
+    of_captions,
+    of_config,
+    of_config_and_captions,
+    of_model,
+)
 from clip_jax.dataset_tools.bad_samples import count_kinds, describe_kinds
+from clip_jax.dataset_tools.data_flags import changed_data, define_data_flags
 from clip_jax.dataset_tools.output_files import output_file, write_text
-from clip_jax.dataset_tools.source_flags import define_source_flags, define_workers
+from clip_jax.dataset_tools.source_flags import define_workers
 from clip_jax.dataset_tools.survey import Survey, evenly, survey
-from clip_jax.dataset_tools.throughput import CHIP_MODELS, Loader
+from clip_jax.dataset_tools.throughput import CHIP_MODELS
 from clip_jax.errors import UserError
-from clip_jax.models.config import ClipConfig
-from clip_jax.training.config import TokenizerConfig, TrainConfig
+from clip_jax.training.config import TrainConfig
 
 FLAGS = flags.FlagValues()
-_SOURCE = define_source_flags(FLAGS)
+_DATA = define_data_flags(FLAGS)
 _WORKERS = define_workers(FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "HTML file to write.", flag_values=FLAGS)
 _MODEL = flags.DEFINE_string(
     "model",
     None,
-    "Training run, export, folder or hub id: its tokenizer, image size and context length.",
+    "Training run, export, folder or hub id: its tokenizer, image size and context length; a run's"
+    " folder: its data, rules and augmentation too.",
     flag_values=FLAGS,
 )
 _TOKENIZER = flags.DEFINE_string(
@@ -42,7 +52,7 @@ _CONTEXT = flags.DEFINE_integer(
 )
 _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", None, "Pixels; 224 unless --model says otherwise.", lower_bound=1,
-    flag_values=FLAGS,
+    upper_bound=4096, flag_values=FLAGS,
 )  # fmt: skip
 _SAMPLES = flags.DEFINE_integer(
     "samples", 24, "How many are shown.", lower_bound=0, upper_bound=1000, flag_values=FLAGS
@@ -52,7 +62,13 @@ _LIMIT = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the crops.", lower_bound=0, flag_values=FLAGS)
 
-_DEFAULT_IMAGE_SIZE = 224
+# What --config says otherwise.
+_REPLACED = (
+    (_MODEL, ""),
+    (_TOKENIZER, "tokenizer.source"),
+    (_CONTEXT, "model.context_length"),
+    (_IMAGE_SIZE, "model.image_size"),
+)
 
 
 def main() -> int:
@@ -64,22 +80,29 @@ def main() -> int:
 
     # Only arithmetic is counted: no accelerator is to be taken from a training run.
     jax.config.update("jax_platforms", "cpu")
-    tokenizer = get_tokenizer(_TOKENIZER.value) if _TOKENIZER.value else None
-    model = None
-    if _MODEL.value:
-        model, tokenizer = _model(_MODEL.value, tokenizer)
-    source = _SOURCE.open()
+    config = _DATA.config(_REPLACED)
+    trained = _before(config)
+    if config is None and trained is not None and trained.config is not None:
+        config = _DATA.moved(trained.config)
+    title = _DATA.title(config)
+    source = _DATA.open(config)
     found = survey(source, evenly(len(source), _LIMIT.value), workers=_WORKERS.value)
-    loader, about = _loader(model, tokenizer, found)
+    if trained is None:
+        if not found.facts:
+            raise UserError(_nothing(title, found))
+        trained = (
+            of_captions(found) if config is None else of_config_and_captions(config, source, found)
+        )
+    trained = trained.with_sizes(_IMAGE_SIZE.value, _CONTEXT.value)
     from clip_jax.dataset_tools.inspect_page import build_page, key_figures
     from clip_jax.dataset_tools.inspection import gather
 
     inspection = gather(
         source,
         found,
-        loader,
-        title=_SOURCE.path,
-        about=[*_about_source(source), *about],
+        trained.loader,
+        title=title,
+        about=[*_about_source(source, config, trained), *trained.about()],
         samples=_SAMPLES.value,
         seed=_SEED.value,
         models=CHIP_MODELS,
@@ -93,62 +116,40 @@ def main() -> int:
     return 0
 
 
-def _model(name: str, given: Tokenizer | None) -> tuple[ClipConfig, Tokenizer]:
-    """The architecture, and the tokenizer at its context length."""
-    from clip_jax.loading import open_model
-    from clip_jax.weights.source import resolve_source
-
-    found = open_model(resolve_source(name))
-    own = found.own_tokenizer(found.config) if given is None else given
-    if own is None:
-        raise UserError(f"--model={name}: has no tokenizer; give one by --tokenizer")
-    return found.config, own.with_context_length(found.config.context_length)
+def _before(config: TrainConfig | None) -> AsTrained | None:
+    """What is known without the data: a mistake there is told before the long work."""
+    if config is not None:
+        return of_config(config)
+    tokenizer = get_tokenizer(_TOKENIZER.value) if _TOKENIZER.value else None
+    if _MODEL.value:
+        return of_model(_MODEL.value, tokenizer, _TOKENIZER.value)
+    return None if tokenizer is None else AsTrained.by_default(tokenizer, _TOKENIZER.value or "")
 
 
-def _loader(
-    model: ClipConfig | None, given: Tokenizer | None, found: Survey
-) -> tuple[Loader, list[tuple[str, str]]]:
-    """What becomes of records, and that in words."""
-    tokenizer = _trained(found) if given is None else given
-    name = _TOKENIZER.value or (
-        f"of {_MODEL.value}" if given else "SentencePiece, trained on the captions looked at"
+def _nothing(title: str, found: Survey) -> str:
+    return (
+        f"data {title}: none of {found.looked_at:,} samples can be used"
+        f" ({describe_kinds(count_kinds(found.bad))}), such as {found.bad[0].key}:"
+        f" {found.bad[0].reason}"
     )
-    if _CONTEXT.value is not None:
-        tokenizer = tokenizer.with_context_length(_CONTEXT.value)
-    loader = Loader(
-        tokenizer=tokenizer,
-        image_size=_IMAGE_SIZE.value or (model.image_size if model else _DEFAULT_IMAGE_SIZE),
-        interpolation=model.image_interpolation if model else "bicubic",
-        augmentation=TrainConfig().augmentation,
-    )
-    scale = "–".join(f"{bound:g}" for bound in loader.augmentation.crop_scale)
-    about = [
-        ("tokenizer", name),
-        ("vocabulary", f"{tokenizer.vocab_size:,} ids"),
-        ("context length", f"{tokenizer.context_length} tokens"),
-        ("image size", f"{loader.image_size} pixels"),
-        ("crop", f"{scale} of the area, {loader.interpolation}"),
-    ]
-    return loader, about
 
 
-def _trained(found: Survey) -> Tokenizer:
-    """As a training run does that is told of no tokenizer."""
-    captions = found.captions()
-    if not captions:
-        raise UserError(
-            f"--data={_SOURCE.path}: none of {found.looked_at:,} samples can be used"
-            f" ({describe_kinds(count_kinds(found.bad))}), such as {found.bad[0].key}:"
-            f" {found.bad[0].reason}"
-        )
-    settings = TokenizerConfig()
-    return train_sentencepiece(captions, settings.vocab_size, cleaning=settings.cleaning)
-
-
-def _about_source(source: Source) -> list[tuple[str, str]]:
-    flags_given = (
-        (name.replace("_", " "), value)
-        for name, value in _SOURCE.as_dict().items()
-        if value and name not in ("data", "caption_template") and value != "auto"
-    )
-    return [*flags_given, ("fingerprint", source.fingerprint)]
+def _about_source(
+    source: Source, config: TrainConfig | None, trained: AsTrained
+) -> list[tuple[str, str]]:
+    """What the page says of the data and of whose eyes it is seen with."""
+    if config is None:
+        rows = [
+            (name.replace("_", " "), str(value))
+            for name, value in _DATA.as_dict(None).items()
+            if value and name not in ("data", "caption_template") and value != "auto"
+        ]
+        rows.append(("configuration", "none: --config shows samples as its training sees them"))
+        return [*rows, ("fingerprint", source.fingerprint)]
+    overrides = _DATA.overrides.value or ()
+    name = " ".join([_DATA.file.value or trained.config_name, *overrides])
+    rows = [("configuration", name)]
+    rows += [(f"config.{key}", str(value)) for key, value in changed_data(config.data).items()]
+    if config.data.mixture:
+        rows.append(("looked at", "of each source by its size, not by its weight"))
+    return [*rows, ("fingerprint", source.fingerprint)]

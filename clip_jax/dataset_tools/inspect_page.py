@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from clip_jax.dataset_tools.histograms import Histogram, draw_histogram
 from clip_jax.dataset_tools.inspect_sections import duplicates_section, throughput_section
@@ -164,20 +165,30 @@ def _unusable(inspection: Inspection) -> str:
         [kind, f"{count - found[kind]:,}", f"{found[kind]:,}"]
         for kind, count in inspection.kinds.most_common()
     ]
-    examples = []
-    seen: Counter[str] = Counter()
-    for sample in inspection.survey.bad:
-        seen[sample.kind] += 1
-        if seen[sample.kind] <= _EXAMPLES:
-            examples.append([sample.key, sample.kind, sample.position, sample.reason])
-    room = _EXAMPLES * max(1, len(inspection.kinds))
-    for key, drop in list(inspection.dropped.items())[:room]:
-        examples.append([key, drop.kind, drop.position or "", drop.reason])
+    when_opened = (
+        [key, drop.kind, drop.position or "", drop.reason]
+        for key, drop in inspection.dropped.items()
+    )
+    when_looked_at = (
+        [sample.key, sample.kind, sample.position, sample.reason]
+        for sample in inspection.survey.bad
+    )
+    examples = [*_first_of_each(when_looked_at), *_first_of_each(when_opened)]
     lead = (
         f"{inspection.dropped_total:,} samples were left out when the data was opened, and"
         f" {len(inspection.survey.bad):,} of the {inspection.survey.looked_at:,} looked at cannot"
-        " be read or decoded. Training leaves them out and counts them; “verify” lists all."
+        " be read or decoded, or a rule leaves them out. So does training, and counts them;"
+        " “verify” lists all."
     )
     counts = table(["reason", "left out when opened", "of those looked at"], rows)
     listed = table(["sample", "reason", "where", "what is wrong"], examples, texts=4)
     return page.section(title, lead, f"{counts}\n<p></p>\n{listed}")
+
+
+def _first_of_each(rows: Iterable[list[str]]) -> Iterator[list[str]]:
+    """The first rows of each kind, which their second column is."""
+    seen: Counter[str] = Counter()
+    for row in rows:
+        seen[row[1]] += 1
+        if seen[row[1]] <= _EXAMPLES:
+            yield row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from clip_jax.dataset_tools.duplicates import MAX_DISTANCE, Group
 from clip_jax.dataset_tools.inspect_table import table
 from clip_jax.dataset_tools.inspection import Inspection, ShownGroup
-from clip_jax.dataset_tools.throughput import CHIP, UTILISATION
+from clip_jax.dataset_tools.throughput import CHIP, DECODE, UTILISATION, Spent
 from clip_jax.report import page
 
 _CAPTIONS = 12  # repeated ones that are listed
@@ -84,6 +84,11 @@ def _groups(groups: list[ShownGroup]) -> str:
     return f'<div class="grid" style="{_COLUMNS}">\n' + "\n".join(cards) + "\n</div>"
 
 
+def _of_it(spent: Spent) -> str:
+    """The share of the time in which the thread had a core."""
+    return f"{100 * min(spent.cpu / max(spent.wall, 1e-9), 1):.0f} %"
+
+
 def throughput_section(inspection: Inspection) -> str:
     """Rates by stage, the bottleneck, the chips that the host could feed."""
     measured = inspection.throughput
@@ -92,11 +97,16 @@ def throughput_section(inspection: Inspection) -> str:
     shares = measured.shares
     most = 100 * shares[measured.bottleneck]
     rows = [
-        [f"{name} ← bottleneck" if name == measured.bottleneck else name, f"{rate:,.0f}",
-         f"{100 * shares[name]:.1f} %"]
+        [
+            f"{name} ← bottleneck" if name == measured.bottleneck else name,
+            f"{rate:,.0f}",
+            f"{100 * shares[name]:.1f} %",
+            _of_it(measured.spent[name]),
+        ]
         for name, rate in measured.stages.items()
-    ]  # fmt: skip
-    rows.append(["one after the other", f"{measured.whole:,.0f}", ""])
+    ]
+    every = sum(measured.spent.values(), Spent())
+    rows.append(["one after the other", f"{measured.whole:,.0f}", "100.0 %", _of_it(every)])
     host = measured.whole * inspection.cores
     chips = [
         [name, f"{rate:,.0f}", f"{host / rate:.2f}", f"{rate / measured.whole:.1f}"]
@@ -108,6 +118,12 @@ def throughput_section(inspection: Inspection) -> str:
         f" time. This machine's {inspection.cores} cores would give {host:,.0f} images/s"
         " if each gave as many."
     )
+    if measured.was_busy:
+        decode = _of_it(measured.spent[DECODE])
+        lead += (
+            f" The machine was busy with other work: decoding had the core for {decode} of its time"
+            " only. An idle one is faster; look again then."
+        )
     chip_lead = (
         f"Chips that this machine could feed: samples/s of one {CHIP} at an assumed"
         f" {100 * UTILISATION:.0f} % of its peak, from the arithmetic of a training step; nothing"
@@ -116,7 +132,7 @@ def throughput_section(inspection: Inspection) -> str:
     return page.section(
         "Throughput",
         lead,
-        table(["stage", "images/s a core", "share of the time"], rows)
+        table(["stage", "images/s a core", "share of the time", "of it CPU time"], rows)
         + f'\n<p></p><p class="lead">{page.text(chip_lead)}</p>\n'
         + table(["model", f"samples/s a {CHIP} needs", "chips fed", "cores a chip needs"], chips),
     )

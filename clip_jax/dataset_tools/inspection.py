@@ -125,10 +125,9 @@ def gather(
 
 def _as_seen(source: Source, fact: Facts, loader: Loader, seed: int) -> Shown | None:
     try:
-        pixels = loader.image(source[fact.index], seed + fact.index)
+        pixels, caption = loader.sample(source[fact.index], seed + fact.index)
     except DecodeError:  # changed since it was looked at
         return None
-    caption = fact.captions[(seed + fact.index) % len(fact.captions)]
     return Shown(
         key=fact.key,
         pixels=pixels,

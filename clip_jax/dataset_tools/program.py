@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from clip_jax import command_line
+from clip_jax.dataset_tools.data_flags import gather_overrides
 from clip_jax.dataset_tools.workers import quiet_about_images
 from clip_jax.errors import UserError
 
@@ -44,7 +45,7 @@ def _run_command(argv: Sequence[str]) -> int | None:
         return 0
     values.unparse_flags()  # of a run before this one, in the same process
     try:
-        rest = values([argv[1], *argv[2:]])
+        rest = values([argv[1], *gather_overrides(values, argv[2:])])
     except flags.Error as error:
         raise UserError(str(error)) from error
     if len(rest) > 1:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from clip_jax.data.augmentation import Augmentation, training_image
+from clip_jax.data.make_batch import choose_caption
 from clip_jax.data.records import DecodeError, Record, Source
 from clip_jax.data.tokenizer import Tokenizer
 
@@ -18,34 +20,60 @@ UTILISATION = 0.5  # of the peak, assumed of a good training run
 CHIP_MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
 _BATCH = 32_768  # of the whole run, for the loss's part of the arithmetic
 _MOST_RECORDS = 512
-_MOST_BYTES = 256 << 20  # of images held while they are measured
-_SECONDS = 3.0  # a stage, at most
+_SECONDS = 6.0  # at most
 _TEXTS_AT_ONCE = 64
+# Decoding waits for nothing: where it takes so many times its CPU time, other work had the core.
+_BUSY = 1.2
+
+READ, DECODE, TOKENISE = "read", "decode and crop", "tokenise"
+
+
+@dataclass
+class Spent:
+    """Seconds in one stage: by the clock, and CPU time. That is the process's, which does nothing
+    else meanwhile: SentencePiece encodes in a thread of its own."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.wall + other.wall, self.cpu + other.cpu)
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Images a second of one thread; captions for `tokenise`."""
+    """What one thread needed for some records, one after the other, each through all stages."""
 
-    records: int  # that were measured
-    read: float
-    decode: float  # and crop, resize
-    tokenise: float
-    whole: float  # one after the other
+    records: int
+    spent: dict[str, Spent]  # by stage
 
     @property
     def stages(self) -> dict[str, float]:
-        return {"read": self.read, "decode and crop": self.decode, "tokenise": self.tokenise}
+        """Records a second, if there were nothing but that stage."""
+        return {name: self.records / max(spent.wall, 1e-9) for name, spent in self.spent.items()}
+
+    @property
+    def seconds(self) -> float:
+        return max(sum(spent.wall for spent in self.spent.values()), 1e-9)
+
+    @property
+    def whole(self) -> float:
+        """Records a second through all stages."""
+        return self.records / self.seconds
 
     @property
     def shares(self) -> dict[str, float]:
         """Of the time, by stage."""
-        total = sum(1 / rate for rate in self.stages.values())
-        return {name: 1 / rate / total for name, rate in self.stages.items()}
+        return {name: spent.wall / self.seconds for name, spent in self.spent.items()}
 
     @property
     def bottleneck(self) -> str:
-        return min(self.stages, key=lambda name: self.stages[name])
+        return max(self.spent, key=lambda name: self.spent[name].wall)
+
+    @property
+    def was_busy(self) -> bool:
+        """Whether other work had the core for a good part of the time."""
+        return self.spent[DECODE].wall > _BUSY * self.spent[DECODE].cpu
 
 
 @dataclass(frozen=True)
@@ -57,86 +85,71 @@ class Loader:
     interpolation: str
     augmentation: Augmentation
 
-    def image(self, record: Record, seed: int) -> np.ndarray:
-        """uint8 (S, S, 3). Raises DecodeError."""
+    def sample(self, record: Record, seed: int) -> tuple[np.ndarray, str]:
+        """uint8 (S, S, 3), and the caption that is chosen for it. Raises DecodeError."""
         rng = np.random.default_rng(seed)
-        return training_image(
+        caption = choose_caption(record, rng)
+        pixels = training_image(
             record.image, self.image_size, self.interpolation, self.augmentation, rng
         )
+        return pixels, caption
 
     def tokens(self, captions: Sequence[str]) -> np.ndarray:
         """int32 (N, L), cut where too long."""
         return self.tokenizer(list(captions), truncate=True)
 
 
-def measure(source: Source, loader: Loader, indices: Sequence[int]) -> Throughput:
-    """`indices`: good records, at least one. What has been read lately may come from memory."""
+def measure(source: Source, loader: Loader, indices: Sequence[int]) -> Throughput | None:
+    """`indices`: good records; None where none can be used. What has been read lately may come from
+    memory."""
     # As training reads them: in no order.
     order = np.random.default_rng(0).permutation(np.asarray(indices)).tolist()[:_MOST_RECORDS]
-    records: list[Record] = []
-    clock = _Clock()
-    held = 0
-    for index in order:
-        records.append(source[index])
-        held += len(records[-1].image)
-        if held > _MOST_BYTES or clock.is_over:
-            break
-    read = len(records) / clock.seconds
-    clock = _Clock()
-    decoded = 0
-    for record in records:
-        if _decodes(loader, record, decoded):
-            decoded += 1
-        if clock.is_over:
-            break
-    decode = decoded / clock.seconds
-    texts = [record.captions[0] for record in records]
-    loader.tokens(texts[:1])  # what it builds once is not counted
-    clock = _Clock()
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        loader.tokens(texts[start : start + _TEXTS_AT_ONCE])
-    tokenise = len(texts) / clock.seconds
-    return Throughput(len(records), read, decode, tokenise, _whole(source, loader, order))
+    _pass(source, loader, order[:1])  # what is made once is not counted
+    records, spent = _pass(source, loader, order)
+    return Throughput(records, spent) if records else None
 
 
-def _whole(source: Source, loader: Loader, order: Sequence[int]) -> float:
-    clock = _Clock()
+def _pass(source: Source, loader: Loader, order: Sequence[int]) -> tuple[int, dict[str, Spent]]:
+    """(how many are done, what that took by stage)."""
+    spent = {name: Spent() for name in (READ, DECODE, TOKENISE)}
     done = 0
     texts: list[str] = []
+    begun = time.perf_counter()
     for number, index in enumerate(order):
-        record = source[index]
-        if not _decodes(loader, record, number):
+        try:
+            with _clocked() as read:
+                record = source[index]
+            with _clocked() as decode:
+                _, caption = loader.sample(record, number)
+        except DecodeError:  # changed since it was looked at
             continue
         done += 1
-        texts.append(record.captions[0])
+        spent[READ] += read
+        spent[DECODE] += decode
+        texts.append(caption)
         if len(texts) == _TEXTS_AT_ONCE:
-            loader.tokens(texts)
+            spent[TOKENISE] += _tokenised(loader, texts)
             texts.clear()
-        if clock.is_over:
+        if time.perf_counter() - begun > _SECONDS:
             break
-    loader.tokens(texts)
-    return done / clock.seconds
+    spent[TOKENISE] += _tokenised(loader, texts)
+    return done, spent
 
 
-def _decodes(loader: Loader, record: Record, seed: int) -> bool:
-    try:
-        loader.image(record, seed)
-    except DecodeError:  # changed since it was looked at
-        return False
-    return True
+def _tokenised(loader: Loader, texts: list[str]) -> Spent:
+    with _clocked() as spent:
+        if texts:
+            loader.tokens(texts)
+    return spent
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self._begun = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return max(time.perf_counter() - self._begun, 1e-9)
-
-    @property
-    def is_over(self) -> bool:
-        return self.seconds > _SECONDS
+@contextlib.contextmanager
+def _clocked() -> Iterator[Spent]:
+    """Filled in when the block ends."""
+    spent = Spent()
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield spent
+    spent.wall, spent.cpu = time.perf_counter() - wall, time.process_time() - cpu
 
 
 def cores() -> int:

@@ -22,14 +22,14 @@ from clip_jax.data.tokenizer import (
     save_tokenizer,
     train_sentencepiece,
 )
-from clip_jax.dataset_tools.output_files import output_folder
-from clip_jax.dataset_tools.source_flags import define_source_flags
+from clip_jax.dataset_tools.data_flags import define_data_flags
+from clip_jax.dataset_tools.output_files import names_in, output_folder
 from clip_jax.dataset_tools.token_lengths import token_lengths
 from clip_jax.errors import UserError
 from clip_jax.training.config import TokenizerConfig
 
 FLAGS = flags.FlagValues()
-_SOURCE = define_source_flags(FLAGS)
+_DATA = define_data_flags(FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", flag_values=FLAGS)
 _VOCAB_SIZE = flags.DEFINE_integer(
     "vocab_size", TokenizerConfig().vocab_size, "Ids, 259 reserved ones included.",
@@ -53,11 +53,12 @@ _EXAMPLES = 3
 def main() -> int:
     """Trains, saves, and says what captions become."""
     folder = output_folder(_OUTPUT.value, "it")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / TOKENIZER_CONFIG_NAME).is_file():
+    there = names_in(folder)
+    if there and TOKENIZER_CONFIG_NAME not in there:
         raise UserError(
             f"--output={folder}: is not empty and holds no tokenizer; give a new folder"
         )
-    source = _SOURCE.open()
+    source = _DATA.open(_DATA.config())
     captions = list(sampled_captions(source, _SAMPLE.value, _SEED.value))
     tokenizer = train_sentencepiece(
         captions, _VOCAB_SIZE.value, _CONTEXT_LENGTH.value, _CLEANING.value

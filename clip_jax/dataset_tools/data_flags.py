@@ -1,0 +1,170 @@
+"""Which data a command reads: what its flags name, or what a training run's configuration does."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from absl import flags
+from flax.traverse_util import flatten_dict
+
+from clip_jax.command_line import read_config
+from clip_jax.data.records import Source
+from clip_jax.dataset_tools.source_flags import SourceFlags, define_source_flags
+from clip_jax.errors import UserError
+from clip_jax.training.config import DataConfig, TrainConfig, build_config
+
+_OVERRIDES = "config.KEY"  # the name shows in the help
+_OVERRIDE = re.compile(r"--?(no)?config\.")
+# Flags of the data that say what keys of the same names in `config.data` say.
+_COMPANIONS = ("format", "image_column", "caption_column", "caption_template", "split")
+# A flag that --config makes superfluous, and the key that says the same.
+Replaced = tuple[flags.FlagHolder[Any], str]
+
+
+@dataclass(frozen=True)
+class DataFlags:
+    """--data and its companions, and --config instead; defined by `define_data_flags`."""
+
+    source: SourceFlags
+    file: flags.FlagHolder[str | None]
+    overrides: flags.FlagHolder[list[str] | None]
+
+    def config(self, replaced: Iterable[Replaced] = ()) -> TrainConfig | None:
+        """The configuration as training would have it; None without --config.
+
+        Raises UserError for it, and for flags beside it that say what it says: those of the data
+        and `replaced`.
+        """
+        given = self.source
+        if not self.file.value:
+            if self.overrides.value:
+                raise UserError(f"{self.overrides.value[0]}: needs --config=FILE")
+            return None
+        replaced = (
+            *((getattr(given, name), f"data.{name}") for name in _COMPANIONS),
+            *replaced,
+        )
+        for flag, key in replaced:
+            if flag.present:
+                instead = f"give --config.{key}=… instead" if key else "give one of them"
+                raise UserError(f"--{flag.name}={flag.value}, --config: {instead}")
+        values = read_config(self.file.value, self.overrides.value or ()).to_dict()
+        if given.data.value:
+            named = values["data"]
+            for key in ("path", "mixture"):
+                if named[key]:
+                    raise UserError(
+                        f"--data={given.data.value}, config.data.{key}={named[key]!r}: give one of"
+                        " them"
+                    )
+            named["path"] = given.data.value
+        return build_config(values)
+
+    def moved(self, config: TrainConfig) -> TrainConfig:
+        """A run's configuration with what --data and its companions name, where they are given;
+        rules for captions and images stay."""
+        if not self.source.data.value:
+            return config
+        changes = {name: getattr(self.source, name).value for name in _COMPANIONS}
+        data = dataclasses.replace(
+            config.data,
+            path=self.source.data.value,
+            mixture=(),
+            caption_weights=(),
+            streaming=False,
+            **changes,
+        )
+        return dataclasses.replace(config, data=data)
+
+    def open(self, config: TrainConfig | None) -> Source:
+        """Raises UserError where nothing usable is there."""
+        if config is None:
+            return self.source.open()
+        if config.data.streaming:
+            raise UserError(
+                "config.data.streaming=True: a stream has no numbers by which samples are looked"
+                " at; set it to False"
+            )
+        from clip_jax.training.data import open_data
+
+        return open_data(config)
+
+    def parts(self, config: TrainConfig | None) -> list[tuple[str, str]]:
+        """(path, format) of the data, or of each source of a mixture that is read."""
+        if config is None:
+            return [(self.source.path, self.source.format.value)]
+        data = config.data
+        if not data.mixture:
+            return [(data.path, data.format)]
+        return [
+            (part["path"], part.get("format", data.format))
+            for part in data.mixture
+            if part.get("weight", 1.0) > 0
+        ]
+
+    def title(self, config: TrainConfig | None) -> str:
+        """The path or paths, as given."""
+        if config is None:
+            return self.source.path
+        return config.data.path or ", ".join(str(part["path"]) for part in config.data.mixture)
+
+    def as_dict(self, config: TrainConfig | None) -> dict[str, Any]:
+        """What decides which records there are, and what their captions are."""
+        if config is None:
+            return dict(self.source.as_dict())
+        return {"config": self.file.value, **changed_data(config.data)}
+
+
+def changed_data(data: DataConfig) -> dict[str, Any]:
+    """Dotted key -> value of what is not the default and has to do with what records are."""
+    default = flatten_dict(dataclasses.asdict(DataConfig()), sep=".")
+    values = flatten_dict(dataclasses.asdict(data), sep=".")
+    about_reading = ("remote.", "stream", "window_shards", "workers", "max_bad_fraction")
+    return {
+        f"data.{key}": value
+        for key, value in values.items()
+        if value != default.get(key) and not key.startswith(about_reading)
+    }
+
+
+def define_data_flags(values: flags.FlagValues) -> DataFlags:
+    """Adds --data and its companions, and --config, to the flags of a command."""
+    return DataFlags(
+        source=define_source_flags(values),
+        file=flags.DEFINE_string(
+            "config",
+            None,
+            "Instead: a configuration of training, such as configs/own_images.py, and its data.",
+            flag_values=values,
+        ),
+        overrides=flags.DEFINE_multi_string(
+            _OVERRIDES,
+            None,
+            "Changes a key of --config, as in training: --config.data.path=photos.",
+            flag_values=values,
+        ),
+    )
+
+
+def gather_overrides(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """`argv` with each --config.key=value as a value of the one flag that keeps them; as it is
+    where the command has no --config."""
+    if _OVERRIDES not in values:
+        return list(argv)
+    gathered: list[str] = []
+    is_open = False  # "--config.key value", in two words
+    for argument in argv:
+        if _OVERRIDE.match(argument):
+            is_open = "=" not in argument
+        elif is_open and not argument.startswith("-"):
+            is_open = False
+        else:
+            is_open = False
+            gathered.append(argument)
+            continue
+        gathered.append(f"--{_OVERRIDES}={argument}")
+    return gathered

@@ -1,0 +1,67 @@
+"""Whether the files of a source have changed since a run looked at them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+
+from clip_jax.data.mixture import MixtureSource
+from clip_jax.data.paths import is_remote
+from clip_jax.data.records import Source
+from clip_jax.data.refine import RefinedSource
+from clip_jax.data.sources import detect_format
+from clip_jax.data.tabular import image_place
+from clip_jax.dataset_tools.data_files import local_files
+
+# Formats whose keys are paths of images, relative to the folder or to that of the file.
+_KEYS_ARE_PATHS = ("folder", "csv", "jsonl")
+_LIBRARIES = ("tfds", "huggingface")  # their datasets are folders
+_WITHOUT_FILES = ("synthetic", "glyphs")
+
+
+def state_of_files(source: Source, parts: Sequence[tuple[str, str]]) -> str | None:
+    """Hash of name, size and time of change of the files here that `source` reads, images that are
+    files of their own included; None where it reads none. The fingerprint knows no image.
+
+    Args:
+      parts: (path, format) of the data, or of each source of a mixture.
+    """
+    source = source.source if isinstance(source, RefinedSource) else source
+    sources = source.sources if isinstance(source, MixtureSource) else (source,)
+    digest, count = hashlib.blake2b(digest_size=16), 0
+    for part, (path, format) in zip(sources, parts, strict=True):
+        inner = part.source if isinstance(part, RefinedSource) else part
+        for name, place in _files(inner, os.path.expanduser(path), format):
+            try:
+                found = os.stat(place)
+            except OSError:
+                continue  # that of an image is told when its turn comes
+            state = f"{name}\0{found.st_size}\0{found.st_mtime_ns}\0"
+            digest.update(state.encode("utf-8", "surrogatepass"))
+            count += 1
+    return digest.hexdigest() if count else None
+
+
+def _files(source: Source, path: str, format: str) -> Iterator[tuple[str, str]]:
+    """(name that does not depend on how the path was given, place) of each file."""
+    if format in _WITHOUT_FILES or is_remote(path):
+        return
+    if format == "tfds" and not os.path.isdir(path):  # a name, whose folder TFDS knows
+        return
+    kind = detect_format(path) if format == "auto" else format
+    for file in local_files(path, kind):
+        yield os.path.basename(file), file
+    if kind in _KEYS_ARE_PATHS:
+        folder = path if kind == "folder" else os.path.dirname(path)
+        for index in range(len(source)):
+            key = source.key(index)
+            place = image_place(folder, key).removeprefix("file://")
+            if not is_remote(place):
+                yield key, place
+    elif kind in _LIBRARIES:
+        for folder, folders, names in os.walk(path):
+            folders.sort()
+            for name in sorted(names):
+                place = os.path.join(folder, name)
+                yield os.path.relpath(place, path), place
