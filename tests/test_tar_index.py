@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -87,7 +88,47 @@ def test_an_index_older_than_its_archive(tmp_path: Path, caplog: pytest.LogCaptu
     os.utime(path, ns=(time.time_ns() + 10**9,) * 2)
     with caplog.at_level(logging.WARNING):
         assert keys(open_source(path)) == [f"{n:06d}" for n in range(4, 8)]
-    assert f"{path}: its index is older than the archive; made anew" in caplog.text
+    assert f"{path}: its index is older than the archive or of another one" in caplog.text
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_archive_of_the_same_size_takes_its_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, beside: bool
+) -> None:
+    """As mv, cp -p or rsync -t leave it: older than the index of the one before."""
+    path, other = tmp_path / "a.tar", tmp_path / "b.tar"
+    write_shard(path, samples(range(4)))
+    long = [("first", {"txt": b"a" * 700, "png": png(0)}), *samples(range(3))]
+    write_shard(other, long)
+    assert path.stat().st_size == other.stat().st_size
+    os.utime(other, ns=(time.time_ns() - 10**12,) * 2)
+    build_indexes([str(path)], beside=beside)
+    other.replace(path)
+    with caplog.at_level(logging.WARNING):
+        source = open_source(path)
+    assert keys(source) == ["first", "000000", "000001", "000002"]
+    assert source.captions(0) == ("a" * 700,)
+    assert f"{path}: its index is older than the archive or of another one" in caplog.text
+
+
+def test_an_index_goes_along_with_a_copy(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "set" / "a.tar"
+    write_shard(path, samples(range(4)))
+    build_indexes([str(path)], beside=True)
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "set", copy, copy_function=shutil.copyfile)
+    os.utime(copy / "a.tar", ns=(time.time_ns() + 10**12,) * 2)
+    assert build_indexes([str(copy / "a.tar")]).built == 0
+    assert keys(open_source(copy)) == keys(open_source(path))
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("at", [0, 300, 50_000, 100_000, -1])
+def test_a_digest_sees_the_beginning_the_end_and_between(tmp_path: Path, at: int) -> None:
+    data = bytearray(range(256)) * 600
+    before = tar_index.content_digest(len(data), lambda start, end: data[start:end])
+    data[at] ^= 1
+    assert tar_index.content_digest(len(data), lambda start, end: data[start:end]) != before
 
 
 @pytest.mark.parametrize("cut", [0, 10, 30, 100, -1])
@@ -158,6 +199,7 @@ def described_shards(folder: Path, shards: int, count: int) -> None:
     header = tar_index.IndexHeader(
         size=count * 2048, tag="", count=count, row_bytes=table.itemsize, key_bytes=9 * count,
         fingerprint="7", damage=None, options=tar_index.options_key(SourceOptions()),
+        content=tar_index.content_digest(count * 2048, lambda start, end: bytes(end - start)),
     )  # fmt: skip
     text = json.dumps(vars(header)).encode()
     body = tar_index._MAGIC + struct.pack("<Q", len(text)) + text + body
@@ -168,7 +210,6 @@ def described_shards(folder: Path, shards: int, count: int) -> None:
         with open(path, "wb") as file:
             file.truncate(count * 2048)
         os.link(common, f"{path}.index")
-    os.utime(common, ns=(time.time_ns() + 10**10,) * 2)
 
 
 @pytest.mark.slow

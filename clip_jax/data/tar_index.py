@@ -11,8 +11,8 @@ import os
 import struct
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,12 +23,15 @@ from clip_jax.data.records import IMAGE_EXTENSIONS, CaptionError, Fingerprint
 from clip_jax.data.tar_captions import CaptionReader, Member
 
 ENDING = ".index"
-VERSION = 2
+VERSION = 3
 
 _MAGIC = b"clip_jax tar index\n\0"
 _LISTED_DROPS = 1000  # by name, of each archive
 _ALWAYS = ("image", "json", "cls")  # members that a sample may have, besides texts
 _LARGEST_MEMBER = 2**32 - 1  # bytes
+# What is looked at of an archive to know it again. Longer than the zeros at the end of a tar.
+_PIECES = 4
+_PIECE_BYTES = 12 << 10
 
 
 class NotATar(ValueError):
@@ -40,7 +43,7 @@ class IndexHeader:
     """What opening a set has to know of one archive."""
 
     size: int  # bytes of the archive when the index was made
-    tag: str  # that changes when it is written anew
+    tag: str  # that changes when it is written anew, but also when it is copied
     count: int  # samples
     row_bytes: int
     key_bytes: int
@@ -50,6 +53,7 @@ class IndexHeader:
     # The first: key, kind, reason, byte at which the sample begins.
     drops: list[tuple[str, str, str, int]] = field(default_factory=list)
     options: str = ""  # `options_key` of what captions are read from
+    content: str = ""  # `content_digest` of the archive
     version: int = VERSION
 
 
@@ -129,9 +133,10 @@ def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -
 
     Raises NotATar, and OSError where it cannot be read.
     """
-    size = os.path.getsize(path)
     damage: list[str] = []
     with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        content = content_digest(size, range_reader(file))
         builder = _Builder(file, options)
         group: _Group | None = None
         for info in _headers(file, size, damage):
@@ -155,10 +160,43 @@ def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -
         drops=builder.drops,
         row_bytes=sample_type(options).itemsize,
         options=options_key(options),
+        content=content,
     )
-    text = json.dumps(asdict(header)).encode()
     table = np.array(builder.rows, sample_type(options)).tobytes()
-    return b"".join((_MAGIC, struct.pack("<Q", len(text)), text, table, bytes(builder.keys)))
+    return _packed(header, table, bytes(builder.keys))
+
+
+def _packed(header: IndexHeader, *rest: bytes) -> bytes:
+    text = json.dumps(asdict(header)).encode()
+    return b"".join((_MAGIC, struct.pack("<Q", len(text)), text, *rest))
+
+
+def content_digest(size: int, read: Callable[[int, int], bytes]) -> str:
+    """Tells an archive from another of its size, wherever it is copied to: a hash of the size and
+    of a few pieces, from the first header to the last blocks.
+
+    `read` gives the bytes from its first argument to before its second.
+    """
+    digest = hashlib.blake2b(f"{size}\n".encode(), digest_size=16)
+    last = max(size - _PIECE_BYTES, 0)
+    for start in sorted({last * number // (_PIECES - 1) for number in range(_PIECES)}):
+        digest.update(read(start, min(start + _PIECE_BYTES, size)))
+    return digest.hexdigest()
+
+
+def range_reader(file: BinaryIO) -> Callable[[int, int], bytes]:
+    """What `content_digest` takes, of a file here."""
+    descriptor = file.fileno()
+    return lambda start, end: os.pread(descriptor, end - start, start)
+
+
+def with_tag(index: bytes, tag: str) -> bytes:
+    """The same index, of a copy of its archive. Raises ValueError where it is none."""
+    found = parse_header(index)
+    if found is None:
+        raise ValueError("no index")
+    header, start = found
+    return _packed(replace(header, tag=tag), index[start:])
 
 
 def _headers(file: BinaryIO, size: int, damage: list[str]) -> Iterator[tarfile.TarInfo]:
@@ -233,6 +271,11 @@ def parse_header(data: bytes) -> tuple[IndexHeader, int] | None:
         return None
 
 
+def whole_size(header: IndexHeader, start: int) -> int:
+    """Bytes of a complete index whose table begins at `start`."""
+    return start + header.count * header.row_bytes + header.key_bytes
+
+
 def read_header(path: str | os.PathLike[str]) -> tuple[IndexHeader, int] | None:
     """Of an index on disk; None where there is none, or an incomplete or foreign one."""
     try:
@@ -250,9 +293,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[IndexHeader, int] | None:
                 break
             if found is None:
                 return None
-            header, start = found
-            whole = start + header.count * header.row_bytes + header.key_bytes
-            return found if os.fstat(file.fileno()).st_size == whole else None
+            return found if os.fstat(file.fileno()).st_size == whole_size(*found) else None
     except OSError:
         return None
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from clip_jax.data import stores
@@ -20,9 +21,14 @@ from clip_jax.data.tar_index import (
     IndexHeader,
     NotATar,
     cached_index,
+    content_digest,
     make_index,
     options_key,
+    parse_header,
+    range_reader,
     read_header,
+    whole_size,
+    with_tag,
 )
 from clip_jax.errors import UserError
 
@@ -51,7 +57,7 @@ class IndexSummary:
     Attributes:
       shards: those that can be read, in order.
       failed: path -> why there is no index.
-      stale: of those made anew, archives that are newer than their index.
+      stale: of those made anew, archives that are not the ones that their index was made of.
     """
 
     shards: list[Shard] = field(default_factory=list)
@@ -70,7 +76,7 @@ def build_indexes(
     remote: RemoteOptions | None = None,
     progress: Progress | None = None,
 ) -> IndexSummary:
-    """Finds the index of each archive, and makes what is missing or older than its archive.
+    """Finds the index of each archive, and makes what is missing or of another archive.
 
     Args:
       paths: archives, here or in a store.
@@ -96,7 +102,9 @@ def build_indexes(
         shard, is_stale = _existing(path, stat, options, remote)
         if is_stale:
             summary.stale.append(path)
-            logger.warning("%s: its index is older than the archive; made anew", path)
+            logger.warning(
+                "%s: its index is older than the archive or of another one; made anew", path
+            )
         if shard is None or rebuild:
             missing.append((number, path, stat))
         else:
@@ -137,19 +145,40 @@ def _stats(paths: Sequence[str], remote: RemoteOptions) -> Iterable[Stat | str]:
 def _existing(
     path: str, stat: Stat, options: SourceOptions, remote: RemoteOptions
 ) -> tuple[Shard | None, bool]:
-    """(the archive with its index or None, whether there is one that is too old)."""
+    """(the archive with its index or None, whether there is one of another archive)."""
     cached = cached_index(path, options)
+    beside = Path(path + ENDING)
     is_stale = False
-    for index in (cached,) if is_remote(path) else (Path(path + ENDING), cached):
+    for index in (cached,) if is_remote(path) else (beside, cached):
         found = read_header(index)
         if found is None or found[0].options != options_key(options):
             continue
         header, start = found
-        newer = not is_remote(path) and index.stat().st_mtime_ns >= int(stat.tag)
-        if header.size == stat.size and (header.tag == stat.tag or newer):
+        # A time that is older proves nothing: mv and cp -p keep it.
+        is_same = header.size == stat.size and header.tag == stat.tag
+        if is_same or (index == beside and _is_copy(path, stat, header)):
             return Shard(path, header, index, start), False
         is_stale = True
     return None, is_stale
+
+
+def _is_copy(
+    path: str, stat: Stat, header: IndexHeader, remote: RemoteOptions | None = None
+) -> bool:
+    """Whether an index that was copied along with an archive is of this one.
+
+    `remote`: how the store of the archive is asked, where it lies in one. Raises Unavailable.
+    """
+    if header.size != stat.size:
+        return False
+    if remote is not None:
+        read = partial(stores.read_range, path, remote=remote)
+        return content_digest(stat.size, read) == header.content
+    try:
+        with open(path, "rb") as file:
+            return content_digest(stat.size, range_reader(file)) == header.content
+    except OSError:
+        return False
 
 
 def _make(
@@ -220,12 +249,12 @@ def _index_remote(
             target.parent.mkdir(parents=True, exist_ok=True)
             once = RemoteOptions(**{**asdict(remote), "attempts": 1})
             try:
-                target.write_bytes(stores.read_bytes(url + ENDING, once))
+                data = stores.read_bytes(url + ENDING, once)
             except Unavailable:
                 pass  # the usual case
             else:
-                found = read_header(target)
-                if found and found[0].size == stat.size and found[0].tag == stat.tag:
+                if _is_index_of(data, url, stat, options, remote):
+                    target.write_bytes(with_tag(data, stat.tag))
                     return None
         problem = index_file(str(stores.fetch(url, remote, stat)), stat, target, options)
         if beside and problem is None:
@@ -233,6 +262,23 @@ def _index_remote(
         return problem
     except Unavailable as error:
         return str(error)
+
+
+def _is_index_of(
+    data: bytes, url: str, stat: Stat, options: SourceOptions, remote: RemoteOptions
+) -> bool:
+    """Whether this is an index of an archive in a store, complete and for these options."""
+    try:
+        found = parse_header(data)
+    except EOFError:
+        return False
+    if found is None or len(data) != whole_size(*found):
+        return False
+    header = found[0]
+    if header.options != options_key(options):
+        return False
+    is_same = header.size == stat.size and header.tag == stat.tag
+    return is_same or _is_copy(url, stat, header, remote)
 
 
 def _in_processes(
