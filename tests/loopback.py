@@ -15,7 +15,8 @@ class Loopback:
 
     Attributes:
       faults: name -> list of what becomes of the next GET requests for it: "500", "stall" (nothing
-        comes), "cut" (half of what was promised); the last stays for ever where it ends with "…".
+        comes), "cut" (half of what was promised), "gone" (as if it were not there); the last stays
+        for ever where it ends with "…". "HEAD NAME" -> the same of HEAD requests.
       requests: name -> GET requests so far.
     """
 
@@ -64,12 +65,11 @@ class Loopback:
         data = path.read_bytes()
         span = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
         part = data[int(span[1]) : int(span[2]) + 1] if span else data
-        fault = ""
         if body:
             self.requests[name] += 1
-            fault = self._fault(name)
-        if fault == "500":
-            handler.send_error(500)
+        fault = self._fault(name if body else f"HEAD {name}")
+        if fault in ("500", "gone"):
+            handler.send_error(500 if fault == "500" else 404)
             return
         if fault == "stall":
             self._end.wait(30)

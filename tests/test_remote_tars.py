@@ -103,6 +103,11 @@ def test_what_cannot_be_indexed_is_left_out_or_ends_it(server: Loopback) -> None
         open_source(pattern(server), options=options(on_failure="stop"))
 
 
+def test_a_fault_while_opening_costs_no_shard(server: Loopback) -> None:
+    server.faults = {"HEAD 00001.tar": ["500"], "00001.tar": ["500"]}
+    assert len(open_source(pattern(server), options=options())) == 15
+
+
 def read(source, count: int) -> list[int]:
     batches = training_batches(
         source, words, 8, "bicubic", Augmentation(crop_scale=(1, 1)),

@@ -54,6 +54,48 @@ def test_what_is_not_there_is_not_asked_again(server: Loopback) -> None:
         stores.stat(f"{server.url}/b.tar", QUICK)
 
 
+@pytest.mark.parametrize("fault", ["500", "stall"])
+def test_a_fault_while_asking_for_the_size_is_asked_again(server: Loopback, fault: str) -> None:
+    """fsspec asks by HEAD, then by GET, and says of any failure that there is no such file."""
+    url = f"{server.url}/a.tar"
+    server.faults = {"HEAD a.tar": [fault, fault], "a.tar": ["500", "500"]}
+    assert stores.stat(url, QUICK).size == len(DATA)
+    server.faults = {"HEAD a.tar": ["500…"], "a.tar": ["500…"]}
+    with pytest.raises(Unavailable, match=r"cannot be read after 3 attempts \(.*500"):
+        stores.stat(url, QUICK)
+
+
+def test_what_is_gone_is_not_asked_again(server: Loopback) -> None:
+    server.faults = {"HEAD a.tar": ["gone…"], "a.tar": ["gone…"]}
+    with pytest.raises(Unavailable, match=r"a\.tar: no such file"):
+        stores.stat(f"{server.url}/a.tar", QUICK)
+    assert server.requests["a.tar"] == 1
+
+
+def test_a_server_that_refuses_is_asked_again(tmp_path: Path) -> None:
+    with Loopback(tmp_path) as server:
+        url = server.url
+    with pytest.raises(Unavailable, match=r"cannot be read after 3 attempts \(Client"):
+        stores.stat(f"{url}/a.tar", QUICK)
+
+
+def test_a_malformed_address_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class HfUriError(ValueError):
+        """As huggingface_hub's."""
+
+    asked = []
+
+    class Store:
+        def info(self, path: str) -> None:
+            asked.append(path)
+            raise HfUriError("Invalid HF URI 'hf://x'. Repository id must be 'namespace/name'")
+
+    monkeypatch.setattr(stores, "_filesystem", lambda url: (Store(), url))
+    with pytest.raises(Unavailable, match=r"hf://x: is no address there \(HfUriError: Invalid"):
+        stores.stat("hf://x", QUICK)
+    assert asked == ["hf://x"]
+
+
 def test_copies_are_kept_and_made_anew_when_the_file_is(server: Loopback, tmp_path: Path) -> None:
     url = f"{server.url}/a.tar"
     first = stores.fetch(url, QUICK)

@@ -42,6 +42,8 @@ _REFUSED = (
     "RefreshError",
     "GatedRepoError",
 )
+# Addresses that their client library does not understand: asking again changes nothing.
+_MALFORMED = ("HfUriError", "HFValidationError", "InvalidURL")
 
 
 class Unavailable(OSError):
@@ -134,7 +136,7 @@ def fetch(url: str, remote: RemoteOptions, found: Stat | None = None) -> Path:
     target = folder / f"{name.hexdigest()}-{url.rpartition('/')[2].partition('?')[0][-80:]}"
     with _locked(folder / f"{name.hexdigest()}.lock"):
         if target.is_file() and target.stat().st_size == found.size:
-            os.utime(target)
+            os.utime(target, ns=(time.time_ns(),) * 2)  # without a time: that of the last tick
             telemetry.add(cache_hits=1)
             return target
         telemetry.add(cache_misses=1)
@@ -203,17 +205,35 @@ def _retried(function: Callable[[], T], url: str, remote: RemoteOptions) -> T:
     for attempt in range(1, remote.attempts + 1):
         try:
             return _in_time(function, remote.timeout_seconds)
-        except FileNotFoundError as error:
-            raise Unavailable(f"{url}: no such file") from error
         except Exception as error:  # each client library has its own
+            if isinstance(error, FileNotFoundError) and _is_missing(error, url):
+                raise Unavailable(f"{url}: no such file") from error
             _raise_if_refused(error, url)
-            reason = _first_line(error)
+            if _is_malformed(error):
+                raise Unavailable(f"{url}: is no address there ({_first_line(error)})") from error
+            reason = _first_line(error.__cause__ or error)
         telemetry.add(store_retries=1)
         if attempt < remote.attempts:
             logger.info("%s: %s; attempt %d in %.1f s", url, reason, attempt + 1, pause)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
     raise Unavailable(f"{url}: cannot be read after {remote.attempts} attempts ({reason})")
+
+
+def _is_missing(error: FileNotFoundError, url: str) -> bool:
+    """Whether the store says that there is no such file.
+
+    fsspec's HTTP says so of whatever went wrong when it asked for the size of a file; the cause
+    knows better.
+    """
+    if not url.partition("://")[0].endswith(("http", "https")) or error.__cause__ is None:
+        return True
+    return getattr(error.__cause__, "status", None) in (404, 410)
+
+
+def _is_malformed(error: Exception) -> bool:
+    is_plain = type(error) is ValueError  # of a library's own checks
+    return is_plain or any(kind.__name__ in _MALFORMED for kind in type(error).__mro__)
 
 
 def _in_time(function: Callable[[], T], seconds: float) -> T:
