@@ -103,7 +103,10 @@ def test_hostile_samples(shared_data: Path) -> None:
     assert {sample["key"] for sample in found["bad_samples"]} == {
         *dropped,
         *expected["00001.tar"]["drop"],
+        str(hostile / "00001.tar"),
     }
+    assert list(found["damaged"]) == [str(hostile / "00001.tar")]
+    assert found["bad_by_kind"]["shard_damaged"] == 1
     least = sum(
         min(entry["samples"]) if isinstance(entry["samples"], list) else entry["samples"]
         for entry in entries.values()
@@ -156,6 +159,42 @@ def test_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "0 indexed now, 2 before" in run(capsys, "index", f"--data={data}", "--beside").out
     assert "--data: is missing" in mistake(capsys, "index")
     assert "no tar file there" in mistake(capsys, "index", f"--data={tmp_path}/none.tar")
+
+
+def test_damaged_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shards(tmp_path / "shards", samples=8, shards=2)
+    path = data / "00001.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"0007.jpg") + 700])  # in the image of the last sample
+    report = tmp_path / "report.json"
+    ended = run(capsys, "verify", f"--data={data}", f"--output={report}", "--workers=0")
+    assert ended.code == 1
+    assert f"damaged: {path}: is truncated at byte {path.stat().st_size}" in ended.out
+    assert "9 samples: 7 good, 2 bad (1 image_missing, 1 shard_damaged)" in ended.out
+    found = json.loads(report.read_text())
+    assert list(found["damaged"]) == [str(path)]
+    bad = {sample["key"]: sample for sample in found["bad_samples"]}
+    assert bad[str(path)]["position"] == f"{path}:{path.stat().st_size}"
+    assert bad[str(path)]["kind"] == "shard_damaged"
+    ended = run(capsys, "index", f"--data={data}")
+    assert ended.code == 1
+    assert f"damaged: {path} is truncated at byte" in ended.out
+
+
+def test_archives_without_an_end_mark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shards(tmp_path / "shards", samples=8, shards=2)
+    path = data / "00001.tar"
+    end = len(path.read_bytes().rstrip(b"\0"))
+    path.write_bytes(path.read_bytes()[: -(-end // 512) * 512])
+    report = tmp_path / "report.json"
+    ended = run(capsys, "verify", f"--data={data}", f"--output={report}", "--workers=0")
+    assert ended.code == 0
+    assert f"damaged: {path}: has no end mark and may be cut off" in ended.out
+    found = json.loads(report.read_text())
+    assert (found["good"], found["bad"]) == (8, 0)
+    assert found["damaged"] == {str(path): "has no end mark and may be cut off"}
+    ended = run(capsys, "index", f"--data={data}")
+    assert (ended.code, "has no end mark" in ended.out) == (0, True)
 
 
 def test_the_program(tmp_path: Path) -> None:

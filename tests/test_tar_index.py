@@ -15,15 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shards import photo, png, samples, write_shard, write_shards
+from shards import photo, png, samples, words, write_shard, write_shards
 
 from clip_jax.data import tar_index, tar_indexes
+from clip_jax.data.augmentation import Augmentation
 from clip_jax.data.options import SourceOptions
+from clip_jax.data.pipeline import training_batches
 from clip_jax.data.records import DecodeError, Fingerprint, fingerprint_of
 from clip_jax.data.sources import open_source
 from clip_jax.data.tar_index import sample_type
 from clip_jax.data.tar_indexes import build_indexes
+from clip_jax.data.telemetry import telemetry
 from clip_jax.errors import UserError
+from clip_jax.training.data import DataWatch
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +175,28 @@ def test_an_archive_that_vanished(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match=r"000003 cannot .*00001\.tar.* No such file") as caught:
         source[3]
     assert caught.value.kind == "shard_unreadable"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_truncated_archive_is_counted_and_the_stream_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, which: int
+) -> None:
+    pattern = write_shards(tmp_path / "set", (4, 4, 4))
+    path = tmp_path / "set" / f"{which:05d}.tar"
+    size = 3 * 3072 + 520  # in the image of the last sample
+    path.write_bytes(path.read_bytes()[:size])
+    with caplog.at_level(logging.WARNING):
+        source = open_source(pattern)
+    telemetry.take()  # of other tests
+    settings = {"batch_size": 1, "seed": 0, "max_bad_fraction": 0.0}
+    batches = training_batches(source, words, 8, "bicubic", Augmentation(), **settings)
+    numbers = [int(next(batches)["tokens"][0, 1]) for _ in range(11)]  # an epoch
+    row = DataWatch(batches, workers=0).row(1.0)
+    batches.close()
+    assert sorted(numbers) == [n for n in range(12) if n != 4 * which + 3]
+    assert row["dropped_shard_damaged"] == row["dropped_image_missing"] == 1
+    assert source.dropped[str(path)].startswith(f"is truncated at byte {size}")
+    assert f"{path} is truncated at byte {size}" in caplog.text
 
 
 def test_fingerprints_do_not_depend_on_the_shards(tmp_path: Path) -> None:

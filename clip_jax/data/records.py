@@ -44,6 +44,7 @@ KINDS = (
     "duplicate",  # on the list of config.data.exclude
     "row_malformed",
     "shard_unreadable",  # vanished, or a store that fails in spite of all attempts
+    "shard_damaged",  # once an archive that is cut off or broken; its samples before are used
 )
 
 

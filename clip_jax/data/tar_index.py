@@ -13,6 +13,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -34,6 +35,9 @@ _PIECES = 4
 _PIECE_BYTES = 12 << 10
 
 
+NO_END = "has no end mark and may be cut off"
+
+
 class NotATar(ValueError):
     """Not an uncompressed tar file; the message says why."""
 
@@ -48,7 +52,9 @@ class IndexHeader:
     row_bytes: int
     key_bytes: int
     fingerprint: str  # Fingerprint.value, as text: JSON has no such integers
-    damage: str | None  # where the archive ends early or is broken, its samples before are used
+    damage: str | None  # where the archive ends early or is broken; its samples before are used
+    damage_at: int = 0  # byte
+    has_end: bool = True  # the zeros that end a tar; some writers leave them out
     drop_counts: dict[str, int] = field(default_factory=dict)
     # The first: key, kind, reason, byte at which the sample begins.
     drops: list[tuple[str, str, str, int]] = field(default_factory=list)
@@ -83,6 +89,15 @@ class _Group:
     key: str
     start: int  # byte of the first header
     members: dict[str, Member] = field(default_factory=dict)
+
+
+@dataclass
+class _End:
+    """How an archive ends, as `IndexHeader` says it."""
+
+    damage: str | None = None
+    at: int = 0
+    is_marked: bool = True
 
 
 class _Builder:
@@ -133,13 +148,13 @@ def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -
 
     Raises NotATar, and OSError where it cannot be read.
     """
-    damage: list[str] = []
+    end = _End()
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         content = content_digest(size, range_reader(file))
         builder = _Builder(file, options)
         group: _Group | None = None
-        for info in _headers(file, size, damage):
+        for info in _headers(file, size, end):
             key, extension = split_name(info.name)
             if not key or info.isdir():
                 continue
@@ -155,7 +170,9 @@ def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -
         count=len(builder.rows),
         key_bytes=len(builder.keys),
         fingerprint=str(builder.fingerprint.value),
-        damage=damage[0] if damage else None,
+        damage=end.damage,
+        damage_at=end.at,
+        has_end=end.is_marked,
         drop_counts=dict(builder.drop_counts),
         drops=builder.drops,
         row_bytes=sample_type(options).itemsize,
@@ -199,8 +216,8 @@ def with_tag(index: bytes, tag: str) -> bytes:
     return _packed(replace(header, tag=tag), index[start:])
 
 
-def _headers(file: BinaryIO, size: int, damage: list[str]) -> Iterator[tarfile.TarInfo]:
-    """The headers that can be read; where the archive is broken, `damage` is told.
+def _headers(file: BinaryIO, size: int, end: _End) -> Iterator[tarfile.TarInfo]:
+    """The headers that can be read; `end` is told how the archive ends.
 
     Raises NotATar where there is none.
     """
@@ -214,26 +231,43 @@ def _headers(file: BinaryIO, size: int, damage: list[str]) -> Iterator[tarfile.T
         try:
             info = archive.next()
         except tarfile.TarError as error:
-            damage.append(f"is truncated ({error}); its complete samples are used")
+            _broken(end, archive.offset, size, f" ({error})")
             return
         except (ValueError, OverflowError, OSError) as error:  # of numbers in a broken header
-            damage.append(f"is damaged ({error}); the samples before are used")
+            _broken(end, archive.offset, size, f" ({error})")
             return
         if info is None:
             break
         archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header
         if info.size < 0 or info.offset_data <= last:  # a broken header may lead back
-            damage.append(f"is damaged at byte {info.offset}; the samples before are used")
+            _broken(end, info.offset, size)
             return
         last = info.offset_data
         yield info
     # tarfile takes a damaged header for the end of the archive without a word.
     file.seek(archive.offset)
     block = file.read(tarfile.BLOCKSIZE)
-    if archive.offset < size and block.strip(b"\0"):
-        damage.append(f"is damaged at byte {archive.offset}; the samples before it are used")
-    elif archive.offset > size:
-        damage.append("is truncated (unexpected end of data); its complete samples are used")
+    if archive.offset > size or block.strip(b"\0"):
+        _broken(end, archive.offset, size)
+    elif not block:
+        end.is_marked = False
+    elif _has_data(file):  # a hole of zeros in the middle, or two archives one after the other
+        end.at = archive.offset
+        end.damage = f"goes on after an end mark at byte {end.at}; the samples before it are used"
+
+
+def _has_data(file: BinaryIO) -> bool:
+    """Whether anything but zeros follows."""
+    return any(piece.strip(b"\0") for piece in iter(partial(file.read, _PIECE_BYTES), b""))
+
+
+def _broken(end: _End, at: int, size: int, why: str = "") -> None:
+    if at >= size:
+        end.at = size
+        end.damage = f"is truncated at byte {size}{why}; its complete samples are used"
+    else:
+        end.at = max(at, 0)
+        end.damage = f"is damaged at byte {end.at}{why}; the samples before it are used"
 
 
 def _is_whole_file(info: tarfile.TarInfo, archive_size: int) -> bool:

@@ -29,7 +29,7 @@ from clip_jax.data.tar_captions import (
     Member,
     read_json,
 )
-from clip_jax.data.tar_index import Sample, Table
+from clip_jax.data.tar_index import NO_END, Sample, Table
 from clip_jax.data.tar_indexes import IndexSummary, Shard, build_indexes
 from clip_jax.errors import UserError
 
@@ -46,10 +46,10 @@ class WebDatasetSource:
     Of a sample are read: the image (`IMAGE_EXTENSIONS`), its captions (see `CaptionReader`),
     `.json` as metadata (left out where invalid) and `.cls` as `metadata["cls"]`. A sample without
     image, or whose caption is missing, blank or not UTF-8, goes to `dropped`. A truncated archive
-    gives its complete samples and a warning.
+    gives its complete samples and a warning, and is named and counted in `dropped`, too.
 
     Attributes:
-      damaged: archive -> why some or all of its samples are missing.
+      damaged: archive -> why some or all of its samples are missing, or may be.
 
     Raises:
       UserError: a file is missing, is no uncompressed tar, or no sample is usable.
@@ -96,6 +96,7 @@ class WebDatasetSource:
     def _look_at_headers(self) -> str:
         """Collects what was dropped; the fingerprint of the whole."""
         fingerprint = Fingerprint()
+        endless = []
         for shard in self._shards:
             header = shard.header
             self.dropped.counts.update(header.drop_counts)
@@ -106,7 +107,15 @@ class WebDatasetSource:
             if header.damage is not None:
                 logger.warning("%s %s", shard.path, header.damage)
                 self.damaged[shard.path] = header.damage
+                where = f"{shard.path}:{header.damage_at}"
+                self.dropped.add("shard_damaged", shard.path, header.damage, where)
+            elif not header.has_end:
+                endless.append(shard.path)
+                self.damaged[shard.path] = NO_END
             fingerprint.extend(Fingerprint(int(header.fingerprint), header.count))
+        if endless:
+            more = f" (and {len(endless) - 1} more)" if len(endless) > 1 else ""
+            logger.warning("%s%s %s", endless[0], more, NO_END)
         return fingerprint.hexdigest()
 
     def _reset(self) -> None:

@@ -3,7 +3,7 @@
 python -m clip_jax.data index --data='shards/*.tar' --workers=16
 
 Only headers and captions are read. What is indexed already and has not changed is left as it is.
-Exits 0, or 1 where an archive cannot be read.
+Exits 0, or 1 where an archive is damaged or cannot be read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.paths import expand_paths
+from clip_jax.data.tar_index import NO_END
 from clip_jax.data.tar_indexes import IndexSummary, build_indexes
 from clip_jax.dataset_tools.source_flags import define_workers
 from clip_jax.errors import UserError
@@ -40,7 +41,7 @@ _REBUILD = flags.DEFINE_boolean("rebuild", False, "Make them all anew.", flag_va
 
 
 def main() -> int:
-    """Makes what is missing and says how much there is; 1 where an archive cannot be read."""
+    """Makes what is missing and says how much there is; 1 where an archive is bad."""
     if not _DATA.value:
         raise UserError("--data: is missing; give .tar files, such as --data='shards/*.tar'")
     options = SourceOptions(caption_column=_CAPTION_COLUMN.value)
@@ -60,14 +61,17 @@ def main() -> int:
             progress=progress,
         )
     print(_describe(summary))
-    return 1 if summary.failed else 0
+    is_damaged = any(shard.header.damage for shard in summary.shards)
+    return 1 if summary.failed or is_damaged else 0
 
 
 def _describe(summary: IndexSummary) -> str:
     lines = [f"not indexed: {reason}" for reason in summary.failed.values()]
     for shard in summary.shards:
         if shard.header.damage:
-            lines.append(f"{shard.path} {shard.header.damage}")
+            lines.append(f"damaged: {shard.path} {shard.header.damage}")
+        elif not shard.header.has_end:
+            lines.append(f"{shard.path} {NO_END}")
     samples = sum(shard.header.count for shard in summary.shards)
     dropped = sum(sum(shard.header.drop_counts.values()) for shard in summary.shards)
     lines.append(

@@ -2,7 +2,8 @@
 
 python -m clip_jax.data verify --data='shards/*.tar' --output=verify.json
 
-Exits 0 where all are good, 1 where some are not, 2 after a mistake in the flags. The checksum of
+Exits 0 where all are good, 1 where some are not or a file is damaged, 2 after a mistake in the
+flags. A tar that has no end mark is named, as it may be cut off, but not counted. The checksum of
 the samples is that of keys, images and captions in order, whatever the format; those of files are
 what sha256sum prints.
 """
@@ -21,6 +22,7 @@ from clip_jax.data.decoding import decode
 from clip_jax.data.records import DecodeError, Record, Source
 from clip_jax.dataset_tools.bad_samples import (
     BadSample,
+    HasDamage,
     bad_sample,
     count_kinds,
     describe_kinds,
@@ -58,7 +60,7 @@ class Verified:
 
 
 def main() -> int:
-    """Verifies, prints a summary, writes the report; 1 where a sample is bad."""
+    """Verifies, prints a summary, writes the report; 1 where a sample or a file is bad."""
     output = output_file(_OUTPUT.value)
     source = _SOURCE.open()
     report = verify(source, workers=_WORKERS.value)
@@ -75,8 +77,9 @@ def main() -> int:
 def verify(source: Source, *, workers: int) -> dict[str, Any]:
     """Reads and decodes every record.
 
-    Returns JSON-able counts, the checksum of all good samples, and the bad ones: those the source
-    left out when it was opened, then those that cannot be read or decoded, in order.
+    Returns JSON-able counts, the checksum of all good samples, the damaged files, and the bad
+    samples: those the source left out when it was opened, then those that cannot be read or
+    decoded, in order. A damaged file counts as one, of the kind "shard_damaged".
     """
     total = Verified()
     digest = hashlib.sha256()
@@ -103,6 +106,7 @@ def verify(source: Source, *, workers: int) -> dict[str, Any]:
         "bad": counts.total(),
         "bad_by_kind": dict(counts.most_common()),
         "left_out_when_opened": dropped.total,
+        "damaged": dict(source.damaged) if isinstance(source, HasDamage) else {},
         "bad_samples": [
             *({"key": key, **drop._asdict()} for key, drop in dropped.listed.items()),
             *(sample.as_dict() for sample in total.bad),
@@ -159,12 +163,12 @@ def _checksum(source: Source, path: str, count: Count) -> dict[str, Any]:
 
 
 def _summary(report: dict[str, Any]) -> str:
-    lines = []
+    lines = [f"damaged: {path}: {why}" for path, why in report["damaged"].items()]
     for sample in report["bad_samples"][:_SHOWN]:
         where = " ".join(sample[name] for name in ("kind", "position") if name in sample)
         lines.append(f"bad: {sample['key']}: {sample['reason']}" + (f" ({where})" if where else ""))
-    if report["bad"] > len(lines):
-        lines.append(f"… and {report['bad'] - len(lines):,} more; all are listed with --output")
+    if report["bad"] > _SHOWN:
+        lines.append(f"… and {report['bad'] - _SHOWN:,} more; all are listed with --output")
     lines.append(f"sha256 of the samples: {report['sha256']}")
     for file in report.get("files", ()):
         lines.append(f"{file.get('sha256', file.get('error'))}  {file['path']}")
