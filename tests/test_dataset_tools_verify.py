@@ -161,6 +161,22 @@ def test_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no tar file there" in mistake(capsys, "index", f"--data={tmp_path}/none.tar")
 
 
+def test_all_bad_samples_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for shard in range(2):  # with the same keys
+        members = [("good.jpg", JPEG), ("good.txt", b"good")]
+        members += [(f"{number:04d}.txt", b"no image") for number in range(1100)]
+        make_tar(tmp_path / f"{shard:05d}.tar", members)
+    report = tmp_path / "report.json"
+    ended = run(capsys, "verify", f"--data={tmp_path}", f"--output={report}", "--workers=0")
+    assert ended.code == 1
+    assert "… and 2,180 more; all are listed with --output" in ended.out
+    found = json.loads(report.read_text())
+    assert found["bad"] == len(found["bad_samples"]) == 2200
+    positions = {sample["position"] for sample in found["bad_samples"]}
+    assert len(positions) == 2200
+    assert f"{tmp_path}/00001.tar:{2048 + 1024 * 1099}" in positions
+
+
 def test_damaged_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_shards(tmp_path / "shards", samples=8, shards=2)
     path = data / "00001.tar"

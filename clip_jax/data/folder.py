@@ -71,7 +71,7 @@ class FolderSource:
         self._keys: list[str] = []
         self._captions: list[tuple[str, ...]] = []
         self._classes: list[str | None] = []
-        self.dropped = Drops()
+        self.dropped = Drops(options.listed_drops)
         for relative in list_images(self._root):
             self._add(relative, caption_template)
         if not self._keys:

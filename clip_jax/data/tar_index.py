@@ -2,7 +2,8 @@
 
 An index lies beside its archive (`00000.tar.index`) or in the cache. It begins with a header that
 is all that opening a set reads; the table of samples and their keys are mapped into memory where
-they are looked at. So a set of 10,000 archives opens in a second and costs little memory.
+they are looked at, and the list of what is left out is read where somebody asks for it. So a set of
+10,000 archives opens in a second and costs little memory.
 """
 
 import hashlib
@@ -27,7 +28,6 @@ ENDING = ".index"
 VERSION = 3
 
 _MAGIC = b"clip_jax tar index\n\0"
-_LISTED_DROPS = 1000  # by name, of each archive
 _ALWAYS = ("image", "json", "cls")  # members that a sample may have, besides texts
 _LARGEST_MEMBER = 2**32 - 1  # bytes
 # What is looked at of an archive to know it again. Longer than the zeros at the end of a tar.
@@ -56,8 +56,7 @@ class IndexHeader:
     damage_at: int = 0  # byte
     has_end: bool = True  # the zeros that end a tar; some writers leave them out
     drop_counts: dict[str, int] = field(default_factory=dict)
-    # The first: key, kind, reason, byte at which the sample begins.
-    drops: list[tuple[str, str, str, int]] = field(default_factory=list)
+    drop_bytes: int = 0  # of their list, at the end of the index
     options: str = ""  # `options_key` of what captions are read from
     content: str = ""  # `content_digest` of the archive
     version: int = VERSION
@@ -139,8 +138,7 @@ class _Builder:
 
     def _drop(self, group: _Group, kind: str, reason: str) -> None:
         self.drop_counts[kind] += 1
-        if len(self.drops) < _LISTED_DROPS:
-            self.drops.append((group.key, kind, reason, group.start))
+        self.drops.append((group.key, kind, reason, group.start))
 
 
 def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -> bytes:
@@ -164,6 +162,7 @@ def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -
             if _is_whole_file(info, size):
                 group.members[extension] = Member(info.offset_data, info.size)
         builder.finish(group)
+    drops = json.dumps(builder.drops).encode()
     header = IndexHeader(
         size=size,
         tag=tag,
@@ -174,13 +173,13 @@ def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -
         damage_at=end.at,
         has_end=end.is_marked,
         drop_counts=dict(builder.drop_counts),
-        drops=builder.drops,
+        drop_bytes=len(drops),
         row_bytes=sample_type(options).itemsize,
         options=options_key(options),
         content=content,
     )
     table = np.array(builder.rows, sample_type(options)).tobytes()
-    return _packed(header, table, bytes(builder.keys))
+    return _packed(header, table, bytes(builder.keys), drops)
 
 
 def _packed(header: IndexHeader, *rest: bytes) -> bytes:
@@ -307,7 +306,23 @@ def parse_header(data: bytes) -> tuple[IndexHeader, int] | None:
 
 def whole_size(header: IndexHeader, start: int) -> int:
     """Bytes of a complete index whose table begins at `start`."""
+    return _drops_start(header, start) + header.drop_bytes
+
+
+def _drops_start(header: IndexHeader, start: int) -> int:
     return start + header.count * header.row_bytes + header.key_bytes
+
+
+def read_drops(
+    path: str | os.PathLike[str], header: IndexHeader, start: int
+) -> list[tuple[str, str, str, int]]:
+    """What an archive has that is left out: key, kind, reason, byte at which the sample begins.
+
+    Raises OSError or ValueError where the index is gone or another by now.
+    """
+    with open(path, "rb") as file:
+        file.seek(_drops_start(header, start))
+        return [tuple(drop) for drop in json.loads(file.read(header.drop_bytes))]
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[IndexHeader, int] | None:

@@ -29,7 +29,7 @@ from clip_jax.data.tar_captions import (
     Member,
     read_json,
 )
-from clip_jax.data.tar_index import NO_END, Sample, Table
+from clip_jax.data.tar_index import NO_END, Sample, Table, read_drops
 from clip_jax.data.tar_indexes import IndexSummary, Shard, build_indexes
 from clip_jax.errors import UserError
 
@@ -62,7 +62,7 @@ class WebDatasetSource:
     ) -> None:
         self._options = options
         self._captions_of = CaptionReader(options)
-        self.dropped = Drops()
+        self.dropped = Drops(options.listed_drops)
         self.damaged: dict[str, str] = {}
         paths = expand_paths(path, remote=options.remote)
         summary = _indexed(paths, options)
@@ -100,10 +100,8 @@ class WebDatasetSource:
         for shard in self._shards:
             header = shard.header
             self.dropped.counts.update(header.drop_counts)
-            self.dropped.list(
-                (key, Drop(kind, reason, f"{shard.path}:{start}"))
-                for key, kind, reason, start in header.drops
-            )
+            if header.drop_counts and len(self.dropped.listed) < self.dropped.room:
+                self.dropped.list(_drops(shard))
             if header.damage is not None:
                 logger.warning("%s %s", shard.path, header.damage)
                 self.damaged[shard.path] = header.damage
@@ -156,10 +154,7 @@ class WebDatasetSource:
         try:
             return Table(shard.index, shard.header, shard.table_start, self._options)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{shard.index}: the index of {shard.path} vanished or changed ({error});"
-                " start again, and it is made anew"
-            ) from error
+            raise _vanished(shard, error) from error
 
     def _sample(self, index: int) -> tuple[int, Sample]:
         shard, number = self._locate(index)
@@ -211,6 +206,21 @@ class WebDatasetSource:
         """Where the sample's image is: archive and byte, such as "00000.tar:10240"."""
         shard, sample = self._sample(index)
         return f"{self._shards[shard].path}:{sample.image.offset}"
+
+
+def _drops(shard: Shard) -> list[tuple[str, Drop]]:
+    try:
+        drops = read_drops(shard.index, shard.header, shard.table_start)
+    except (OSError, ValueError) as error:
+        raise _vanished(shard, error) from error
+    return [(key, Drop(kind, why, f"{shard.path}:{start}")) for key, kind, why, start in drops]
+
+
+def _vanished(shard: Shard, error: Exception) -> UserError:
+    return UserError(
+        f"{shard.index}: the index of {shard.path} vanished or changed ({error});"
+        " start again, and it is made anew"
+    )
 
 
 def _indexed(paths: list[str], options: SourceOptions) -> IndexSummary:

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from absl import flags
 
 from clip_jax.data.decoding import decode
 from clip_jax.data.records import DecodeError, Record, Source
+from clip_jax.data.sources import open_source
 from clip_jax.dataset_tools.bad_samples import (
     BadSample,
     HasDamage,
@@ -62,7 +64,8 @@ class Verified:
 def main() -> int:
     """Verifies, prints a summary, writes the report; 1 where a sample or a file is bad."""
     output = output_file(_OUTPUT.value)
-    source = _SOURCE.open()
+    options = replace(_SOURCE.options(), listed_drops=sys.maxsize)
+    source = open_source(_SOURCE.path, _SOURCE.format.value, options)
     report = verify(source, workers=_WORKERS.value)
     if _CHECKSUMS.value:
         files = local_files(_SOURCE.path, _SOURCE.format.value)
@@ -79,7 +82,8 @@ def verify(source: Source, *, workers: int) -> dict[str, Any]:
 
     Returns JSON-able counts, the checksum of all good samples, the damaged files, and the bad
     samples: those the source left out when it was opened, then those that cannot be read or
-    decoded, in order. A damaged file counts as one, of the kind "shard_damaged".
+    decoded, in order; of the former as many as `SourceOptions.listed_drops` says. A damaged file
+    counts as one, of the kind "shard_damaged".
     """
     total = Verified()
     digest = hashlib.sha256()
@@ -108,7 +112,7 @@ def verify(source: Source, *, workers: int) -> dict[str, Any]:
         "left_out_when_opened": dropped.total,
         "damaged": dict(source.damaged) if isinstance(source, HasDamage) else {},
         "bad_samples": [
-            *({"key": key, **drop._asdict()} for key, drop in dropped.listed.items()),
+            *({"key": key, **drop._asdict()} for key, drop in dropped.listed),
             *(sample.as_dict() for sample in total.bad),
         ],
     }
