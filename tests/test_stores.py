@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -102,6 +103,16 @@ def test_copies_are_kept_and_made_anew_when_the_file_is(server: Loopback, tmp_pa
     assert stores.fetch(url, QUICK) == first
     assert server.requests["a.tar"] == 1
     (tmp_path / "files" / "a.tar").write_bytes(DATA[::-1])
+    assert stores.fetch(url, QUICK).read_bytes() == DATA[::-1]
+
+
+def test_a_web_server_without_tags_tells_by_the_time(server: Loopback, tmp_path: Path) -> None:
+    server.has_tags = False
+    url = f"{server.url}/a.tar"
+    first = stores.fetch(url, QUICK)
+    assert stores.fetch(url, QUICK) == first
+    (tmp_path / "files" / "a.tar").write_bytes(DATA[::-1])
+    os.utime(tmp_path / "files" / "a.tar", (10**9, 10**9))
     assert stores.fetch(url, QUICK).read_bytes() == DATA[::-1]
 
 

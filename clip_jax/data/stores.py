@@ -42,6 +42,8 @@ _REFUSED = (
     "RefreshError",
     "GatedRepoError",
 )
+# What changes when a file is written anew, as different stores call it; the surest first.
+_TAGS = ("etag", "ETag", "md5Hash", "blob_id", "mtime", "LastModified", "Last-Modified", "created")
 # Addresses that their client library does not understand: asking again changes nothing.
 _MALFORMED = ("HfUriError", "HFValidationError", "InvalidURL")
 
@@ -79,7 +81,7 @@ def stat(url: str, remote: RemoteOptions) -> Stat:
     """Raises Unavailable, also where there is no such file."""
     filesystem, path = _filesystem(url)
     info = _retried(lambda: filesystem.info(path), url, remote)
-    tags = (info.get(name) for name in ("etag", "ETag", "md5Hash", "mtime", "LastModified"))
+    tags = (info.get(name) for name in _TAGS)
     tag = next((str(tag) for tag in tags if tag), "")
     if info.get("size") is None:
         raise Unavailable(f"{url}: its store does not tell how large it is")
