@@ -74,6 +74,30 @@ def test_an_index_beside_another_archive_is_not_taken(server: Loopback, tmp_path
     assert source.key(0) == "000020"
 
 
+def test_an_index_of_the_cache_is_copied_into_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    write_shards(tmp_path / "set", SIZES)
+    store = MemoryFileSystem()
+    names = [f"/set/{path.name}" for path in sorted((tmp_path / "set").iterdir())]
+    for name in names:
+        store.pipe_file(name, (tmp_path / name[1:]).read_bytes())
+    try:
+        monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "one"))
+        urls = [f"memory:/{name}" for name in names]
+        assert build_indexes(urls).built == 3
+        assert not store.exists("/set/00000.tar.index")
+        assert build_indexes(urls, beside=True).beside == 3
+        assert build_indexes(urls, beside=True).beside == 0
+        monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "other"))
+        assert len(open_source("memory://set/*.tar")) == 15
+        assert not (tmp_path / "other" / "shards").exists()
+    finally:
+        store.rm("/set", recursive=True)
+
+
 def test_more_than_the_cache_holds_is_read_in_pieces(server: Loopback, tmp_path: Path) -> None:
     open_source(pattern(server), options=options())  # indexed, when there was room
     size = sum(path.stat().st_size for path in (tmp_path / "set").glob("*.tar"))

@@ -68,6 +68,19 @@ def test_beside_the_archives(tmp_path: Path, cache: Path) -> None:
     assert build_indexes(paths, beside=True, rebuild=True).built == 2
 
 
+def test_an_index_of_the_cache_is_copied_beside(tmp_path: Path, cache: Path) -> None:
+    pattern = write_shards(tmp_path / "set", (3, 4))
+    paths = [str(path) for path in sorted((tmp_path / "set").glob("*.tar"))]
+    first = keys(open_source(pattern))
+    summary = build_indexes(paths, beside=True)
+    assert (summary.built, summary.beside) == (0, 2)
+    assert [shard.index for shard in summary.shards] == [Path(f"{path}.index") for path in paths]
+    shutil.rmtree(cache)
+    assert keys(open_source(pattern)) == first
+    assert not cache.exists()
+    assert build_indexes(paths, beside=True).beside == 0
+
+
 def test_processes_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pattern = write_shards(tmp_path / "set", (3, 4, 5))
     alone = open_source(pattern)

@@ -8,21 +8,20 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from clip_jax.data import stores
+from clip_jax.data.make_tar_index import NotATar, make_index
 from clip_jax.data.options import RemoteOptions, SourceOptions
 from clip_jax.data.paths import is_remote
 from clip_jax.data.stores import Stat, Unavailable
 from clip_jax.data.tar_index import (
     ENDING,
     IndexHeader,
-    NotATar,
     cached_index,
     content_digest,
-    make_index,
     options_key,
     parse_header,
     range_reader,
@@ -57,11 +56,13 @@ class IndexSummary:
     Attributes:
       shards: those that can be read, in order.
       failed: path -> why there is no index.
+      beside: indexes found in the cache that were copied beside their archives.
       stale: of those made anew, archives that are not the ones that their index was made of.
     """
 
     shards: list[Shard] = field(default_factory=list)
     built: int = 0
+    beside: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
 
@@ -81,7 +82,8 @@ def build_indexes(
     Args:
       paths: archives, here or in a store.
       workers: processes that read archives of this machine.
-      beside: new ones are written beside their archives instead of into the cache.
+      beside: they are written beside their archives instead of into the cache, and those of the
+        cache copied there.
       rebuild: all are made anew.
       options: what captions are read from; an index is good for one choice of columns.
       remote: how stores are asked; None: `options.remote`.
@@ -109,6 +111,8 @@ def build_indexes(
             missing.append((number, path, stat))
         else:
             found[number] = shard
+    if beside:
+        _copy_beside(found, remote, summary)
     made = _make(missing, options, remote, beside, workers)
     for done, (number, outcome) in enumerate(made, start=1):
         if isinstance(outcome, Shard):
@@ -230,6 +234,11 @@ def index_file(path: str, stat: Stat, target: Path, options: SourceOptions) -> s
         raise UserError(f"{path} is not an uncompressed tar file: {error}") from None
     except OSError as error:
         return f"{path} cannot be read: {error.strerror or error}"
+    _write(target, data)
+    return None
+
+
+def _write(target: Path, data: bytes) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.part-{os.getpid()}-{time.monotonic_ns()}")
@@ -237,7 +246,48 @@ def index_file(path: str, stat: Stat, target: Path, options: SourceOptions) -> s
         part.replace(target)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
-    return None
+
+
+def _copy_beside(found: list[Shard | None], remote: RemoteOptions, summary: IndexSummary) -> None:
+    """Indexes of the cache go beside their archives; `found` has them there afterwards."""
+
+    def copy(shard: Shard) -> Shard | str | None:
+        try:
+            return _beside(shard, remote)
+        except Unavailable as error:
+            return str(error)
+
+    shards = [(number, shard) for number, shard in enumerate(found) if shard is not None]
+    with ThreadPoolExecutor(_STORE_THREADS) as pool:
+        copied = pool.map(copy, [shard for _, shard in shards])
+        for (number, shard), outcome in zip(shards, copied, strict=True):
+            if isinstance(outcome, Shard):
+                found[number] = outcome
+                summary.beside += 1
+            elif outcome is not None:
+                found[number] = None
+                summary.failed[shard.path] = outcome
+
+
+def _beside(shard: Shard, remote: RemoteOptions) -> Shard | str | None:
+    """The archive with its copied index, why there is none, or None where it lies there already.
+
+    Raises Unavailable.
+    """
+    url = shard.path + ENDING
+    if not is_remote(shard.path):
+        if shard.index == Path(url):
+            return None
+        _write(Path(url), shard.index.read_bytes())
+        return _opened(shard.path, Path(url))
+    data = shard.index.read_bytes()
+    try:
+        if stores.read_bytes(url, _once(remote)) == data:
+            return None
+    except Unavailable:
+        pass  # it is not there yet
+    stores.write_bytes(url, data, remote)
+    return shard
 
 
 def _index_remote(
@@ -247,9 +297,8 @@ def _index_remote(
     try:
         if not beside:
             target.parent.mkdir(parents=True, exist_ok=True)
-            once = RemoteOptions(**{**asdict(remote), "attempts": 1})
             try:
-                data = stores.read_bytes(url + ENDING, once)
+                data = stores.read_bytes(url + ENDING, _once(remote))
             except Unavailable:
                 pass  # the usual case
             else:
@@ -262,6 +311,11 @@ def _index_remote(
         return problem
     except Unavailable as error:
         return str(error)
+
+
+def _once(remote: RemoteOptions) -> RemoteOptions:
+    """For what is usually not there."""
+    return replace(remote, attempts=1)
 
 
 def _is_index_of(

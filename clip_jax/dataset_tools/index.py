@@ -77,6 +77,7 @@ def _describe(summary: IndexSummary) -> str:
     lines.append(
         f"{len(summary.shards):,} archives, {samples:,} samples, {dropped:,} dropped;"
         f" {summary.built:,} indexed now, {len(summary.shards) - summary.built:,} before"
+        + (f"; {summary.beside:,} copied beside their archives" if summary.beside else "")
         + (f"; {len(summary.failed):,} cannot be read" if summary.failed else "")
     )
     return "\n".join(lines)
