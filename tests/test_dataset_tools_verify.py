@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,51 @@ def test_archives_without_an_end_mark(tmp_path: Path, capsys: pytest.CaptureFixt
     assert found["damaged"] == {str(path): "has no end mark and may be cut off"}
     ended = run(capsys, "index", f"--data={data}")
     assert (ended.code, "has no end mark" in ended.out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("closed/a.tar", "closed/a.tar cannot be read: Permission denied"),
+        ("closed", "closed cannot be read: Permission denied"),
+        ("x" * 300 + ".tar", "x.tar does not exist"),
+        ("x" * 5000, "x does not exist"),
+    ],
+)
+@pytest.mark.parametrize("command", ["verify", "index"])
+def test_what_cannot_be_read(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    path: str,
+    message: str,
+) -> None:
+    """One line, without a traceback."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "closed").mkdir()
+    real = {name: getattr(os, name) for name in ("stat", "listdir", "access")}
+
+    def stat(path, *args, **options):  # the tests may run as root, who may read everything
+        if str(path).startswith("closed/"):
+            raise PermissionError(13, "Permission denied", path)
+        return real["stat"](path, *args, **options)
+
+    def listdir(path="."):
+        if str(path) == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return real["listdir"](path)
+
+    def access(path, *args, **options):
+        return str(path) != "closed" and real["access"](path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.setattr(os, "access", access)
+    said = mistake(capsys, command, f"--data={path}")
+    assert path[-20:] in said
+    if command == "verify":
+        assert message.lower() in said.lower()
 
 
 def test_the_program(tmp_path: Path) -> None:

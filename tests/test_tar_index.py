@@ -20,6 +20,7 @@ from shards import photo, png, samples, words, write_shard, write_shards
 from clip_jax.data import tar_index, tar_indexes
 from clip_jax.data.augmentation import Augmentation
 from clip_jax.data.options import SourceOptions
+from clip_jax.data.paths import expand_paths
 from clip_jax.data.pipeline import training_batches
 from clip_jax.data.records import DecodeError, Fingerprint, fingerprint_of
 from clip_jax.data.sources import open_source
@@ -79,6 +80,22 @@ def test_an_index_of_the_cache_is_copied_beside(tmp_path: Path, cache: Path) -> 
     assert keys(open_source(pattern)) == first
     assert not cache.exists()
     assert build_indexes(paths, beside=True).beside == 0
+
+
+def test_a_list_longer_than_any_name(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", (3, 4))
+    pattern = ",".join([f"{tmp_path}/set/00000.tar", f"{tmp_path}/set/00001.tar"] * 80)
+    assert len(pattern) > 4096
+    assert len(open_source(pattern)) == 7 * 80
+
+
+def test_each_part_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_shards(tmp_path / "set", (3, 4))
+    names = [str(tmp_path / "set" / f"0000{number}.tar") for number in range(2)]
+    for pattern in ("~/set/00000.tar,~/set/00001.tar", "{~/set,~/set}/0000{0,1}.tar", "~/set"):
+        assert sorted(set(expand_paths(pattern))) == names
+    assert expand_paths(f"file://{names[0]},file://{names[1]}") == names
 
 
 def test_processes_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ class FolderSource:
     ) -> None:
         caption_template = options.caption_template
         self._root = Path(path)
-        if not self._root.is_dir():
+        if not os.path.isdir(path):
             raise UserError(f"data path {path} is not a folder; give an existing folder of images")
         if "{}" not in caption_template:
             raise UserError(
@@ -87,7 +87,7 @@ class FolderSource:
         key = relative.as_posix()
         class_name = None
         caption_file = (self._root / relative).with_suffix(".txt")
-        if caption_file.is_file():
+        if os.path.isfile(caption_file):
             try:
                 text = decode_caption(caption_file.read_bytes())
             except CaptionError as error:

@@ -266,7 +266,7 @@ class PathSource:
         self._options = options
         try:
             local = local_copy(self._path, options.remote)
-            if not local.is_file():
+            if not os.path.isfile(local):
                 raise UserError(f"data path {path} is not a file; give an existing {kinds} file")
             rows = ImageRows(options)
             self._read(local, rows)
