@@ -170,7 +170,7 @@ def test_all_bad_samples_are_listed(tmp_path: Path, capsys: pytest.CaptureFixtur
     report = tmp_path / "report.json"
     ended = run(capsys, "verify", f"--data={tmp_path}", f"--output={report}", "--workers=0")
     assert ended.code == 1
-    assert "… and 2,180 more; all are listed with --output" in ended.out
+    assert "bad: … and 2,180 more; all are listed with --output" in ended.out
     found = json.loads(report.read_text())
     assert found["bad"] == len(found["bad_samples"]) == 2200
     positions = {sample["position"] for sample in found["bad_samples"]}
@@ -257,6 +257,53 @@ def test_what_cannot_be_read(
     assert path[-20:] in said
     if command == "verify":
         assert message.lower() in said.lower()
+
+
+def test_unreadable_archives_do_not_hide_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_shards(tmp_path / "shards", samples=6, shards=3)
+    for name in ("00000.tar", "00003.tar"):
+        (data / name).write_bytes(b"\x1f\x8b no tar" * 100)
+    report = tmp_path / "report.json"
+    arguments = ("verify", f"--data={data}", f"--output={report}", "--workers=0")
+    ended = run(capsys, *arguments)
+    assert ended.code == 1
+    found = json.loads(report.read_text())
+    assert (found["good"], found["bad_by_kind"]) == (4, {"shard_unreadable": 2})
+    bad = [str(data / "00000.tar"), str(data / "00003.tar")]
+    assert sorted(found["damaged"]) == sorted(x["key"] for x in found["bad_samples"]) == bad
+    assert all(f"damaged: {path}: is not an uncompressed" in ended.out for path in bad)
+    assert "bad:" not in ended.out
+    ended = run(capsys, "index", f"--data={data}")
+    assert ended.code == 1
+    assert all(f"not indexed: {path} is not an uncompressed tar" in ended.out for path in bad)
+    assert "2 archives, 4 samples, 0 dropped" in ended.out
+    assert ended.err.strip() == "", "no progress where nobody can see it move"
+    for path in data.glob("0000[12].tar"):
+        path.write_bytes(b"neither")
+    assert run(capsys, *arguments).code == 1
+    assert json.loads(report.read_text())["bad"] == 4
+
+
+def test_an_archive_without_a_usable_sample(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_shards(tmp_path / "shards")
+    make_tar(data / "x.tar", [("a.txt", b"a"), ("b.txt", b"b")])
+    ended = run(capsys, "index", f"--data={data}")
+    assert ended.code == 1
+    assert "x.tar has no usable sample (2 dropped; a: no complete image member)" in ended.out
+
+
+def test_bad_rows_have_no_byte_positions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1.jpg").write_bytes(JPEG)
+    (tmp_path / "a.csv").write_text("image,caption\n1.jpg,one\n2.jpg, \n")
+    ended = run(capsys, "verify", f"--data={tmp_path}/a.csv", "--workers=0")
+    assert ended.code == 1
+    assert "bad: row 3: caption is empty (caption_empty)" in ended.out
 
 
 def test_the_program(tmp_path: Path) -> None:

@@ -110,8 +110,14 @@ def test_processes_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert progress == [(1, 3), (2, 3), (3, 3)]
     assert open_source(pattern).fingerprint == alone.fingerprint
     (tmp_path / "set" / "00003.tar").write_bytes(b"\x1f\x8b no tar" * 100)
+    (tmp_path / "set" / "00004.tar").write_bytes(b"")
+    bad = [str(tmp_path / "set" / f"0000{number}.tar") for number in (3, 4)]
+    summary = build_indexes([bad[0], *paths, bad[1]], workers=2, rebuild=True)
+    assert [shard.path for shard in summary.shards] == paths
+    assert sorted(summary.failed) == sorted(summary.no_tars) == bad
+    assert "00003.tar is not an uncompressed tar" in summary.failed[bad[0]]
     with pytest.raises(UserError, match=r"00003\.tar is not an uncompressed tar"):
-        build_indexes([*paths, str(tmp_path / "set" / "00003.tar")], workers=2, rebuild=True)
+        open_source(tmp_path / "set")
 
 
 def test_an_index_older_than_its_archive(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -61,6 +61,9 @@ class SourceOptions:
     remote: RemoteOptions = field(default_factory=RemoteOptions)
     # Of what is left out when the source is opened, so many by name; all are counted.
     listed_drops: int = LISTED_DROPS
+    # Archives here that cannot be read are left out and counted, too, even if nothing remains; for
+    # those who look at data. Otherwise the first of them is an error.
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         weights, columns = self.caption_weights, self.caption_columns

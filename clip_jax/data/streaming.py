@@ -109,6 +109,8 @@ class StreamingSource:
         """(samples, what is left out by kind, kind -> why of what concerns the whole shard)."""
         path = self.paths[shard]
         summary = build_indexes([path], options=self._options)
+        if summary.no_tars:
+            raise UserError(summary.failed[path])
         if summary.failed:
             if self._options.remote.on_failure == "stop":
                 raise UserError(f"{summary.failed[path]}; config.data.remote.on_failure is 'stop'")

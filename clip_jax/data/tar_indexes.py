@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from clip_jax.data import stores
 from clip_jax.data.make_tar_index import NotATar, make_index
@@ -39,6 +40,13 @@ _STORE_THREADS = 16
 _WORTH_PROCESSES_BYTES = 4 << 30  # of archives to be indexed; below, starting them takes longer
 
 
+class Problem(NamedTuple):
+    """Why an archive has no index."""
+
+    reason: str
+    is_tar: bool = True  # False: it can be read, but is no uncompressed tar
+
+
 @dataclass(frozen=True)
 class Shard:
     """An archive with its index."""
@@ -56,6 +64,7 @@ class IndexSummary:
     Attributes:
       shards: those that can be read, in order.
       failed: path -> why there is no index.
+      no_tars: of those that failed, what can be read but is no uncompressed tar.
       beside: indexes found in the cache that were copied beside their archives.
       stale: of those made anew, archives that are not the ones that their index was made of.
     """
@@ -64,6 +73,7 @@ class IndexSummary:
     built: int = 0
     beside: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    no_tars: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
 
 
@@ -90,7 +100,7 @@ def build_indexes(
       progress: called after each archive that had to be read.
 
     Raises:
-      UserError: what is no uncompressed tar, or a folder that cannot be written.
+      UserError: a folder that cannot be written.
     """
     remote = remote or options.remote
     summary = IndexSummary()
@@ -119,7 +129,9 @@ def build_indexes(
             found[number] = outcome
             summary.built += 1
         else:
-            summary.failed[paths[number]] = outcome
+            summary.failed[paths[number]] = outcome.reason
+            if not outcome.is_tar:
+                summary.no_tars.append(paths[number])
         if progress is not None:
             progress(done, len(missing))
     summary.shards = [shard for shard in found if shard is not None]
@@ -191,7 +203,7 @@ def _make(
     remote: RemoteOptions,
     beside: bool,
     workers: int,
-) -> Iterator[tuple[int, Shard | str]]:
+) -> Iterator[tuple[int, Shard | Problem]]:
     """(number, archive with its new index or why there is none), as they are done."""
     jobs = [(number, path, stat, _target(path, options, beside)) for number, path, stat in missing]
     targets = {number: (path, target) for number, path, _, target in jobs}
@@ -216,24 +228,24 @@ def _target(path: str, options: SourceOptions, beside: bool) -> Path:
     return Path(path + ENDING) if beside and not is_remote(path) else cached_index(path, options)
 
 
-def _opened(path: str, index: Path) -> Shard | str:
+def _opened(path: str, index: Path) -> Shard | Problem:
     found = read_header(index)
     if found is None:
-        return f"{path}: its index {index} vanished"
+        return Problem(f"{path}: its index {index} vanished")
     return Shard(path, found[0], index, found[1])
 
 
-def index_file(path: str, stat: Stat, target: Path, options: SourceOptions) -> str | None:
-    """Writes the index of a local archive to `target`; None, or why it cannot be read.
+def index_file(path: str, stat: Stat, target: Path, options: SourceOptions) -> Problem | None:
+    """Writes the index of a local archive to `target`; None, or why there is none.
 
-    Raises UserError for what is no tar, and where `target` cannot be written.
+    Raises UserError where `target` cannot be written.
     """
     try:
         data = make_index(path, options, stat.tag)
     except NotATar as error:
-        raise UserError(f"{path} is not an uncompressed tar file: {error}") from None
+        return Problem(f"{path} is not an uncompressed tar file: {error}", is_tar=False)
     except OSError as error:
-        return f"{path} cannot be read: {error.strerror or error}"
+        return Problem(f"{path} cannot be read: {error.strerror or error}")
     _write(target, data)
     return None
 
@@ -251,11 +263,11 @@ def _write(target: Path, data: bytes) -> None:
 def _copy_beside(found: list[Shard | None], remote: RemoteOptions, summary: IndexSummary) -> None:
     """Indexes of the cache go beside their archives; `found` has them there afterwards."""
 
-    def copy(shard: Shard) -> Shard | str | None:
+    def copy(shard: Shard) -> Shard | Problem | None:
         try:
             return _beside(shard, remote)
         except Unavailable as error:
-            return str(error)
+            return Problem(str(error))
 
     shards = [(number, shard) for number, shard in enumerate(found) if shard is not None]
     with ThreadPoolExecutor(_STORE_THREADS) as pool:
@@ -266,10 +278,10 @@ def _copy_beside(found: list[Shard | None], remote: RemoteOptions, summary: Inde
                 summary.beside += 1
             elif outcome is not None:
                 found[number] = None
-                summary.failed[shard.path] = outcome
+                summary.failed[shard.path] = outcome.reason
 
 
-def _beside(shard: Shard, remote: RemoteOptions) -> Shard | str | None:
+def _beside(shard: Shard, remote: RemoteOptions) -> Shard | Problem | None:
     """The archive with its copied index, why there is none, or None where it lies there already.
 
     Raises Unavailable.
@@ -292,25 +304,27 @@ def _beside(shard: Shard, remote: RemoteOptions) -> Shard | str | None:
 
 def _index_remote(
     url: str, stat: Stat, target: Path, options: SourceOptions, remote: RemoteOptions, beside: bool
-) -> str | None:
+) -> Problem | None:
     """As `index_file`. An index beside the archive in its store is taken, else one is made."""
     try:
         if not beside:
-            target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 data = stores.read_bytes(url + ENDING, _once(remote))
             except Unavailable:
                 pass  # the usual case
             else:
                 if _is_index_of(data, url, stat, options, remote):
-                    target.write_bytes(with_tag(data, stat.tag))
+                    _write(target, with_tag(data, stat.tag))
                     return None
-        problem = index_file(str(stores.fetch(url, remote, stat)), stat, target, options)
-        if beside and problem is None:
+        copy = str(stores.fetch(url, remote, stat))
+        problem = index_file(copy, stat, target, options)
+        if problem is not None:
+            return problem._replace(reason=problem.reason.replace(copy, url))
+        if beside:
             stores.write_bytes(url + ENDING, target.read_bytes(), remote)
-        return problem
+        return None
     except Unavailable as error:
-        return str(error)
+        return Problem(str(error))
 
 
 def _once(remote: RemoteOptions) -> RemoteOptions:
@@ -337,7 +351,7 @@ def _is_index_of(
 
 def _in_processes(
     jobs: list[tuple[int, str, Stat, Path]], options: SourceOptions, workers: int
-) -> Iterator[tuple[int, str | None]]:
+) -> Iterator[tuple[int, Problem | None]]:
     """Processes of their own, not multiprocessing's: it would import the caller's main module."""
     command = [sys.executable, "-m", "clip_jax.data.tar_index_worker"]
     processes = []
@@ -360,7 +374,7 @@ def _in_processes(
                 answer = json.loads(line)
                 if "error" in answer:
                     raise UserError(answer["error"])
-                yield answer["number"], answer["problem"]
+                yield answer["number"], answer["problem"] and Problem(*answer["problem"])
             if process.wait():
                 raise UserError(
                     f"a process that makes indexes ended with code {process.returncode};"

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.paths import expand_paths
+from clip_jax.data.paths import expand_paths, is_remote
 from clip_jax.data.records import DecodeError, Drop, Drops, Fingerprint, Record
 from clip_jax.data.shard_files import ShardFiles
 from clip_jax.data.stores import Stat
@@ -52,7 +52,8 @@ class WebDatasetSource:
       damaged: archive -> why some or all of its samples are missing, or may be.
 
     Raises:
-      UserError: a file is missing, is no uncompressed tar, or no sample is usable.
+      UserError: a file is missing, is no uncompressed tar (unless `options.skip_unreadable`), or no
+        sample is usable.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class WebDatasetSource:
         paths = expand_paths(path, remote=options.remote)
         summary = _indexed(paths, options)
         for failed, reason in summary.failed.items():
-            self._fail(failed, reason)
+            self._fail(failed, reason, failed in summary.no_tars)
         self._shards = summary.shards
         self._ends = np.cumsum([shard.header.count for shard in self._shards], dtype=np.int64)
         self.fingerprint = self._look_at_headers()
-        if not len(self):
+        if not len(self) and not (options.skip_unreadable and self.dropped.total):
             why = next(iter(self.dropped.items()), next(iter(self.damaged.items()), None))
             raise UserError(
                 f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: no sample"
@@ -86,8 +87,9 @@ class WebDatasetSource:
         )
         self._reset()
 
-    def _fail(self, path: str, reason: str) -> None:
-        if self._options.remote.on_failure == "stop" or not path.partition("://")[1]:
+    def _fail(self, path: str, reason: str, is_no_tar: bool) -> None:
+        is_fatal = is_no_tar or not is_remote(path) or self._options.remote.on_failure == "stop"
+        if is_fatal and not self._options.skip_unreadable:
             raise UserError(reason)
         logger.warning("archive left out: %s", reason)
         self.damaged[path] = reason

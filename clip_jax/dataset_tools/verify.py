@@ -46,7 +46,7 @@ _CHECKSUMS = flags.DEFINE_boolean(
 )
 
 _CHUNK = 64  # samples
-_SHOWN = 20  # bad samples in the terminal
+_SHOWN = 20  # bad samples, and damaged files, in the terminal
 _PIECE_BYTES = 1 << 20
 
 
@@ -64,7 +64,7 @@ class Verified:
 def main() -> int:
     """Verifies, prints a summary, writes the report; 1 where a sample or a file is bad."""
     output = output_file(_OUTPUT.value)
-    options = replace(_SOURCE.options(), listed_drops=sys.maxsize)
+    options = replace(_SOURCE.options(), listed_drops=sys.maxsize, skip_unreadable=True)
     source = open_source(_SOURCE.path, _SOURCE.format.value, options)
     report = verify(source, workers=_WORKERS.value)
     if _CHECKSUMS.value:
@@ -167,12 +167,15 @@ def _checksum(source: Source, path: str, count: Count) -> dict[str, Any]:
 
 
 def _summary(report: dict[str, Any]) -> str:
-    lines = [f"damaged: {path}: {why}" for path, why in report["damaged"].items()]
-    for sample in report["bad_samples"][:_SHOWN]:
-        where = " ".join(sample[name] for name in ("kind", "position") if name in sample)
-        lines.append(f"bad: {sample['key']}: {sample['reason']}" + (f" ({where})" if where else ""))
-    if report["bad"] > _SHOWN:
-        lines.append(f"… and {report['bad'] - _SHOWN:,} more; all are listed with --output")
+    damaged = report["damaged"]
+    # Some reasons begin with the path.
+    lines = _shown("damaged", [f"{x}: {damaged[x].removeprefix(x).lstrip(' :')}" for x in damaged])
+    bad = []
+    for sample in report["bad_samples"]:
+        where = " ".join(sample[name] for name in ("kind", "position") if sample[name])
+        if sample["key"] not in damaged:
+            bad.append(f"{sample['key']}: {sample['reason']} ({where})")
+    lines += _shown("bad", bad)
     lines.append(f"sha256 of the samples: {report['sha256']}")
     for file in report.get("files", ()):
         lines.append(f"{file.get('sha256', file.get('error'))}  {file['path']}")
@@ -183,3 +186,10 @@ def _summary(report: dict[str, Any]) -> str:
         f" {report['captions']:,} captions, {report['image_bytes']:,} bytes of images"
     )
     return "\n".join(lines)
+
+
+def _shown(title: str, entries: list[str]) -> list[str]:
+    lines = [f"{title}: {entry}" for entry in entries[:_SHOWN]]
+    if len(entries) > _SHOWN:
+        lines.append(f"{title}: … and {len(entries) - _SHOWN:,} more; all are listed with --output")
+    return lines
