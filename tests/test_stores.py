@@ -128,6 +128,15 @@ def test_the_oldest_copies_give_way(server: Loopback, tmp_path: Path) -> None:
         stores.fetch(f"{server.url}/d.tar", RemoteOptions(cache_gib=1e-6))
 
 
+def test_a_cache_that_cannot_be_written(
+    server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"file/cache/shards/.* set CLIP_JAX_CACHE to a folder"):
+        stores.fetch(f"{server.url}/a.tar", QUICK)
+
+
 def test_words_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"nosuch:// is unknown; known are .*s3"):
         stores.stat("nosuch://bucket/a", QUICK)

@@ -98,6 +98,18 @@ def test_each_part_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert expand_paths(f"file://{names[0]},file://{names[1]}") == names
 
 
+def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.tar"
+    write_shard(path, samples(range(4)))
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"cannot be written: .*; set CLIP_JAX_CACHE to a folder"):
+        open_source(path)
+    (tmp_path / "a.tar.index").mkdir()
+    with pytest.raises(UserError, match=r"a\.tar\.index cannot be written: Is a directory$"):
+        build_indexes([str(path)], beside=True)
+
+
 def test_processes_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pattern = write_shards(tmp_path / "set", (3, 4, 5))
     alone = open_source(pattern)

@@ -156,7 +156,12 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of keys and captions in order; equal data, equal fingerprint, on any machine."""
+        """By which a resume knows the data again: a hash of keys and captions in order, the same
+        for any format and machine.
+
+        Where captions would have to be read for it, of other things that change with the data:
+        names, sizes and counts of files and two records (ArrayRecord, TFDS), or paths (a stream).
+        """
         ...
 
     def __len__(self) -> int: ...

@@ -65,6 +65,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CLIP_JAX_CACHE") or "~/.cache/clip_jax").expanduser()
 
 
+def unwritable(path: Path, error: OSError) -> UserError:
+    """One line of what to do where a file of ours cannot be written."""
+    in_cache = path.is_relative_to(cache_folder())
+    how = "; set CLIP_JAX_CACHE to a folder where we may write" if in_cache else ""
+    return UserError(f"{path} cannot be written: {error.strerror or error}{how}")
+
+
 def find(pattern: str, remote: RemoteOptions) -> list[str]:
     """URLs that a glob matches, sorted. Raises UserError where the store cannot be asked."""
     protocol = pattern.partition("://")[0]
@@ -123,7 +130,8 @@ def fetch(url: str, remote: RemoteOptions, found: Stat | None = None) -> Path:
     It may be taken away as soon as other files come: open it at once (an open file stays), and call
     again where it is gone. Several processes may ask for one file; one fetches it.
 
-    Raises Unavailable: it cannot be had, or is larger than the whole cache.
+    Raises Unavailable: it cannot be had, or is larger than the whole cache. Raises UserError where
+    the cache cannot be written.
     """
     found = found or stat(url, remote)
     limit = int(remote.cache_gib * 2**30)
@@ -134,15 +142,26 @@ def fetch(url: str, remote: RemoteOptions, found: Stat | None = None) -> Path:
         )
     name = hashlib.blake2b(f"{url}\n{found.tag}\n{found.size}".encode(), digest_size=16)
     folder = cache_folder() / "shards"
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name.hexdigest()}-{url.rpartition('/')[2].partition('?')[0][-80:]}"
-    with _locked(folder / f"{name.hexdigest()}.lock"):
-        if target.is_file() and target.stat().st_size == found.size:
-            os.utime(target, ns=(time.time_ns(),) * 2)  # without a time: that of the last tick
-            telemetry.add(cache_hits=1)
-            return target
+    try:
+        return _copied(url, found, target, folder / f"{name.hexdigest()}.lock", remote)
+    except Unavailable:
+        raise
+    except OSError as error:
+        raise unwritable(target, error) from error
+
+
+def _copied(url: str, found: Stat, target: Path, lock: Path, remote: RemoteOptions) -> Path:
+    """Raises Unavailable, and OSError where the cache cannot be written."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(lock):
+        with contextlib.suppress(FileNotFoundError):  # perhaps since now: others make room, too
+            if target.stat().st_size == found.size:
+                os.utime(target, ns=(time.time_ns(),) * 2)  # without a time: that of the last tick
+                telemetry.add(cache_hits=1)
+                return target
         telemetry.add(cache_misses=1)
-        _make_room(folder, limit - found.size)
+        _make_room(target.parent, int(remote.cache_gib * 2**30) - found.size)
         part = target.with_suffix(f".part-{os.getpid()}")
         try:
             with open(part, "wb") as file:

@@ -257,7 +257,7 @@ def _write(target: Path, data: bytes) -> None:
         part.write_bytes(data)
         part.replace(target)
     except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+        raise stores.unwritable(target, error) from error
 
 
 def _copy_beside(found: list[Shard | None], remote: RemoteOptions, summary: IndexSummary) -> None:
