@@ -15,13 +15,16 @@ class Loopback:
 
     Attributes:
       faults: name -> list of what becomes of the next GET requests for it: "500", "stall" (nothing
-        comes), "cut" (half of what was promised); the last stays for ever where it ends with "…".
+        comes), "cut" (half of what was promised), "gone" (as if it were not there); the last stays
+        for ever where it ends with "…". "HEAD NAME" -> the same of HEAD requests.
       requests: name -> GET requests so far.
+      has_tags: whether it sends ETags; without, the time of the last change only.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.faults: dict[str, list[str]] = {}
+        self.has_tags = True
         self.requests: Counter[str] = Counter()
         self._end = threading.Event()
         server = self
@@ -64,12 +67,11 @@ class Loopback:
         data = path.read_bytes()
         span = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
         part = data[int(span[1]) : int(span[2]) + 1] if span else data
-        fault = ""
         if body:
             self.requests[name] += 1
-            fault = self._fault(name)
-        if fault == "500":
-            handler.send_error(500)
+        fault = self._fault(name if body else f"HEAD {name}")
+        if fault in ("500", "gone"):
+            handler.send_error(500 if fault == "500" else 404)
             return
         if fault == "stall":
             self._end.wait(30)
@@ -77,7 +79,9 @@ class Loopback:
         handler.send_response(206 if span else 200)
         handler.send_header("Content-Length", str(len(part)))
         handler.send_header("Accept-Ranges", "bytes")
-        handler.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
+        handler.send_header("Last-Modified", handler.date_time_string(path.stat().st_mtime))
+        if self.has_tags:
+            handler.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
         if span:
             handler.send_header("Content-Range", f"bytes {span[1]}-{span[2]}/{len(data)}")
         handler.end_headers()

@@ -212,7 +212,7 @@ def test_hostile_samples(
         capsys, "inspect", f"--data={shared_data / 'hostile'}", f"--output={output}", "--workers=0"
     )
     assert ended.code == 0, ended.err
-    assert tiles(output.read_text(encoding="utf-8"))["samples that cannot be used"] == "21"
+    assert tiles(output.read_text(encoding="utf-8"))["samples that cannot be used"] == "22"
 
 
 def test_mistakes(troubled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

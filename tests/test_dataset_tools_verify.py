@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +104,10 @@ def test_hostile_samples(shared_data: Path) -> None:
     assert {sample["key"] for sample in found["bad_samples"]} == {
         *dropped,
         *expected["00001.tar"]["drop"],
+        str(hostile / "00001.tar"),
     }
+    assert list(found["damaged"]) == [str(hostile / "00001.tar")]
+    assert found["bad_by_kind"]["shard_damaged"] == 1
     least = sum(
         min(entry["samples"]) if isinstance(entry["samples"], list) else entry["samples"]
         for entry in entries.values()
@@ -156,6 +160,150 @@ def test_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "0 indexed now, 2 before" in run(capsys, "index", f"--data={data}", "--beside").out
     assert "--data: is missing" in mistake(capsys, "index")
     assert "no tar file there" in mistake(capsys, "index", f"--data={tmp_path}/none.tar")
+
+
+def test_all_bad_samples_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for shard in range(2):  # with the same keys
+        members = [("good.jpg", JPEG), ("good.txt", b"good")]
+        members += [(f"{number:04d}.txt", b"no image") for number in range(1100)]
+        make_tar(tmp_path / f"{shard:05d}.tar", members)
+    report = tmp_path / "report.json"
+    ended = run(capsys, "verify", f"--data={tmp_path}", f"--output={report}", "--workers=0")
+    assert ended.code == 1
+    assert "bad: … and 2,180 more; all are listed with --output" in ended.out
+    found = json.loads(report.read_text())
+    assert found["bad"] == len(found["bad_samples"]) == 2200
+    positions = {sample["position"] for sample in found["bad_samples"]}
+    assert len(positions) == 2200
+    assert f"{tmp_path}/00001.tar:{2048 + 1024 * 1099}" in positions
+
+
+def test_damaged_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shards(tmp_path / "shards", samples=8, shards=2)
+    path = data / "00001.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"0007.jpg") + 700])  # in the image of the last sample
+    report = tmp_path / "report.json"
+    ended = run(capsys, "verify", f"--data={data}", f"--output={report}", "--workers=0")
+    assert ended.code == 1
+    assert f"damaged: {path}: is truncated at byte {path.stat().st_size}" in ended.out
+    assert "9 samples: 7 good, 2 bad (1 image_missing, 1 shard_damaged)" in ended.out
+    found = json.loads(report.read_text())
+    assert list(found["damaged"]) == [str(path)]
+    bad = {sample["key"]: sample for sample in found["bad_samples"]}
+    assert bad[str(path)]["position"] == f"{path}:{path.stat().st_size}"
+    assert bad[str(path)]["kind"] == "shard_damaged"
+    ended = run(capsys, "index", f"--data={data}")
+    assert ended.code == 1
+    assert f"damaged: {path} is truncated at byte" in ended.out
+
+
+def test_archives_without_an_end_mark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shards(tmp_path / "shards", samples=8, shards=2)
+    path = data / "00001.tar"
+    end = len(path.read_bytes().rstrip(b"\0"))
+    path.write_bytes(path.read_bytes()[: -(-end // 512) * 512])
+    report = tmp_path / "report.json"
+    ended = run(capsys, "verify", f"--data={data}", f"--output={report}", "--workers=0")
+    assert ended.code == 0
+    assert f"damaged: {path}: has no end mark and may be cut off" in ended.out
+    found = json.loads(report.read_text())
+    assert (found["good"], found["bad"]) == (8, 0)
+    assert found["damaged"] == {str(path): "has no end mark and may be cut off"}
+    ended = run(capsys, "index", f"--data={data}")
+    assert (ended.code, "has no end mark" in ended.out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("closed/a.tar", "closed/a.tar cannot be read: Permission denied"),
+        ("closed", "closed cannot be read: Permission denied"),
+        ("x" * 300 + ".tar", "x.tar does not exist"),
+        ("x" * 5000, "x does not exist"),
+    ],
+)
+@pytest.mark.parametrize("command", ["verify", "index"])
+def test_what_cannot_be_read(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    path: str,
+    message: str,
+) -> None:
+    """One line, without a traceback."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "closed").mkdir()
+    real = {name: getattr(os, name) for name in ("stat", "listdir", "access")}
+
+    def stat(path, *args, **options):  # the tests may run as root, who may read everything
+        if str(path).startswith("closed/"):
+            raise PermissionError(13, "Permission denied", path)
+        return real["stat"](path, *args, **options)
+
+    def listdir(path="."):
+        if str(path) == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return real["listdir"](path)
+
+    def access(path, *args, **options):
+        return str(path) != "closed" and real["access"](path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.setattr(os, "access", access)
+    said = mistake(capsys, command, f"--data={path}")
+    assert path[-20:] in said
+    if command == "verify":
+        assert message.lower() in said.lower()
+
+
+def test_unreadable_archives_do_not_hide_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_shards(tmp_path / "shards", samples=6, shards=3)
+    for name in ("00000.tar", "00003.tar"):
+        (data / name).write_bytes(b"\x1f\x8b no tar" * 100)
+    report = tmp_path / "report.json"
+    arguments = ("verify", f"--data={data}", f"--output={report}", "--workers=0")
+    ended = run(capsys, *arguments)
+    assert ended.code == 1
+    found = json.loads(report.read_text())
+    assert (found["good"], found["bad_by_kind"]) == (4, {"shard_unreadable": 2})
+    bad = [str(data / "00000.tar"), str(data / "00003.tar")]
+    assert sorted(found["damaged"]) == sorted(x["key"] for x in found["bad_samples"]) == bad
+    assert all(f"damaged: {path}: is not an uncompressed" in ended.out for path in bad)
+    assert "bad:" not in ended.out
+    ended = run(capsys, "index", f"--data={data}")
+    assert ended.code == 1
+    assert all(f"not indexed: {path} is not an uncompressed tar" in ended.out for path in bad)
+    assert "2 archives, 4 samples, 0 dropped" in ended.out
+    assert ended.err.strip() == "", "no progress where nobody can see it move"
+    for path in data.glob("0000[12].tar"):
+        path.write_bytes(b"neither")
+    assert run(capsys, *arguments).code == 1
+    assert json.loads(report.read_text())["bad"] == 4
+
+
+def test_an_archive_without_a_usable_sample(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_shards(tmp_path / "shards")
+    make_tar(data / "x.tar", [("a.txt", b"a"), ("b.txt", b"b")])
+    ended = run(capsys, "index", f"--data={data}")
+    assert ended.code == 1
+    assert "x.tar has no usable sample (2 dropped; a: no complete image member)" in ended.out
+
+
+def test_bad_rows_have_no_byte_positions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1.jpg").write_bytes(JPEG)
+    (tmp_path / "a.csv").write_text("image,caption\n1.jpg,one\n2.jpg, \n")
+    ended = run(capsys, "verify", f"--data={tmp_path}/a.csv", "--workers=0")
+    assert ended.code == 1
+    assert "bad: row 3: caption is empty (caption_empty)" in ended.out
 
 
 def test_the_program(tmp_path: Path) -> None:

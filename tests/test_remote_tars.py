@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from loopback import Loopback
-from shards import png, words, write_shards
+from shards import png, samples, words, write_shard, write_shards
 
 from clip_jax.data.augmentation import Augmentation
 from clip_jax.data.options import RemoteOptions, SourceOptions
@@ -53,21 +53,49 @@ def test_copies_are_read_like_files(server: Loopback, tmp_path: Path) -> None:
 
 
 def test_an_index_beside_the_archive_spares_reading_it(server: Loopback, tmp_path: Path) -> None:
+    """One that was uploaded along with it: the store has other tags than the files here."""
     paths = [str(path) for path in sorted((tmp_path / "set").glob("*.tar"))]
-    for path in paths:  # as `index --beside` leaves them in the store
-        index = build_indexes([path], beside=True).shards[0]
-        tag = Path(path).stat().st_mtime_ns
-        old = f'"tag": "{index.header.tag}"'.encode()
-        new = f'"tag": "\\"{tag}\\""'.encode()
-        data = index.index.read_bytes()
-        start = data.index(b"{") - 8
-        length = int.from_bytes(data[start : start + 8], "little") + len(new) - len(old)
-        data = data[:start] + length.to_bytes(8, "little") + data[start + 8 :].replace(old, new)
-        index.index.write_bytes(data)
-    source = open_source(pattern(server), options=options())
-    assert len(source) == 15
-    assert not any(server.requests[Path(path).name] for path in paths)
+    build_indexes(paths, beside=True)
+    for _ in range(2):
+        source = open_source(pattern(server), options=options())
+        assert len(source) == 15
+        assert [server.requests[Path(path).name] for path in paths] == [4] * 3  # a few pieces
+        assert not (tmp_path / "cache" / "shards").exists()
     assert source[7].image == png(7)
+
+
+def test_an_index_beside_another_archive_is_not_taken(server: Loopback, tmp_path: Path) -> None:
+    path = tmp_path / "set" / "00000.tar"
+    build_indexes([str(path)], beside=True)
+    size = path.stat().st_size
+    write_shard(path, samples(range(20, 25)))
+    assert path.stat().st_size == size
+    source = open_source(f"{server.url}/00000.tar", options=options())
+    assert source.key(0) == "000020"
+
+
+def test_an_index_of_the_cache_is_copied_into_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    write_shards(tmp_path / "set", SIZES)
+    store = MemoryFileSystem()
+    names = [f"/set/{path.name}" for path in sorted((tmp_path / "set").iterdir())]
+    for name in names:
+        store.pipe_file(name, (tmp_path / name[1:]).read_bytes())
+    try:
+        monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "one"))
+        urls = [f"memory:/{name}" for name in names]
+        assert build_indexes(urls).built == 3
+        assert not store.exists("/set/00000.tar.index")
+        assert build_indexes(urls, beside=True).beside == 3
+        assert build_indexes(urls, beside=True).beside == 0
+        monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "other"))
+        assert len(open_source("memory://set/*.tar")) == 15
+        assert not (tmp_path / "other" / "shards").exists()
+    finally:
+        store.rm("/set", recursive=True)
 
 
 def test_more_than_the_cache_holds_is_read_in_pieces(server: Loopback, tmp_path: Path) -> None:
@@ -97,6 +125,11 @@ def test_what_cannot_be_indexed_is_left_out_or_ends_it(server: Loopback) -> None
     assert set(numbers) <= {*range(5), *range(9, 15)}
     with pytest.raises(UserError, match=r"00001\.tar: cannot be read after 2 attempts"):
         open_source(pattern(server), options=options(on_failure="stop"))
+
+
+def test_a_fault_while_opening_costs_no_shard(server: Loopback) -> None:
+    server.faults = {"HEAD 00001.tar": ["500"], "00001.tar": ["500"]}
+    assert len(open_source(pattern(server), options=options())) == 15
 
 
 def read(source, count: int) -> list[int]:

@@ -231,8 +231,14 @@ class TestWebDataset:
             assert "a.tar is" in caplog.text
         (tmp_path / "a.tar").write_bytes(whole[: 8 * 1024])  # no end mark: common, and complete
         caplog.clear()
-        assert len(open_source(tmp_path / "a.tar")) == 4
-        assert "a.tar is" not in caplog.text
+        source = open_source(tmp_path / "a.tar")
+        assert (len(source), source.dropped.total) == (4, 0)
+        assert "a.tar has no end mark and may be cut off" in caplog.text
+        (tmp_path / "a.tar").write_bytes(whole[: 4 * 1024] + bytes(1024) + whole[5 * 1024 :])
+        source = open_source(tmp_path / "a.tar")
+        assert keys(source) == ["0", "1"]
+        assert source.dropped.counts == {"shard_damaged": 1}
+        assert "a.tar goes on after an end mark at byte 4096" in caplog.text
 
     def test_damaged_header_is_reported(self, tmp_path, caplog):
         members = [

@@ -124,7 +124,10 @@ def test_truncated_shard(expected, caplog):
         shard = open_source(HOSTILE / "00001.tar")
     keys = [shard.key(index) for index in range(len(shard))]
     assert keys == expected["00001.tar"]["keep"]
-    assert list(shard.dropped) == expected["00001.tar"]["drop"]
+    path = str(HOSTILE / "00001.tar")
+    assert list(shard.dropped) == [*expected["00001.tar"]["drop"], path]
+    assert shard.dropped.counts["shard_damaged"] == 1
+    assert shard.dropped[path].startswith("is truncated at byte 49760")
     assert "00001.tar is truncated" in caplog.text
     assert all(decode(shard[index].image).size for index in range(len(shard)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -54,12 +55,64 @@ def test_what_is_not_there_is_not_asked_again(server: Loopback) -> None:
         stores.stat(f"{server.url}/b.tar", QUICK)
 
 
+@pytest.mark.parametrize("fault", ["500", "stall"])
+def test_a_fault_while_asking_for_the_size_is_asked_again(server: Loopback, fault: str) -> None:
+    """fsspec asks by HEAD, then by GET, and says of any failure that there is no such file."""
+    url = f"{server.url}/a.tar"
+    server.faults = {"HEAD a.tar": [fault, fault], "a.tar": ["500", "500"]}
+    assert stores.stat(url, QUICK).size == len(DATA)
+    server.faults = {"HEAD a.tar": ["500…"], "a.tar": ["500…"]}
+    with pytest.raises(Unavailable, match=r"cannot be read after 3 attempts \(.*500"):
+        stores.stat(url, QUICK)
+
+
+def test_what_is_gone_is_not_asked_again(server: Loopback) -> None:
+    server.faults = {"HEAD a.tar": ["gone…"], "a.tar": ["gone…"]}
+    with pytest.raises(Unavailable, match=r"a\.tar: no such file"):
+        stores.stat(f"{server.url}/a.tar", QUICK)
+    assert server.requests["a.tar"] == 1
+
+
+def test_a_server_that_refuses_is_asked_again(tmp_path: Path) -> None:
+    with Loopback(tmp_path) as server:
+        url = server.url
+    with pytest.raises(Unavailable, match=r"cannot be read after 3 attempts \(Client"):
+        stores.stat(f"{url}/a.tar", QUICK)
+
+
+def test_a_malformed_address_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class HfUriError(ValueError):
+        """As huggingface_hub's."""
+
+    asked = []
+
+    class Store:
+        def info(self, path: str) -> None:
+            asked.append(path)
+            raise HfUriError("Invalid HF URI 'hf://x'. Repository id must be 'namespace/name'")
+
+    monkeypatch.setattr(stores, "_filesystem", lambda url: (Store(), url))
+    with pytest.raises(Unavailable, match=r"hf://x: is no address there \(HfUriError: Invalid"):
+        stores.stat("hf://x", QUICK)
+    assert asked == ["hf://x"]
+
+
 def test_copies_are_kept_and_made_anew_when_the_file_is(server: Loopback, tmp_path: Path) -> None:
     url = f"{server.url}/a.tar"
     first = stores.fetch(url, QUICK)
     assert stores.fetch(url, QUICK) == first
     assert server.requests["a.tar"] == 1
     (tmp_path / "files" / "a.tar").write_bytes(DATA[::-1])
+    assert stores.fetch(url, QUICK).read_bytes() == DATA[::-1]
+
+
+def test_a_web_server_without_tags_tells_by_the_time(server: Loopback, tmp_path: Path) -> None:
+    server.has_tags = False
+    url = f"{server.url}/a.tar"
+    first = stores.fetch(url, QUICK)
+    assert stores.fetch(url, QUICK) == first
+    (tmp_path / "files" / "a.tar").write_bytes(DATA[::-1])
+    os.utime(tmp_path / "files" / "a.tar", (10**9, 10**9))
     assert stores.fetch(url, QUICK).read_bytes() == DATA[::-1]
 
 
@@ -73,6 +126,15 @@ def test_the_oldest_copies_give_way(server: Loopback, tmp_path: Path) -> None:
     assert [name for name in "abc" if copies[name].exists()] == ["a", "c"]
     with pytest.raises(Unavailable, match="more than the whole cache"):
         stores.fetch(f"{server.url}/d.tar", RemoteOptions(cache_gib=1e-6))
+
+
+def test_a_cache_that_cannot_be_written(
+    server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"file/cache/shards/.* set CLIP_JAX_CACHE to a folder"):
+        stores.fetch(f"{server.url}/a.tar", QUICK)
 
 
 def test_words_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

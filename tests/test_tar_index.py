@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,15 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shards import photo, png, samples, write_shard, write_shards
+from shards import photo, png, samples, words, write_shard, write_shards
 
 from clip_jax.data import tar_index, tar_indexes
+from clip_jax.data.augmentation import Augmentation
 from clip_jax.data.options import SourceOptions
+from clip_jax.data.paths import expand_paths
+from clip_jax.data.pipeline import training_batches
 from clip_jax.data.records import DecodeError, Fingerprint, fingerprint_of
 from clip_jax.data.sources import open_source
 from clip_jax.data.tar_index import sample_type
 from clip_jax.data.tar_indexes import build_indexes
+from clip_jax.data.telemetry import telemetry
 from clip_jax.errors import UserError
+from clip_jax.training.data import DataWatch
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +69,47 @@ def test_beside_the_archives(tmp_path: Path, cache: Path) -> None:
     assert build_indexes(paths, beside=True, rebuild=True).built == 2
 
 
+def test_an_index_of_the_cache_is_copied_beside(tmp_path: Path, cache: Path) -> None:
+    pattern = write_shards(tmp_path / "set", (3, 4))
+    paths = [str(path) for path in sorted((tmp_path / "set").glob("*.tar"))]
+    first = keys(open_source(pattern))
+    summary = build_indexes(paths, beside=True)
+    assert (summary.built, summary.beside) == (0, 2)
+    assert [shard.index for shard in summary.shards] == [Path(f"{path}.index") for path in paths]
+    shutil.rmtree(cache)
+    assert keys(open_source(pattern)) == first
+    assert not cache.exists()
+    assert build_indexes(paths, beside=True).beside == 0
+
+
+def test_a_list_longer_than_any_name(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", (3, 4))
+    pattern = ",".join([f"{tmp_path}/set/00000.tar", f"{tmp_path}/set/00001.tar"] * 80)
+    assert len(pattern) > 4096
+    assert len(open_source(pattern)) == 7 * 80
+
+
+def test_each_part_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_shards(tmp_path / "set", (3, 4))
+    names = [str(tmp_path / "set" / f"0000{number}.tar") for number in range(2)]
+    for pattern in ("~/set/00000.tar,~/set/00001.tar", "{~/set,~/set}/0000{0,1}.tar", "~/set"):
+        assert sorted(set(expand_paths(pattern))) == names
+    assert expand_paths(f"file://{names[0]},file://{names[1]}") == names
+
+
+def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.tar"
+    write_shard(path, samples(range(4)))
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"cannot be written: .*; set CLIP_JAX_CACHE to a folder"):
+        open_source(path)
+    (tmp_path / "a.tar.index").mkdir()
+    with pytest.raises(UserError, match=r"a\.tar\.index cannot be written: Is a directory$"):
+        build_indexes([str(path)], beside=True)
+
+
 def test_processes_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pattern = write_shards(tmp_path / "set", (3, 4, 5))
     alone = open_source(pattern)
@@ -75,8 +122,14 @@ def test_processes_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert progress == [(1, 3), (2, 3), (3, 3)]
     assert open_source(pattern).fingerprint == alone.fingerprint
     (tmp_path / "set" / "00003.tar").write_bytes(b"\x1f\x8b no tar" * 100)
+    (tmp_path / "set" / "00004.tar").write_bytes(b"")
+    bad = [str(tmp_path / "set" / f"0000{number}.tar") for number in (3, 4)]
+    summary = build_indexes([bad[0], *paths, bad[1]], workers=2, rebuild=True)
+    assert [shard.path for shard in summary.shards] == paths
+    assert sorted(summary.failed) == sorted(summary.no_tars) == bad
+    assert "00003.tar is not an uncompressed tar" in summary.failed[bad[0]]
     with pytest.raises(UserError, match=r"00003\.tar is not an uncompressed tar"):
-        build_indexes([*paths, str(tmp_path / "set" / "00003.tar")], workers=2, rebuild=True)
+        open_source(tmp_path / "set")
 
 
 def test_an_index_older_than_its_archive(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -87,7 +140,47 @@ def test_an_index_older_than_its_archive(tmp_path: Path, caplog: pytest.LogCaptu
     os.utime(path, ns=(time.time_ns() + 10**9,) * 2)
     with caplog.at_level(logging.WARNING):
         assert keys(open_source(path)) == [f"{n:06d}" for n in range(4, 8)]
-    assert f"{path}: its index is older than the archive; made anew" in caplog.text
+    assert f"{path}: its index is older than the archive or of another one" in caplog.text
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_archive_of_the_same_size_takes_its_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, beside: bool
+) -> None:
+    """As mv, cp -p or rsync -t leave it: older than the index of the one before."""
+    path, other = tmp_path / "a.tar", tmp_path / "b.tar"
+    write_shard(path, samples(range(4)))
+    long = [("first", {"txt": b"a" * 700, "png": png(0)}), *samples(range(3))]
+    write_shard(other, long)
+    assert path.stat().st_size == other.stat().st_size
+    os.utime(other, ns=(time.time_ns() - 10**12,) * 2)
+    build_indexes([str(path)], beside=beside)
+    other.replace(path)
+    with caplog.at_level(logging.WARNING):
+        source = open_source(path)
+    assert keys(source) == ["first", "000000", "000001", "000002"]
+    assert source.captions(0) == ("a" * 700,)
+    assert f"{path}: its index is older than the archive or of another one" in caplog.text
+
+
+def test_an_index_goes_along_with_a_copy(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "set" / "a.tar"
+    write_shard(path, samples(range(4)))
+    build_indexes([str(path)], beside=True)
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "set", copy, copy_function=shutil.copyfile)
+    os.utime(copy / "a.tar", ns=(time.time_ns() + 10**12,) * 2)
+    assert build_indexes([str(copy / "a.tar")]).built == 0
+    assert keys(open_source(copy)) == keys(open_source(path))
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("at", [0, 300, 50_000, 100_000, -1])
+def test_a_digest_sees_the_beginning_the_end_and_between(tmp_path: Path, at: int) -> None:
+    data = bytearray(range(256)) * 600
+    before = tar_index.content_digest(len(data), lambda start, end: data[start:end])
+    data[at] ^= 1
+    assert tar_index.content_digest(len(data), lambda start, end: data[start:end]) != before
 
 
 @pytest.mark.parametrize("cut", [0, 10, 30, 100, -1])
@@ -132,6 +225,28 @@ def test_an_archive_that_vanished(tmp_path: Path) -> None:
     assert caught.value.kind == "shard_unreadable"
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_truncated_archive_is_counted_and_the_stream_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, which: int
+) -> None:
+    pattern = write_shards(tmp_path / "set", (4, 4, 4))
+    path = tmp_path / "set" / f"{which:05d}.tar"
+    size = 3 * 3072 + 520  # in the image of the last sample
+    path.write_bytes(path.read_bytes()[:size])
+    with caplog.at_level(logging.WARNING):
+        source = open_source(pattern)
+    telemetry.take()  # of other tests
+    settings = {"batch_size": 1, "seed": 0, "max_bad_fraction": 0.0}
+    batches = training_batches(source, words, 8, "bicubic", Augmentation(), **settings)
+    numbers = [int(next(batches)["tokens"][0, 1]) for _ in range(11)]  # an epoch
+    row = DataWatch(batches, workers=0).row(1.0)
+    batches.close()
+    assert sorted(numbers) == [n for n in range(12) if n != 4 * which + 3]
+    assert row["dropped_shard_damaged"] == row["dropped_image_missing"] == 1
+    assert source.dropped[str(path)].startswith(f"is truncated at byte {size}")
+    assert f"{path} is truncated at byte {size}" in caplog.text
+
+
 def test_fingerprints_do_not_depend_on_the_shards(tmp_path: Path) -> None:
     one = open_source(write_shards(tmp_path / "one", (9,)))
     many = open_source(write_shards(tmp_path / "many", (2, 0, 3, 4)))
@@ -158,6 +273,7 @@ def described_shards(folder: Path, shards: int, count: int) -> None:
     header = tar_index.IndexHeader(
         size=count * 2048, tag="", count=count, row_bytes=table.itemsize, key_bytes=9 * count,
         fingerprint="7", damage=None, options=tar_index.options_key(SourceOptions()),
+        content=tar_index.content_digest(count * 2048, lambda start, end: bytes(end - start)),
     )  # fmt: skip
     text = json.dumps(vars(header)).encode()
     body = tar_index._MAGIC + struct.pack("<Q", len(text)) + text + body
@@ -168,7 +284,6 @@ def described_shards(folder: Path, shards: int, count: int) -> None:
         with open(path, "wb") as file:
             file.truncate(count * 2048)
         os.link(common, f"{path}.index")
-    os.utime(common, ns=(time.time_ns() + 10**10,) * 2)
 
 
 @pytest.mark.slow

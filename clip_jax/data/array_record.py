@@ -214,7 +214,7 @@ class ArrayRecordSource(ExampleSource):
         path: str | os.PathLike[str],
         options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
     ) -> None:
-        shards, dropped = [], Drops()
+        shards, dropped = [], Drops(options.listed_drops)
         for name in expand_paths(os.fspath(path), ".array_record", options.remote):
             try:
                 shards.append(Shard(name, 0, open_reader(name, options.remote).num_records()))

@@ -62,7 +62,7 @@ class FolderSource:
     ) -> None:
         caption_template = options.caption_template
         self._root = Path(path)
-        if not self._root.is_dir():
+        if not os.path.isdir(path):
             raise UserError(f"data path {path} is not a folder; give an existing folder of images")
         if "{}" not in caption_template:
             raise UserError(
@@ -71,7 +71,7 @@ class FolderSource:
         self._keys: list[str] = []
         self._captions: list[tuple[str, ...]] = []
         self._classes: list[str | None] = []
-        self.dropped = Drops()
+        self.dropped = Drops(options.listed_drops)
         for relative in list_images(self._root):
             self._add(relative, caption_template)
         if not self._keys:
@@ -87,7 +87,7 @@ class FolderSource:
         key = relative.as_posix()
         class_name = None
         caption_file = (self._root / relative).with_suffix(".txt")
-        if caption_file.is_file():
+        if os.path.isfile(caption_file):
             try:
                 text = decode_caption(caption_file.read_bytes())
             except CaptionError as error:

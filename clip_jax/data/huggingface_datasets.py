@@ -76,7 +76,7 @@ class HuggingFaceSource:
         ]
         keys = () if self._columns.key is None else (self._columns.key,)
         self._text_columns = list(dict.fromkeys([*self._columns.captions, *keys]))
-        self.dropped = Drops()
+        self.dropped = Drops(options.listed_drops)
         kept: list[int] = []
         self.fingerprint = fingerprint_of(self._usable_rows(dataset, kept))
         self._rows = np.asarray(kept, np.int64)

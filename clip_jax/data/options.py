@@ -20,6 +20,9 @@ Format = Literal[
 ]
 
 
+LISTED_DROPS = 1000
+
+
 @dataclass(frozen=True)
 class RemoteOptions:
     """How files elsewhere (gs://, s3://, hf://, https://, …) are read.
@@ -56,6 +59,11 @@ class SourceOptions:
     caption_template: str = "a photo of a {}."  # for class-named folders
     split: str | None = None  # of a Hugging Face or TFDS dataset; None: "train" where there is one
     remote: RemoteOptions = field(default_factory=RemoteOptions)
+    # Of what is left out when the source is opened, so many by name; all are counted.
+    listed_drops: int = LISTED_DROPS
+    # Archives here that cannot be read are left out and counted, too, even if nothing remains; for
+    # those who look at data. Otherwise the first of them is an error.
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         weights, columns = self.caption_weights, self.caption_columns

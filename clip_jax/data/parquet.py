@@ -62,7 +62,7 @@ class ParquetSource:
         self._groups = RowGroups(
             expand_paths(os.fspath(path), ".parquet", options.remote), options.remote
         )
-        self.dropped = Drops()
+        self.dropped = Drops(options.listed_drops)
         self._columns: Columns
         self._metadata_columns: list[str] = []
         self._image_kind = ""  # "bytes", "struct" or "path"

@@ -22,16 +22,18 @@ def expand_paths(
     """The files of a file, folder, glob, brace pattern `{00000..00006}`, or comma list.
 
     `ending`: of the files that a folder is searched for. A list goes on at the URL it began with:
-    each part names its own. Files of a store that are named one by one are not looked for.
+    each part names its own. So does `~` for the home folder. Files of a store that are named one by
+    one are not looked for.
 
-    Raises UserError where any part of it names no file.
+    Raises UserError where any part of it names no file, or a folder cannot be read.
     """
-    pattern = pattern.removeprefix("file://")
+    pattern = _local_name(pattern)
     paths: list[str] = []
     # What exists under that very name is meant, whatever signs are in it.
     parts = [pattern] if os.path.exists(pattern) else _split_commas(pattern)
-    for part in parts:
-        for name in [part] if os.path.exists(part) else _expand_braces(part):
+    for part in map(_local_name, parts):
+        names = [part] if os.path.exists(part) else _expand_braces(part)
+        for name in map(_local_name, names):
             found = _remote(name, ending, remote) if is_remote(name) else _local(name, ending)
             if not found:
                 raise UserError(
@@ -45,11 +47,18 @@ def expand_paths(
     return paths
 
 
+def _local_name(name: str) -> str:
+    """Without file://, and with the home folder for ~."""
+    return name if os.path.exists(name) else os.path.expanduser(name.removeprefix("file://"))
+
+
 def _local(name: str, ending: str) -> list[str]:
     if os.path.isdir(name):
-        # "*.tar*" would take indexes and halves of downloads for archives.
-        shards = (path for path in Path(name).glob(f"*{ending}*") if _ends(path.name, ending))
-        return sorted(str(path) for path in shards)
+        try:
+            # All that contain ".tar" would be indexes and halves of downloads, too.
+            return sorted(str(Path(name, file)) for file in os.listdir(name) if _ends(file, ending))
+        except OSError as error:
+            raise UserError(f"data path {name} cannot be read: {error.strerror}") from error
     return [name] if os.path.isfile(name) else sorted(glob.glob(name))
 
 

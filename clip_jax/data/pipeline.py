@@ -59,8 +59,6 @@ class BatchIterator:
     Attributes:
       next_batch: number of the batch that `next` gives; what a resume passes as `start_batch`.
       bad_records: key -> reason, of the first records that could not be used.
-      dropped: kind (of `records.KINDS`) -> how many records were left out while reading: bad ones
-        once each, filtered ones each time their turn came.
       counts: of `telemetry`, since this iterator was made.
     """
 
@@ -85,7 +83,7 @@ class BatchIterator:
         # By number: keys of different archives may be equal.
         self._bad_indices: set[int] = set()
         self.bad_records: dict[str, str] = {}
-        self.dropped: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()  # while reading
         self._cursors: deque[Cursor] = deque(maxlen=_CURSORS)
         self.counts: Counter[str] = Counter()
         self.next_batch = start_batch
@@ -103,7 +101,7 @@ class BatchIterator:
         report = json.loads(batch.pop("report"))
         for name, count in report["counts"].items():
             if name.startswith(DROPPED):
-                self.dropped[name.removeprefix(DROPPED)] += count
+                self._dropped[name.removeprefix(DROPPED)] += count
             else:
                 self.counts[name] += count
         if report["cursor"] is not None:
@@ -117,10 +115,10 @@ class BatchIterator:
     def _judge(self, bad: list[Bad], is_complete: bool) -> None:
         for index, key, reason, kind in bad:
             if kind in _BY_RULE:
-                self.dropped[kind] += 1
+                self._dropped[kind] += 1
             elif index not in self._bad_indices:
                 self._bad_indices.add(index)
-                self.dropped[kind] += 1
+                self._dropped[kind] += 1
                 if len(self.bad_records) < _LISTED:
                     self.bad_records[key] = reason
                     logger.warning("record %s left out: %s", key, reason)
@@ -130,7 +128,7 @@ class BatchIterator:
         if is_complete and len(self._bad_indices) <= self._max_bad_fraction * judged:
             return
         if not self._bad_indices:
-            counts = ", ".join(f"{n} x {kind}" for kind, n in self.dropped.items())
+            counts = ", ".join(f"{n} x {kind}" for kind, n in self._dropped.items())
             raise UserError(
                 f"the filters leave nothing of {len(bad)} records in a row ({counts}; such as"
                 f" {bad[0][1]}: {bad[0][2]}); loosen config.data.filters"
@@ -152,9 +150,16 @@ class BatchIterator:
             "tried": self._tried,
             "bad": bad,
             "bad_records": self.bad_records,
-            "dropped": dict(self.dropped),
+            "dropped": dict(self._dropped),
             "cursor": self._cursors[0] if self._cursors else {},
         }
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Kind (of `records.KINDS`) -> how many records were left out: when the source was opened,
+        and while reading; there bad ones count once each, filtered ones each time their turn came.
+        """
+        return self._source.dropped.counts + self._dropped
 
     @property
     def bad_count(self) -> int:
@@ -184,7 +189,7 @@ class BatchIterator:
         self._tried = state["tried"]
         self._bad_indices = set(state["bad"])
         self.bad_records = dict(state["bad_records"])
-        self.dropped = Counter(state.get("dropped", {}))
+        self._dropped = Counter(state.get("dropped", {}))
         if state.get("cursor"):
             self._cursors.append(dict(state["cursor"]))
 

@@ -9,10 +9,12 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from clip_jax.data.options import LISTED_DROPS
 from clip_jax.errors import UserError
 
 IMAGE_EXTENSIONS = (
@@ -44,6 +46,7 @@ KINDS = (
     "duplicate",  # on the list of config.data.exclude
     "row_malformed",
     "shard_unreadable",  # vanished, or a store that fails in spite of all attempts
+    "shard_damaged",  # once an archive that is cut off or broken; its samples before are used
 )
 
 
@@ -75,18 +78,21 @@ class Drop(NamedTuple):
 
 
 class Drops(Mapping[str, str]):
-    """What a source leaves out: key -> reason of the first `LISTED`, exact counts of all.
+    """What a source leaves out: key -> reason of the first, exact counts of all.
+
+    Of equal keys, as archives may have them, the mapping has the first; `listed` has each.
 
     Attributes:
       counts: kind (of `KINDS`) -> how many.
-      listed: key -> `Drop`, of the first.
+      listed: (key, `Drop`) of the first, in order.
+      room: how many may be listed.
     """
 
-    LISTED = 1000
-
-    def __init__(self) -> None:
+    def __init__(self, room: int = LISTED_DROPS) -> None:
         self.counts: Counter[str] = Counter()
-        self.listed: dict[str, Drop] = {}
+        self.listed: list[tuple[str, Drop]] = []
+        self.room = room
+        self._reasons: dict[str, str] = {}
 
     def add(self, kind: str, key: str, reason: str, position: str | None = None) -> None:
         """One sample; `reason` in a few words, without the key."""
@@ -95,28 +101,28 @@ class Drops(Mapping[str, str]):
 
     def list(self, drops: Iterable[tuple[str, Drop]]) -> None:
         """Samples that are counted already."""
-        for key, drop in drops:
-            if len(self.listed) < self.LISTED:
-                self.listed[key] = drop
+        for key, drop in islice(drops, max(0, self.room - len(self.listed))):
+            self.listed.append((key, drop))
+            self._reasons.setdefault(key, drop.reason)
 
     def update(self, other: "Drops") -> None:
         """All of another's, after our own."""
         self.counts.update(other.counts)
-        self.list(other.listed.items())
+        self.list(other.listed)
 
     @property
     def total(self) -> int:
         return self.counts.total()
 
     def __getitem__(self, key: str) -> str:
-        return self.listed[key].reason
+        return self._reasons[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.listed)
+        return iter(self._reasons)
 
     def __len__(self) -> int:
-        """How many are listed; `total` counts all."""
-        return len(self.listed)
+        """How many keys are listed; `total` counts all."""
+        return len(self._reasons)
 
     def __repr__(self) -> str:
         return f"Drops({dict(self)!r})"
@@ -150,7 +156,12 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of keys and captions in order; equal data, equal fingerprint, on any machine."""
+        """By which a resume knows the data again: a hash of keys and captions in order, the same
+        for any format and machine.
+
+        Where captions would have to be read for it, of other things that change with the data:
+        names, sizes and counts of files and two records (ArrayRecord, TFDS), or paths (a stream).
+        """
         ...
 
     def __len__(self) -> int: ...

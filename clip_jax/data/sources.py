@@ -73,7 +73,7 @@ def open_source(
       **changes: fields of `SourceOptions`, such as `caption_column="alt"`.
 
     Raises:
-      UserError: nothing usable there, or an unknown format.
+      UserError: nothing usable there, it cannot be read, or an unknown format.
     """
     path = os.fspath(path)
     if format not in FORMATS:
@@ -85,34 +85,51 @@ def open_source(
         path = os.path.expanduser(path)
     kind = detect_format(path) if format == "auto" else format
     module, _, name = _READERS[kind].rpartition(".")
-    source: Source = getattr(importlib.import_module(f"clip_jax.data.{module}"), name)(
-        path, options
-    )
+    reader = getattr(importlib.import_module(f"clip_jax.data.{module}"), name)
+    try:
+        source: Source = reader(path, options)
+    except OSError as error:  # such as a file in a folder that we may not look into
+        where = f" ({error.filename})" if error.filename else ""
+        reason = error.strerror or error
+        raise UserError(f"data path {path} cannot be read: {reason}{where}") from error
     _report_dropped(path, source)
     return source
 
 
 def detect_format(path: str) -> str:
     """The format of what lies at `path`. Raises UserError where that cannot be told."""
-    on_disk = Path(path)
-    if on_disk.is_dir():
-        if (on_disk / "features.json").is_file() and (on_disk / "dataset_info.json").is_file():
+    # Those of pathlib raise OSError for names that are too long, as lists of many files are.
+    if os.path.isdir(path):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise UserError(f"data path {path} cannot be read: permission denied")
+        signs = ("features.json", "dataset_info.json")
+        if all(os.path.isfile(os.path.join(path, sign)) for sign in signs):
             return "tfds"
-        return next((kind for sign, kind in _SIGNS if any(on_disk.glob(sign))), "folder")
+        return next((kind for sign, kind in _SIGNS if any(Path(path).glob(sign))), "folder")
     # A pattern or list shows by the name of its files; a single file by its own.
     name = re.split(r"[?#]", path)[0] if "://" in path else path
     ending = name.rstrip("/}*").rpartition(".")[2].lower().partition("-")[0]
     is_pattern = any(sign in path for sign in "*{,") or "://" in path
-    if ending in _ENDINGS and (is_pattern or on_disk.is_file()):
+    if ending in _ENDINGS and (is_pattern or os.path.isfile(path)):
         return _ENDINGS[ending]
     if is_pattern:
         return "webdataset"
-    if on_disk.exists():
+    if os.path.exists(path):
         raise UserError(
             f"data path {path}: unknown kind of file; accepted are a folder and files that end in"
             f" {', '.join('.' + ending for ending in _ENDINGS)}"
         )
-    raise UserError(f"data path {path} does not exist; give a folder, a .csv file or .tar files")
+    raise UserError(f"data path {path} {_problem(path)}; give a folder, a .csv file or .tar files")
+
+
+def _problem(path: str) -> str:
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        return f"cannot be read: {error.strerror}"
+    except (OSError, ValueError):
+        pass
+    return "does not exist"
 
 
 def _report_dropped(path: str, source: Source) -> None:

@@ -42,6 +42,10 @@ _REFUSED = (
     "RefreshError",
     "GatedRepoError",
 )
+# What changes when a file is written anew, as different stores call it; the surest first.
+_TAGS = ("etag", "ETag", "md5Hash", "blob_id", "mtime", "LastModified", "Last-Modified", "created")
+# Addresses that their client library does not understand: asking again changes nothing.
+_MALFORMED = ("HfUriError", "HFValidationError", "InvalidURL")
 
 
 class Unavailable(OSError):
@@ -61,6 +65,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CLIP_JAX_CACHE") or "~/.cache/clip_jax").expanduser()
 
 
+def unwritable(path: Path, error: OSError) -> UserError:
+    """One line of what to do where a file of ours cannot be written."""
+    in_cache = path.is_relative_to(cache_folder())
+    how = "; set CLIP_JAX_CACHE to a folder where we may write" if in_cache else ""
+    return UserError(f"{path} cannot be written: {error.strerror or error}{how}")
+
+
 def find(pattern: str, remote: RemoteOptions) -> list[str]:
     """URLs that a glob matches, sorted. Raises UserError where the store cannot be asked."""
     protocol = pattern.partition("://")[0]
@@ -77,7 +88,7 @@ def stat(url: str, remote: RemoteOptions) -> Stat:
     """Raises Unavailable, also where there is no such file."""
     filesystem, path = _filesystem(url)
     info = _retried(lambda: filesystem.info(path), url, remote)
-    tags = (info.get(name) for name in ("etag", "ETag", "md5Hash", "mtime", "LastModified"))
+    tags = (info.get(name) for name in _TAGS)
     tag = next((str(tag) for tag in tags if tag), "")
     if info.get("size") is None:
         raise Unavailable(f"{url}: its store does not tell how large it is")
@@ -119,7 +130,8 @@ def fetch(url: str, remote: RemoteOptions, found: Stat | None = None) -> Path:
     It may be taken away as soon as other files come: open it at once (an open file stays), and call
     again where it is gone. Several processes may ask for one file; one fetches it.
 
-    Raises Unavailable: it cannot be had, or is larger than the whole cache.
+    Raises Unavailable: it cannot be had, or is larger than the whole cache. Raises UserError where
+    the cache cannot be written.
     """
     found = found or stat(url, remote)
     limit = int(remote.cache_gib * 2**30)
@@ -130,15 +142,26 @@ def fetch(url: str, remote: RemoteOptions, found: Stat | None = None) -> Path:
         )
     name = hashlib.blake2b(f"{url}\n{found.tag}\n{found.size}".encode(), digest_size=16)
     folder = cache_folder() / "shards"
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name.hexdigest()}-{url.rpartition('/')[2].partition('?')[0][-80:]}"
-    with _locked(folder / f"{name.hexdigest()}.lock"):
-        if target.is_file() and target.stat().st_size == found.size:
-            os.utime(target)
-            telemetry.add(cache_hits=1)
-            return target
+    try:
+        return _copied(url, found, target, folder / f"{name.hexdigest()}.lock", remote)
+    except Unavailable:
+        raise
+    except OSError as error:
+        raise unwritable(target, error) from error
+
+
+def _copied(url: str, found: Stat, target: Path, lock: Path, remote: RemoteOptions) -> Path:
+    """Raises Unavailable, and OSError where the cache cannot be written."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(lock):
+        with contextlib.suppress(FileNotFoundError):  # perhaps since now: others make room, too
+            if target.stat().st_size == found.size:
+                os.utime(target, ns=(time.time_ns(),) * 2)  # without a time: that of the last tick
+                telemetry.add(cache_hits=1)
+                return target
         telemetry.add(cache_misses=1)
-        _make_room(folder, limit - found.size)
+        _make_room(target.parent, int(remote.cache_gib * 2**30) - found.size)
         part = target.with_suffix(f".part-{os.getpid()}")
         try:
             with open(part, "wb") as file:
@@ -203,17 +226,35 @@ def _retried(function: Callable[[], T], url: str, remote: RemoteOptions) -> T:
     for attempt in range(1, remote.attempts + 1):
         try:
             return _in_time(function, remote.timeout_seconds)
-        except FileNotFoundError as error:
-            raise Unavailable(f"{url}: no such file") from error
         except Exception as error:  # each client library has its own
+            if isinstance(error, FileNotFoundError) and _is_missing(error, url):
+                raise Unavailable(f"{url}: no such file") from error
             _raise_if_refused(error, url)
-            reason = _first_line(error)
+            if _is_malformed(error):
+                raise Unavailable(f"{url}: is no address there ({_first_line(error)})") from error
+            reason = _first_line(error.__cause__ or error)
         telemetry.add(store_retries=1)
         if attempt < remote.attempts:
             logger.info("%s: %s; attempt %d in %.1f s", url, reason, attempt + 1, pause)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
     raise Unavailable(f"{url}: cannot be read after {remote.attempts} attempts ({reason})")
+
+
+def _is_missing(error: FileNotFoundError, url: str) -> bool:
+    """Whether the store says that there is no such file.
+
+    fsspec's HTTP says so of whatever went wrong when it asked for the size of a file; the cause
+    knows better.
+    """
+    if not url.partition("://")[0].endswith(("http", "https")) or error.__cause__ is None:
+        return True
+    return getattr(error.__cause__, "status", None) in (404, 410)
+
+
+def _is_malformed(error: Exception) -> bool:
+    is_plain = type(error) is ValueError  # of a library's own checks
+    return is_plain or any(kind.__name__ in _MALFORMED for kind in type(error).__mro__)
 
 
 def _in_time(function: Callable[[], T], seconds: float) -> T:

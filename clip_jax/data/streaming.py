@@ -25,7 +25,7 @@ import numpy as np
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.order import shuffled
 from clip_jax.data.paths import expand_paths
-from clip_jax.data.records import Drops, Record, fingerprint_of
+from clip_jax.data.records import Drop, Drops, Record, fingerprint_of
 from clip_jax.data.tar_indexes import build_indexes
 from clip_jax.data.telemetry import DROPPED, telemetry
 from clip_jax.data.webdataset import WebDatasetSource
@@ -65,7 +65,14 @@ class StreamingSource:
         self._verdicts = tempfile.TemporaryDirectory(prefix="clip_jax_stream_")
         self._folder = Path(self._verdicts.name)
         self._reset()
-        self._estimate = self.count(0, 0) * len(self.paths)
+        # Of the first shard in the first epoch we tell as of a source that is opened.
+        count, drops, reasons = self._look_at(0)
+        self.dropped.counts.update(drops)
+        for kind, reason in reasons.items():
+            logger.warning("%s", reason)
+            self.dropped.list([(self.paths[0], Drop(kind, reason))])
+        self._settle(self._verdict(0, 0), count)
+        self._estimate = count * len(self.paths)
         if not self._estimate:
             raise UserError(f"{self.paths[0]}: no sample that could be used; see the log above")
 
@@ -86,29 +93,49 @@ class StreamingSource:
 
         Raises UserError where `remote.on_failure` is "stop".
         """
-        verdict = self._folder / f"{epoch}-{shard}"
+        verdict = self._verdict(shard, epoch)
         known = _read(verdict)
         if known is not None:
             return known
+        count, drops, reasons = self._look_at(shard)
+        if not self._settle(verdict, count):
+            return _read(verdict) or 0
+        telemetry.add(**{f"{DROPPED}{kind}": n for kind, n in drops.items() if n})
+        for reason in reasons.values():
+            logger.warning("epoch %d: %s", epoch, reason)
+        return count
+
+    def _look_at(self, shard: int) -> tuple[int, Counter[str], dict[str, str]]:
+        """(samples, what is left out by kind, kind -> why of what concerns the whole shard)."""
         path = self.paths[shard]
         summary = build_indexes([path], options=self._options)
-        if summary.failed and self._options.remote.on_failure == "stop":
-            raise UserError(f"{summary.failed[path]}; config.data.remote.on_failure is 'stop'")
-        count = sum(found.header.count for found in summary.shards)
-        drops = Counter({"shard_unreadable": len(summary.failed)})
-        for found in summary.shards:
-            drops.update(found.header.drop_counts)
-        part = self._folder / f"{epoch}-{shard}.{os.getpid()}.{threading.get_ident()}"
+        if summary.no_tars:
+            raise UserError(summary.failed[path])
+        if summary.failed:
+            if self._options.remote.on_failure == "stop":
+                raise UserError(f"{summary.failed[path]}; config.data.remote.on_failure is 'stop'")
+            return 0, Counter(shard_unreadable=1), {"shard_unreadable": summary.failed[path]}
+        header = summary.shards[0].header
+        drops = Counter(header.drop_counts)
+        if header.damage is None:
+            return header.count, drops, {}
+        drops["shard_damaged"] += 1
+        return header.count, drops, {"shard_damaged": f"{path} {header.damage}"}
+
+    def _verdict(self, shard: int, epoch: int) -> Path:
+        return self._folder / f"{epoch}-{shard}"
+
+    def _settle(self, verdict: Path, count: int) -> bool:
+        """Whether we are the first that has looked: what the first says holds."""
+        part = verdict.with_name(f"{verdict.name}.{os.getpid()}.{threading.get_ident()}")
         part.write_text(str(count))
         try:
-            os.link(part, verdict)  # the first wins
-            telemetry.add(**{f"{DROPPED}{kind}": n for kind, n in drops.items() if n})
-            for failed, reason in summary.failed.items():
-                logger.warning("%s left out in epoch %d: %s", failed, epoch, reason)
+            os.link(part, verdict)
         except FileExistsError:
-            count = _read(verdict) or 0
-        part.unlink()
-        return count
+            return False
+        finally:
+            part.unlink()
+        return True
 
     def _shard(self, shard: int) -> WebDatasetSource:
         with self._lock:

@@ -174,7 +174,7 @@ class ImageRows:
         self._options = options
         self._texts: dict[str, list[list[str]]] = {}
         self._rest: dict[str, Any] = {}
-        self.dropped = Drops()
+        self.dropped = Drops(options.listed_drops)
 
     def add(self, row: str, image: Any, cells: Sequence[Any], rest: Any) -> None:
         """A row; `row` names it where it is dropped. Of an image's rows the first `rest` counts."""
@@ -266,7 +266,7 @@ class PathSource:
         self._options = options
         try:
             local = local_copy(self._path, options.remote)
-            if not local.is_file():
+            if not os.path.isfile(local):
                 raise UserError(f"data path {path} is not a file; give an existing {kinds} file")
             rows = ImageRows(options)
             self._read(local, rows)

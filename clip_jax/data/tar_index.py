@@ -2,37 +2,33 @@
 
 An index lies beside its archive (`00000.tar.index`) or in the cache. It begins with a header that
 is all that opening a set reads; the table of samples and their keys are mapped into memory where
-they are looked at. So a set of 10,000 archives opens in a second and costs little memory.
+they are looked at, and the list of what is left out is read where somebody asks for it. So a set of
+10,000 archives opens in a second and costs little memory.
 """
 
 import hashlib
 import json
 import os
 import struct
-import tarfile
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import IMAGE_EXTENSIONS, CaptionError, Fingerprint
-from clip_jax.data.tar_captions import CaptionReader, Member
+from clip_jax.data.tar_captions import Member
 
 ENDING = ".index"
-VERSION = 2
+VERSION = 3
+ALWAYS = ("image", "json", "cls")  # members that a sample may have, besides texts
+NO_END = "has no end mark and may be cut off"
 
 _MAGIC = b"clip_jax tar index\n\0"
-_LISTED_DROPS = 1000  # by name, of each archive
-_ALWAYS = ("image", "json", "cls")  # members that a sample may have, besides texts
-_LARGEST_MEMBER = 2**32 - 1  # bytes
-
-
-class NotATar(ValueError):
-    """Not an uncompressed tar file; the message says why."""
+# What is looked at of an archive to know it again. Longer than the zeros at the end of a tar.
+_PIECES = 4
+_PIECE_BYTES = 12 << 10
 
 
 @dataclass(frozen=True)
@@ -40,16 +36,18 @@ class IndexHeader:
     """What opening a set has to know of one archive."""
 
     size: int  # bytes of the archive when the index was made
-    tag: str  # that changes when it is written anew
+    tag: str  # that changes when it is written anew, but also when it is copied
     count: int  # samples
     row_bytes: int
     key_bytes: int
     fingerprint: str  # Fingerprint.value, as text: JSON has no such integers
-    damage: str | None  # where the archive ends early or is broken, its samples before are used
+    damage: str | None  # where the archive ends early or is broken; its samples before are used
+    damage_at: int = 0  # byte
+    has_end: bool = True  # the zeros that end a tar; some writers leave them out
     drop_counts: dict[str, int] = field(default_factory=dict)
-    # The first: key, kind, reason, byte at which the sample begins.
-    drops: list[tuple[str, str, str, int]] = field(default_factory=list)
+    drop_bytes: int = 0  # of their list, at the end of the index
     options: str = ""  # `options_key` of what captions are read from
+    content: str = ""  # `content_digest` of the archive
     version: int = VERSION
 
 
@@ -62,7 +60,7 @@ def sample_type(options: SourceOptions) -> np.dtype:
     """A row of the table: offset and size of each member (0 where there is none), where the key
     ends among the keys, whether captions need the .json."""
     fields = []
-    for name in (*_ALWAYS, *(f".{ending}" for ending in text_endings(options))):
+    for name in (*ALWAYS, *(f".{ending}" for ending in text_endings(options))):
         fields += [(f"{name}_offset", "<u8"), (f"{name}_size", "<u4")]
     return np.dtype([*fields, ("key_end", "<u8"), ("needs_json", "u1")])
 
@@ -72,145 +70,38 @@ def options_key(options: SourceOptions) -> str:
     return json.dumps(options.caption_columns)
 
 
-@dataclass
-class _Group:
-    """Neighbouring members of one key, by lower-case extension."""
-
-    key: str
-    start: int  # byte of the first header
-    members: dict[str, Member] = field(default_factory=dict)
-
-
-class _Builder:
-    """Collects samples; `file` is the archive."""
-
-    def __init__(self, file: BinaryIO, options: SourceOptions) -> None:
-        self._descriptor = file.fileno()
-        self._captions = CaptionReader(options)
-        self._texts = text_endings(options)
-        self.rows: list[tuple[int, ...]] = []
-        self.keys = bytearray()
-        self.drop_counts: Counter[str] = Counter()
-        self.drops: list[tuple[str, str, str, int]] = []
-        self.fingerprint = Fingerprint()
-
-    def read(self, member: Member) -> bytes:
-        return os.pread(self._descriptor, member.size, member.offset)
-
-    def finish(self, group: _Group | None) -> None:
-        if group is None:
-            return
-        members = group.members
-        image = next((members[name] for name in members if name in IMAGE_EXTENSIONS), None)
-        if image is None:
-            self._drop(group, "image_missing", "no complete image member")
-            return
-        texts = {name: members[name] for name in self._texts if name in members}
-        try:
-            captions = self._captions.read(texts, members.get("json"), self.read)
-        except CaptionError as error:
-            self._drop(group, error.kind, str(error))
-            return
-        self.keys += group.key.encode("utf-8", "surrogateescape")
-        none = Member(0, 0)
-        rest = (*_ALWAYS[1:], *self._texts)
-        found = (image, *(members.get(name, none) for name in rest))
-        self.rows.append((*(x for m in found for x in m), len(self.keys), captions.needs_json))
-        self.fingerprint.add(group.key, captions.texts)
-
-    def _drop(self, group: _Group, kind: str, reason: str) -> None:
-        self.drop_counts[kind] += 1
-        if len(self.drops) < _LISTED_DROPS:
-            self.drops.append((group.key, kind, reason, group.start))
-
-
-def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -> bytes:
-    """The index of a local archive, as it is written to disk.
-
-    Raises NotATar, and OSError where it cannot be read.
-    """
-    size = os.path.getsize(path)
-    damage: list[str] = []
-    with open(path, "rb") as file:
-        builder = _Builder(file, options)
-        group: _Group | None = None
-        for info in _headers(file, size, damage):
-            key, extension = split_name(info.name)
-            if not key or info.isdir():
-                continue
-            if group is None or key != group.key or extension in group.members:
-                builder.finish(group)
-                group = _Group(key, info.offset)
-            if _is_whole_file(info, size):
-                group.members[extension] = Member(info.offset_data, info.size)
-        builder.finish(group)
-    header = IndexHeader(
-        size=size,
-        tag=tag,
-        count=len(builder.rows),
-        key_bytes=len(builder.keys),
-        fingerprint=str(builder.fingerprint.value),
-        damage=damage[0] if damage else None,
-        drop_counts=dict(builder.drop_counts),
-        drops=builder.drops,
-        row_bytes=sample_type(options).itemsize,
-        options=options_key(options),
-    )
+def pack_index(header: IndexHeader, *rest: bytes) -> bytes:
+    """An index as it is written to disk. `rest`: table, keys, list of what is left out."""
     text = json.dumps(asdict(header)).encode()
-    table = np.array(builder.rows, sample_type(options)).tobytes()
-    return b"".join((_MAGIC, struct.pack("<Q", len(text)), text, table, bytes(builder.keys)))
+    return b"".join((_MAGIC, struct.pack("<Q", len(text)), text, *rest))
 
 
-def _headers(file: BinaryIO, size: int, damage: list[str]) -> Iterator[tarfile.TarInfo]:
-    """The headers that can be read; where the archive is broken, `damage` is told.
+def content_digest(size: int, read: Callable[[int, int], bytes]) -> str:
+    """Tells an archive from another of its size, wherever it is copied to: a hash of the size and
+    of a few pieces, from the first header to the last blocks.
 
-    Raises NotATar where there is none.
+    `read` gives the bytes from its first argument to before its second.
     """
-    try:
-        # "r:" seeks from header to header and refuses compression, which has no offsets.
-        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-    except tarfile.TarError as error:
-        raise NotATar(str(error)) from None
-    last = -1
-    while True:
-        try:
-            info = archive.next()
-        except tarfile.TarError as error:
-            damage.append(f"is truncated ({error}); its complete samples are used")
-            return
-        except (ValueError, OverflowError, OSError) as error:  # of numbers in a broken header
-            damage.append(f"is damaged ({error}); the samples before are used")
-            return
-        if info is None:
-            break
-        archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header
-        if info.size < 0 or info.offset_data <= last:  # a broken header may lead back
-            damage.append(f"is damaged at byte {info.offset}; the samples before are used")
-            return
-        last = info.offset_data
-        yield info
-    # tarfile takes a damaged header for the end of the archive without a word.
-    file.seek(archive.offset)
-    block = file.read(tarfile.BLOCKSIZE)
-    if archive.offset < size and block.strip(b"\0"):
-        damage.append(f"is damaged at byte {archive.offset}; the samples before it are used")
-    elif archive.offset > size:
-        damage.append("is truncated (unexpected end of data); its complete samples are used")
+    digest = hashlib.blake2b(f"{size}\n".encode(), digest_size=16)
+    last = max(size - _PIECE_BYTES, 0)
+    for start in sorted({last * number // (_PIECES - 1) for number in range(_PIECES)}):
+        digest.update(read(start, min(start + _PIECE_BYTES, size)))
+    return digest.hexdigest()
 
 
-def _is_whole_file(info: tarfile.TarInfo, archive_size: int) -> bool:
-    # A sparse member is stored as pieces: its bytes are not one range of the archive.
-    is_plain = info.isreg() and not info.issparse() and info.size <= _LARGEST_MEMBER
-    return is_plain and info.offset_data + info.size <= archive_size
+def range_reader(file: BinaryIO) -> Callable[[int, int], bytes]:
+    """What `content_digest` takes, of a file here."""
+    descriptor = file.fileno()
+    return lambda start, end: os.pread(descriptor, end - start, start)
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """'a.b/c.seg.png' -> ('a.b/c', 'seg.png'); the key is empty for hidden files."""
-    folder, _, last = name.rpartition("/")
-    stem, _, extension = last.partition(".")
-    if not stem:
-        return "", ""
-    return (f"{folder}/{stem}" if folder else stem), extension.lower()
+def with_tag(index: bytes, tag: str) -> bytes:
+    """The same index, of a copy of its archive. Raises ValueError where it is none."""
+    found = parse_header(index)
+    if found is None:
+        raise ValueError("no index")
+    header, start = found
+    return pack_index(replace(header, tag=tag), index[start:])
 
 
 def parse_header(data: bytes) -> tuple[IndexHeader, int] | None:
@@ -233,6 +124,27 @@ def parse_header(data: bytes) -> tuple[IndexHeader, int] | None:
         return None
 
 
+def whole_size(header: IndexHeader, start: int) -> int:
+    """Bytes of a complete index whose table begins at `start`."""
+    return _drops_start(header, start) + header.drop_bytes
+
+
+def _drops_start(header: IndexHeader, start: int) -> int:
+    return start + header.count * header.row_bytes + header.key_bytes
+
+
+def read_drops(
+    path: str | os.PathLike[str], header: IndexHeader, start: int
+) -> list[tuple[str, str, str, int]]:
+    """What an archive has that is left out: key, kind, reason, byte at which the sample begins.
+
+    Raises OSError or ValueError where the index is gone or another by now.
+    """
+    with open(path, "rb") as file:
+        file.seek(_drops_start(header, start))
+        return [tuple(drop) for drop in json.loads(file.read(header.drop_bytes))]
+
+
 def read_header(path: str | os.PathLike[str]) -> tuple[IndexHeader, int] | None:
     """Of an index on disk; None where there is none, or an incomplete or foreign one."""
     try:
@@ -250,9 +162,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[IndexHeader, int] | None:
                 break
             if found is None:
                 return None
-            header, start = found
-            whole = start + header.count * header.row_bytes + header.key_bytes
-            return found if os.fstat(file.fileno()).st_size == whole else None
+            return found if os.fstat(file.fileno()).st_size == whole_size(*found) else None
     except OSError:
         return None
 

@@ -67,7 +67,7 @@ class TfdsSource(ExampleSource):
         }
         if set(columns.captions) & set(self._classes):
             caption_of_class(self._template, "class")  # wrong now, not at the first record
-        dropped = Drops()
+        dropped = Drops(options.listed_drops)
         there = [shard for shard in shards if _is_there(shard, dropped)]
         examples = Examples(there, options.remote)
         if not len(examples):

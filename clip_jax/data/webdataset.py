@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.paths import expand_paths
+from clip_jax.data.paths import expand_paths, is_remote
 from clip_jax.data.records import DecodeError, Drop, Drops, Fingerprint, Record
 from clip_jax.data.shard_files import ShardFiles
 from clip_jax.data.stores import Stat
@@ -29,7 +29,7 @@ from clip_jax.data.tar_captions import (
     Member,
     read_json,
 )
-from clip_jax.data.tar_index import Sample, Table
+from clip_jax.data.tar_index import NO_END, Sample, Table, read_drops
 from clip_jax.data.tar_indexes import IndexSummary, Shard, build_indexes
 from clip_jax.errors import UserError
 
@@ -46,13 +46,14 @@ class WebDatasetSource:
     Of a sample are read: the image (`IMAGE_EXTENSIONS`), its captions (see `CaptionReader`),
     `.json` as metadata (left out where invalid) and `.cls` as `metadata["cls"]`. A sample without
     image, or whose caption is missing, blank or not UTF-8, goes to `dropped`. A truncated archive
-    gives its complete samples and a warning.
+    gives its complete samples and a warning, and is named and counted in `dropped`, too.
 
     Attributes:
-      damaged: archive -> why some or all of its samples are missing.
+      damaged: archive -> why some or all of its samples are missing, or may be.
 
     Raises:
-      UserError: a file is missing, is no uncompressed tar, or no sample is usable.
+      UserError: a file is missing, is no uncompressed tar (unless `options.skip_unreadable`), or no
+        sample is usable.
     """
 
     def __init__(
@@ -62,16 +63,16 @@ class WebDatasetSource:
     ) -> None:
         self._options = options
         self._captions_of = CaptionReader(options)
-        self.dropped = Drops()
+        self.dropped = Drops(options.listed_drops)
         self.damaged: dict[str, str] = {}
         paths = expand_paths(path, remote=options.remote)
         summary = _indexed(paths, options)
         for failed, reason in summary.failed.items():
-            self._fail(failed, reason)
+            self._fail(failed, reason, failed in summary.no_tars)
         self._shards = summary.shards
         self._ends = np.cumsum([shard.header.count for shard in self._shards], dtype=np.int64)
         self.fingerprint = self._look_at_headers()
-        if not len(self):
+        if not len(self) and not (options.skip_unreadable and self.dropped.total):
             why = next(iter(self.dropped.items()), next(iter(self.damaged.items()), None))
             raise UserError(
                 f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: no sample"
@@ -86,8 +87,9 @@ class WebDatasetSource:
         )
         self._reset()
 
-    def _fail(self, path: str, reason: str) -> None:
-        if self._options.remote.on_failure == "stop" or not path.partition("://")[1]:
+    def _fail(self, path: str, reason: str, is_no_tar: bool) -> None:
+        is_fatal = is_no_tar or not is_remote(path) or self._options.remote.on_failure == "stop"
+        if is_fatal and not self._options.skip_unreadable:
             raise UserError(reason)
         logger.warning("archive left out: %s", reason)
         self.damaged[path] = reason
@@ -96,17 +98,24 @@ class WebDatasetSource:
     def _look_at_headers(self) -> str:
         """Collects what was dropped; the fingerprint of the whole."""
         fingerprint = Fingerprint()
+        endless = []
         for shard in self._shards:
             header = shard.header
             self.dropped.counts.update(header.drop_counts)
-            self.dropped.list(
-                (key, Drop(kind, reason, f"{shard.path}:{start}"))
-                for key, kind, reason, start in header.drops
-            )
+            if header.drop_counts and len(self.dropped.listed) < self.dropped.room:
+                self.dropped.list(_drops(shard))
             if header.damage is not None:
                 logger.warning("%s %s", shard.path, header.damage)
                 self.damaged[shard.path] = header.damage
+                where = f"{shard.path}:{header.damage_at}"
+                self.dropped.add("shard_damaged", shard.path, header.damage, where)
+            elif not header.has_end:
+                endless.append(shard.path)
+                self.damaged[shard.path] = NO_END
             fingerprint.extend(Fingerprint(int(header.fingerprint), header.count))
+        if endless:
+            more = f" (and {len(endless) - 1} more)" if len(endless) > 1 else ""
+            logger.warning("%s%s %s", endless[0], more, NO_END)
         return fingerprint.hexdigest()
 
     def _reset(self) -> None:
@@ -147,10 +156,7 @@ class WebDatasetSource:
         try:
             return Table(shard.index, shard.header, shard.table_start, self._options)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{shard.index}: the index of {shard.path} vanished or changed ({error});"
-                " start again, and it is made anew"
-            ) from error
+            raise _vanished(shard, error) from error
 
     def _sample(self, index: int) -> tuple[int, Sample]:
         shard, number = self._locate(index)
@@ -202,6 +208,21 @@ class WebDatasetSource:
         """Where the sample's image is: archive and byte, such as "00000.tar:10240"."""
         shard, sample = self._sample(index)
         return f"{self._shards[shard].path}:{sample.image.offset}"
+
+
+def _drops(shard: Shard) -> list[tuple[str, Drop]]:
+    try:
+        drops = read_drops(shard.index, shard.header, shard.table_start)
+    except (OSError, ValueError) as error:
+        raise _vanished(shard, error) from error
+    return [(key, Drop(kind, why, f"{shard.path}:{start}")) for key, kind, why, start in drops]
+
+
+def _vanished(shard: Shard, error: Exception) -> UserError:
+    return UserError(
+        f"{shard.index}: the index of {shard.path} vanished or changed ({error});"
+        " start again, and it is made anew"
+    )
 
 
 def _indexed(paths: list[str], options: SourceOptions) -> IndexSummary:

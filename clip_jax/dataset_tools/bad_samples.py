@@ -20,6 +20,16 @@ class HasPosition(Protocol):
         ...
 
 
+@runtime_checkable
+class HasDamage(Protocol):
+    """A source that knows of broken files."""
+
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """File -> why some or all of its samples are missing, or may be."""
+        ...
+
+
 @dataclass(frozen=True)
 class BadSample:
     """A sample that cannot be used; `kind` is one of `clip_jax.data.records.KINDS`."""

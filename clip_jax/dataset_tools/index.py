@@ -3,7 +3,7 @@
 python -m clip_jax.data index --data='shards/*.tar' --workers=16
 
 Only headers and captions are read. What is indexed already and has not changed is left as it is.
-Exits 0, or 1 where an archive cannot be read.
+Exits 0, or 1 where an archive is damaged, has no usable sample or cannot be read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.paths import expand_paths
-from clip_jax.data.tar_indexes import IndexSummary, build_indexes
+from clip_jax.data.tar_index import NO_END, read_drops
+from clip_jax.data.tar_indexes import IndexSummary, Shard, build_indexes
 from clip_jax.dataset_tools.source_flags import define_workers
 from clip_jax.errors import UserError
 
@@ -38,14 +39,22 @@ _BESIDE = flags.DEFINE_boolean(
 )
 _REBUILD = flags.DEFINE_boolean("rebuild", False, "Make them all anew.", flag_values=FLAGS)
 
+_SHOWN_SECONDS = 1.0  # what takes longer shows how far it is
+
 
 def main() -> int:
-    """Makes what is missing and says how much there is; 1 where an archive cannot be read."""
+    """Makes what is missing and says how much there is; 1 where an archive is bad."""
     if not _DATA.value:
         raise UserError("--data: is missing; give .tar files, such as --data='shards/*.tar'")
     options = SourceOptions(caption_column=_CAPTION_COLUMN.value)
     paths = expand_paths(_DATA.value)
-    with tqdm(desc="indexing", unit=" archives", file=sys.stderr) as bar:
+    with tqdm(
+        desc="indexing",
+        unit=" archives",
+        file=sys.stderr,
+        delay=_SHOWN_SECONDS,
+        disable=not sys.stderr.isatty(),
+    ) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -60,19 +69,33 @@ def main() -> int:
             progress=progress,
         )
     print(_describe(summary))
-    return 1 if summary.failed else 0
+    is_bad = any(shard.header.damage or not shard.header.count for shard in summary.shards)
+    return 1 if summary.failed or is_bad else 0
 
 
 def _describe(summary: IndexSummary) -> str:
     lines = [f"not indexed: {reason}" for reason in summary.failed.values()]
     for shard in summary.shards:
         if shard.header.damage:
-            lines.append(f"{shard.path} {shard.header.damage}")
+            lines.append(f"damaged: {shard.path} {shard.header.damage}")
+        elif not shard.header.has_end:
+            lines.append(f"{shard.path} {NO_END}")
+        if not shard.header.count:
+            lines.append(f"{shard.path} has no usable sample{_why(shard)}")
     samples = sum(shard.header.count for shard in summary.shards)
     dropped = sum(sum(shard.header.drop_counts.values()) for shard in summary.shards)
     lines.append(
         f"{len(summary.shards):,} archives, {samples:,} samples, {dropped:,} dropped;"
         f" {summary.built:,} indexed now, {len(summary.shards) - summary.built:,} before"
+        + (f"; {summary.beside:,} copied beside their archives" if summary.beside else "")
         + (f"; {len(summary.failed):,} cannot be read" if summary.failed else "")
     )
     return "\n".join(lines)
+
+
+def _why(shard: Shard) -> str:
+    dropped = sum(shard.header.drop_counts.values())
+    if not dropped:
+        return ""
+    key, _, reason, _ = read_drops(shard.index, shard.header, shard.table_start)[0]
+    return f" ({dropped:,} dropped; {key}: {reason})"

@@ -2,7 +2,8 @@
 
 python -m clip_jax.data verify --data='shards/*.tar' --output=verify.json
 
-Exits 0 where all are good, 1 where some are not, 2 after a mistake in the flags. The checksum of
+Exits 0 where all are good, 1 where some are not or a file is damaged, 2 after a mistake in the
+flags. A tar that has no end mark is named, as it may be cut off, but not counted. The checksum of
 the samples is that of keys, images and captions in order, whatever the format; those of files are
 what sha256sum prints.
 """
@@ -11,16 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from absl import flags
 
 from clip_jax.data.decoding import decode
 from clip_jax.data.records import DecodeError, Record, Source
+from clip_jax.data.sources import open_source
 from clip_jax.dataset_tools.bad_samples import (
     BadSample,
+    HasDamage,
     bad_sample,
     count_kinds,
     describe_kinds,
@@ -42,7 +46,7 @@ _CHECKSUMS = flags.DEFINE_boolean(
 )
 
 _CHUNK = 64  # samples
-_SHOWN = 20  # bad samples in the terminal
+_SHOWN = 20  # bad samples, and damaged files, in the terminal
 _PIECE_BYTES = 1 << 20
 
 
@@ -58,9 +62,10 @@ class Verified:
 
 
 def main() -> int:
-    """Verifies, prints a summary, writes the report; 1 where a sample is bad."""
+    """Verifies, prints a summary, writes the report; 1 where a sample or a file is bad."""
     output = output_file(_OUTPUT.value)
-    source = _SOURCE.open()
+    options = replace(_SOURCE.options(), listed_drops=sys.maxsize, skip_unreadable=True)
+    source = open_source(_SOURCE.path, _SOURCE.format.value, options)
     report = verify(source, workers=_WORKERS.value)
     if _CHECKSUMS.value:
         files = local_files(_SOURCE.path, _SOURCE.format.value)
@@ -75,8 +80,10 @@ def main() -> int:
 def verify(source: Source, *, workers: int) -> dict[str, Any]:
     """Reads and decodes every record.
 
-    Returns JSON-able counts, the checksum of all good samples, and the bad ones: those the source
-    left out when it was opened, then those that cannot be read or decoded, in order.
+    Returns JSON-able counts, the checksum of all good samples, the damaged files, and the bad
+    samples: those the source left out when it was opened, then those that cannot be read or
+    decoded, in order; of the former as many as `SourceOptions.listed_drops` says. A damaged file
+    counts as one, of the kind "shard_damaged".
     """
     total = Verified()
     digest = hashlib.sha256()
@@ -103,8 +110,9 @@ def verify(source: Source, *, workers: int) -> dict[str, Any]:
         "bad": counts.total(),
         "bad_by_kind": dict(counts.most_common()),
         "left_out_when_opened": dropped.total,
+        "damaged": dict(source.damaged) if isinstance(source, HasDamage) else {},
         "bad_samples": [
-            *({"key": key, **drop._asdict()} for key, drop in dropped.listed.items()),
+            *({"key": key, **drop._asdict()} for key, drop in dropped.listed),
             *(sample.as_dict() for sample in total.bad),
         ],
     }
@@ -159,12 +167,15 @@ def _checksum(source: Source, path: str, count: Count) -> dict[str, Any]:
 
 
 def _summary(report: dict[str, Any]) -> str:
-    lines = []
-    for sample in report["bad_samples"][:_SHOWN]:
-        where = " ".join(sample[name] for name in ("kind", "position") if name in sample)
-        lines.append(f"bad: {sample['key']}: {sample['reason']}" + (f" ({where})" if where else ""))
-    if report["bad"] > len(lines):
-        lines.append(f"… and {report['bad'] - len(lines):,} more; all are listed with --output")
+    damaged = report["damaged"]
+    # Some reasons begin with the path.
+    lines = _shown("damaged", [f"{x}: {damaged[x].removeprefix(x).lstrip(' :')}" for x in damaged])
+    bad = []
+    for sample in report["bad_samples"]:
+        where = " ".join(sample[name] for name in ("kind", "position") if sample[name])
+        if sample["key"] not in damaged:
+            bad.append(f"{sample['key']}: {sample['reason']} ({where})")
+    lines += _shown("bad", bad)
     lines.append(f"sha256 of the samples: {report['sha256']}")
     for file in report.get("files", ()):
         lines.append(f"{file.get('sha256', file.get('error'))}  {file['path']}")
@@ -175,3 +186,10 @@ def _summary(report: dict[str, Any]) -> str:
         f" {report['captions']:,} captions, {report['image_bytes']:,} bytes of images"
     )
     return "\n".join(lines)
+
+
+def _shown(title: str, entries: list[str]) -> list[str]:
+    lines = [f"{title}: {entry}" for entry in entries[:_SHOWN]]
+    if len(entries) > _SHOWN:
+        lines.append(f"{title}: … and {len(entries) - _SHOWN:,} more; all are listed with --output")
+    return lines
