@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "convert",
     "tokenizer": "tokenizer",
     "index": "index",
+    "hashes": "hashes",
 }
 _HELP = {"-h", "--help", "-help", "--helpfull", "--helpshort"}
 
