@@ -202,7 +202,7 @@ def _retried(function: Callable[[], T], url: str, remote: RemoteOptions) -> T:
     pause = remote.backoff_seconds
     for attempt in range(1, remote.attempts + 1):
         try:
-            return _in_time(function, remote.timeout_seconds)
+            return in_time(function, remote.timeout_seconds)
         except FileNotFoundError as error:
             raise Unavailable(f"{url}: no such file") from error
         except Exception as error:  # each client library has its own
@@ -216,7 +216,7 @@ def _retried(function: Callable[[], T], url: str, remote: RemoteOptions) -> T:
     raise Unavailable(f"{url}: cannot be read after {remote.attempts} attempts ({reason})")
 
 
-def _in_time(function: Callable[[], T], seconds: float) -> T:
+def in_time(function: Callable[[], T], seconds: float) -> T:
     """Its value; TimeoutError where it takes longer. What hangs is left to itself, in a thread."""
     results: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 

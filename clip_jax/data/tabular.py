@@ -177,6 +177,10 @@ def read_image(folder: str, value: str, remote: RemoteOptions) -> bytes:
     place = image_place(folder, value)
     if not is_remote(place):
         return read_file(place.removeprefix("file://"))
+    if place.startswith(("http://", "https://")):
+        from clip_jax.data.linked_images import read_linked_image
+
+        return read_linked_image(place, remote)
     from clip_jax.data.stores import read_bytes
 
     try:
