@@ -181,6 +181,15 @@ def test_strips_do_not_show(mode, monkeypatch):
         np.testing.assert_array_equal(np.asarray(decode(data)), whole)
 
 
+def test_odd_exif_data_are_not_spoken_of(tmp_path):
+    """In a process of its own: pytest has its own filters."""
+    data = encode(smooth(64, 48), "JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x05\x00")
+    (tmp_path / "image").write_bytes(data)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "image")]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    assert done.stderr == ""
+
+
 MEASURE = """
 import sys
 import numpy as np

@@ -10,6 +10,7 @@ import io
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -31,6 +32,9 @@ _MAX_SCANS = 100  # a progressive JPEG has about ten
 _SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")  # those with a length, and begin and end
 _BEGIN, _END = b"\xd8", b"\xd9"
+
+# An odd EXIF block makes no bad image; without this each worker says so of each.
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 # A list of its own: among Pillow's other formats is one that starts Ghostscript (EPS).
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")

@@ -15,6 +15,7 @@ from clip_jax.data.paths import is_remote
 from clip_jax.data.records import (
     CaptionError,
     DecodeError,
+    check_unicode,
     decode_caption,
     read_file,
 )
@@ -114,14 +115,7 @@ def _one_text(value: Any) -> list[str]:
         return []
     if isinstance(value, bytes):
         return [decode_caption(value)]
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # half a surrogate pair, by an escape in JSON
-            raise CaptionError(
-                f"caption is not Unicode text (character {error.start})", "caption_not_utf8"
-            ) from None
-    return [value]
+    return [check_unicode(value)]
 
 
 Captions = tuple[tuple[str, ...], tuple[float, ...] | None]

@@ -199,13 +199,13 @@ def _announce(run: Run, begun: str) -> None:
     dropped = run.source.dropped
     for key, reason in list(dropped.items())[:10]:
         run.progress.say(f"left out: {key}: {reason}")
-    if len(dropped) > 10:
-        run.progress.say(f"left out: {len(dropped) - 10} more")
+    if dropped.total > 10:
+        run.progress.say(f"left out: {dropped.total - 10:,} more")
     shards = batch_shards(run.mesh)
     _, note = effective_implementation(run.config.loss_implementation, shards)
     if note is not None:
         run.progress.say(note)
-    left_out = f", {len(dropped):,} left out" if dropped else ""
+    left_out = f", {dropped.total:,} left out" if dropped.total else ""
     run.progress.say(
         f"{begun}: {run.architecture.name}, {len(run.source):,} pairs{left_out}, {run.steps:,} "
         f"steps of {run.config.batch_size}, {run.mesh.size} {jax.devices()[0].device_kind} "
