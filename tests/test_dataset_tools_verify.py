@@ -126,7 +126,7 @@ def test_hostile_samples(shared_data: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "command is missing; known are inspect, verify, convert, tokenizer, index"),
+        ((), "command is missing; known are inspect, verify, convert, tokenizer, index, hashes"),
         (("destroy",), "command 'destroy' is unknown; known are inspect, verify"),
         (("verify",), "--data: is missing"),
         (("verify", "--data=nowhere"), "data path nowhere does not exist"),
@@ -143,7 +143,9 @@ def test_mistakes(
     assert message in mistake(capsys, *arguments)
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify", "convert", "tokenizer", "index"])
+@pytest.mark.parametrize(
+    "command", ["inspect", "verify", "convert", "tokenizer", "index", "hashes"]
+)
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     ended = run(capsys, command, "--help")
     assert ended.code == 0

@@ -96,6 +96,37 @@ def test_photos_of_usual_sizes(photos, width, height, options, monkeypatch):
         assert worst <= 2 * LIMIT, (scale, interpolation)
 
 
+def of_a_camera(photo: bytes, width: int, height: int, format: str) -> bytes:
+    """With the grain of a sensor: detail at every frequency, which hides no difference."""
+    picture = Image.open(io.BytesIO(photo)).convert("RGB")
+    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    grain = np.random.default_rng(len(photo)).normal(0, 12, (height, width, 1)).astype(np.int16)
+    noisy = Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
+    return encode(noisy, format, **({"quality": 95} if format == "JPEG" else {}))
+
+
+CROPS = [
+    {"crop_scale": (0.9, 1.0)},
+    {"crop_scale": (0.08, 1.0)},
+    {"crop_scale": (0.2, 1.0), "crop_ratio": (0.5, 2.0)},
+    {"crop_scale": (1, 1)},
+    {"resize": "squash"},
+]
+
+
+@pytest.mark.parametrize("interpolation", RESAMPLE)
+@pytest.mark.parametrize(
+    ("width", "height", "format"),
+    [(640, 480, "JPEG"), (640, 480, "PNG"), (1000, 500, "JPEG"), (448, 450, "PNG")],
+)
+def test_photos_with_grain(photos, width, height, format, interpolation, monkeypatch):
+    few = [of_a_camera(photo, width, height, format) for photo in photos[::12]]
+    for options in CROPS:
+        mean, worst = differences(few, 224, interpolation, monkeypatch, **options)
+        assert mean <= LIMIT, options
+        assert worst <= 1.2 * LIMIT, options
+
+
 @pytest.mark.parametrize("size", [640, 641, 1280, pytest.param(4001, marks=pytest.mark.slow)])
 def test_whole_images(photos, size, monkeypatch):
     few = [saved_again(photo, size, size * 2 // 3) for photo in photos[:: 8 if size < 2000 else 16]]

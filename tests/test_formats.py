@@ -5,10 +5,15 @@ import multiprocessing
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from small_sets import SAMPLES, WRITERS
 
+from clip_jax.data.augmentation import Augmentation
+from clip_jax.data.make_batch import MakeBatch
+from clip_jax.data.order import ShuffledOrder
 from clip_jax.data.sources import detect_format, open_source
+from clip_jax.data.telemetry import telemetry
 from clip_jax.errors import UserError
 
 
@@ -40,8 +45,6 @@ def test_the_same_records_from_every_format(format_and_path):
 
 
 def test_numpy_numbers_are_indices(format_and_path):
-    import numpy as np
-
     source = open_source(format_and_path[1])
     assert source[np.int64(3)] == source[3]
     assert source.captions(np.int64(9)) == source.captions(9)
@@ -61,6 +64,23 @@ def test_threads_pickles_and_processes_read_the_same(format_and_path):
     copy = pickle.loads(pickle.dumps(source))
     assert _images(copy) == expected
     assert copy.fingerprint == source.fingerprint
+
+
+def test_the_bytes_of_images_are_counted_once(format_and_path):
+    make_batch = MakeBatch(
+        source=open_source(format_and_path[1]),
+        order=ShuffledOrder((len(SAMPLES),), seed=0),
+        tokenize=lambda captions: np.zeros((len(captions), 2), np.int32),
+        image_size=8,
+        interpolation="bicubic",
+        augmentation=Augmentation(),
+        batch_size=len(SAMPLES),
+        rows=range(len(SAMPLES)),
+        seed=0,
+    )
+    telemetry.take()  # what opening and other tests have read
+    counts = json.loads(make_batch(0)["report"])["counts"]
+    assert counts["bytes_read"] == sum(len(sample.image) for sample in SAMPLES)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")

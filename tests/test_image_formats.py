@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from pictures import encode, photo
 from PIL import Image
 
+from clip_jax.data import decoding
 from clip_jax.data.augmentation import Augmentation, training_image
 from clip_jax.data.decoding import decode
 from clip_jax.data.records import DecodeError
@@ -152,3 +155,85 @@ def test_a_jpeg_that_only_draws_a_warning_is_kept_and_one_cut_off_is_not():
             with pytest.raises(DecodeError) as caught:
                 training_image(data[:end], 24, "bicubic", options, np.random.default_rng(0))
             assert caught.value.kind == "image_undecodable"
+
+
+def picture_of_mode(mode: str, width: int, height: int) -> tuple[Image.Image, dict]:
+    """(a picture, options to save it with), for the modes that are converted by strips."""
+    grey = np.asarray(smooth(width, height).convert("L"))
+    if mode == "I;16":
+        return Image.fromarray(grey.astype(np.uint16) * 257), {}
+    if mode == "F":
+        return Image.fromarray(grey.astype(np.float32) / 255), {}
+    if mode == "P":
+        return smooth(width, height).quantize(16), {"transparency": 3}
+    picture = smooth(width, height).convert(mode)
+    picture.putalpha(Image.fromarray(np.ascontiguousarray(grey[::-1])))
+    return picture, {}
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F", "P", "LA", "RGBA"])
+def test_strips_do_not_show(mode, monkeypatch):
+    picture, options = picture_of_mode(mode, 60, 47)
+    data = encode(picture, "TIFF" if mode == "F" else "PNG", **options)
+    whole = np.asarray(decode(data))
+    for pixels in (1, 60 * 5 + 7, 60 * 46):
+        monkeypatch.setattr(decoding, "_STRIP_PIXELS", pixels)
+        np.testing.assert_array_equal(np.asarray(decode(data)), whole)
+
+
+def test_odd_exif_data_are_not_spoken_of(tmp_path):
+    """In a process of its own: pytest has its own filters."""
+    data = encode(smooth(64, 48), "JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x05\x00")
+    (tmp_path / "image").write_bytes(data)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "image")]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    assert done.stderr == ""
+
+
+MEASURE = """
+import sys
+import numpy as np
+from clip_jax.data.augmentation import Augmentation, training_image
+data = open(sys.argv[1], "rb").read()
+training_image(data, 224, "bicubic", Augmentation(), np.random.default_rng(0))
+[line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(int(line.split()[1]) / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "format"), [("P", "PNG"), ("I;16", "PNG"), ("RGBA", "WEBP")])
+def test_the_largest_image_takes_less_than_a_gibibyte(mode, format, tmp_path):
+    side = int(decoding.MAX_IMAGE_PIXELS**0.5)
+    if mode == "I;16":
+        data = encode(Image.fromarray(np.zeros((side, side), np.uint16)), format)
+    elif mode == "P":
+        data = encode(Image.new("P", (side, side), 3), format, transparency=0)
+    else:
+        picture = Image.new("RGBA", (side, side), (1, 2, 3, 9))
+        data = encode(picture, format, lossless=True, quality=0, method=0)
+    (tmp_path / "image").write_bytes(data)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "image")]
+    mebibytes = float(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert mebibytes < 1024
+
+
+def with_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again, without anything in it."""
+    data = encode(smooth(64, 48), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    size = 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    return data[:-2] + (data[start : start + size] + bytes(4)) * count + data[-2:]
+
+
+def test_jpegs_of_scans_without_end_are_refused():
+    for is_fast in (True, False):
+        options = Augmentation(resize="squash", fast_decode=is_fast)
+        with pytest.raises(DecodeError, match="JPEG of 1010 scans, more than 100") as caught:
+            training_image(with_scans(1000), 24, "bicubic", options, np.random.default_rng(0))
+        assert caught.value.kind == "image_undecodable"
+    # A film after the picture, and a header, may have any bytes.
+    film = b"\xff\xda" * 1000
+    picture = smooth(64, 48)
+    data = encode(picture, "JPEG", quality=95, comment=film)
+    near(data + film, np.asarray(picture), 2)

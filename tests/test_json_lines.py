@@ -152,7 +152,7 @@ def test_bad_files_are_one_line(folder):
         with pytest.raises(UserError, match=message) as caught:
             opened(folder, rows, name)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"existing \.jsonl or \.json file"):
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: no jsonl file there; give a"):
         open_source(folder / "nowhere.jsonl", format="jsonl")
 
 

@@ -12,12 +12,14 @@ from PIL import Image
 from shards import photo, png, words, write_shard
 
 from clip_jax.data.augmentation import Augmentation
+from clip_jax.data.decoding import decode
 from clip_jax.data.make_batch import choose_caption
 from clip_jax.data.perceptual_hash import HashList, perceptual_hash
 from clip_jax.data.pipeline import training_batches
 from clip_jax.data.records import DecodeError, Record
 from clip_jax.data.refine import CaptionOptions, FilterOptions, RefinedSource, clean_alt_text
 from clip_jax.data.sources import open_source
+from clip_jax.dataset_tools.survey import survey
 from clip_jax.errors import UserError
 
 
@@ -133,6 +135,60 @@ def test_looks_alike(tmp_path: Path) -> None:
         HashList.read(tmp_path / "list")
     with pytest.raises(UserError, match="exclude_distance=99"):
         HashList([], distance=99)
+
+
+def turned(seed: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return photo(seed, (500, 375), exif=exif)
+
+
+def test_the_page_and_the_run_have_the_same_hashes(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+    images = [photo(n, (500, 375), quality=80) for n in range(6)] + [turned(n) for n in range(6)]
+    content = [(str(n), {"jpg": image, "txt": b"a"}) for n, image in enumerate(images)]
+    write_shard(tmp_path / "a.tar", content)
+    source = open_source(tmp_path / "a.tar")
+    shown = [fact.hash for fact in survey(source, range(len(source)), workers=0).facts]
+    assert kinds(RefinedSource(source, exclude=HashList(shown))) == ["duplicate"] * 12
+
+
+def test_an_image_is_turned_upright_once() -> None:
+    once = decode(turned(1))
+    assert once.size == (375, 500)
+    assert decode(once).size == once.size
+    apart = perceptual_hash(turned(1)) ^ perceptual_hash(once)
+    assert apart.bit_count() <= 4
+
+
+def test_lists_for_single_records(source, tmp_path: Path) -> None:
+    same = perceptual_hash(source[0].image)  # plain colours: all alike
+    lines = [f'{same:016x} only "{key}"' for key in "134"] + [f"{same ^ 7:016x} only 2"]
+    (tmp_path / "list").write_text("\n".join(lines))
+    listed = HashList.read(tmp_path / "list")
+    assert len(listed) == 4
+    left_out = [
+        n
+        for n, kind in enumerate(kinds(RefinedSource(source, exclude=listed)))
+        if kind == "duplicate"
+    ]
+    assert left_out == [1, 3, 4]
+    near = HashList.read(tmp_path / "list", distance=3)
+    assert kinds(RefinedSource(source, exclude=near)).count("duplicate") == 4
+
+
+def test_the_fingerprint_knows_the_list(source) -> None:
+    lists = [
+        HashList([1, 2]),
+        HashList([1, 3]),
+        HashList([1, 2], distance=1),
+        HashList([1], only=[("a", 2)]),
+        HashList([1], only=[("b", 2)]),
+    ]
+    fingerprints = {RefinedSource(source, exclude=listed).fingerprint for listed in lists}
+    assert len(fingerprints) == 5
+    again = RefinedSource(source, exclude=HashList([2, 1]))
+    assert again.fingerprint in fingerprints
 
 
 def test_the_list_leaves_out(source) -> None:

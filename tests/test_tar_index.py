@@ -216,6 +216,24 @@ def test_several_captions(tmp_path: Path) -> None:
     assert open_source(tmp_path / "a.tar").captions(0) == ("one", "two")
 
 
+def test_half_surrogates_are_no_caption_as_in_rows(tmp_path: Path) -> None:
+    half, whole = r'"bad \ud83d"', r'"good \ud83d\ude00"'
+    fields = [f'{{"caption": {half}}}', f'{{"captions": ["a", {half}]}}', f'{{"caption": {whole}}}']
+    content = [(f"{n}", {"png": png(n), "json": text.encode()}) for n, text in enumerate(fields)]
+    write_shard(tmp_path / "a.tar", content)
+    source = open_source(tmp_path / "a.tar")
+    assert source.captions(0) == ("good \U0001f600",)
+    assert source.dropped.counts == {"caption_not_utf8": 2}
+    for n, image in enumerate(content):
+        (tmp_path / f"{n}.png").write_bytes(image[1]["png"])
+    rows = [text.replace("{", f'{{"image": "{n}.png", ', 1) for n, text in enumerate(fields)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    table = open_source(tmp_path / "a.jsonl", caption_column="caption,captions")
+    assert table.dropped.counts == source.dropped.counts
+    source = open_source(tmp_path / "a.tar", caption_column="caption")
+    assert source.dropped.counts == {"caption_not_utf8": 1, "caption_missing": 1}
+
+
 def test_an_archive_that_vanished(tmp_path: Path) -> None:
     source = open_source(write_shards(tmp_path / "set", (3, 4)))
     (tmp_path / "set" / "00001.tar").unlink()

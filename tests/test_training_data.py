@@ -14,10 +14,12 @@ from tiny import tiny_config
 
 from clip_jax.data.mixture import MixtureSource
 from clip_jax.data.perceptual_hash import perceptual_hash
-from clip_jax.data.records import DecodeError
+from clip_jax.data.records import DecodeError, Drops
 from clip_jax.data.refine import RefinedSource
 from clip_jax.data.streaming import StreamingSource
+from clip_jax.data.synthetic import SyntheticSource
 from clip_jax.errors import UserError
+from clip_jax.training import run as run_module
 from clip_jax.training.config import build_config
 from clip_jax.training.data import DataWatch, captions_of, open_data
 from clip_jax.training.loop import train
@@ -58,6 +60,49 @@ def test_a_mixture(tmp_path: Path) -> None:
 def test_mistakes_in_a_mixture(mixture: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         opened(path="", mixture=mixture)
+
+
+def test_weights_are_checked_before_anything_is_opened(tmp_path: Path) -> None:
+    for weight in (-1.0, float("nan")):
+        mixture = ({"path": str(tmp_path / "nowhere.tar"), "weight": weight},)
+        with pytest.raises(UserError, match=r"mixture\[0\]\.weight=.*at least 0"):
+            opened(path="", mixture=mixture)
+    with pytest.raises(UserError, match="sum to 0"):
+        opened(path="", mixture=({"path": str(tmp_path / "nowhere.tar"), "weight": 0},))
+
+
+def test_streams_are_of_tars(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,caption\n")
+    with pytest.raises(UserError, match=r"streaming=True: streams are of tars, and .* as csv"):
+        opened(path=str(tmp_path / "a.csv"), streaming=True)
+    path = write_shards(tmp_path / "one", (3,))
+    with pytest.raises(UserError, match=r"streams are of tars, and .* as parquet"):
+        opened(path=path, streaming=True, format="parquet")
+    for streaming in (True, False):
+        with pytest.raises(UserError, match=r"image_column='x': .*webdataset.*jpg, jpeg.*leave it"):
+            opened(path=path, streaming=streaming, image_column="x")
+
+
+def test_a_run_says_how_many_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, not those that are listed."""
+    dropped = Drops()
+    for number in range(Drops.LISTED + 500):
+        dropped.add("caption_empty", str(number), "caption is empty")
+    said: list[str] = []
+    run: Any = SimpleNamespace(
+        source=SyntheticSource("4"),
+        progress=SimpleNamespace(say=said.append),
+        config=SimpleNamespace(loss_implementation="auto", batch_size=2),
+        architecture=SimpleNamespace(name="tiny"),
+        steps=1,
+        mesh=SimpleNamespace(size=1),
+    )
+    run.source.dropped = dropped
+    monkeypatch.setattr(run_module, "batch_shards", lambda _: 1)
+    monkeypatch.setattr(run_module, "effective_implementation", lambda *_: ("", None))
+    run_module._announce(run, "begins")
+    assert said[10] == "left out: 1,490 more"
+    assert "4 pairs, 1,500 left out" in said[-1]
 
 
 def test_settings_that_exclude_each_other() -> None:

@@ -5,6 +5,7 @@ python -m clip_jax.data verify --data=photos.csv
 python -m clip_jax.data convert --data=photos --output=shards --to=webdataset --resize=256
 python -m clip_jax.data tokenizer --data='shards/*.tar' --vocab_size=16000 --output=tokenizer
 python -m clip_jax.data index --data='shards/*.tar'
+python -m clip_jax.data hashes --data='test/*.tar' --output=test_set.txt
 """
 
 from __future__ import annotations

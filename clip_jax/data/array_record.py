@@ -22,7 +22,6 @@ from clip_jax.data.tabular import (
     find_columns,
     local_copy,
 )
-from clip_jax.data.telemetry import telemetry
 from clip_jax.data.tf_example import Feature, make_example, parse_example
 from clip_jax.errors import UserError
 
@@ -86,7 +85,6 @@ class Examples:
     def read(self, index: int) -> dict[str, Feature]:
         """The features of a record. Raises DecodeError."""
         data = self._bytes(index)
-        telemetry.add(bytes_read=len(data))
         try:
             return parse_example(data)
         except ValueError as error:

@@ -9,6 +9,9 @@ result for the others.
 import io
 import math
 import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -19,7 +22,19 @@ from clip_jax.data.records import DecodeError, read_file
 
 ImageLike = Image.Image | np.ndarray | bytes | os.PathLike[str] | str
 
-MAX_IMAGE_PIXELS = 178_956_970  # more declared pixels than this are taken for a decompression bomb
+# More declared pixels than this are taken for a decompression bomb: up to it every format and mode
+# stays below 1 GiB (WebP takes 17 bytes a pixel) and 5 s. Cameras of 50 million pixels are below.
+MAX_IMAGE_PIXELS = 52_000_000
+_STRIP_PIXELS = 4_000_000  # converted at once where a conversion makes copies
+
+# A decoder goes through the whole picture for each scan, and a scan may be a dozen bytes.
+_MAX_SCANS = 100  # a progressive JPEG has about ten
+_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")  # those with a length, and begin and end
+_BEGIN, _END = b"\xd8", b"\xd9"
+
+# An odd EXIF block makes no bad image; without this each worker says so of each.
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 # A list of its own: among Pillow's other formats is one that starts Ghostscript (EPS).
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
@@ -47,8 +62,8 @@ def decode(image: ImageLike) -> Image.Image:
 
     Raises:
       DecodeError: unreadable, truncated, corrupt, without pixels, not an image of a known format,
-        or declaring more than `MAX_IMAGE_PIXELS` (found in the header, before anything is
-        allocated).
+        declaring more than `MAX_IMAGE_PIXELS` (found in the header, before anything is
+        allocated), or a JPEG of more than a hundred scans.
     """
     if isinstance(image, np.ndarray):
         return _to_rgb(_from_array(image))
@@ -95,7 +110,35 @@ def open_header(image: bytes | os.PathLike[str] | str) -> Image.Image:
             f"decompression bomb: declares {width}x{height} pixels, more than {MAX_IMAGE_PIXELS:,}",
             "image_bomb",
         )
+    if opened.format in JPEG_FORMATS:
+        _check_scans(opened, data)
     return opened
+
+
+def _check_scans(opened: Image.Image, data: bytes) -> None:
+    """Raises DecodeError where a JPEG has absurdly many scans."""
+    scans = _scans(data)
+    first = next(scans, None)
+    if first is None:
+        return
+    # Most files need no more: a baseline scan of all channels is the only one.
+    channels = int.from_bytes(data[first + 2 : first + 3])
+    if channels == len(opened.getbands()) and not opened.info.get("progressive"):
+        return
+    # A quick look: what is in headers and after the picture, such as a film, counts too here.
+    if data.count(_SCAN) > _MAX_SCANS and (count := 1 + sum(1 for _ in scans)) > _MAX_SCANS:
+        raise DecodeError(f"JPEG of {count} scans, more than {_MAX_SCANS}")
+
+
+def _scans(data: bytes) -> Iterator[int]:
+    """Where the headers of a JPEG's scans begin, after the marker; thumbnails do not count."""
+    at = 0
+    while (marker := _MARKER.search(data, at)) and marker[1] != _END:
+        at = marker.end()
+        if marker[0] == _SCAN:
+            yield at
+        if marker[1] != _BEGIN:
+            at += int.from_bytes(data[at : at + 2], "big")
 
 
 def _reason(error: Exception, data: bytes | None = None) -> str:
@@ -124,7 +167,10 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         # After load: some formats (TIFF) turn the picture there and take the tag away.
         transpose = _UPRIGHT.get(orientation(image))
         image = _to_rgb(image)
-        return image.transpose(transpose) if transpose is not None else image
+        if transpose is not None:
+            image = image.transpose(transpose)
+            image.info = {}  # with the tag still there, the next to read it would turn it again
+        return image
     except DecodeError:
         raise
     except Exception as error:  # as in open_header
@@ -182,24 +228,58 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_grey_to_8_bits(image)).convert("RGB")
+        is_unit = image.mode == "F" and _is_unit(image)
+        return _by_strips(image, lambda strip: Image.fromarray(_grey_to_8_bits(strip, is_unit)))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return _by_strips(image, _on_white)
     return image.convert("RGB")
 
 
-def _grey_to_8_bits(image: Image.Image) -> np.ndarray:
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """(first row, these rows) of `_STRIP_PIXELS` or less, from the top; small images whole."""
+    rows = max(1, _STRIP_PIXELS // max(1, image.width))
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """RGB, each strip converted alone: copies of a whole large image would take gigabytes."""
+    result = None
+    for top, strip in _strips(image):
+        converted = convert(strip).convert("RGB")
+        if strip is image:
+            return converted
+        if result is None:
+            result = Image.new("RGB", image.size)
+        result.paste(converted, (0, top))
+    assert result is not None
+    return result
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba)
+
+
+def _is_unit(image: Image.Image) -> bool:
+    """Whether no pixel of an image of floats is above 1."""
+    return all(np.nan_to_num(np.asarray(strip)).max() <= 1.0 for _, strip in _strips(image))
+
+
+def _grey_to_8_bits(image: Image.Image, is_unit: bool) -> np.ndarray:
     """uint8 (H, W) of a grey image of 16 or 32 bits or of floats.
 
-    Integers are taken as 16 bits, as PNG and PGM store them; floats as [0, 1] where all are within
-    it, as [0, 255] otherwise. Pillow's own conversion clips at 255: nearly all white.
+    Integers are taken as 16 bits, as PNG and PGM store them; floats as [0, 1] where `is_unit`, as
+    [0, 255] otherwise. Pillow's own conversion clips at 255: nearly all white.
     """
     pixels = np.asarray(image)
     if image.mode == "F":
         pixels = np.nan_to_num(pixels)
-        scaled = pixels * 255.0 if pixels.size and pixels.max() <= 1.0 else pixels
-    else:
-        scaled = pixels.astype(np.float32) / 257.0
-    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+        scaled = pixels * 255.0 if is_unit else pixels
+        return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+    # 257 is odd: halves, which could be rounded either way, do not occur.
+    return ((np.clip(pixels, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.data.options import SourceOptions
+from clip_jax.data.record_store import RecordStore
 from clip_jax.data.records import (
     IMAGE_EXTENSIONS,
     CaptionError,
@@ -68,20 +69,20 @@ class FolderSource:
             raise UserError(
                 f"caption_template {caption_template!r} has no '{{}}' where the class name goes"
             )
-        self._keys: list[str] = []
-        self._captions: list[tuple[str, ...]] = []
-        self._classes: list[str | None] = []
+        self._store = RecordStore()  # the rest: the class
         self.dropped = Drops(options.listed_drops)
         for relative in list_images(self._root):
             self._add(relative, caption_template)
-        if not self._keys:
+        if not len(self._store):
             why = next(iter(self.dropped.items()), None)
             raise UserError(
                 f"folder {path} has no image with a caption"
                 + (f" ({self.dropped.total} without; {why[0]}: {why[1]})" if why else "")
                 + "; give images with .txt captions beside them, or in subfolders named by class"
             )
-        self.fingerprint = fingerprint_of(zip(self._keys, self._captions, strict=True))
+        self.fingerprint = fingerprint_of(
+            (self.key(index), self.captions(index)) for index in range(len(self))
+        )
 
     def _add(self, relative: Path, caption_template: str) -> None:
         key = relative.as_posix()
@@ -107,23 +108,21 @@ class FolderSource:
             reason = "no .txt caption beside it and not in a subfolder named by class"
             self.dropped.add("caption_missing", key, reason)
             return
-        self._keys.append(key)
-        self._captions.append(captions)
-        self._classes.append(class_name)
+        self._store.add(key, captions, class_name or "")
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._store)
 
     def __getitem__(self, index: int) -> Record:
-        image = read_file(self._root / self._keys[index])
-        return Record(self._keys[index], image, self._captions[index])
+        key = self.key(index)
+        return Record(key, read_file(self._root / key), self.captions(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return self._captions[index]
+        return self._store.captions(index)
 
     def metadata(self, index: int) -> dict[str, Any]:
-        class_name = self._classes[index]
-        return {} if class_name is None else {"class": class_name}
+        class_name = self._store.rest[index]
+        return {"class": class_name} if class_name else {}
 
     def key(self, index: int) -> str:
-        return self._keys[index]
+        return self._store.keys[index]

@@ -25,7 +25,6 @@ from clip_jax.data.tabular import (
     find_columns,
     read_image,
 )
-from clip_jax.data.telemetry import telemetry
 from clip_jax.errors import UserError
 
 _ROWS_AT_ONCE = 1000  # when captions are looked through
@@ -174,7 +173,6 @@ class HuggingFaceSource:
             return read_image(self._path, file, self._options.remote)
         if not value:
             raise DecodeError(f"{place}: no image", "image_missing")
-        telemetry.add(bytes_read=len(value))
         return value
 
     def __len__(self) -> int:

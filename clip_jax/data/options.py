@@ -48,7 +48,7 @@ class RemoteOptions:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How one source is read; what does not concern its format is ignored.
+    """How one source is read; what does not concern its format is ignored, but for `image_column`.
 
     Raises UserError where names and weights of captions do not fit.
     """

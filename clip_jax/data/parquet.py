@@ -24,7 +24,6 @@ from clip_jax.data.tabular import (
     find_columns,
     read_image,
 )
-from clip_jax.data.telemetry import telemetry
 from clip_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -258,7 +257,6 @@ class ParquetSource:
                 return read_image(folder, path, self._options.remote)
         if not value:
             raise DecodeError(f"{self._place(group, row)}: no image", "image_missing")
-        telemetry.add(bytes_read=len(value))
         return value
 
     def __len__(self) -> int:

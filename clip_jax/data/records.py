@@ -244,6 +244,18 @@ def decode_caption(data: bytes) -> str:
     return text
 
 
+def check_unicode(text: str) -> str:
+    """The text. Raises CaptionError where it has half a surrogate pair, by an escape in JSON."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise CaptionError(
+                f"caption is not Unicode text (character {error.start})", "caption_not_utf8"
+            ) from None
+    return text
+
+
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a file; `DecodeError` where it cannot be read, as for any other bad image."""
     try:

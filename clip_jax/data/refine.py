@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clip_jax.data.decoding import open_header
-from clip_jax.data.perceptual_hash import HashList, perceptual_hash
+from clip_jax.data.perceptual_hash import HashList
 from clip_jax.data.records import DecodeError, Drops, Record, Source, fingerprint_of
 from clip_jax.errors import UserError
 
@@ -91,8 +91,8 @@ class RefinedSource:
 
     @property
     def fingerprint(self) -> str:
-        listed = 0 if self._exclude is None else len(self._exclude)
-        rules = (repr(self._options), repr(self._filters), str(listed))
+        listed = "" if self._exclude is None else self._exclude.fingerprint
+        rules = (repr(self._options), repr(self._filters), listed)
         return fingerprint_of([(self.source.fingerprint, rules)])
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class RefinedSource:
     def __getitem__(self, index: int) -> Record:
         record = self.source[index]
         captions, weights = self._refined(record.captions, record.weights)
-        self._check_image(record.image)
+        self._check_image(record.key, record.image)
         return Record(record.key, record.image, captions, weights)
 
     def _refined(
@@ -125,7 +125,7 @@ class RefinedSource:
         chosen = tuple(captions[n] for n in kept)
         return chosen, None if weights is None else tuple(weights[n] for n in kept)
 
-    def _check_image(self, image: bytes | np.ndarray) -> None:
+    def _check_image(self, key: str, image: bytes | np.ndarray) -> None:
         filters = self._filters
         if filters.min_side or filters.max_aspect is not None:
             size = open_header(image).size if isinstance(image, bytes) else image.shape[:2]
@@ -140,7 +140,7 @@ class RefinedSource:
                     f"image of {size[0]}x{size[1]} pixels, longer than {filters.max_aspect:g} to 1",
                     "image_filtered",
                 )
-        if self._exclude is not None and perceptual_hash(image) in self._exclude:
+        if self._exclude is not None and self._exclude.has(key, image):
             raise DecodeError("image is on the list of config.data.exclude", "duplicate")
 
     def captions(self, index: int) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from clip_jax.data.options import Format, SourceOptions
-from clip_jax.data.records import Source
+from clip_jax.data.records import IMAGE_EXTENSIONS, Source
 from clip_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,14 @@ _READERS = {
     "glyphs": "glyphs.open_glyphs",
 }
 FORMATS = get_args(Format)
+
+# Format -> what its images are, where no column can be named.
+_WITHOUT_COLUMNS = {
+    "folder": "every image file is one",
+    "webdataset": f"the image is the member that ends in {', '.join(IMAGE_EXTENSIONS)}",
+    "synthetic": "its images are drawn",
+    "glyphs": "its images are drawn",
+}
 
 # How the last name of a path ends -> its format.
 _ENDINGS = {
@@ -62,12 +70,13 @@ def open_source(
     """Opens image-text data.
 
     Args:
-      path: a folder of images (`.txt` captions or class-named subfolders); a `.csv`, `.tsv` or
-        `.jsonl` file; `.parquet`, `.array_record` or `.tar` files: one, a folder of them, a glob, a
-        brace pattern `{00000..00006}.tar`, a comma list, here or in a store (`gs://`, `s3://`,
-        `hf://`, `https://`); a folder that `datasets.save_to_disk` or TFDS wrote; with
-        `format="tfds"` also the name of a TFDS dataset; with `format="glyphs"` the split of the
-        embedded dataset, such as "train" or "test"; with `format="synthetic"` a number of records.
+      path: a folder of images (`.txt` captions or class-named subfolders); `.csv`, `.tsv`,
+        `.jsonl`, `.parquet`, `.array_record` or `.tar` files: one, a glob, a brace pattern
+        `{00000..00006}.tar`, a comma list, here or in a store (`gs://`, `s3://`, `hf://`,
+        `https://`), or a folder of them (of tables with the format named); a folder that
+        `datasets.save_to_disk` or TFDS wrote; with `format="tfds"` also the name of a TFDS dataset;
+        with `format="glyphs"` the split of the embedded dataset, such as "train" or "test"; with
+        `format="synthetic"` a number of records.
       format: one of `FORMATS`; "auto" looks at what is on disk.
       options: how it is read; or
       **changes: fields of `SourceOptions`, such as `caption_column="alt"`.
@@ -84,6 +93,7 @@ def open_source(
     if format not in ("glyphs", "synthetic", "tfds"):
         path = os.path.expanduser(path)
     kind = detect_format(path) if format == "auto" else format
+    check_image_column(kind, options)
     module, _, name = _READERS[kind].rpartition(".")
     reader = getattr(importlib.import_module(f"clip_jax.data.{module}"), name)
     try:
@@ -94,6 +104,15 @@ def open_source(
         raise UserError(f"data path {path} cannot be read: {reason}{where}") from error
     _report_dropped(path, source)
     return source
+
+
+def check_image_column(kind: str, options: SourceOptions) -> None:
+    """Raises UserError where a format without columns of images is to read one."""
+    if options.image_column is not None and kind in _WITHOUT_COLUMNS:
+        raise UserError(
+            f"image_column={options.image_column!r}: data of format {kind} has no such columns"
+            f" ({_WITHOUT_COLUMNS[kind]}); leave it out"
+        )
 
 
 def detect_format(path: str) -> str:

@@ -225,7 +225,7 @@ def _retried(function: Callable[[], T], url: str, remote: RemoteOptions) -> T:
     pause = remote.backoff_seconds
     for attempt in range(1, remote.attempts + 1):
         try:
-            return _in_time(function, remote.timeout_seconds)
+            return in_time(function, remote.timeout_seconds)
         except Exception as error:  # each client library has its own
             if isinstance(error, FileNotFoundError) and _is_missing(error, url):
                 raise Unavailable(f"{url}: no such file") from error
@@ -257,7 +257,7 @@ def _is_malformed(error: Exception) -> bool:
     return is_plain or any(kind.__name__ in _MALFORMED for kind in type(error).__mro__)
 
 
-def _in_time(function: Callable[[], T], seconds: float) -> T:
+def in_time(function: Callable[[], T], seconds: float) -> T:
     """Its value; TimeoutError where it takes longer. What hangs is left to itself, in a thread."""
     results: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 

@@ -15,10 +15,8 @@ from clip_jax.data.paths import is_remote
 from clip_jax.data.records import (
     CaptionError,
     DecodeError,
-    Drops,
-    Record,
+    check_unicode,
     decode_caption,
-    fingerprint_of,
     read_file,
 )
 from clip_jax.errors import UserError
@@ -117,14 +115,7 @@ def _one_text(value: Any) -> list[str]:
         return []
     if isinstance(value, bytes):
         return [decode_caption(value)]
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # half a surrogate pair, by an escape in JSON
-            raise CaptionError(
-                f"caption is not Unicode text (character {error.start})", "caption_not_utf8"
-            ) from None
-    return [value]
+    return [check_unicode(value)]
 
 
 Captions = tuple[tuple[str, ...], tuple[float, ...] | None]
@@ -137,12 +128,13 @@ def captions_of(cells: Sequence[Any], options: SourceOptions) -> Captions:
 
     Raises CaptionError where no caption is left, or only captions of columns of weight 0.
     """
-    return _weighted([texts_of(cell) for cell in cells], cells, options)
+    return weighted([texts_of(cell) for cell in cells], cells, options)
 
 
-def _weighted(
+def weighted(
     texts: Sequence[Sequence[str]], cells: Sequence[Any], options: SourceOptions
 ) -> Captions:
+    """As `captions_of`; `texts`: of each cell those that can be used."""
     captions = tuple(text for found in texts for text in found)
     if not captions:
         if all(cell is None for cell in cells):
@@ -167,46 +159,6 @@ def caption_of_class(template: str, class_name: str) -> str:
     return template.replace("{}", " ".join(class_name.replace("_", " ").split()))
 
 
-class ImageRows:
-    """Rows of (image path, captions, the rest), those of one image gathered into one record."""
-
-    def __init__(self, options: SourceOptions) -> None:
-        self._options = options
-        self._texts: dict[str, list[list[str]]] = {}
-        self._rest: dict[str, Any] = {}
-        self.dropped = Drops(options.listed_drops)
-
-    def add(self, row: str, image: Any, cells: Sequence[Any], rest: Any) -> None:
-        """A row; `row` names it where it is dropped. Of an image's rows the first `rest` counts."""
-        if image is None or (isinstance(image, str) and not image.strip()):
-            self.dropped.add("image_missing", row, "image path is empty")
-            return
-        try:
-            if not isinstance(image, str) or "\0" in image or not image.encode():
-                raise ValueError
-        except ValueError:  # also half a surrogate pair
-            reason = f"image is {type(image).__name__} {str(image)[:40]!r}, not a path"
-            self.dropped.add("row_malformed", row, reason)
-            return
-        image = image.strip()
-        try:
-            texts = [texts_of(cell) for cell in cells]
-            _weighted(texts, cells, self._options)
-        except CaptionError as error:
-            self.dropped.add(error.kind, row, str(error))
-            return
-        known = self._texts.setdefault(image, texts)
-        if known is not texts:
-            for column, more in zip(known, texts, strict=True):
-                column.extend(more)
-        self._rest.setdefault(image, rest)
-
-    def records(self) -> tuple[list[str], list[Captions], list[Any]]:
-        """Image paths, captions and the rest of the records, in the order of their first rows."""
-        captions = [_weighted(texts, texts, self._options) for texts in self._texts.values()]
-        return list(self._texts), captions, list(self._rest.values())
-
-
 def image_place(folder: str, value: str) -> str:
     """The path or URL that a cell names: `value` itself, or relative to `folder`."""
     if "://" in value:
@@ -219,6 +171,10 @@ def read_image(folder: str, value: str, remote: RemoteOptions) -> bytes:
     place = image_place(folder, value)
     if not is_remote(place):
         return read_file(place.removeprefix("file://"))
+    if place.startswith(("http://", "https://")):
+        from clip_jax.data.linked_images import read_linked_image
+
+        return read_linked_image(place, remote)
     from clip_jax.data.stores import read_bytes
 
     try:
@@ -248,71 +204,3 @@ def local_copy(path: str, remote: RemoteOptions) -> Path:
     from clip_jax.data.stores import fetch
 
     return fetch(path, remote)
-
-
-class PathSource:
-    """Records whose images are files that rows name; base of the formats of text.
-
-    The key is the path as the file has it. Relative paths are relative to the file.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], options: SourceOptions, kinds: str) -> None:
-        """`kinds`: the files that are accepted, in words.
-
-        Raises UserError: file missing, no usable row, or none of the first images there.
-        """
-        self._path = os.fspath(path)
-        self._folder = os.path.dirname(self._path)  # of a URL too
-        self._options = options
-        try:
-            local = local_copy(self._path, options.remote)
-            if not os.path.isfile(local):
-                raise UserError(f"data path {path} is not a file; give an existing {kinds} file")
-            rows = ImageRows(options)
-            self._read(local, rows)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-        self.dropped: Drops = rows.dropped
-        self._keys: list[str]
-        self._captions: list[Captions]
-        self._rest: list[Any]
-        self._keys, self._captions, self._rest = rows.records()
-        if not self._keys:
-            why = next(iter(self.dropped.items()), None)
-            raise UserError(
-                f"{path} has no row with an image and a caption; give at least one"
-                + (f" ({self.dropped.total} dropped; {why[0]}: {why[1]})" if why else "")
-            )
-        self._check_images()
-        self.fingerprint = fingerprint_of(
-            (key, captions) for key, (captions, _) in zip(self._keys, self._captions, strict=True)
-        )
-
-    def _read(self, path: Path, rows: ImageRows) -> None:
-        """Adds all rows of the file."""
-        raise NotImplementedError
-
-    def _check_images(self) -> None:
-        if all(key.startswith(("http://", "https://")) for key in self._keys[:20]):
-            raise UserError(
-                f"{self._path}: its images are on the web (such as {self._keys[0]}); download the"
-                " images first (img2dataset does), so that the column holds paths"
-            )
-        check_images_exist(self._path, self._folder, self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __getitem__(self, index: int) -> Record:
-        key = self._keys[index]
-        captions, weights = self._captions[index]
-        return Record(key, read_image(self._folder, key, self._options.remote), captions, weights)
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return self._captions[index][0]
-
-    def metadata(self, index: int) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def key(self, index: int) -> str:
-        return self._keys[index]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import CaptionError, decode_caption
+from clip_jax.data.records import CaptionError, check_unicode, decode_caption
 
 CAPTION_FIELDS = ("caption", "text")  # of a .json, where there is no .txt
 SEVERAL_FIELD = "captions"  # of a .json: a list, which comes before .txt
@@ -49,14 +49,16 @@ class CaptionReader:
             return self._of_columns(columns, texts, fields, read)
         several = fields.get(SEVERAL_FIELD)
         if isinstance(several, list):
-            found = tuple(text for text in several if isinstance(text, str) and text.strip())
+            found = tuple(
+                check_unicode(text) for text in several if isinstance(text, str) and text.strip()
+            )
             if found:
                 return Captions(found, None, True)
         if "txt" in texts:
             return Captions((read_text(texts["txt"], read),), None, False)
         for name in CAPTION_FIELDS:
             if isinstance(fields.get(name), str) and fields[name].strip():
-                return Captions((fields[name],), None, True)
+                return Captions((check_unicode(fields[name]),), None, True)
         raise CaptionError(
             "caption is missing (no .txt, no .json with caption or text)", "caption_missing"
         )
@@ -71,13 +73,13 @@ class CaptionReader:
         found: dict[str, str] = {}
         problem = None
         for name in columns:
-            if name in texts:
-                try:
+            try:
+                if name in texts:
                     found[name] = read_text(texts[name], read)
-                except CaptionError as error:
-                    problem = error
-            elif isinstance(fields.get(name), str):
-                found[name] = fields[name]
+                elif isinstance(fields.get(name), str):
+                    found[name] = check_unicode(fields[name])
+            except CaptionError as error:
+                problem = error
         chosen, weights = self.options.chosen(found)
         if chosen:
             return Captions(chosen, weights, any(name not in texts for name in columns))

@@ -19,6 +19,7 @@ COMMANDS = {
     "convert": "convert",
     "tokenizer": "tokenizer",
     "index": "index",
+    "hashes": "hashes",
 }
 _HELP = {"-h", "--help", "-help", "--helpfull", "--helpshort"}
 

@@ -89,5 +89,5 @@ def _facts(source: Source, index: int) -> Facts:
         size_bytes=len(data),
         format=kind or "?",
         digest=hashlib.blake2b(data, digest_size=16).digest(),
-        hash=perceptual_hash(picture),
+        hash=perceptual_hash(record.image),  # of the file, as training takes it
     )

@@ -16,11 +16,12 @@ from jax.experimental import multihost_utils
 
 from clip_jax.data.mixture import MixtureSource
 from clip_jax.data.options import SourceOptions
+from clip_jax.data.order import check_weights
 from clip_jax.data.perceptual_hash import HashList
 from clip_jax.data.pipeline import BatchIterator, streaming_of
 from clip_jax.data.records import DecodeError, Source
 from clip_jax.data.refine import RefinedSource
-from clip_jax.data.sources import open_source
+from clip_jax.data.sources import check_image_column, detect_format, open_source
 from clip_jax.data.streaming import MAX_STREAMS, Cursor, StreamingSource
 from clip_jax.errors import UserError
 from clip_jax.training.config import DataConfig, TrainConfig
@@ -47,8 +48,10 @@ def open_data(config: TrainConfig) -> Source:
         _part(data, values, f"config.data.mixture[{number}]")
         for number, values in enumerate(data.mixture)
     ]
+    weights = [weight for _, weight in parts]
+    check_weights(weights)  # before anything is opened, which may take minutes
     sources = [_open_one(part) for part, _ in parts]
-    return MixtureSource(sources, [part.path for part, _ in parts], [w for _, w in parts])
+    return MixtureSource(sources, [part.path for part, _ in parts], weights)
 
 
 def _part(data: DataConfig, values: Any, where: str) -> tuple[DataConfig, float]:
@@ -82,7 +85,7 @@ def _open_one(data: DataConfig) -> Source:
     )
     source: Source
     if data.streaming:
-        source = StreamingSource(os.path.expanduser(data.path), options)
+        source = _open_stream(os.path.expanduser(data.path), data.format, options)
     else:
         source = open_source(data.path, data.format, options)
     exclude = HashList.read(data.exclude, data.exclude_distance) if data.exclude else None
@@ -90,6 +93,17 @@ def _open_one(data: DataConfig) -> Source:
     if exclude is None and data.captions == default.captions and data.filters == default.filters:
         return source
     return RefinedSource(source, data.captions, data.filters, exclude)
+
+
+def _open_stream(path: str, format: str, options: SourceOptions) -> StreamingSource:
+    kind = detect_format(path) if format == "auto" else format
+    if kind != "webdataset":
+        raise UserError(
+            f"config.data.streaming=True: streams are of tars, and {path} is read as {kind}; leave"
+            " streaming out, or convert it first (python -m clip_jax.data convert)"
+        )
+    check_image_column(kind, options)
+    return StreamingSource(path, options)
 
 
 def captions_of(source: Source) -> Iterator[str]:
