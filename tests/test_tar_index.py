@@ -173,9 +173,13 @@ def test_an_index_goes_along_with_a_copy(tmp_path: Path, cache: Path) -> None:
     assert build_indexes([str(copy / "a.tar")]).built == 0
     assert keys(open_source(copy)) == keys(open_source(path))
     assert not cache.exists()
+    assert build_indexes([str(copy / "a.tar")], beside=True).beside == 1
+    tag = str((copy / "a.tar").stat().st_mtime_ns)
+    assert build_indexes([str(copy / "a.tar")], beside=True).shards[0].header.tag == tag
+    assert keys(open_source(copy)) == keys(open_source(path))
 
 
-@pytest.mark.parametrize("at", [0, 300, 50_000, 100_000, -1])
+@pytest.mark.parametrize("at", [0, 300, 50_000, 95_000, -1])
 def test_a_digest_sees_the_beginning_the_end_and_between(tmp_path: Path, at: int) -> None:
     data = bytearray(range(256)) * 600
     before = tar_index.content_digest(len(data), lambda start, end: data[start:end])

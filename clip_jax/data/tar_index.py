@@ -26,9 +26,10 @@ ALWAYS = ("image", "json", "cls")  # members that a sample may have, besides tex
 NO_END = "has no end mark and may be cut off"
 
 _MAGIC = b"clip_jax tar index\n\0"
-# What is looked at of an archive to know it again. Longer than the zeros at the end of a tar.
+# What is looked at of an archive to know it again.
 _PIECES = 4
-_PIECE_BYTES = 12 << 10
+_PIECE_BYTES = 4 << 10
+_LAST_PIECE_BYTES = 12 << 10  # more than the zeros at the end of a tar
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,11 @@ def content_digest(size: int, read: Callable[[int, int], bytes]) -> str:
     `read` gives the bytes from its first argument to before its second.
     """
     digest = hashlib.blake2b(f"{size}\n".encode(), digest_size=16)
-    last = max(size - _PIECE_BYTES, 0)
-    for start in sorted({last * number // (_PIECES - 1) for number in range(_PIECES)}):
-        digest.update(read(start, min(start + _PIECE_BYTES, size)))
+    last = max(size - _LAST_PIECE_BYTES, 0)
+    for number in range(_PIECES - 1) if last else ():
+        start = last * number // (_PIECES - 1)
+        digest.update(read(start, start + _PIECE_BYTES))
+    digest.update(read(last, size))
     return digest.hexdigest()
 
 

@@ -162,17 +162,16 @@ def _existing(
     path: str, stat: Stat, options: SourceOptions, remote: RemoteOptions
 ) -> tuple[Shard | None, bool]:
     """(the archive with its index or None, whether there is one of another archive)."""
-    cached = cached_index(path, options)
-    beside = Path(path + ENDING)
     is_stale = False
-    for index in (cached,) if is_remote(path) else (beside, cached):
+    for is_beside in (False,) if is_remote(path) else (True, False):
+        index = Path(path + ENDING) if is_beside else cached_index(path, options)
         found = read_header(index)
         if found is None or found[0].options != options_key(options):
             continue
         header, start = found
         # A time that is older proves nothing: mv and cp -p keep it.
         is_same = header.size == stat.size and header.tag == stat.tag
-        if is_same or (index == beside and _is_copy(path, stat, header)):
+        if is_same or (is_beside and _is_copy(path, stat, header)):
             return Shard(path, header, index, start), False
         is_stale = True
     return None, is_stale
@@ -266,7 +265,7 @@ def _copy_beside(found: list[Shard | None], remote: RemoteOptions, summary: Inde
     def copy(shard: Shard) -> Shard | Problem | None:
         try:
             return _beside(shard, remote)
-        except Unavailable as error:
+        except OSError as error:
             return Problem(str(error))
 
     shards = [(number, shard) for number, shard in enumerate(found) if shard is not None]
@@ -284,13 +283,15 @@ def _copy_beside(found: list[Shard | None], remote: RemoteOptions, summary: Inde
 def _beside(shard: Shard, remote: RemoteOptions) -> Shard | Problem | None:
     """The archive with its copied index, why there is none, or None where it lies there already.
 
-    Raises Unavailable.
+    Raises OSError, such as Unavailable.
     """
     url = shard.path + ENDING
     if not is_remote(shard.path):
-        if shard.index == Path(url):
+        tag = str(os.stat(shard.path).st_mtime_ns)
+        if shard.index == Path(url) and shard.header.tag == tag:
             return None
-        _write(Path(url), shard.index.read_bytes())
+        # One that came along with a copy gets the time of the copy: it need not be compared again.
+        _write(Path(url), with_tag(shard.index.read_bytes(), tag))
         return _opened(shard.path, Path(url))
     data = shard.index.read_bytes()
     try:
