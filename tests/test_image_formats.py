@@ -202,13 +202,21 @@ print(int(line.split()[1]) / 1024)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "format"), [("P", "PNG"), ("I;16", "PNG"), ("RGBA", "WEBP")])
+@pytest.mark.parametrize(
+    ("mode", "format"), [("P", "PNG"), ("I;16", "PNG"), ("RGBA", "WEBP"), ("RGB", "JPEG")]
+)
 def test_the_largest_image_takes_less_than_a_gibibyte(mode, format, tmp_path):
-    side = int(decoding.MAX_IMAGE_PIXELS**0.5)
+    is_jpeg = format == "JPEG"
+    side = int((decoding.MAX_JPEG_PIXELS if is_jpeg else decoding.MAX_IMAGE_PIXELS) ** 0.5)
     if mode == "I;16":
         data = encode(Image.fromarray(np.zeros((side, side), np.uint16)), format)
     elif mode == "P":
         data = encode(Image.new("P", (side, side), 3), format, transparency=0)
+    elif is_jpeg:  # colours as fine as brightness, and to be turned
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture = Image.new("RGB", (side, side), (9, 99, 199))
+        data = encode(picture, format, progressive=True, subsampling=0, exif=exif)
     else:
         picture = Image.new("RGBA", (side, side), (1, 2, 3, 9))
         data = encode(picture, format, lossless=True, quality=0, method=0)

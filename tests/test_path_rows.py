@@ -34,7 +34,13 @@ def folder(tmp_path):
     return tmp_path
 
 
-PATTERNS = ["*/*.csv", "a/*.csv,{root}/b/2.csv", "*/{0..2}.tsv", "*/*.jsonl", "{a,b}/?.jsonl"]
+PATTERNS = [
+    "*/*.csv",
+    "a/*.csv,{root}/b/2.csv",
+    "*/{0..2}.tsv",
+    "*/*.jsonl",
+    "a/[01].jsonl,{root}/b/?.jsonl",
+]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -22,9 +22,11 @@ from clip_jax.data.records import DecodeError, read_file
 
 ImageLike = Image.Image | np.ndarray | bytes | os.PathLike[str] | str
 
-# More declared pixels than this are taken for a decompression bomb: up to it every format and mode
-# stays below 1 GiB (WebP takes 17 bytes a pixel) and 5 s. Cameras of 50 million pixels are below.
+# More declared pixels than these are taken for a decompression bomb: up to them every format and
+# mode stays below 1 GiB and 5 s. WebP takes 17 bytes a pixel, progressive JPEG 10; cameras that
+# write JPEGs of 102 million pixels are the largest there are.
 MAX_IMAGE_PIXELS = 52_000_000
+MAX_JPEG_PIXELS = 102_000_000
 _STRIP_PIXELS = 4_000_000  # converted at once where a conversion makes copies
 
 # A decoder goes through the whole picture for each scan, and a scan may be a dozen bytes.
@@ -62,8 +64,8 @@ def decode(image: ImageLike) -> Image.Image:
 
     Raises:
       DecodeError: unreadable, truncated, corrupt, without pixels, not an image of a known format,
-        declaring more than `MAX_IMAGE_PIXELS` (found in the header, before anything is
-        allocated), or a JPEG of more than a hundred scans.
+        declaring more than `MAX_IMAGE_PIXELS`, a JPEG `MAX_JPEG_PIXELS` (found in the header,
+        before anything is allocated), or a JPEG of more than a hundred scans.
     """
     if isinstance(image, np.ndarray):
         return _to_rgb(_from_array(image))
@@ -105,9 +107,10 @@ def open_header(image: bytes | os.PathLike[str] | str) -> Image.Image:
         raise DecodeError(_reason(error, data)) from error
     width, height = opened.size
     # Pillow has the same limit, but programs that use it often lift that.
-    if width * height > MAX_IMAGE_PIXELS:
+    limit = MAX_JPEG_PIXELS if opened.format in JPEG_FORMATS else MAX_IMAGE_PIXELS
+    if width * height > limit:
         raise DecodeError(
-            f"decompression bomb: declares {width}x{height} pixels, more than {MAX_IMAGE_PIXELS:,}",
+            f"decompression bomb: declares {width}x{height} pixels, more than {limit:,}",
             "image_bomb",
         )
     if opened.format in JPEG_FORMATS:

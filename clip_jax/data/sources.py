@@ -128,7 +128,7 @@ def detect_format(path: str) -> str:
     # A pattern or list shows by the name of its files; a single file by its own.
     name = re.split(r"[?#]", path)[0] if "://" in path else path
     ending = name.rstrip("/}*").rpartition(".")[2].lower().partition("-")[0]
-    is_pattern = any(sign in path for sign in "*{,") or "://" in path
+    is_pattern = any(sign in path for sign in "*?[{,") or "://" in path
     if ending in _ENDINGS and (is_pattern or os.path.isfile(path)):
         return _ENDINGS[ending]
     if is_pattern:
