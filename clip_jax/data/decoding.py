@@ -37,6 +37,7 @@ _BEGIN, _END = b"\xd8", b"\xd9"
 
 # An odd EXIF block makes no bad image; without this each worker says so of each.
 warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # our limits are below
 
 # A list of its own: among Pillow's other formats is one that starts Ghostscript (EPS).
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
