@@ -30,8 +30,12 @@ class Order(Protocol):
         """The records at these positions."""
         ...
 
-    def after(self, number: int) -> int:
-        """The record that is tried where record `number` cannot be used."""
+    def replacements(self, position: int) -> Iterator[int]:
+        """The records that are tried, one after another, where that of `position` cannot be used.
+
+        Another shuffled draw, not the neighbours: those of a lost shard would all come to the same
+        few records.
+        """
         ...
 
 
@@ -73,10 +77,14 @@ class ShuffledOrder:
         source = int(sources[place])
         return source, block * self._shares[source] + int(ranks[place])
 
-    def after(self, number: int) -> int:
-        source = int(np.searchsorted(self._starts, number, side="right")) - 1
-        start = self._starts[source]
-        return start + (number + 1 - start) % self._sizes[source]
+    def replacements(self, position: int) -> Iterator[int]:
+        """All of the same source, each once."""
+        source, _ = self._draw(position)
+        size = self._sizes[source]
+        parts = [self._seed, position, 0, 4]  # others are shorter, or end otherwise
+        seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+        for attempt in range(size):
+            yield self._starts[source] + shuffled(attempt, size, seed)
 
 
 def shuffled(index: int, size: int, seed: int) -> int:

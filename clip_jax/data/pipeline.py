@@ -59,8 +59,10 @@ class BatchIterator:
     Attributes:
       next_batch: number of the batch that `next` gives; what a resume passes as `start_batch`.
       bad_records: key -> reason, of the first records that could not be used.
+      lost_shards: file -> reason, of those that could not be read; `max_bad_fraction` is not about
+        what was in them.
       dropped: kind (of `records.KINDS`) -> how many records were left out while reading: bad ones
-        once each, filtered ones each time their turn came.
+        once each, shards that cannot be read once each, filtered ones each time their turn came.
       counts: of `telemetry`, since this iterator was made.
     """
 
@@ -85,6 +87,7 @@ class BatchIterator:
         # By number: keys of different archives may be equal.
         self._bad_indices: set[int] = set()
         self.bad_records: dict[str, str] = {}
+        self.lost_shards: dict[str, str] = {}
         self.dropped: Counter[str] = Counter()
         self._cursors: deque[Cursor] = deque(maxlen=_CURSORS)
         self.counts: Counter[str] = Counter()
@@ -96,8 +99,8 @@ class BatchIterator:
     def __next__(self) -> Batch:
         """{"images": uint8 (B, S, S, 3), "tokens": int32 (B, L), "indices": int64 (B,)}.
 
-        `indices` are the records used. An image that cannot be decoded is replaced by the next good
-        record and logged once. Raises UserError where too many are bad.
+        `indices` are the records used. An image that cannot be decoded is replaced by another
+        record, and logged once. Raises UserError where too many are bad.
         """
         batch = next(self._iterator)
         report = json.loads(batch.pop("report"))
@@ -108,32 +111,33 @@ class BatchIterator:
                 self.counts[name] += count
         if report["cursor"] is not None:
             self._cursors.append(report["cursor"])
-        self._judge(report["bad"], is_complete="images" in batch or report["fatal"])
+        self._judge(
+            [Bad(*entry) for entry in report["bad"]],
+            is_complete="images" in batch or report["fatal"],
+        )
         if report["fatal"]:
             raise UserError(report["fatal"])
         self.next_batch += 1
         return batch
 
     def _judge(self, bad: list[Bad], is_complete: bool) -> None:
-        for index, key, reason, kind in bad:
-            if kind in _BY_RULE:
-                self.dropped[kind] += 1
-            elif index not in self._bad_indices:
-                self._bad_indices.add(index)
-                self.dropped[kind] += 1
-                if len(self.bad_records) < _LISTED:
-                    self.bad_records[key] = reason
-                    logger.warning("record %s left out: %s", key, reason)
+        judged = [entry for entry in bad if self._is_bad(entry)]
         count = len(self._source)
-        self._tried += self._host_rows + sum(entry[3] not in _BY_RULE for entry in bad)
-        judged = min(count, max(self._tried, _MIN_RECORDS_JUDGED))
-        if is_complete and len(self._bad_indices) <= self._max_bad_fraction * judged:
+        self._tried += self._host_rows + len(judged)
+        least = min(count, max(self._tried, _MIN_RECORDS_JUDGED))
+        if is_complete and len(self._bad_indices) <= self._max_bad_fraction * least:
             return
+        if not is_complete and bad[-1].shard is not None:
+            raise UserError(
+                f"{len(self.lost_shards)} shards cannot be read, and too many of them one after"
+                f" another, such as {bad[-1].shard}: {bad[-1].reason}; the same command goes on"
+                " when they are back"
+            )
         if not self._bad_indices:
             counts = ", ".join(f"{n} x {kind}" for kind, n in self.dropped.items())
             raise UserError(
                 f"the filters leave nothing of {len(bad)} records in a row ({counts}; such as"
-                f" {bad[0][1]}: {bad[0][2]}); loosen config.data.filters"
+                f" {bad[0].key}: {bad[0].reason}); loosen config.data.filters"
             )
         key, reason = next(iter(self.bad_records.items()))
         raise UserError(
@@ -142,6 +146,28 @@ class BatchIterator:
             f" such as {key}: {reason};"
             " repair the data or raise max_bad_fraction"
         )
+
+    def _is_bad(self, entry: Bad) -> bool:
+        """Counts what was left out; whether something is wrong with the record itself."""
+        if entry.shard is not None:
+            self._lose(entry.shard, entry.reason)
+            return False
+        if entry.kind in _BY_RULE:
+            self.dropped[entry.kind] += 1
+            return False
+        if entry.number not in self._bad_indices:
+            self._bad_indices.add(entry.number)
+            self.dropped[entry.kind] += 1
+            if len(self.bad_records) < _LISTED:
+                self.bad_records[entry.key] = entry.reason
+                logger.warning("record %s left out: %s", entry.key, entry.reason)
+        return True
+
+    def _lose(self, shard: str, reason: str) -> None:
+        if shard not in self.lost_shards:
+            self.lost_shards[shard] = reason
+            self.dropped["shard_unreadable"] += 1
+            logger.warning("shard %s left out: %s", shard, reason)
 
     def state(self) -> dict[str, Any]:
         """JSON-able: what a checkpoint keeps, and what `resume` takes back."""
@@ -152,6 +178,7 @@ class BatchIterator:
             "tried": self._tried,
             "bad": bad,
             "bad_records": self.bad_records,
+            "lost_shards": self.lost_shards,
             "dropped": dict(self.dropped),
             "cursor": self._cursors[0] if self._cursors else {},
         }
@@ -184,6 +211,7 @@ class BatchIterator:
         self._tried = state["tried"]
         self._bad_indices = set(state["bad"])
         self.bad_records = dict(state["bad_records"])
+        self.lost_shards = dict(state.get("lost_shards", {}))
         self.dropped = Counter(state.get("dropped", {}))
         if state.get("cursor"):
             self._cursors.append(dict(state["cursor"]))

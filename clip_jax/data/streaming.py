@@ -37,6 +37,7 @@ SHIFT = 32  # a record's number is its shard's, shifted by so many bits, and its
 _MOST_STREAMS = 64  # where the configuration leaves it open
 MAX_STREAMS = 4096
 _OPEN_SHARDS = 128
+_WINDOWS_TRIED = 64  # for a record that takes the place of another
 _EMPTY_EPOCHS = 8  # of one stream, after which the data is called bad: a few may be bad luck
 
 # Of each stream: epoch, window in it, position in the stream at which the window begins.
@@ -163,6 +164,12 @@ class _Window:
     def size(self) -> int:
         return int(self.ends[-1])
 
+    def record(self, place: int) -> int:
+        """The number of the record at a place in the window, before shuffling."""
+        at = int(np.searchsorted(self.ends, place, side="right"))
+        first = int(self.ends[at - 1]) if at else 0
+        return self.shards[at] << SHIFT | place - first
+
 
 class _Stream:
     """The windows of one stream, found one after the other."""
@@ -226,13 +233,22 @@ class _Stream:
     def record(self, position: int) -> int:
         """The number of the record at a position of the stream."""
         window = self.window(position)
-        parts = [self._seed, window.epoch, window.number, self._index, 3]
-        seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
-        index = position - window.start
-        place = shuffled(index, window.size, seed)
-        at = int(np.searchsorted(window.ends, place, side="right"))
-        first = int(window.ends[at - 1]) if at else 0
-        return window.shards[at] << SHIFT | place - first
+        seed = self._seed_of(window, 3)
+        return window.record(shuffled(position - window.start, window.size, seed))
+
+    def replacements(self, position: int) -> Iterator[int]:
+        """Other records of the same window, then of those after it."""
+        at = position
+        for _ in range(_WINDOWS_TRIED):
+            window = self.window(at)
+            seed = self._seed_of(window, position - self.window(position).start, 4)
+            for attempt in range(window.size):
+                yield window.record(shuffled(attempt, window.size, seed))
+            at = window.start + window.size
+
+    def _seed_of(self, window: _Window, *parts: int) -> int:
+        whole = [self._seed, window.epoch, window.number, self._index, *parts]
+        return int(np.random.SeedSequence(whole).generate_state(1)[0])
 
 
 class StreamOrder:
@@ -308,10 +324,9 @@ class StreamOrder:
             stream, within = self._place(position)
             yield self._stream(stream).record(within)
 
-    def after(self, number: int) -> int:
-        shard, place = number >> SHIFT, number & (1 << SHIFT) - 1
-        count = len(self._source._shard(shard))
-        return shard << SHIFT | (place + 1) % count
+    def replacements(self, position: int) -> Iterator[int]:
+        stream, within = self._place(position)
+        return self._stream(stream).replacements(within)
 
     def cursor(self, positions: Sequence[int]) -> Cursor:
         """Of each stream that has one of these positions, the window of the last of them."""

@@ -171,9 +171,9 @@ class WebDatasetSource:
         except OSError as error:
             if self._options.remote.on_failure == "stop":
                 raise UserError(f"{error}; config.data.remote.on_failure is 'stop'") from error
-            raise DecodeError(
-                f"{sample.key} cannot be read: {error}", "shard_unreadable"
-            ) from error
+            path = self._shards[shard].path
+            reason = f"{sample.key} cannot be read: {error}"
+            raise DecodeError(reason, "shard_unreadable", path) from error
 
     def _reader(self, shard: int, sample: Sample) -> Callable[[Member], bytes]:
         return lambda member: self._read(shard, sample, member)
