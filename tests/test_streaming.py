@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from shards import words, write_shards
 from clip_jax.data.augmentation import Augmentation
 from clip_jax.data.options import RemoteOptions, SourceOptions
 from clip_jax.data.pipeline import BatchIterator, training_batches
-from clip_jax.data.streaming import StreamingSource
+from clip_jax.data.stream_order import StreamOrder
+from clip_jax.data.streaming import SHIFT, StreamingSource
 from clip_jax.errors import UserError
 
 SIZES = (5, 9, 3, 7, 8, 4, 6, 10)  # 52 samples
@@ -92,6 +96,53 @@ def test_a_resume_does_not_walk_through_what_is_done(shards: str) -> None:
     take(first, 60)
     epochs = {epoch for epoch, *_ in first.state()["cursor"].values()}
     assert min(epochs) > 2
+
+
+def test_batches_far_apart_in_shards_of_few_samples(shards: str) -> None:
+    """Threads are several batches apart, each batch many windows long."""
+    order = StreamOrder(StreamingSource(shards), seed=5, batch_size=32, streams=1, width=1)
+    last = list(order.numbers(range(3200, 3232)))
+    first = list(order.numbers(range(32)))
+    assert list(order.numbers(range(3200, 3232))) == last
+    fresh = StreamOrder(StreamingSource(shards), seed=5, batch_size=32, streams=1, width=1)
+    assert list(fresh.numbers(range(32))) == first
+    assert len(order._stream(0)._windows) < 400
+    batches = take(stream(StreamingSource(shards), streams=1, window_shards=1, batch_size=32), 26)
+    assert np.bincount(np.concatenate(batches)).tolist() == [16] * 52
+
+
+CLOSES = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_streaming import Path, SourceOptions, StreamingSource, RemoteOptions, stream
+
+if __name__ == "__main__":
+    options = SourceOptions(remote=RemoteOptions(attempts=9, timeout_seconds=40))
+    source = StreamingSource(sys.argv[1], options)
+    batches = stream(source, streams=1, batch_size=4, window_shards=1, workers=int(sys.argv[2]))
+    next(batches)
+    time.sleep(1)  # all that can be read ahead is
+    start = time.monotonic()
+    batches.close()
+    print(time.monotonic() - start, time.time(), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_end_does_not_wait_for_a_store(shards: str, tmp_path: Path, workers: int) -> None:
+    pytest.importorskip("aiohttp")
+    (tmp_path / "closes.py").write_text(CLOSES.format(tests=str(Path(__file__).parent)))
+    first = next(StreamOrder(StreamingSource(shards), 5, 4, 1, 1).numbers([0])) >> SHIFT
+    with Loopback(Path(shards).parent) as server:
+        server.faults = {f"0000{n}.tar": ["stall…"] for n in {*range(1, 8)} - {first}}
+        command = [sys.executable, str(tmp_path / "closes.py"), remote(server)[0], str(workers)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        seconds, closed = map(float, done.stdout.split())
+        assert seconds < 5
+        assert time.time() - closed < 5
+        assert "Traceback" not in done.stderr
 
 
 def test_numbers_that_do_not_fit(shards: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from clip_jax.data.augmentation import Augmentation, training_image
 from clip_jax.data.order import Order
 from clip_jax.data.records import DecodeError, Record, Source
-from clip_jax.data.streaming import Cursor, StreamOrder
+from clip_jax.data.stream_order import Cursor, StreamOrder
 from clip_jax.data.telemetry import telemetry
 from clip_jax.errors import UserError
 from clip_jax.host_memory import keep_freed_memory

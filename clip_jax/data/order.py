@@ -38,6 +38,10 @@ class Order(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Lets go of what other threads and processes may wait for."""
+        ...
+
 
 class ShuffledOrder:
     """Sources of `sizes` records, numbered one after the other; each epoch of each is shuffled.
@@ -85,6 +89,9 @@ class ShuffledOrder:
         seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
         for attempt in range(size):
             yield self._starts[source] + shuffled(attempt, size, seed)
+
+    def close(self) -> None:
+        pass
 
 
 def shuffled(index: int, size: int, seed: int) -> int:

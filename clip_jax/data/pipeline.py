@@ -34,7 +34,8 @@ from clip_jax.data.mixture import MixtureSource
 from clip_jax.data.order import Order, ShuffledOrder
 from clip_jax.data.records import Source
 from clip_jax.data.refine import RefinedSource
-from clip_jax.data.streaming import Cursor, StreamingSource, StreamOrder
+from clip_jax.data.stream_order import Cursor, StreamOrder
+from clip_jax.data.streaming import StreamingSource
 from clip_jax.data.telemetry import DROPPED
 from clip_jax.errors import UserError
 
@@ -70,6 +71,7 @@ class BatchIterator:
         self,
         iterator: Any,
         source: Source,
+        order: Order,
         *,
         seed: int,
         batch_size: int,
@@ -79,6 +81,7 @@ class BatchIterator:
     ) -> None:
         self._iterator = iterator
         self._source = source
+        self._order = order
         self._seed = seed
         self._batch_size = batch_size
         self._host_rows = host_rows
@@ -218,6 +221,7 @@ class BatchIterator:
 
     def close(self) -> None:
         """Ends threads and worker processes; nothing comes after it."""
+        self._order.close()  # before: a batch may wait for a shard
         if hasattr(self._iterator, "close"):
             self._iterator.close()
         # Let go of now: what grain's iterators do when the interpreter ends prints a traceback.
@@ -293,6 +297,7 @@ def training_batches(
     return BatchIterator(
         iter(_parallel(batches, workers)),
         source,
+        order,
         seed=seed,
         batch_size=batch_size,
         host_rows=len(rows),
