@@ -63,6 +63,14 @@ def test_hosts_and_workers_do_not_matter(shards: str) -> None:
         np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
 
 
+def test_more_hosts_than_shards_is_said(shards: str, caplog: pytest.LogCaptureFixture) -> None:
+    stream(StreamingSource(shards), rows=range(2)).close()
+    assert "hosts" not in caplog.text
+    stream(StreamingSource(shards), rows=range(1)).close()
+    assert "8 hosts read 4 streams of 8 shards: several hosts copy the same shards" in caplog.text
+    assert "raise config.data.streams" in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_matter(shards: str, workers: int) -> None:
@@ -89,6 +97,16 @@ def test_a_resume_goes_on_with_the_very_next_sample(shards: str) -> None:
         second = stream(StreamingSource(shards), start_batch=stop, cursor=state["cursor"])
         second.resume(state)
         np.testing.assert_array_equal(take(second, 30 - stop), whole[stop:])
+
+
+@pytest.mark.parametrize("changed", [{"streams": 2}, {"streams": None}, {"window_shards": 3}])
+def test_a_resume_with_another_partition_is_refused(shards: str, changed: dict[str, Any]) -> None:
+    first = stream(StreamingSource(shards))
+    take(first, 3)
+    state = json.loads(json.dumps(first.state()))
+    options = {"start_batch": 3, "cursor": state["cursor"]} | changed
+    with pytest.raises(UserError, match=r"made with other (streams|window_shards): .*[42] there"):
+        stream(StreamingSource(shards), **options).resume(state)
 
 
 def test_a_resume_does_not_walk_through_what_is_done(shards: str) -> None:

@@ -192,17 +192,20 @@ class BatchIterator:
         return len(self._bad_indices)
 
     def _identity(self) -> dict[str, Any]:
-        return {
+        identity = {
             "seed": self._seed,
             "global_batch_size": self._batch_size,
             "fingerprint": self._source.fingerprint,
         }
+        if isinstance(self._order, StreamOrder):  # what cursors mean
+            identity |= {"streams": self._order.streams, "window_shards": self._order.width}
+        return identity
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Takes over the count of bad records of the run that `state` was saved by.
 
-        Raises UserError where that run had other data, seed or global batch size. The position is
-        not moved: it is `start_batch`.
+        Raises UserError where that run had other data, seed, global batch size or streams. The
+        position is not moved: it is `start_batch`.
         """
         for name, now in self._identity().items():
             if state.get(name) != now:
@@ -280,6 +283,7 @@ def training_batches(
     order: Order
     if (stream := streaming_of(source)) is not None:
         order = StreamOrder(stream, seed, batch_size, streams, window_shards, cursor)
+        _say_what_hosts_share(len(stream.paths), order.streams, batch_size // max(1, len(rows)))
     else:
         order = shuffled_order(source, seed)
     make_batch = MakeBatch(
@@ -317,6 +321,17 @@ def shuffled_order(source: Source, seed: int) -> ShuffledOrder:
     if isinstance(source, MixtureSource):
         return ShuffledOrder(source.sizes, seed, source.weights)
     return ShuffledOrder((len(source),), seed)
+
+
+def _say_what_hosts_share(shards: int, streams: int, hosts: int) -> None:
+    if hosts > streams:
+        logger.warning(
+            "%d hosts read %d streams of %d shards: several hosts copy the same shards; %s",
+            hosts,
+            streams,
+            shards,
+            "raise config.data.streams" if shards >= hosts else "more and smaller ones spare that",
+        )
 
 
 def _check_numbers(**values: tuple[int, int]) -> None:

@@ -224,11 +224,11 @@ class StreamOrder:
                 f" at most the number of shards, {shards}, and {MAX_STREAMS}"
             )
         self.streams = streams
+        self.width = width
         self._source = source
         self._seed = seed
         self._batch_size = batch_size
         self._rows = batch_size // streams  # of a batch, by each stream
-        self._width = width
         self._cursor = dict(cursor or {})
         self._end_mark = source.folder / f"closed-{uuid.uuid4().hex}"  # that all processes see
         self._reset()
@@ -260,7 +260,7 @@ class StreamOrder:
                     self.streams,
                     index,
                     self._seed,
-                    self._width,
+                    self.width,
                     self._rows,
                     begin,
                     self._end_mark.exists,
