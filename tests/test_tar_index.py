@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import pytest
 from shards import photo, png, samples, write_shard, write_shards
 
 from clip_jax.data import tar_index, tar_indexes
-from clip_jax.data.options import SourceOptions
+from clip_jax.data.options import RemoteOptions, SourceOptions
 from clip_jax.data.records import DecodeError, Fingerprint, fingerprint_of
 from clip_jax.data.sources import open_source
 from clip_jax.data.tar_index import sample_type
@@ -75,8 +76,29 @@ def test_processes_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert progress == [(1, 3), (2, 3), (3, 3)]
     assert open_source(pattern).fingerprint == alone.fingerprint
     (tmp_path / "set" / "00003.tar").write_bytes(b"\x1f\x8b no tar" * 100)
-    with pytest.raises(UserError, match=r"00003\.tar is not an uncompressed tar"):
-        build_indexes([*paths, str(tmp_path / "set" / "00003.tar")], workers=2, rebuild=True)
+    bad = str(tmp_path / "set" / "00003.tar")
+    summary = build_indexes([*paths, bad], workers=2, rebuild=True)
+    assert summary.built == 3
+    assert summary.failed[bad].startswith(f"{bad} is not an uncompressed tar file: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>" * 99, gzip.compress(bytes(2048))])
+def test_what_is_no_tar_is_left_out_of_many(tmp_path: Path, content: bytes) -> None:
+    write_shards(tmp_path / "set", (3, 1, 4))
+    bad = tmp_path / "set" / "00001.tar"
+    bad.write_bytes(content)
+    source = open_source(tmp_path / "set")
+    assert len(source) == 7
+    assert source.dropped.counts == {"shard_unreadable": 1}
+    assert "not an uncompressed tar" in source.dropped[str(bad)]
+    with pytest.raises(UserError, match=r"00001\.tar is not an uncompressed tar"):
+        open_source(tmp_path / "set", remote=RemoteOptions(on_failure="stop"))
+    with pytest.raises(UserError, match=r"00001\.tar is not an uncompressed tar"):
+        open_source(bad)
+    (tmp_path / "set" / "00000.tar").write_bytes(content)
+    (tmp_path / "set" / "00002.tar").write_bytes(content)
+    with pytest.raises(UserError, match=r"no sample .*3 dropped; .*not an uncompressed tar"):
+        open_source(tmp_path / "set")
 
 
 def test_an_index_older_than_its_archive(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from clip_jax.data.augmentation import Augmentation, training_image
 from clip_jax.data.order import Order
 from clip_jax.data.records import DecodeError, Record, Source
-from clip_jax.data.stream_order import Cursor, StreamOrder
+from clip_jax.data.stream_order import StreamOrder
 from clip_jax.data.telemetry import telemetry
 from clip_jax.errors import UserError
 from clip_jax.host_memory import keep_freed_memory
@@ -60,7 +60,7 @@ class MakeBatch:
 
         The report travels as one string: workers hand over arrays and plain values only. It has
         "bad" (a list of `Bad`), "counts" (of `telemetry`), where the run must end "fatal", and of
-        a stream its "cursor" after the batch.
+        a stream its "cursor" after the batch and the shards "begun" with it.
         """
         _set_up_worker()
         size, count = self.image_size, len(self.rows)
@@ -88,10 +88,11 @@ class MakeBatch:
             return {"report": _report(bad, fatal=str(error))}
         tokens = np.asarray(self.tokenize(captions), np.int32)
         telemetry.add(bytes_read=bytes_read)
-        cursor = None
+        stream: dict[str, Any] = {}
         if isinstance(self.order, StreamOrder):
-            cursor = self.order.cursor(positions)
-        report = _report(bad, cursor=cursor)
+            stream["cursor"] = self.order.cursor(positions)
+            stream["begun"] = self.order.begun(positions)
+        report = _report(bad, **stream)
         return {"images": images, "tokens": tokens, "indices": used, "report": report}
 
     def _first_good(
@@ -135,8 +136,8 @@ def choose_caption(record: Record, rng: np.random.Generator) -> str:
     return captions[int(np.searchsorted(ends, draw * ends[-1], side="right"))]
 
 
-def _report(bad: list[Bad], fatal: str | None = None, cursor: Cursor | None = None) -> str:
-    return json.dumps({"bad": bad, "counts": telemetry.take(), "fatal": fatal, "cursor": cursor})
+def _report(bad: list[Bad], **more: Any) -> str:
+    return json.dumps({"bad": bad, "counts": telemetry.take(), **more})
 
 
 @functools.cache

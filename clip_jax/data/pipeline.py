@@ -36,7 +36,7 @@ from clip_jax.data.records import Source
 from clip_jax.data.refine import RefinedSource
 from clip_jax.data.stream_order import Cursor, StreamOrder
 from clip_jax.data.streaming import StreamingSource
-from clip_jax.data.telemetry import DROPPED
+from clip_jax.data.telemetry import telemetry
 from clip_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,7 @@ class BatchIterator:
       bad_records: key -> reason, of the first records that could not be used.
       lost_shards: file -> reason, of those that could not be read; `max_bad_fraction` is not about
         what was in them.
-      dropped: kind (of `records.KINDS`) -> how many records were left out while reading: bad ones
-        once each, shards that cannot be read once each, filtered ones each time their turn came.
-      counts: of `telemetry`, since this iterator was made.
+      counts: of `telemetry`, since the source was opened.
     """
 
     def __init__(
@@ -91,9 +89,11 @@ class BatchIterator:
         self._bad_indices: set[int] = set()
         self.bad_records: dict[str, str] = {}
         self.lost_shards: dict[str, str] = {}
-        self.dropped: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()  # while reading
         self._cursors: deque[Cursor] = deque(maxlen=_CURSORS)
-        self.counts: Counter[str] = Counter()
+        # Of workers, the batches tell; of this process, which opened the source, nobody else does.
+        self.counts = Counter(telemetry.take())
+        del self.counts["bytes_read"]  # by opening: no part of the rate
         self.next_batch = start_batch
 
     def __iter__(self) -> "BatchIterator":
@@ -107,21 +107,29 @@ class BatchIterator:
         """
         batch = next(self._iterator)
         report = json.loads(batch.pop("report"))
-        for name, count in report["counts"].items():
-            if name.startswith(DROPPED):
-                self.dropped[name.removeprefix(DROPPED)] += count
-            else:
-                self.counts[name] += count
-        if report["cursor"] is not None:
+        self.counts.update(report["counts"])
+        self.counts.update(telemetry.take())
+        if "cursor" in report:
             self._cursors.append(report["cursor"])
-        self._judge(
-            [Bad(*entry) for entry in report["bad"]],
-            is_complete="images" in batch or report["fatal"],
-        )
-        if report["fatal"]:
-            raise UserError(report["fatal"])
+        for epoch, shard, drops, lost in report.get("begun", ()):
+            if lost is not None:
+                self._lose(shard, lost)
+            if epoch == 0:  # each sample once
+                self._left_out.update(drops)
+        fatal = report.get("fatal")
+        is_complete = "images" in batch or fatal
+        self._judge([Bad(*entry) for entry in report["bad"]], is_complete=is_complete)
+        if fatal:
+            raise UserError(fatal)
         self.next_batch += 1
         return batch
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Kind (of `records.KINDS`) -> how many records were left out: when the source was opened,
+        and while reading; bad ones once each, shards that cannot be read once each, filtered ones
+        each time their turn came."""
+        return Counter(self._source.dropped.counts) + self._left_out
 
     def _judge(self, bad: list[Bad], is_complete: bool) -> None:
         judged = [entry for entry in bad if self._is_bad(entry)]
@@ -137,7 +145,7 @@ class BatchIterator:
                 " when they are back"
             )
         if not self._bad_indices:
-            counts = ", ".join(f"{n} x {kind}" for kind, n in self.dropped.items())
+            counts = ", ".join(f"{n} x {kind}" for kind, n in self._left_out.items())
             raise UserError(
                 f"the filters leave nothing of {len(bad)} records in a row ({counts}; such as"
                 f" {bad[0].key}: {bad[0].reason}); loosen config.data.filters"
@@ -156,11 +164,11 @@ class BatchIterator:
             self._lose(entry.shard, entry.reason)
             return False
         if entry.kind in _BY_RULE:
-            self.dropped[entry.kind] += 1
+            self._left_out[entry.kind] += 1
             return False
         if entry.number not in self._bad_indices:
             self._bad_indices.add(entry.number)
-            self.dropped[entry.kind] += 1
+            self._left_out[entry.kind] += 1
             if len(self.bad_records) < _LISTED:
                 self.bad_records[entry.key] = entry.reason
                 logger.warning("record %s left out: %s", entry.key, entry.reason)
@@ -169,7 +177,7 @@ class BatchIterator:
     def _lose(self, shard: str, reason: str) -> None:
         if shard not in self.lost_shards:
             self.lost_shards[shard] = reason
-            self.dropped["shard_unreadable"] += 1
+            self._left_out["shard_unreadable"] += 1
             logger.warning("shard %s left out: %s", shard, reason)
 
     def state(self) -> dict[str, Any]:
@@ -182,7 +190,7 @@ class BatchIterator:
             "bad": bad,
             "bad_records": self.bad_records,
             "lost_shards": self.lost_shards,
-            "dropped": dict(self.dropped),
+            "dropped": dict(self._left_out),  # without what opening the source tells again
             "cursor": self._cursors[0] if self._cursors else {},
         }
 
@@ -218,7 +226,7 @@ class BatchIterator:
         self._bad_indices = set(state["bad"])
         self.bad_records = dict(state["bad_records"])
         self.lost_shards = dict(state.get("lost_shards", {}))
-        self.dropped = Counter(state.get("dropped", {}))
+        self._left_out = Counter(state.get("dropped", {}))
         if state.get("cursor"):
             self._cursors.append(dict(state["cursor"]))
 

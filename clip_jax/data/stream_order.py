@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from clip_jax.data.order import shuffled
-from clip_jax.data.streaming import SHIFT, StreamingSource
+from clip_jax.data.streaming import SHIFT, Held, StreamingSource
 from clip_jax.errors import UserError
 
 T = TypeVar("T")
@@ -44,6 +44,8 @@ class _Window:
     number: int
     shards: tuple[int, ...]
     ends: np.ndarray  # of its shards, in samples
+    # Of its shards, and of windows before it that are empty: epoch, file, what is in it.
+    begun: tuple[tuple[int, str, Held], ...]
 
     @property
     def size(self) -> int:
@@ -83,7 +85,7 @@ class _Stream:
         self._begin = self._next = tuple(cursor)  # epoch, window, start
         self._is_closed = is_closed
         self._windows: list[_Window] = []
-        self._ahead: dict[tuple[int, int], Future[list[int]]] = {}
+        self._ahead: dict[tuple[int, int], Future[list[Held]]] = {}
         self._lock = threading.Lock()
 
     def window(self, position: int) -> _Window:
@@ -108,38 +110,42 @@ class _Stream:
     def _find(self) -> _Window:
         epoch, number, start = self._next
         last_epoch = epoch + _EMPTY_EPOCHS
+        begun: list[tuple[int, str, Held]] = []
         while True:
             shards, is_last = self._shards(epoch, number)
-            ends = np.cumsum(self._copied(epoch, number))
-            window = _Window(start, epoch, number, shards, ends)
+            held = self._copied(epoch, number)
+            paths = [self._source.paths[shard] for shard in shards]
+            begun += [(epoch, path, what) for path, what in zip(paths, held, strict=True)]
+            ends = np.cumsum([what.count for what in held])
+            window = _Window(start, epoch, number, shards, ends, tuple(begun))
             epoch, number = (epoch + 1, 0) if is_last else (epoch, number + 1)
             if window.size:
                 break
             if epoch > last_epoch:
                 raise UserError(
-                    f"no shard of stream {self._index} could be read in {_EMPTY_EPOCHS} epochs"
-                    f" (such as {self._source.paths[shards[0]]}); see the log"
+                    f"no shard of stream {self._index} had samples in {_EMPTY_EPOCHS} epochs, such"
+                    f" as {paths[-1]}: {held[-1].lost or 'none that could be used'}"
                 )
         self._next = (epoch, number, start + window.size)
         self._copy(epoch, number)  # while this window is read
         return window
 
-    def _copy(self, epoch: int, number: int) -> Future[list[int]]:
-        """Samples of each shard of a window, once they are copied."""
+    def _copy(self, epoch: int, number: int) -> Future[list[Held]]:
+        """What is in each shard of a window, once they are copied."""
 
-        def copy() -> list[int]:
-            counts = []
+        def copy() -> list[Held]:
+            found = []
             for shard in self._shards(epoch, number)[0]:
                 if self._is_closed():
                     raise UserError("the batches are closed")
-                counts.append(self._source.count(shard, epoch))
-            return counts
+                found.append(self._source.held(shard, epoch))
+            return found
 
         if (epoch, number) not in self._ahead:
             self._ahead[epoch, number] = _in_background(copy)
         return self._ahead[epoch, number]
 
-    def _copied(self, epoch: int, number: int) -> list[int]:
+    def _copied(self, epoch: int, number: int) -> list[Held]:
         copying = self._copy(epoch, number)
         while not copying.done():
             wait_for([copying], timeout=_CLOSED_SECONDS)
@@ -168,8 +174,12 @@ class _Stream:
         for _ in range(_WINDOWS_TRIED):
             window = self.window(at)
             seed = self._seed_of(window, position - self.window(position).start, 4)
-            for attempt in range(window.size):
-                yield window.record(shuffled(attempt, window.size, seed))
+            # What is lost would fail one by one; left out here it fails at once.
+            is_lost = all(map(self._source.is_lost, window.shards))
+            for attempt in range(0 if is_lost else window.size):
+                number = window.record(shuffled(attempt, window.size, seed))
+                if not self._source.is_lost(number >> SHIFT):
+                    yield number
             at = window.end
 
     def _seed_of(self, window: _Window, *parts: int) -> int:
@@ -280,6 +290,21 @@ class StreamOrder:
     def replacements(self, position: int) -> Iterator[int]:
         stream, within = self._place(position)
         return self._stream(stream).replacements(within)
+
+    def begun(self, positions: Sequence[int]) -> list[tuple[int, str, dict[str, int], str | None]]:
+        """Of the shards whose window begins at one of these positions, those that leave something
+        out: epoch, file, kind -> samples left out, why it cannot be had at all.
+
+        Told by the batch, whoever has copied them: once, in any number of workers and through
+        resumes.
+        """
+        found = []
+        for position in positions:
+            stream, within = self._place(position)
+            window = self._stream(stream).window(within)
+            if window.start == within:
+                found += [(n, path, x.drops, x.lost) for n, path, x in window.begun]
+        return [entry for entry in found if entry[2] or entry[3]]
 
     def cursor(self, positions: Sequence[int]) -> Cursor:
         """Of each stream that has one of these positions, the window of the last of them."""

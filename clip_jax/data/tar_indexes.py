@@ -82,7 +82,7 @@ def build_indexes(
       progress: called after each archive that had to be read.
 
     Raises:
-      UserError: what is no uncompressed tar, or a folder that cannot be written.
+      UserError: a folder that cannot be written.
     """
     remote = remote or options.remote
     summary = IndexSummary()
@@ -198,12 +198,12 @@ def _opened(path: str, index: Path) -> Shard | str:
 def index_file(path: str, stat: Stat, target: Path, options: SourceOptions) -> str | None:
     """Writes the index of a local archive to `target`; None, or why it cannot be read.
 
-    Raises UserError for what is no tar, and where `target` cannot be written.
+    Raises UserError where `target` cannot be written.
     """
     try:
         data = make_index(path, options, stat.tag)
     except NotATar as error:
-        raise UserError(f"{path} is not an uncompressed tar file: {error}") from None
+        return f"{path} is not an uncompressed tar file: {error}"
     except OSError as error:
         return f"{path} cannot be read: {error.strerror or error}"
     try:
@@ -232,10 +232,11 @@ def _index_remote(
                 found = read_header(target)
                 if found and found[0].size == stat.size and found[0].tag == stat.tag:
                     return None
-        problem = index_file(str(stores.fetch(url, remote, stat)), stat, target, options)
+        copy = str(stores.fetch(url, remote, stat))
+        problem = index_file(copy, stat, target, options)
         if beside and problem is None:
             stores.write_bytes(url + ENDING, target.read_bytes(), remote)
-        return problem
+        return problem and problem.replace(copy, url)
     except Unavailable as error:
         return str(error)
 

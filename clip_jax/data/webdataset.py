@@ -52,7 +52,8 @@ class WebDatasetSource:
       damaged: archive -> why some or all of its samples are missing.
 
     Raises:
-      UserError: a file is missing, is no uncompressed tar, or no sample is usable.
+      UserError: a named file is missing, no sample is usable, or an archive cannot be read or is no
+        uncompressed tar: the only one, or any where `remote.on_failure` is "stop".
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class WebDatasetSource:
         paths = expand_paths(path, remote=options.remote)
         summary = _indexed(paths, options)
         for failed, reason in summary.failed.items():
-            self._fail(failed, reason)
+            self._fail(failed, reason, is_only=len(paths) == 1)
         self._shards = summary.shards
         self._ends = np.cumsum([shard.header.count for shard in self._shards], dtype=np.int64)
         self.fingerprint = self._look_at_headers()
@@ -86,8 +87,8 @@ class WebDatasetSource:
         )
         self._reset()
 
-    def _fail(self, path: str, reason: str) -> None:
-        if self._options.remote.on_failure == "stop" or not path.partition("://")[1]:
+    def _fail(self, path: str, reason: str, is_only: bool) -> None:
+        if self._options.remote.on_failure == "stop" or is_only:
             raise UserError(reason)
         logger.warning("archive left out: %s", reason)
         self.damaged[path] = reason
