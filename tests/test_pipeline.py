@@ -1,8 +1,12 @@
 """Batches: the same for any worker count, resume and host; bad records; evaluation order."""
 
 import io
+import itertools
 import json
 import logging
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -234,6 +238,18 @@ def test_a_resume_goes_on_counting_bad_records():
     assert len(whole.bad_records) == 4
 
 
+def test_what_opening_left_out_is_counted_once():
+    source = Memory(40, bad=(3,))
+    source.dropped.counts.update(caption_missing=5)
+    first = batches(source, max_bad_fraction=0.5)
+    assert first.dropped == {"caption_missing": 5}
+    take(first, 10)
+    second = batches(source, max_bad_fraction=0.5, start_batch=10)
+    second.resume(json.loads(json.dumps(first.state())))
+    take(second, 10)
+    assert second.dropped == {"caption_missing": 5, "image_undecodable": 1}
+
+
 def test_impossible_requests_are_named():
     with pytest.raises(UserError, match="3 records, fewer than the global batch of 4"):
         batches(Memory(3))
@@ -265,6 +281,22 @@ def test_evaluation_can_be_left_early():
     iterator = evaluation_batches(Memory(5000), ImageTransform(SIZE), 10)
     assert next(iterator)[0].tolist() == list(range(10))
     del iterator  # must end the threads, not wait for 5,000 images
+
+
+@pytest.mark.slow
+def test_a_reader_process_that_is_killed_is_one_line():
+    iterator = batches(Memory(40), workers=2)
+    try:
+        next(iterator)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"fewer config.data.workers \(now 2\)") as caught:
+            list(itertools.islice(iterator, 20))
+        assert "killed (out of memory?)" in str(caught.value)
+        assert "the same command resumes" in str(caught.value)
+    finally:
+        start = time.monotonic()
+        iterator.close()
+        assert time.monotonic() - start < 10
 
 
 ORPHANS = """

@@ -50,6 +50,7 @@ _READ_THREADS = 4  # without workers; each makes whole batches
 # in a stream, not from a newer one.
 _CURSORS = 4
 _LISTED = 1000  # bad records by name; all are counted
+_DIED = "Worker process was terminated unexpectedly"  # how grain says it
 # Left out because a rule says so: nothing is wrong with the data.
 _BY_RULE = ("caption_filtered", "image_filtered", "duplicate")
 
@@ -74,6 +75,7 @@ class BatchIterator:
         seed: int,
         batch_size: int,
         host_rows: int,
+        workers: int,
         start_batch: int,
         max_bad_fraction: float,
     ) -> None:
@@ -83,6 +85,7 @@ class BatchIterator:
         self._seed = seed
         self._batch_size = batch_size
         self._host_rows = host_rows
+        self._workers = workers
         self._max_bad_fraction = max_bad_fraction
         self._tried = 0
         # By number: keys of different archives may be equal.
@@ -103,9 +106,17 @@ class BatchIterator:
         """{"images": uint8 (B, S, S, 3), "tokens": int32 (B, L), "indices": int64 (B,)}.
 
         `indices` are the records used. An image that cannot be decoded is replaced by another
-        record, and logged once. Raises UserError where too many are bad.
+        record, and logged once. Raises UserError where too many are bad, or a reader process died.
         """
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if _DIED not in str(error):
+                raise
+            raise UserError(
+                "a reader process was killed (out of memory?); fewer config.data.workers (now"
+                f" {self._workers}) need less; the same command resumes"
+            ) from error
         report = json.loads(batch.pop("report"))
         self.counts.update(report["counts"])
         self.counts.update(telemetry.take())
@@ -313,6 +324,7 @@ def training_batches(
         seed=seed,
         batch_size=batch_size,
         host_rows=len(rows),
+        workers=workers,
         start_batch=start_batch,
         max_bad_fraction=max_bad_fraction,
     )
