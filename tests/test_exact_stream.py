@@ -18,6 +18,7 @@ from shards import words, write_shards
 
 from clip_jax.data.augmentation import Augmentation
 from clip_jax.data.mixture import MixtureSource
+from clip_jax.data.order import ShuffledOrder, check_weights
 from clip_jax.data.pipeline import shuffled_order, training_batches
 from clip_jax.data.records import Source
 from clip_jax.data.sources import open_source
@@ -80,6 +81,29 @@ def test_a_mixture_has_its_shares(tmp_path: Path, pattern: str) -> None:
         MixtureSource([few, few], ["a", "b"], [1, -1])
     with pytest.raises(UserError, match="sum to 0"):
         MixtureSource([few, few], ["a", "b"], [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [
+        ((1e6, 1, 1), (8190, 1, 1)),
+        ((1, 0, 1e9), (1, 0, 8191)),
+        ((2, 1, 1e-9, 1e-9), (5460, 2730, 1, 1)),
+        ((3, 1), (6144, 2048)),
+        ((1, 1, 1), (2731, 2731, 2730)),
+        ((1e-3,) * 8191 + (1e6,), (1,) * 8192),
+    ],
+)
+def test_shares_of_extreme_weights(weights: Any, shares: Any) -> None:
+    order = ShuffledOrder([5] * len(weights), 1, weights)
+    drawn = np.fromiter(order.numbers(range(8192)), int) // 5
+    assert np.bincount(drawn, minlength=len(weights)).tolist() == list(shares)
+
+
+def test_more_sources_than_shares_are_refused() -> None:
+    with pytest.raises(UserError, match="8,193 sources; accepted are at most 8,192"):
+        check_weights([1.0] * 8193)
+    check_weights([1.0] * 8192 + [0.0])
 
 
 def killed_at_random(

@@ -132,6 +132,39 @@ def test_a_fault_while_opening_costs_no_shard(server: Loopback) -> None:
     assert len(open_source(pattern(server), options=options())) == 15
 
 
+def test_a_shard_that_goes_away_is_replaced_by_samples_of_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither does one image take all its places, nor is it the fault of the records."""
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+    source = open_source(write_shards(tmp_path / "many", [1100, 1100, 1100]))
+    (tmp_path / "many" / "00001.tar").unlink()
+    batches = training_batches(
+        source, words, 8, "bicubic", Augmentation(crop_scale=(1, 1)),
+        batch_size=300, seed=0, max_bad_fraction=0.01,
+    )  # fmt: skip
+    try:
+        for batch in itertools.islice(batches, 4):
+            assert np.unique(batch["indices"], return_counts=True)[1].max() <= 3
+    finally:
+        batches.close()
+    path = str(tmp_path / "many" / "00001.tar")
+    assert list(batches.lost_shards) == [path]
+    assert "No such file" in batches.lost_shards[path]
+    assert batches.dropped == Counter(shard_unreadable=1)
+    assert batches.bad_count == 0
+
+
+def test_a_store_that_is_down_ends_the_run_soon(server: Loopback) -> None:
+    open_source(pattern(server), options=options())
+    source = open_source(pattern(server), options=options(cache_gib=1e-7))
+    for name in ("00000.tar", "00001.tar", "00002.tar"):
+        server.faults[name] = ["500…"]
+    with pytest.raises(UserError, match=r"shards cannot be read, .*0000\d\.tar: .*500") as caught:
+        read(source, 3)
+    assert "the same command goes on" in str(caught.value)
+
+
 def read(source, count: int) -> list[int]:
     batches = training_batches(
         source, words, 8, "bicubic", Augmentation(crop_scale=(1, 1)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from shards import photo, png, samples, words, write_shard, write_shards
 
 from clip_jax.data import tar_index, tar_indexes
 from clip_jax.data.augmentation import Augmentation
-from clip_jax.data.options import SourceOptions
+from clip_jax.data.options import RemoteOptions, SourceOptions
 from clip_jax.data.paths import expand_paths
 from clip_jax.data.pipeline import training_batches
 from clip_jax.data.records import DecodeError, Fingerprint, fingerprint_of
@@ -128,7 +129,24 @@ def test_processes_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [shard.path for shard in summary.shards] == paths
     assert sorted(summary.failed) == sorted(summary.no_tars) == bad
     assert "00003.tar is not an uncompressed tar" in summary.failed[bad[0]]
-    with pytest.raises(UserError, match=r"00003\.tar is not an uncompressed tar"):
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>" * 99, gzip.compress(bytes(2048))])
+def test_what_is_no_tar_is_left_out_of_many(tmp_path: Path, content: bytes) -> None:
+    write_shards(tmp_path / "set", (3, 1, 4))
+    bad = tmp_path / "set" / "00001.tar"
+    bad.write_bytes(content)
+    source = open_source(tmp_path / "set")
+    assert len(source) == 7
+    assert source.dropped.counts == {"shard_unreadable": 1}
+    assert "not an uncompressed tar" in source.dropped[str(bad)]
+    with pytest.raises(UserError, match=r"00001\.tar is not an uncompressed tar"):
+        open_source(tmp_path / "set", remote=RemoteOptions(on_failure="stop"))
+    with pytest.raises(UserError, match=r"00001\.tar is not an uncompressed tar"):
+        open_source(bad)
+    (tmp_path / "set" / "00000.tar").write_bytes(content)
+    (tmp_path / "set" / "00002.tar").write_bytes(content)
+    with pytest.raises(UserError, match=r"no sample .*3 dropped; .*not an uncompressed tar"):
         open_source(tmp_path / "set")
 
 

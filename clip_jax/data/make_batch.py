@@ -1,29 +1,39 @@
 """From a batch's number to the batch: what workers compute, of nothing but the data and a seed."""
 
 import functools
+import itertools
 import json
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from clip_jax.data.augmentation import Augmentation, training_image
 from clip_jax.data.order import Order
 from clip_jax.data.records import DecodeError, Record, Source
-from clip_jax.data.streaming import Cursor, StreamOrder
+from clip_jax.data.stream_order import StreamOrder
 from clip_jax.data.telemetry import telemetry
 from clip_jax.errors import UserError
 from clip_jax.host_memory import keep_freed_memory
 
 Tokenize = Callable[[list[str]], np.ndarray]
-# (record number, key, reason, kind of `records.KINDS`)
-Bad = tuple[int, str, str, str]
-
 _MAX_TRIES = 1000  # records tried for one place in a batch before the data is called bad
+# In shards that cannot be read, one after another: the store is down. Each may cost all attempts.
+_MAX_LOST = 64
+
+
+class Bad(NamedTuple):
+    """A record that was not used."""
+
+    number: int  # of the record
+    key: str
+    reason: str
+    kind: str  # of `records.KINDS`
+    shard: str | None  # that cannot be read, whatever is in it
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class MakeBatch:
 
         The report travels as one string: workers hand over arrays and plain values only. It has
         "bad" (a list of `Bad`), "counts" (of `telemetry`), where the run must end "fatal", and of
-        a stream its "cursor" after the batch.
+        a stream its "cursor" after the batch and the shards "begun" with it.
         """
         _set_up_worker()
         size, count = self.image_size, len(self.rows)
@@ -68,7 +78,7 @@ class MakeBatch:
                 state["state"]["counter"][3] = position
                 # Setting the state is eight times cheaper than making a generator.
                 rng.bit_generator.state = state
-                found = self._first_good(index, images[place], rng, bad)
+                found = self._first_good(position, index, images[place], rng, bad)
                 if found is None:
                     return {"report": _report(bad)}
                 used[place], caption, size_bytes = found
@@ -78,20 +88,23 @@ class MakeBatch:
             return {"report": _report(bad, fatal=str(error))}
         tokens = np.asarray(self.tokenize(captions), np.int32)
         telemetry.add(bytes_read=bytes_read)
-        cursor = None
+        stream: dict[str, Any] = {}
         if isinstance(self.order, StreamOrder):
-            cursor = self.order.cursor(positions)
-        report = _report(bad, cursor=cursor)
+            stream["cursor"] = self.order.cursor(positions)
+            stream["begun"] = self.order.begun(positions)
+        report = _report(bad, **stream)
         return {"images": images, "tokens": tokens, "indices": used, "report": report}
 
     def _first_good(
-        self, index: int, out: np.ndarray, rng: np.random.Generator, bad: list[Bad]
+        self, position: int, index: int, out: np.ndarray, rng: np.random.Generator, bad: list[Bad]
     ) -> tuple[int, str, int] | None:
-        """Writes the first usable image from `index` on; its record number, caption and bytes."""
-        first = index
-        for _ in range(_MAX_TRIES):
+        """Writes the first usable image, of `index` or else of what replaces it; its record number,
+        caption and bytes."""
+        lost_in_a_row = 0
+        others = (other for other in self.order.replacements(position) if other != index)
+        for tried in itertools.islice(itertools.chain((index,), others), _MAX_TRIES):
             try:
-                record = self.source[index]
+                record = self.source[tried]
                 caption = choose_caption(record, rng)
                 out[:] = training_image(
                     record.image, self.image_size, self.interpolation, self.augmentation, rng
@@ -101,11 +114,12 @@ class MakeBatch:
                     if isinstance(record.image, np.ndarray)
                     else len(record.image)
                 )
-                return index, caption, size
+                return tried, caption, size
             except DecodeError as error:
-                bad.append((index, self.source.key(index), str(error), error.kind))
-            index = self.order.after(index)
-            if index == first:
+                key = self.source.key(tried) if error.shard is None else error.shard
+                bad.append(Bad(tried, key, str(error), error.kind, error.shard))
+                lost_in_a_row = 0 if error.shard is None else lost_in_a_row + 1
+            if lost_in_a_row == _MAX_LOST:
                 break
         return None
 
@@ -122,8 +136,8 @@ def choose_caption(record: Record, rng: np.random.Generator) -> str:
     return captions[int(np.searchsorted(ends, draw * ends[-1], side="right"))]
 
 
-def _report(bad: list[Bad], fatal: str | None = None, cursor: Cursor | None = None) -> str:
-    return json.dumps({"bad": bad, "counts": telemetry.take(), "fatal": fatal, "cursor": cursor})
+def _report(bad: list[Bad], **more: Any) -> str:
+    return json.dumps({"bad": bad, "counts": telemetry.take(), **more})
 
 
 @functools.cache

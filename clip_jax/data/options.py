@@ -34,7 +34,8 @@ class RemoteOptions:
     attempts: int = 5  # before a file counts as failed; the pause doubles after each
     backoff_seconds: float = 1.0  # the first pause
     timeout_seconds: float = 60.0  # without a byte
-    # A shard that fails in spite of that: its samples are left out and counted, or the run stops.
+    # A shard that fails in spite of that, here or elsewhere, or is no tar: left out and counted, or
+    # the run stops.
     on_failure: Literal["skip", "stop"] = "skip"
 
     def __post_init__(self) -> None:

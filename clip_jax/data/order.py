@@ -30,8 +30,16 @@ class Order(Protocol):
         """The records at these positions."""
         ...
 
-    def after(self, number: int) -> int:
-        """The record that is tried where record `number` cannot be used."""
+    def replacements(self, position: int) -> Iterator[int]:
+        """The records that are tried, one after another, where that of `position` cannot be used.
+
+        Another shuffled draw, not the neighbours: those of a lost shard would all come to the same
+        few records.
+        """
+        ...
+
+    def close(self) -> None:
+        """Lets go of what other threads and processes may wait for."""
         ...
 
 
@@ -73,10 +81,17 @@ class ShuffledOrder:
         source = int(sources[place])
         return source, block * self._shares[source] + int(ranks[place])
 
-    def after(self, number: int) -> int:
-        source = int(np.searchsorted(self._starts, number, side="right")) - 1
-        start = self._starts[source]
-        return start + (number + 1 - start) % self._sizes[source]
+    def replacements(self, position: int) -> Iterator[int]:
+        """All of the same source, each once."""
+        source, _ = self._draw(position)
+        size = self._sizes[source]
+        parts = [self._seed, position, 0, 4]  # others are shorter, or end otherwise
+        seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+        for attempt in range(size):
+            yield self._starts[source] + shuffled(attempt, size, seed)
+
+    def close(self) -> None:
+        pass
 
 
 def shuffled(index: int, size: int, seed: int) -> int:
@@ -99,12 +114,18 @@ def _mixed_seed(seed: int, epoch: int, source: int) -> int:
 
 def _shares(weights: tuple[float, ...]) -> tuple[int, ...]:
     """Whole numbers that sum to `BLOCK`, by largest remainders; at least 1 for a weight above 0."""
-    exact = np.asarray(weights, np.float64) / sum(weights) * BLOCK
-    shares = np.where(exact > 0, np.maximum(np.floor(exact), 1), 0).astype(np.int64)
-    for place in np.argsort(np.floor(exact) - exact, kind="stable")[: BLOCK - shares.sum()]:
+    scale = np.asarray(weights, np.float64)
+    lifted = np.zeros(len(scale), bool)
+    while True:  # what is lifted to 1 leaves less to the others, in proportion
+        rest = scale[~lifted].sum()
+        exact = np.where(lifted, 1, scale / rest * (BLOCK - lifted.sum()))
+        tiny = (exact < 1) & (scale > 0) & ~lifted
+        if not tiny.any():
+            break
+        lifted |= tiny
+    shares = np.floor(exact).astype(np.int64)
+    for place in np.argsort(shares - exact, kind="stable")[: BLOCK - shares.sum()]:
         shares[place] += 1
-    if shares.sum() > BLOCK:  # many tiny weights were lifted to 1
-        shares[np.argmax(shares)] -= shares.sum() - BLOCK
     return tuple(shares.tolist())
 
 
@@ -120,11 +141,16 @@ def _block(shares: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, 
 
 
 def check_weights(weights: Sequence[float]) -> None:
-    """Raises UserError where they are no shares of a mixture."""
+    """Raises UserError where they are no shares of a mixture, or too many for each to have one."""
     for number, weight in enumerate(weights):
         if not (np.isfinite(weight) and weight >= 0):
             raise UserError(
                 f"config.data.mixture[{number}].weight={weight}; accepted is a number of at least 0"
             )
+    if sum(weight > 0 for weight in weights) > BLOCK:
+        raise UserError(
+            f"config.data.mixture: {len(weights):,} sources; accepted are at most {BLOCK:,}"
+            " with a weight above 0"
+        )
     if not sum(weights) > 0:
         raise UserError("config.data.mixture: its weights sum to 0; give one above 0")

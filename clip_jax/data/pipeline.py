@@ -34,8 +34,9 @@ from clip_jax.data.mixture import MixtureSource
 from clip_jax.data.order import Order, ShuffledOrder
 from clip_jax.data.records import Source
 from clip_jax.data.refine import RefinedSource
-from clip_jax.data.streaming import Cursor, StreamingSource, StreamOrder
-from clip_jax.data.telemetry import DROPPED
+from clip_jax.data.stream_order import Cursor, StreamOrder
+from clip_jax.data.streaming import StreamingSource
+from clip_jax.data.telemetry import telemetry
 from clip_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ _READ_THREADS = 4  # without workers; each makes whole batches
 # in a stream, not from a newer one.
 _CURSORS = 4
 _LISTED = 1000  # bad records by name; all are counted
+_DIED = "Worker process was terminated unexpectedly"  # how grain says it
 # Left out because a rule says so: nothing is wrong with the data.
 _BY_RULE = ("caption_filtered", "image_filtered", "duplicate")
 
@@ -59,33 +61,42 @@ class BatchIterator:
     Attributes:
       next_batch: number of the batch that `next` gives; what a resume passes as `start_batch`.
       bad_records: key -> reason, of the first records that could not be used.
-      counts: of `telemetry`, since this iterator was made.
+      lost_shards: file -> reason, of those that could not be read; `max_bad_fraction` is not about
+        what was in them.
+      counts: of `telemetry`, since the source was opened.
     """
 
     def __init__(
         self,
         iterator: Any,
         source: Source,
+        order: Order,
         *,
         seed: int,
         batch_size: int,
         host_rows: int,
+        workers: int,
         start_batch: int,
         max_bad_fraction: float,
     ) -> None:
         self._iterator = iterator
         self._source = source
+        self._order = order
         self._seed = seed
         self._batch_size = batch_size
         self._host_rows = host_rows
+        self._workers = workers
         self._max_bad_fraction = max_bad_fraction
         self._tried = 0
         # By number: keys of different archives may be equal.
         self._bad_indices: set[int] = set()
         self.bad_records: dict[str, str] = {}
-        self._dropped: Counter[str] = Counter()  # while reading
+        self.lost_shards: dict[str, str] = {}
+        self._left_out: Counter[str] = Counter()  # while reading
         self._cursors: deque[Cursor] = deque(maxlen=_CURSORS)
-        self.counts: Counter[str] = Counter()
+        # Of workers, the batches tell; of this process, which opened the source, nobody else does.
+        self.counts = Counter(telemetry.take())
+        del self.counts["bytes_read"]  # by opening: no part of the rate
         self.next_batch = start_batch
 
     def __iter__(self) -> "BatchIterator":
@@ -94,44 +105,61 @@ class BatchIterator:
     def __next__(self) -> Batch:
         """{"images": uint8 (B, S, S, 3), "tokens": int32 (B, L), "indices": int64 (B,)}.
 
-        `indices` are the records used. An image that cannot be decoded is replaced by the next good
-        record and logged once. Raises UserError where too many are bad.
+        `indices` are the records used. An image that cannot be decoded is replaced by another
+        record, and logged once. Raises UserError where too many are bad, or a reader process died.
         """
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if _DIED not in str(error):
+                raise
+            raise UserError(
+                "a reader process was killed (out of memory?); fewer config.data.workers (now"
+                f" {self._workers}) need less; the same command resumes"
+            ) from error
         report = json.loads(batch.pop("report"))
-        for name, count in report["counts"].items():
-            if name.startswith(DROPPED):
-                self._dropped[name.removeprefix(DROPPED)] += count
-            else:
-                self.counts[name] += count
-        if report["cursor"] is not None:
+        self.counts.update(report["counts"])
+        self.counts.update(telemetry.take())
+        if "cursor" in report:
             self._cursors.append(report["cursor"])
-        self._judge(report["bad"], is_complete="images" in batch or report["fatal"])
-        if report["fatal"]:
-            raise UserError(report["fatal"])
+        for epoch, shard, drops, lost in report.get("begun", ()):
+            if lost is not None:
+                self._lose(shard, lost)
+            if epoch == 0:  # each sample once
+                self._left_out.update(drops)
+        fatal = report.get("fatal")
+        is_complete = "images" in batch or fatal
+        self._judge([Bad(*entry) for entry in report["bad"]], is_complete=is_complete)
+        if fatal:
+            raise UserError(fatal)
         self.next_batch += 1
         return batch
 
+    @property
+    def dropped(self) -> Counter[str]:
+        """Kind (of `records.KINDS`) -> how many records were left out: when the source was opened,
+        and while reading; bad ones once each, shards that cannot be read once each, filtered ones
+        each time their turn came."""
+        return Counter(self._source.dropped.counts) + self._left_out
+
     def _judge(self, bad: list[Bad], is_complete: bool) -> None:
-        for index, key, reason, kind in bad:
-            if kind in _BY_RULE:
-                self._dropped[kind] += 1
-            elif index not in self._bad_indices:
-                self._bad_indices.add(index)
-                self._dropped[kind] += 1
-                if len(self.bad_records) < _LISTED:
-                    self.bad_records[key] = reason
-                    logger.warning("record %s left out: %s", key, reason)
+        judged = [entry for entry in bad if self._is_bad(entry)]
         count = len(self._source)
-        self._tried += self._host_rows + sum(entry[3] not in _BY_RULE for entry in bad)
-        judged = min(count, max(self._tried, _MIN_RECORDS_JUDGED))
-        if is_complete and len(self._bad_indices) <= self._max_bad_fraction * judged:
+        self._tried += self._host_rows + len(judged)
+        least = min(count, max(self._tried, _MIN_RECORDS_JUDGED))
+        if is_complete and len(self._bad_indices) <= self._max_bad_fraction * least:
             return
+        if not is_complete and bad[-1].shard is not None:
+            raise UserError(
+                f"{len(self.lost_shards)} shards cannot be read, and too many of them one after"
+                f" another, such as {bad[-1].shard}: {bad[-1].reason}; the same command goes on"
+                " when they are back"
+            )
         if not self._bad_indices:
-            counts = ", ".join(f"{n} x {kind}" for kind, n in self._dropped.items())
+            counts = ", ".join(f"{n} x {kind}" for kind, n in self._left_out.items())
             raise UserError(
                 f"the filters leave nothing of {len(bad)} records in a row ({counts}; such as"
-                f" {bad[0][1]}: {bad[0][2]}); loosen config.data.filters"
+                f" {bad[0].key}: {bad[0].reason}); loosen config.data.filters"
             )
         key, reason = next(iter(self.bad_records.items()))
         raise UserError(
@@ -140,6 +168,28 @@ class BatchIterator:
             f" such as {key}: {reason};"
             " repair the data or raise max_bad_fraction"
         )
+
+    def _is_bad(self, entry: Bad) -> bool:
+        """Counts what was left out; whether something is wrong with the record itself."""
+        if entry.shard is not None:
+            self._lose(entry.shard, entry.reason)
+            return False
+        if entry.kind in _BY_RULE:
+            self._left_out[entry.kind] += 1
+            return False
+        if entry.number not in self._bad_indices:
+            self._bad_indices.add(entry.number)
+            self._left_out[entry.kind] += 1
+            if len(self.bad_records) < _LISTED:
+                self.bad_records[entry.key] = entry.reason
+                logger.warning("record %s left out: %s", entry.key, entry.reason)
+        return True
+
+    def _lose(self, shard: str, reason: str) -> None:
+        if shard not in self.lost_shards:
+            self.lost_shards[shard] = reason
+            self._left_out["shard_unreadable"] += 1
+            logger.warning("shard %s left out: %s", shard, reason)
 
     def state(self) -> dict[str, Any]:
         """JSON-able: what a checkpoint keeps, and what `resume` takes back."""
@@ -150,16 +200,10 @@ class BatchIterator:
             "tried": self._tried,
             "bad": bad,
             "bad_records": self.bad_records,
-            "dropped": dict(self._dropped),
+            "lost_shards": self.lost_shards,
+            "dropped": dict(self._left_out),  # without what opening the source tells again
             "cursor": self._cursors[0] if self._cursors else {},
         }
-
-    @property
-    def dropped(self) -> Counter[str]:
-        """Kind (of `records.KINDS`) -> how many records were left out: when the source was opened,
-        and while reading; there bad ones count once each, filtered ones each time their turn came.
-        """
-        return self._source.dropped.counts + self._dropped
 
     @property
     def bad_count(self) -> int:
@@ -167,17 +211,20 @@ class BatchIterator:
         return len(self._bad_indices)
 
     def _identity(self) -> dict[str, Any]:
-        return {
+        identity = {
             "seed": self._seed,
             "global_batch_size": self._batch_size,
             "fingerprint": self._source.fingerprint,
         }
+        if isinstance(self._order, StreamOrder):  # what cursors mean
+            identity |= {"streams": self._order.streams, "window_shards": self._order.width}
+        return identity
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Takes over the count of bad records of the run that `state` was saved by.
 
-        Raises UserError where that run had other data, seed or global batch size. The position is
-        not moved: it is `start_batch`.
+        Raises UserError where that run had other data, seed, global batch size or streams. The
+        position is not moved: it is `start_batch`.
         """
         for name, now in self._identity().items():
             if state.get(name) != now:
@@ -189,12 +236,14 @@ class BatchIterator:
         self._tried = state["tried"]
         self._bad_indices = set(state["bad"])
         self.bad_records = dict(state["bad_records"])
-        self._dropped = Counter(state.get("dropped", {}))
+        self.lost_shards = dict(state.get("lost_shards", {}))
+        self._left_out = Counter(state.get("dropped", {}))
         if state.get("cursor"):
             self._cursors.append(dict(state["cursor"]))
 
     def close(self) -> None:
         """Ends threads and worker processes; nothing comes after it."""
+        self._order.close()  # before: a batch may wait for a shard
         if hasattr(self._iterator, "close"):
             self._iterator.close()
         # Let go of now: what grain's iterators do when the interpreter ends prints a traceback.
@@ -253,6 +302,7 @@ def training_batches(
     order: Order
     if (stream := streaming_of(source)) is not None:
         order = StreamOrder(stream, seed, batch_size, streams, window_shards, cursor)
+        _say_what_hosts_share(len(stream.paths), order.streams, batch_size // max(1, len(rows)))
     else:
         order = shuffled_order(source, seed)
     make_batch = MakeBatch(
@@ -270,9 +320,11 @@ def training_batches(
     return BatchIterator(
         iter(_parallel(batches, workers)),
         source,
+        order,
         seed=seed,
         batch_size=batch_size,
         host_rows=len(rows),
+        workers=workers,
         start_batch=start_batch,
         max_bad_fraction=max_bad_fraction,
     )
@@ -289,6 +341,17 @@ def shuffled_order(source: Source, seed: int) -> ShuffledOrder:
     if isinstance(source, MixtureSource):
         return ShuffledOrder(source.sizes, seed, source.weights)
     return ShuffledOrder((len(source),), seed)
+
+
+def _say_what_hosts_share(shards: int, streams: int, hosts: int) -> None:
+    if hosts > streams:
+        logger.warning(
+            "%d hosts read %d streams of %d shards: several hosts copy the same shards; %s",
+            hosts,
+            streams,
+            shards,
+            "raise config.data.streams" if shards >= hosts else "more and smaller ones spare that",
+        )
 
 
 def _check_numbers(**values: tuple[int, int]) -> None:

@@ -54,15 +54,19 @@ class DecodeError(UserError):
     """A sample that cannot be used; the message is one line with the reason.
 
     A `UserError`, so that a program which is given one bad image ends with one line; the training
-    and evaluation pipelines catch it, count it by its kind (of `KINDS`) and go on.
+    and evaluation pipelines catch it, count it by its kind (of `KINDS`) and go on. `shard`: the
+    file that cannot be read at all, with whatever else is in it; counted once for all its samples.
     """
 
-    def __init__(self, message: str, kind: str = "image_undecodable") -> None:
+    def __init__(
+        self, message: str, kind: str = "image_undecodable", shard: str | None = None
+    ) -> None:
         super().__init__(message)
         self.kind = kind
+        self.shard = shard
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.kind)
+        return type(self), (str(self), self.kind, self.shard)
 
 
 class CaptionError(DecodeError):

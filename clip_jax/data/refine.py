@@ -1,6 +1,6 @@
 """Captions cleaned, and samples left out by rules: a source between the files and the stream.
 
-What a rule leaves out costs a read each time its turn comes; the record after it takes its place.
+What a rule leaves out costs a read each time its turn comes; another record takes its place.
 """
 
 import html

@@ -14,7 +14,7 @@ from clip_jax.data.stores import Stat, Unavailable
 from clip_jax.data.tar_captions import Member
 
 _MAX_OPEN_FILES = 256  # well below the usual limit of 1,024 a process
-_FORGIVEN_SECONDS = 600.0  # after which an archive that failed is asked again
+FORGIVEN_SECONDS = 600.0  # after which an archive that failed is asked again
 
 
 class ShardFiles:
@@ -82,7 +82,7 @@ class ShardFiles:
             reason = str(error)
             if not isinstance(error, Unavailable):
                 reason = f"{path}: {error.strerror or error}"
-            self._failed[shard] = (time.monotonic() + _FORGIVEN_SECONDS, reason)
+            self._failed[shard] = (time.monotonic() + FORGIVEN_SECONDS, reason)
             raise Unavailable(reason) from error
 
     def _open_and_read(self, shard: int, member: Member) -> bytes:

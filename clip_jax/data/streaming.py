@@ -1,55 +1,53 @@
 """Tar files of a store, read one after the other: no index of the whole set, a local shuffle.
 
-The shards are dealt out to a fixed number of streams, anew in each epoch. A stream reads its shards
-in windows of a few, copied to this machine; within a window samples are shuffled. Each stream fills
-rows of its own of every batch. So the order depends on the seed, the shards, the batch size and the
-number of streams, not on hosts or workers; a host copies the shards of its own rows' streams only.
-An epoch of one stream may end before that of another: shards differ in length.
-
-A checkpoint has the window that each stream is in; a resume begins with that window.
+`clip_jax.data.stream_order` deals them out; here they are copied, and read.
 """
 
+import contextlib
+import json
 import logging
 import os
 import tempfile
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.order import shuffled
 from clip_jax.data.paths import expand_paths
-from clip_jax.data.records import Drop, Drops, Record, fingerprint_of
+from clip_jax.data.records import DecodeError, Drops, Record, fingerprint_of
+from clip_jax.data.shard_files import FORGIVEN_SECONDS
 from clip_jax.data.tar_indexes import build_indexes
-from clip_jax.data.telemetry import DROPPED, telemetry
 from clip_jax.data.webdataset import WebDatasetSource
 from clip_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 SHIFT = 32  # a record's number is its shard's, shifted by so many bits, and its place in the shard
-_MOST_STREAMS = 64  # where the configuration leaves it open
-MAX_STREAMS = 4096
 _OPEN_SHARDS = 128
-_EMPTY_EPOCHS = 8  # of one stream, after which the data is called bad: a few may be bad luck
+_TRIED_SHARDS = 64  # at the start, for one with samples: each may cost all attempts
 
-# Of each stream: epoch, window in it, position in the stream at which the window begins.
-Cursor = dict[str, tuple[int, int, int]]
+
+@dataclass(frozen=True)
+class Held:
+    """What is in a shard, in one epoch."""
+
+    count: int  # samples; 0 where it cannot be had
+    drops: dict[str, int]  # kind -> samples that are left out
+    lost: str | None = None  # why it cannot be had
 
 
 class StreamingSource:
     """Records of shards by (shard, place); what a shard holds is found when it is copied.
 
-    `len` is an estimate, from the first shard. A shard that cannot be had counts as empty.
+    `len` is an estimate, from the first shard that has samples. A shard that cannot be had, or is
+    no tar, counts as empty. `dropped` is empty: what is left out is found on the way.
 
     Raises:
-      UserError: no shard there, or the first cannot be read.
+      UserError: no shard there, or none of the first that could be read.
     """
 
     def __init__(
@@ -63,291 +61,140 @@ class StreamingSource:
         self.fingerprint = fingerprint_of((path, ()) for path in self.paths)
         # Workers agree here on what each shard holds: the first that finds out says so.
         self._verdicts = tempfile.TemporaryDirectory(prefix="clip_jax_stream_")
-        self._folder = Path(self._verdicts.name)
+        self.folder = Path(self._verdicts.name)
         self._reset()
-        # Of the first shard in the first epoch we tell as of a source that is opened.
-        count, drops, reasons = self._look_at(0)
-        self.dropped.counts.update(drops)
-        for kind, reason in reasons.items():
-            logger.warning("%s", reason)
-            self.dropped.list([(self.paths[0], Drop(kind, reason))])
-        self._settle(self._verdict(0, 0), count)
-        self._estimate = count * len(self.paths)
-        if not self._estimate:
-            raise UserError(f"{self.paths[0]}: no sample that could be used; see the log above")
+        self._estimate = self._first_count() * len(self.paths)
+
+    def _first_count(self) -> int:
+        tried = self.paths[:_TRIED_SHARDS]
+        for shard, path in enumerate(tried):
+            held = self.held(shard, 0)
+            if held.count:
+                return held.count
+            drops = ", ".join(f"{count} x {kind}" for kind, count in held.drops.items())
+            reason = (
+                held.lost or f"{path} has no sample that could be used ({drops or 'it is empty'})"
+            )
+            logger.warning("left out: %s", reason)
+        more = f"; nor has any of the first {len(tried)}" if len(tried) > 1 else ""
+        raise UserError(f"{reason}{more}; give tars with KEY.jpg and KEY.txt members")
 
     def _reset(self) -> None:
         self._open: dict[int, WebDatasetSource] = {}
+        self._failed: dict[int, tuple[float, str]] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        hidden = ("_open", "_lock", "_verdicts")
+        hidden = ("_open", "_failed", "_lock", "_verdicts")
         return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._reset()
 
-    def count(self, shard: int, epoch: int) -> int:
-        """Samples of a shard, which is copied for it; 0 where it cannot be had in this epoch.
+    def held(self, shard: int, epoch: int) -> Held:
+        """What a shard has, which is copied for it.
 
-        Raises UserError where `remote.on_failure` is "stop".
+        Raises UserError where it cannot be had and `remote.on_failure` is "stop".
         """
-        verdict = self._verdict(shard, epoch)
+        verdict = self.folder / f"{epoch}-{shard}"
         known = _read(verdict)
         if known is not None:
             return known
-        count, drops, reasons = self._look_at(shard)
-        if not self._settle(verdict, count):
-            return _read(verdict) or 0
-        telemetry.add(**{f"{DROPPED}{kind}": n for kind, n in drops.items() if n})
-        for reason in reasons.values():
-            logger.warning("epoch %d: %s", epoch, reason)
-        return count
-
-    def _look_at(self, shard: int) -> tuple[int, Counter[str], dict[str, str]]:
-        """(samples, what is left out by kind, kind -> why of what concerns the whole shard)."""
         path = self.paths[shard]
         summary = build_indexes([path], options=self._options)
-        if summary.no_tars:
-            raise UserError(summary.failed[path])
-        if summary.failed:
-            if self._options.remote.on_failure == "stop":
-                raise UserError(f"{summary.failed[path]}; config.data.remote.on_failure is 'stop'")
-            return 0, Counter(shard_unreadable=1), {"shard_unreadable": summary.failed[path]}
-        header = summary.shards[0].header
-        drops = Counter(header.drop_counts)
-        if header.damage is None:
-            return header.count, drops, {}
-        drops["shard_damaged"] += 1
-        return header.count, drops, {"shard_damaged": f"{path} {header.damage}"}
-
-    def _verdict(self, shard: int, epoch: int) -> Path:
-        return self._folder / f"{epoch}-{shard}"
-
-    def _settle(self, verdict: Path, count: int) -> bool:
-        """Whether we are the first that has looked: what the first says holds."""
-        part = verdict.with_name(f"{verdict.name}.{os.getpid()}.{threading.get_ident()}")
-        part.write_text(str(count))
+        lost = summary.failed.get(path)
+        if lost is not None and self._options.remote.on_failure == "stop":
+            raise UserError(f"{lost}; config.data.remote.on_failure is 'stop'")
+        drops: Counter[str] = Counter()
+        for found in summary.shards:
+            drops.update(found.header.drop_counts)
+            drops["shard_damaged"] += found.header.damage is not None
+        held = Held(
+            sum(found.header.count for found in summary.shards),
+            {kind: n for kind, n in drops.items() if n},
+            lost,
+        )
+        part = self.folder / f"{epoch}-{shard}.{os.getpid()}.{threading.get_ident()}"
+        part.write_text(json.dumps(asdict(held)))
         try:
-            os.link(part, verdict)
+            os.link(part, verdict)  # the first wins
         except FileExistsError:
-            return False
-        finally:
-            part.unlink()
-        return True
+            held = _read(verdict) or held
+        part.unlink()
+        return held
+
+    def is_lost(self, shard: int) -> bool:
+        """Whether it could not be read a moment ago, by this process."""
+        return time.monotonic() < self._failed.get(shard, (0.0, ""))[0]
+
+    def _lose(self, shard: int, reason: str) -> DecodeError:
+        if self._options.remote.on_failure == "stop":
+            raise UserError(f"{reason}; config.data.remote.on_failure is 'stop'")
+        self._failed[shard] = (time.monotonic() + FORGIVEN_SECONDS, reason)
+        return DecodeError(reason, "shard_unreadable", self.paths[shard])
 
     def _shard(self, shard: int) -> WebDatasetSource:
         with self._lock:
             source = self._open.get(shard)
         if source is None:
-            source = WebDatasetSource(self.paths[shard], self._options)
+            if self.is_lost(shard):
+                reason = self._failed[shard][1]
+                raise DecodeError(reason, "shard_unreadable", self.paths[shard])
+            try:
+                source = WebDatasetSource(self.paths[shard], self._options)
+            except UserError as error:  # it was there when its samples were counted
+                raise self._lose(shard, str(error)) from error
             with self._lock:
                 while len(self._open) >= _OPEN_SHARDS:
                     self._open.pop(next(iter(self._open)))
                 self._open[shard] = source
         return source
 
+    def _find(self, number: int) -> tuple[WebDatasetSource, int]:
+        """(shard, place in it). Raises DecodeError where it cannot be had any more."""
+        shard, place = number >> SHIFT, number & (1 << SHIFT) - 1
+        source = self._shard(shard)
+        if place >= len(source):
+            raise self._lose(shard, f"{self.paths[shard]} has fewer samples than it had")
+        return source, place
+
     def __len__(self) -> int:
         return self._estimate
 
     def __getitem__(self, number: int) -> Record:
-        return self._shard(number >> SHIFT)[number & (1 << SHIFT) - 1]
+        source, place = self._find(number)
+        try:
+            return source[place]
+        except DecodeError as error:
+            if error.shard is not None:
+                raise self._lose(number >> SHIFT, str(error)) from error
+            raise
 
     def captions(self, number: int) -> tuple[str, ...]:
-        return self._shard(number >> SHIFT).captions(number & (1 << SHIFT) - 1)
+        source, place = self._find(number)
+        return source.captions(place)
 
     def metadata(self, number: int) -> dict[str, Any]:
-        return self._shard(number >> SHIFT).metadata(number & (1 << SHIFT) - 1)
+        source, place = self._find(number)
+        return source.metadata(place)
 
     def key(self, number: int) -> str:
-        return self._shard(number >> SHIFT).key(number & (1 << SHIFT) - 1)
+        with contextlib.suppress(DecodeError):  # it may be gone by now
+            source, place = self._find(number)
+            return source.key(place)
+        return f"{self.paths[number >> SHIFT]}:{number & (1 << SHIFT) - 1}"
 
     def sample_numbers(self, shards: int) -> Iterator[int]:
         """Records of so many shards, spread over the set."""
         step = max(1, len(self.paths) // shards)
         for shard in range(0, len(self.paths), step):
-            for place in range(self.count(shard, 0)):
+            for place in range(self.held(shard, 0).count):
                 yield shard << SHIFT | place
 
 
-def _read(verdict: Path) -> int | None:
+def _read(verdict: Path) -> Held | None:
     try:
-        return int(verdict.read_text())
+        return Held(**json.loads(verdict.read_text()))
     except FileNotFoundError:
         return None
-
-
-@dataclass(frozen=True)
-class _Window:
-    start: int  # position in the stream of its first sample
-    epoch: int
-    number: int
-    shards: tuple[int, ...]
-    ends: np.ndarray  # of its shards, in samples
-
-    @property
-    def size(self) -> int:
-        return int(self.ends[-1])
-
-
-class _Stream:
-    """The windows of one stream, found one after the other."""
-
-    def __init__(
-        self,
-        source: StreamingSource,
-        streams: int,
-        index: int,
-        seed: int,
-        width: int,
-        cursor: Sequence[int],
-    ) -> None:
-        self._source = source
-        self._streams = streams
-        self._index = index
-        self._seed = seed
-        self._width = width
-        self._next = tuple(cursor)  # epoch, window, start
-        self._windows: list[_Window] = []
-        self._lock = threading.Lock()
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="shards")
-
-    def window(self, position: int) -> _Window:
-        """The one that holds the sample at `position`; earlier ones than the last few are gone."""
-        with self._lock:
-            while not self._windows or position >= self._windows[-1].start + self._windows[-1].size:
-                self._windows = [*self._windows[-8:], self._find()]
-            for window in reversed(self._windows):
-                if window.start <= position:
-                    return window
-        raise AssertionError(f"position {position} of stream {self._index} is long past")
-
-    def _find(self) -> _Window:
-        epoch, number, start = self._next
-        last_epoch = epoch + _EMPTY_EPOCHS
-        while True:
-            shards, is_last = self._shards(epoch, number)
-            ends = np.cumsum([self._source.count(shard, epoch) for shard in shards])
-            window = _Window(start, epoch, number, shards, ends)
-            epoch, number = (epoch + 1, 0) if is_last else (epoch, number + 1)
-            if window.size:
-                break
-            if epoch > last_epoch:
-                raise UserError(
-                    f"no shard of stream {self._index} could be read in {_EMPTY_EPOCHS} epochs"
-                    f" (such as {self._source.paths[shards[0]]}); see the log"
-                )
-        self._next = (epoch, number, start + window.size)
-        for shard in self._shards(epoch, number)[0]:  # copied while this window is read
-            self._ahead.submit(self._source.count, shard, epoch)
-        return window
-
-    def _shards(self, epoch: int, number: int) -> tuple[tuple[int, ...], bool]:
-        """(shards of a window, whether it is the last of its epoch)."""
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch, 2])))
-        mine = rng.permutation(len(self._source.paths))[self._index :: self._streams].tolist()
-        end = (number + 1) * self._width
-        return tuple(mine[number * self._width : end]), end >= len(mine)
-
-    def record(self, position: int) -> int:
-        """The number of the record at a position of the stream."""
-        window = self.window(position)
-        parts = [self._seed, window.epoch, window.number, self._index, 3]
-        seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
-        index = position - window.start
-        place = shuffled(index, window.size, seed)
-        at = int(np.searchsorted(window.ends, place, side="right"))
-        first = int(window.ends[at - 1]) if at else 0
-        return window.shards[at] << SHIFT | place - first
-
-
-class StreamOrder:
-    """The order of a `StreamingSource`; an `Order` that also has cursors.
-
-    Args:
-      source: whose shards are dealt out.
-      seed: of the order.
-      batch_size: of the global batch; `streams` divides it.
-      streams: how many; None: the largest divisor of the batch size up to 64 and the shards.
-      width: shards of a window.
-      cursor: where to begin, from a checkpoint; {}: at the start.
-
-    Raises UserError for more streams than shards, or a number that does not divide the batch.
-    """
-
-    def __init__(
-        self,
-        source: StreamingSource,
-        seed: int,
-        batch_size: int,
-        streams: int | None = None,
-        width: int = 2,
-        cursor: Mapping[str, Sequence[int]] | None = None,
-    ) -> None:
-        shards = len(source.paths)
-        if streams is None:
-            most = min(_MOST_STREAMS, shards)
-            streams = max(n for n in range(1, most + 1) if batch_size % n == 0)
-        if not 1 <= streams <= min(shards, MAX_STREAMS) or batch_size % streams:
-            raise UserError(
-                f"config.data.streams={streams}: must divide config.batch_size={batch_size} and be"
-                f" at most the number of shards, {shards}, and {MAX_STREAMS}"
-            )
-        self.streams = streams
-        self._source = source
-        self._seed = seed
-        self._batch_size = batch_size
-        self._rows = batch_size // streams  # of a batch, by each stream
-        self._width = width
-        self._cursor = dict(cursor or {})
-        self._reset()
-
-    def _reset(self) -> None:
-        self._open: dict[int, _Stream] = {}
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: x for name, x in self.__dict__.items() if name not in ("_open", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
-
-    def _place(self, position: int) -> tuple[int, int]:
-        """(stream, position in it) of a position in the global stream."""
-        batch, row = divmod(position, self._batch_size)
-        stream, within = divmod(row, self._rows)
-        return stream, batch * self._rows + within
-
-    def _stream(self, index: int) -> _Stream:
-        with self._lock:
-            stream = self._open.get(index)
-            if stream is None:
-                begin = self._cursor.get(str(index), (0, 0, 0))
-                stream = self._open[index] = _Stream(
-                    self._source, self.streams, index, self._seed, self._width, begin
-                )
-            return stream
-
-    def numbers(self, positions: Sequence[int]) -> Iterator[int]:
-        for position in positions:
-            stream, within = self._place(position)
-            yield self._stream(stream).record(within)
-
-    def after(self, number: int) -> int:
-        shard, place = number >> SHIFT, number & (1 << SHIFT) - 1
-        count = len(self._source._shard(shard))
-        return shard << SHIFT | (place + 1) % count
-
-    def cursor(self, positions: Sequence[int]) -> Cursor:
-        """Of each stream that has one of these positions, the window of the last of them."""
-        last: dict[int, int] = {}
-        for position in positions:
-            stream, within = self._place(position)
-            last[stream] = max(last.get(stream, 0), within)
-        found: Cursor = {}
-        for index, within in last.items():
-            window = self._stream(index).window(within)
-            found[str(index)] = (window.epoch, window.number, window.start)
-        return found

@@ -152,7 +152,7 @@ def _stats(paths: Sequence[str], remote: RemoteOptions) -> Iterable[Stat | str]:
         except OSError as error:
             return f"{path} cannot be read: {error.strerror or error}"
 
-    if not any(map(is_remote, paths)):
+    if len(paths) == 1 or not any(map(is_remote, paths)):
         return map(one, paths)
     with ThreadPoolExecutor(_STORE_THREADS) as pool:
         return list(pool.map(one, paths))
@@ -213,11 +213,16 @@ def _make(
         done = ((job[0], index_file(*job[1:], options)) for job in here)
     for number, problem in done:
         yield number, problem or _opened(*targets[number])
+    elsewhere = [job for job in jobs if is_remote(job[1])]
+    if len(elsewhere) == 1:  # no pool: its threads would hold up the end of the process
+        job = elsewhere[0]
+        problem = _index_remote(*job[1:], options, remote, beside)
+        yield job[0], problem or _opened(*targets[job[0]])
+        return
     with ThreadPoolExecutor(_STORE_THREADS) as pool:
         futures = {
             job[0]: pool.submit(_index_remote, *job[1:], options, remote, beside)
-            for job in jobs
-            if is_remote(job[1])
+            for job in elsewhere
         }
         for number, future in futures.items():
             yield number, future.result() or _opened(*targets[number])

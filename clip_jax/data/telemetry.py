@@ -25,8 +25,5 @@ class Telemetry:
         return dict(counts)
 
 
-# Before the kind, of what is found to be unusable while reading: `records.KINDS`.
-DROPPED = "dropped_"
-
 # Of this process. Names: bytes_read, bytes_fetched, cache_hits, cache_misses, store_retries.
 telemetry = Telemetry()

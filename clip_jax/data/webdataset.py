@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.paths import expand_paths, is_remote
+from clip_jax.data.paths import expand_paths
 from clip_jax.data.records import DecodeError, Drop, Drops, Fingerprint, Record
 from clip_jax.data.shard_files import ShardFiles
 from clip_jax.data.stores import Stat
@@ -52,8 +52,9 @@ class WebDatasetSource:
       damaged: archive -> why some or all of its samples are missing, or may be.
 
     Raises:
-      UserError: a file is missing, is no uncompressed tar (unless `options.skip_unreadable`), or no
-        sample is usable.
+      UserError: a named file is missing, no sample is usable, or an archive cannot be read or is no
+        uncompressed tar: the only one, or any where `remote.on_failure` is "stop"; not with
+        `options.skip_unreadable`.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class WebDatasetSource:
         paths = expand_paths(path, remote=options.remote)
         summary = _indexed(paths, options)
         for failed, reason in summary.failed.items():
-            self._fail(failed, reason, failed in summary.no_tars)
+            self._fail(failed, reason, is_only=len(paths) == 1)
         self._shards = summary.shards
         self._ends = np.cumsum([shard.header.count for shard in self._shards], dtype=np.int64)
         self.fingerprint = self._look_at_headers()
@@ -87,8 +88,8 @@ class WebDatasetSource:
         )
         self._reset()
 
-    def _fail(self, path: str, reason: str, is_no_tar: bool) -> None:
-        is_fatal = is_no_tar or not is_remote(path) or self._options.remote.on_failure == "stop"
+    def _fail(self, path: str, reason: str, is_only: bool) -> None:
+        is_fatal = is_only or self._options.remote.on_failure == "stop"
         if is_fatal and not self._options.skip_unreadable:
             raise UserError(reason)
         logger.warning("archive left out: %s", reason)
@@ -177,9 +178,9 @@ class WebDatasetSource:
         except OSError as error:
             if self._options.remote.on_failure == "stop":
                 raise UserError(f"{error}; config.data.remote.on_failure is 'stop'") from error
-            raise DecodeError(
-                f"{sample.key} cannot be read: {error}", "shard_unreadable"
-            ) from error
+            path = self._shards[shard].path
+            reason = f"{sample.key} cannot be read: {error}"
+            raise DecodeError(reason, "shard_unreadable", path) from error
 
     def _reader(self, shard: int, sample: Sample) -> Callable[[Member], bytes]:
         return lambda member: self._read(shard, sample, member)

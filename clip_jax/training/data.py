@@ -22,7 +22,8 @@ from clip_jax.data.pipeline import BatchIterator, streaming_of
 from clip_jax.data.records import DecodeError, Source
 from clip_jax.data.refine import RefinedSource
 from clip_jax.data.sources import check_image_column, detect_format, open_source
-from clip_jax.data.streaming import MAX_STREAMS, Cursor, StreamingSource
+from clip_jax.data.stream_order import MAX_STREAMS, Cursor
+from clip_jax.data.streaming import StreamingSource
 from clip_jax.errors import UserError
 from clip_jax.training.config import DataConfig, TrainConfig
 from clip_jax.training.config_values import coerce, unknown_key
