@@ -121,10 +121,13 @@ CROPS = [
 )
 def test_photos_with_grain(photos, width, height, format, interpolation, monkeypatch):
     few = [of_a_camera(photo, width, height, format) for photo in photos[::12]]
+    # Of JPEGs the decoder leaves out the upper half of the frequencies, by a filter of its own:
+    # what is there of grain it lets pass a little more of.
+    limit = LIMIT if format == "PNG" else 1.2 * LIMIT
     for options in CROPS:
         mean, worst = differences(few, 224, interpolation, monkeypatch, **options)
-        assert mean <= LIMIT, options
-        assert worst <= 1.2 * LIMIT, options
+        assert mean <= limit, options
+        assert worst <= 1.2 * limit, options
 
 
 @pytest.mark.parametrize("size", [640, 641, 1280, pytest.param(4001, marks=pytest.mark.slow)])

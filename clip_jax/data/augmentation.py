@@ -32,7 +32,8 @@ _DARKEST, _LIGHTEST = ImageFilter.MinFilter(3), ImageFilter.MaxFilter(3)
 
 # Shrink from which a JPEG is decoded at 1 / factor. For each pixel of the result 1.5 must be left:
 # the decoder's way of shrinking is sharper than a resize.
-_DECODED_AT = ((12.0, 8), (6.0, 4), (3.5, 2))
+_DECODED_AT = ((12.0, 8), (6.0, 4), (1.9, 2))
+_GRID = ((1024, 8), (64, 2))  # least side of a crop, pixels that its edges are multiples of
 
 # From here a pixel of the result covers a whole stored colour of a 4:2:0 file.
 _COARSE_FROM = 2.0
@@ -227,13 +228,15 @@ def _crop_file(
     if pixels is None:
         return _resize(upright_rgb(opened), box, image_size, interpolation)
     box = _as_stored(box, width, height, turn)
-    if factor == 1 and is_fast(box, image_size):
+    # Rounded to whole pixels of the smaller picture, it would be 3 levels off.
+    box = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
+    if is_fast(box, image_size, factor):
         left, top, right, bottom = _whole(box)
-        result = fast_resize(pixels[top:bottom, left:right], image_size, interpolation)
+        result = fast_resize(
+            pixels[top:bottom, left:right], image_size, interpolation, is_halved=factor == 2
+        )
     else:
-        # Rounded to whole pixels of the smaller picture, it would be 3 levels off.
-        smaller = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
-        result = exact_resize(Image.fromarray(pixels), smaller, image_size, interpolation)
+        result = exact_resize(Image.fromarray(pixels), box, image_size, interpolation)
     return _turned(result, turn)
 
 
@@ -286,7 +289,7 @@ def _crop_box(width: int, height: int, augmentation: Augmentation, rng: np.rando
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
-            return (left, top, left + w, top + h)
+            return _on_grid((left, top, left + w, top + h))
     # Too long or too wide for every draw: the largest central part within the allowed aspects.
     w, h = width, height
     if width < ratio_low * height:
@@ -295,6 +298,14 @@ def _crop_box(width: int, height: int, augmentation: Augmentation, rng: np.rando
         w = max(1, round(height * ratio_high))
     left, top = (width - w) // 2, (height - h) // 2
     return (left, top, left + w, top + h)
+
+
+def _on_grid(box: tuple[int, int, int, int]) -> Box:
+    """With edges where pixels of a JPEG that is decoded smaller end: a pixel or so aside."""
+    side = min(box[2] - box[0], box[3] - box[1])
+    step = next((step for least, step in _GRID if side >= least), 1)
+    left, top, right, bottom = (edge // step * step for edge in box)
+    return (left, top, right, bottom)
 
 
 def _recolour(

@@ -26,10 +26,13 @@ _SOFTENED_FROM = 1.5  # after it, up to there: Pillow's bilinear kernel is a lit
 _SOFTEN = np.array([0.04, 0.92, 0.04], np.float32)
 _SHARPEN = np.array([-0.08, 1.16, -0.08], np.float32)
 _AS_IT_IS = np.ones(1, np.float32)
+# Of pixels that the JPEG decoder halved; up to this shrink of what is left.
+_SHARPENED_TO = 1.2
+_SHARPEN_HALVED = np.array([-0.025, 1.05, -0.025], np.float32)
 # Of both axes together:
 _BLURRED_BOTH = {"bicubic": 2.42, "bilinear": 0.0}  # their mean; a blur costs a tenth of the time
 _LINEAR_FROM = 1.5  # dense linear samples are nearer to Pillow's cubic kernel than cubic ones
-_GREATEST_FAST = 3.5  # from here JPEGs are decoded smaller; up to 4.4 it would do
+_GREATEST_OF = {1: 3.5, 2: 1.6}  # by how many times smaller the pixels were decoded already
 _GREATEST_ASPECT = 1.8  # of the two axes' shrinks; 16:9 squashed to a square is below it
 
 
@@ -50,22 +53,32 @@ def exact_resize(picture: Image.Image, box: Box, size: int, interpolation: str) 
     return np.asarray(picture.resize((size, size), resample, box=box))
 
 
-def is_fast(box: Box, size: int) -> bool:
-    """Whether `fast_resize` does what lies in `box` well: whole pixels, no great shrink."""
+def is_fast(box: Box, size: int, factor: int = 1) -> bool:
+    """Whether `fast_resize` does what lies in `box` well: whole pixels, no great shrink.
+
+    `factor`: so many times smaller a JPEG's pixels were decoded.
+    """
     across, down = (box[2] - box[0]) / size, (box[3] - box[1]) / size
     return (
         all(float(edge).is_integer() for edge in box)
-        and min(across, down) < _GREATEST_FAST
+        and min(across, down) < _GREATEST_OF.get(factor, 0.0)
         and max(across, down) <= _GREATEST_ASPECT * min(across, down)
     )
 
 
-def fast_resize(pixels: np.ndarray, size: int, interpolation: str) -> np.ndarray:
-    """uint8 (H, W, 3) -> uint8 (size, size, 3), by OpenCV; only where `is_fast`."""
+def fast_resize(
+    pixels: np.ndarray, size: int, interpolation: str, is_halved: bool = False
+) -> np.ndarray:
+    """uint8 (H, W, 3) -> uint8 (size, size, 3), by OpenCV; only where `is_fast`.
+
+    `is_halved`: the pixels are those of a JPEG that was decoded at half its size.
+    """
     height, width = pixels.shape[:2]
     if height == width == size:
         return np.ascontiguousarray(pixels)
     cv2 = _opencv()
+    if is_halved:
+        return _resize_halved(pixels, size, interpolation)
     shrink = math.sqrt(height * width) / size
     is_bilinear = interpolation == "bilinear"
     if is_bilinear and shrink <= 1:
@@ -84,6 +97,22 @@ def fast_resize(pixels: np.ndarray, size: int, interpolation: str) -> np.ndarray
     down = _correction(height / size, wide[1], interpolation)
     if len(across) > 1 or len(down) > 1:
         cv2.sepFilter2D(result, -1, across, down, result, borderType=cv2.BORDER_REPLICATE)
+    return result
+
+
+def _resize_halved(pixels: np.ndarray, size: int, interpolation: str) -> np.ndarray:
+    """The decoder has left out what the kernel would have; hardly anything remains to be done."""
+    cv2 = _opencv()
+    is_bilinear = interpolation == "bilinear"
+    kind = cv2.INTER_LINEAR if is_bilinear else cv2.INTER_CUBIC
+    samples = cv2.resize(pixels, (2 * size, 2 * size), interpolation=kind)
+    result = cv2.resize(samples, (size, size), interpolation=cv2.INTER_AREA)
+    sharpen = [
+        _AS_IT_IS if is_bilinear or side > _SHARPENED_TO * size else _SHARPEN_HALVED
+        for side in (pixels.shape[1], pixels.shape[0])
+    ]
+    if len(sharpen[0]) > 1 or len(sharpen[1]) > 1:
+        cv2.sepFilter2D(result, -1, *sharpen, result, borderType=cv2.BORDER_REPLICATE)
     return result
 
 
