@@ -80,7 +80,7 @@ class Augmentation:
     thicken_probability: float = 0.0  # of widening dark strokes by a part of a pixel
     thin_probability: float = 0.0  # of narrowing them; never both
     blur_probability: float = 0.0  # of a Gaussian blur of 0.3 to 0.9 pixels
-    # Files are decoded and resized in a third of the time; about a level of 255 off, on the mean.
+    # Files are decoded and resized in a third of the time, about a level of 255 off on the mean.
     fast_decode: bool = True
 
     def __post_init__(self) -> None:
