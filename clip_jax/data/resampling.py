@@ -3,8 +3,8 @@
 OpenCV's filters take the nearest 2 or 4 pixels whatever the scale, which aliases when it shrinks.
 Here they sample twice as densely as wanted, along an axis that is shrunk much from pixels that are
 blurred before, and squares of 2 x 2 samples are averaged: in all a kernel that is close to
-Pillow's. The mean difference is about half a level of 255 on smooth photos, and 1.5 on those that are
-sharp to the pixel; strong grain, which nothing hides, comes to 2.
+Pillow's. The mean difference is about half a level of 255 on smooth photos, and 1.5 on those that
+are sharp to the pixel; strong grain, which nothing hides, comes to 2.
 """
 
 import math
