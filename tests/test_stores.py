@@ -128,6 +128,19 @@ def test_the_oldest_copies_give_way(server: Loopback, tmp_path: Path) -> None:
         stores.fetch(f"{server.url}/d.tar", RemoteOptions(cache_gib=1e-6))
 
 
+def test_what_a_killed_download_left_gives_way(server: Loopback, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "files" / f"{name}.tar").write_bytes(DATA)
+    bounded = RemoteOptions(cache_gib=2.5 * len(DATA) / 2**30, attempts=1)
+    kept = stores.fetch(f"{server.url}/a.tar", bounded)
+    parts = [kept.with_suffix(f".part-{number}") for number in (1, 2)]
+    for part, age in zip(parts, (7200, 60), strict=True):
+        part.write_bytes(DATA)
+        os.utime(part, (time.time() - age,) * 2)
+    stores.fetch(f"{server.url}/b.tar", bounded)
+    assert [part.exists() for part in parts] == [False, True]
+
+
 def test_a_cache_that_cannot_be_written(
     server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 _PIECE_BYTES = 8 << 20  # of a download; each has the timeout to itself
 _LONGEST_PAUSE_SECONDS = 60.0
+_ABANDONED_SECONDS = 3600.0  # since the last piece of a download
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
 _CREDENTIALS = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS or run `gcloud auth application-default login`",
@@ -183,12 +184,14 @@ def _make_room(folder: Path, limit: int) -> None:
                 if not entry.name.endswith(".lock"):
                     files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
         total = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
+        for modified, size, path in sorted(files):
             if total <= limit:
                 return
-            if ".part-" not in path:  # somebody writes it
-                Path(path).unlink(missing_ok=True)
-                total -= size
+            # Somebody writes it, unless nothing has come for so long: then its writer was killed.
+            if ".part-" in path and time.time() - modified / 1e9 < _ABANDONED_SECONDS:
+                continue
+            Path(path).unlink(missing_ok=True)
+            total -= size
 
 
 @contextlib.contextmanager
@@ -238,7 +241,9 @@ def _retried(function: Callable[[], T], url: str, remote: RemoteOptions) -> T:
             logger.info("%s: %s; attempt %d in %.1f s", url, reason, attempt + 1, pause)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-    raise Unavailable(f"{url}: cannot be read after {remote.attempts} attempts ({reason})")
+    # The hub answers a stranger as if there were nothing.
+    hint = f"; if it is private, {_CREDENTIALS['hf']}" if url.startswith("hf://") else ""
+    raise Unavailable(f"{url}: cannot be read after {remote.attempts} attempts ({reason}){hint}")
 
 
 def _is_missing(error: FileNotFoundError, url: str) -> bool:
