@@ -13,7 +13,7 @@ from shards import png, samples, words, write_shard, write_shards
 
 from clip_jax.data.augmentation import Augmentation
 from clip_jax.data.options import RemoteOptions, SourceOptions
-from clip_jax.data.pipeline import training_batches
+from clip_jax.data.pipeline import BatchIterator, training_batches
 from clip_jax.data.records import DecodeError
 from clip_jax.data.sources import open_source
 from clip_jax.data.tar_indexes import build_indexes
@@ -190,3 +190,24 @@ def test_a_store_that_goes_away_ends_the_run_with_one_line(server: Loopback) -> 
 def test_nothing_there(server: Loopback) -> None:
     with pytest.raises(UserError, match=r"no sample with an image|no such file"):
         open_source(f"{server.url}/nothing.tar", options=options())
+
+
+def test_a_resume_without_a_shard_says_why(tmp_path: Path) -> None:
+    pattern = write_shards(tmp_path / "set", [6, 6, 6])
+    crops = Augmentation(crop_scale=(1, 1))
+
+    def begin() -> BatchIterator:
+        source = open_source(pattern)
+        return training_batches(source, words, 8, "bicubic", crops, batch_size=4, seed=0)
+
+    first = begin()
+    next(first)
+    state = first.state()
+    first.close()
+    (tmp_path / "set" / "00001.tar").write_bytes(b"<html>503</html>")
+    second = begin()
+    try:
+        with pytest.raises(UserError, match="1 of its files cannot be read now: go on when"):
+            second.resume(state)
+    finally:
+        second.close()

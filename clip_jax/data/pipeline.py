@@ -229,9 +229,13 @@ class BatchIterator:
         for name, now in self._identity().items():
             if state.get(name) != now:
                 what = "data (keys or captions)" if name == "fingerprint" else name
+                lost = self._source.dropped.counts["shard_unreadable"]
+                how = "restore it or start a new run"
+                if name == "fingerprint" and lost:
+                    how = f"{lost} of its files cannot be read now: go on when they can"
                 raise UserError(
                     f"cannot resume: the checkpoint was made with other {what}:"
-                    f" {name}={state.get(name)!r} there, {now!r} now; restore it or start a new run"
+                    f" {name}={state.get(name)!r} there, {now!r} now; {how}"
                 )
         self._tried = state["tried"]
         self._bad_indices = set(state["bad"])
