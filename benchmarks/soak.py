@@ -95,7 +95,7 @@ def main(_: list[str]) -> None:
         "ratio_files": round(files[2] / files[1], 4),
     }
     print(json.dumps(result, indent=1))
-    if result["ratio"] > result["limit"] or result["ratio_files"] > 1:
+    if max(result["ratio"], result["ratio_files"]) > result["limit"]:
         raise SystemExit("error: memory or open files grow")
 
 
