@@ -146,9 +146,9 @@ def _problem(path: str) -> str:
         os.stat(path)
     except PermissionError as error:
         return f"cannot be read: {error.strerror}"
-    except (OSError, ValueError):
-        pass
-    return "does not exist"
+    except (OSError, ValueError):  # none there, or no name that a file could have
+        return "does not exist"
+    return "cannot be read"
 
 
 def _report_dropped(path: str, source: Source) -> None:
