@@ -1,7 +1,8 @@
 """How a source is read: what all formats and all stores have in common."""
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from clip_jax.errors import UserError
 
@@ -48,8 +49,11 @@ class RemoteOptions:
 
 
 @dataclass(frozen=True)
-class SourceOptions:
-    """How one source is read; what does not concern its format is ignored, but for `image_column`.
+class SourceFields:
+    """What a person can say about a source, besides where it is.
+
+    The groups of a configuration, the flags of programs and `SourceOptions` inherit these fields,
+    so that each is written once. What does not concern a format is ignored, but for `image_column`.
 
     Raises UserError where names and weights of captions do not fit.
     """
@@ -58,13 +62,10 @@ class SourceOptions:
     caption_column: str | None = None  # one, or several with commas between; None: likewise
     caption_weights: tuple[float, ...] = ()  # for each caption column; (): all alike
     caption_template: str = "a photo of a {}."  # for class-named folders
-    split: str | None = None  # of a Hugging Face or TFDS dataset; None: "train" where there is one
+    # Of a dataset that has several. None: "train" where there is one; an evaluation prefers "test",
+    # then "validation".
+    split: str | None = None
     remote: RemoteOptions = field(default_factory=RemoteOptions)
-    # Of what is left out when the source is opened, so many by name; all are counted.
-    listed_drops: int = LISTED_DROPS
-    # Archives here that cannot be read are left out and counted, too, even if nothing remains; for
-    # those who look at data. Otherwise the first of them is an error.
-    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         weights, columns = self.caption_weights, self.caption_columns
@@ -95,3 +96,34 @@ class SourceOptions:
         weights = dict(zip(self.caption_columns, self.caption_weights, strict=True))
         found = [name for name in found if weights[name]]
         return tuple(captions[name] for name in found), tuple(weights[name] for name in found)
+
+
+@dataclass(frozen=True)
+class SourceOptions(SourceFields):
+    """How a format's reader reads one source: the fields above, and what the program needs."""
+
+    # Without a split of this list, the first of its names that the data has is read.
+    preferred_splits: tuple[str, ...] = ("train",)
+    # False: a record without a usable caption is kept, with none, and data without a column of
+    # captions are read; for those who want images and labels.
+    needs_captions: bool = True
+    # The field that holds labels: in `metadata` even where it is a caption or a key, too.
+    label_column: str | None = None
+    # Of what is left out when the source is opened, so many by name; all are counted.
+    listed_drops: int = LISTED_DROPS
+    # Archives here that cannot be read are left out and counted, too, even if nothing remains; for
+    # those who look at data. Otherwise the first of them is an error.
+    skip_unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class SourceConfig(SourceFields):
+    """One source as a configuration names it: its place, its format, and the fields above."""
+
+    path: str = ""  # folder, table or shards, here or in a store; for "glyphs" a split; see README
+    format: Format = "auto"
+
+    def options(self, **changes: Any) -> SourceOptions:
+        """The options of its reader; `changes`: fields that only `SourceOptions` has."""
+        fields = (each.name for each in dataclasses.fields(SourceFields))
+        return SourceOptions(**{name: getattr(self, name) for name in fields}, **changes)

@@ -62,15 +62,28 @@ def find_columns(
 ) -> Columns:
     """The columns that the options name, or the first with usual names, upper or lower case.
 
-    Raises UserError, which lists the columns present, where there is none.
+    Raises UserError, which lists the columns present, where there is none; a column of captions may
+    be missing where none is named and captions are not needed.
     """
     image = find_column(where, names, options.image_column, image_columns, "image_column")
-    captions = tuple(
-        find_column(where, names, given, caption_columns, "caption_column")
-        for given in options.caption_columns or (None,)
-    )
+    captions = find_caption_columns(where, names, options, caption_columns)
     key = next((name for name in KEY_COLUMNS if name in names), None)
     return Columns(image, captions, key if key not in (image, *captions) else None)
+
+
+def find_caption_columns(
+    where: str, names: Sequence[str], options: SourceOptions, known: Sequence[str]
+) -> tuple[str, ...]:
+    """As in `find_columns`, those of captions."""
+    if not options.needs_captions and not options.caption_columns:
+        lowered = {name.lower() for name in names}
+        known = tuple(name for name in known if name.lower() in lowered)
+        if not known:
+            return ()
+    return tuple(
+        find_column(where, names, given, known, "caption_column")
+        for given in options.caption_columns or (None,)
+    )
 
 
 def find_column(
@@ -126,9 +139,15 @@ def captions_of(cells: Sequence[Any], options: SourceOptions) -> Captions:
 
     The captions of one cell share the weight of its column.
 
-    Raises CaptionError where no caption is left, or only captions of columns of weight 0.
+    Raises CaptionError where no caption is left, or only captions of columns of weight 0; without
+    `needs_captions` there are none, then.
     """
-    return weighted([texts_of(cell) for cell in cells], cells, options)
+    try:
+        return weighted([texts_of(cell) for cell in cells], cells, options)
+    except CaptionError:
+        if options.needs_captions:
+            raise
+        return (), None
 
 
 def weighted(
