@@ -15,27 +15,16 @@ from pathlib import Path
 
 from absl import flags
 
-from clip_jax import command_line
+from clip_jax import command_line, source_flags
 from clip_jax.errors import UserError
+from clip_jax.evaluation.task_data import TaskData
+from clip_jax.source_flags import SourceFlags
 
 _MODEL = flags.DEFINE_string("model", None, "What clip_jax.load takes: an export, a training run.")
 _TASKS = flags.DEFINE_list("tasks", None, "Comma-separated tasks.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; without it the table is all.")
-_DATA = flags.DEFINE_string("data", "", "Folder, CSV or tar files, for zero_shot and retrieval.")
-_FORMAT = flags.DEFINE_string("format", "auto", "auto, folder, csv, webdataset or glyphs.")
-_IMAGE_COLUMN = flags.DEFINE_string("image_column", None, "CSV: the column of image paths.")
-_CAPTION_COLUMN = flags.DEFINE_string("caption_column", None, "CSV: the column of captions.")
-_CAPTION_TEMPLATE = flags.DEFINE_string(
-    "caption_template", "a photo of a {}.", "Caption of an image in a class-named folder."
-)
-_LABEL_KEY = flags.DEFINE_string(
-    "label_key", "class", "zero_shot: metadata field with the class name or number."
-)
-_CLASSNAMES = flags.DEFINE_string("classnames", None, "zero_shot: file with a class name a line.")
-_TEMPLATES = flags.DEFINE_string(
-    "templates", "openai", "zero_shot: openai, openai_simple, photo, none, or a file."
-)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images a batch.", lower_bound=1)
+_DATA = SourceFlags(TaskData)
+flags.adopt_module_key_flags(source_flags)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 
 
@@ -43,7 +32,7 @@ def main() -> int:
     """Loads, runs the tasks, prints a table, writes the file."""
     if not _MODEL.value:
         raise UserError("--model: is missing; give a training run or an export")
-    from clip_jax.evaluation.tasks import TASKS, Embedders, TaskData, check_tasks, run_task
+    from clip_jax.evaluation.tasks import TASKS, Embedders, check_tasks, run_task
     from clip_jax.loading import load
     from clip_jax.training.summary import format_rows
 
@@ -52,17 +41,7 @@ def main() -> int:
     output = Path(_OUTPUT.value).expanduser() if _OUTPUT.value else None
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output={output}: must be a file in a folder that exists")
-    data = TaskData(
-        path=_DATA.value,
-        format=_FORMAT.value,
-        image_column=_IMAGE_COLUMN.value,
-        caption_column=_CAPTION_COLUMN.value,
-        caption_template=_CAPTION_TEMPLATE.value,
-        label_key=_LABEL_KEY.value,
-        classnames=_CLASSNAMES.value,
-        templates=_TEMPLATES.value,
-        batch_size=_BATCH_SIZE.value,
-    )
+    data = _DATA.read()
     check_tasks(tuple(_TASKS.value), data, "--tasks")
     clip = load(_MODEL.value, _DTYPE.value)
     encode_text = functools.partial(clip.encode_text, truncate=True)  # captions may be long

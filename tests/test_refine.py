@@ -14,10 +14,11 @@ from shards import photo, png, words, write_shard
 from clip_jax.data.augmentation import Augmentation
 from clip_jax.data.decoding import decode
 from clip_jax.data.make_batch import choose_caption
+from clip_jax.data.options import CaptionOptions, FilterOptions
 from clip_jax.data.perceptual_hash import HashList, perceptual_hash
 from clip_jax.data.pipeline import training_batches
 from clip_jax.data.records import DecodeError, Record
-from clip_jax.data.refine import CaptionOptions, FilterOptions, RefinedSource, clean_alt_text
+from clip_jax.data.refine import RefinedSource, clean_alt_text
 from clip_jax.data.sources import open_source
 from clip_jax.dataset_tools.survey import survey
 from clip_jax.errors import UserError

@@ -11,8 +11,9 @@ from itertools import accumulate
 from typing import Any
 
 from clip_jax.data.options import RemoteOptions, SourceOptions
-from clip_jax.data.paths import expand_paths, is_remote
+from clip_jax.data.paths import is_remote
 from clip_jax.data.records import DecodeError, Drops, Record
+from clip_jax.data.splits import source_files
 from clip_jax.data.tabular import (
     ENCODED_IMAGE_COLUMNS,
     MANY_CAPTION_COLUMNS,
@@ -169,7 +170,7 @@ class ExampleSource:
 
     def metadata(self, index: int) -> dict[str, Any]:
         example = self._examples.read(index)
-        used = {*self._columns.used, METADATA_FEATURE}
+        used = {*self._columns.used, METADATA_FEATURE} - {self._columns.label}
         rest = {name: values for name, values in example.items() if name not in used}
         return {**_plain_features(rest), **_json(example.get(METADATA_FEATURE))}
 
@@ -213,7 +214,8 @@ class ArrayRecordSource(ExampleSource):
         options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
     ) -> None:
         shards, dropped = [], Drops(options.listed_drops)
-        for name in expand_paths(os.fspath(path), ".array_record", options.remote):
+        files, self.split = source_files(os.fspath(path), ".array_record", options)
+        for name in files:
             try:
                 shards.append(Shard(name, 0, open_reader(name, options.remote).num_records()))
             except (OSError, ValueError, RuntimeError) as error:

@@ -15,6 +15,7 @@ from clip_jax.data.records import (
     Record,
     fingerprint_of,
 )
+from clip_jax.data.splits import choose_split
 from clip_jax.data.tabular import (
     ENCODED_IMAGE_COLUMNS,
     MANY_CAPTION_COLUMNS,
@@ -56,7 +57,7 @@ class HuggingFaceSource:
         self._path = os.fspath(path)
         self._options = options
         self._reset()
-        dataset, self._split = _load(self._path, options.split)
+        dataset, self._split, self.split = _load(self._path, options)
         self._columns = _columns(self._path, dataset.features, options)
         self._classes: dict[str, list[str]] = {
             name: feature.names
@@ -68,10 +69,13 @@ class HuggingFaceSource:
         self._metadata_columns = [
             name
             for name, feature in dataset.features.items()
-            if name not in {self._columns.image, self._columns.key}
-            and type(feature).__name__ in ("Value", "ClassLabel")
-            and (name not in self._columns.captions or name in self._classes)
-            and "binary" not in str(feature.dtype)
+            if name == self._columns.label
+            or (
+                name not in {self._columns.image, self._columns.key}
+                and type(feature).__name__ in ("Value", "ClassLabel")
+                and (name not in self._columns.captions or name in self._classes)
+                and "binary" not in str(feature.dtype)
+            )
         ]
         keys = () if self._columns.key is None else (self._columns.key,)
         self._text_columns = list(dict.fromkeys([*self._columns.captions, *keys]))
@@ -102,6 +106,10 @@ class HuggingFaceSource:
 
     def _usable_rows(self, dataset: Any, kept: list[int]) -> Iterator[tuple[str, tuple[str, ...]]]:
         """(key, captions) of each usable row; their numbers are appended to `kept`."""
+        if not self._text_columns:  # a table without columns has no rows
+            kept.extend(range(len(dataset)))
+            yield from ((self._key(row, {}), ()) for row in kept)
+            return
         texts = dataset.select_columns(self._text_columns)
         for start in range(0, len(texts), _ROWS_AT_ONCE):
             try:
@@ -123,6 +131,8 @@ class HuggingFaceSource:
 
     def _captions_in(self, cells: dict[str, Any]) -> Captions:
         if not cells:
+            if not self._options.needs_captions:
+                return (), None
             raise CaptionError("caption is not UTF-8", "caption_not_utf8")
         found = []
         for name in self._columns.captions:
@@ -152,7 +162,7 @@ class HuggingFaceSource:
             with self._lock:
                 if () not in self._views:
                     try:
-                        self._views[()] = _load(self._path, self._split)[0]
+                        self._views[()] = _load(self._path, self._options)[0]
                     except UserError as error:
                         raise DecodeError(str(error), "shard_unreadable") from error
                 view = self._views[tuple(columns)] = self._views[()].select_columns(columns)
@@ -185,7 +195,8 @@ class HuggingFaceSource:
         return Record(self._key(int(self._rows[index]), cells), image, captions, weights)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return self._captions_in(self._cells(index, self._text_columns))[0]
+        columns = self._text_columns
+        return self._captions_in(self._cells(index, columns) if columns else {})[0]
 
     def metadata(self, index: int) -> dict[str, Any]:
         if not self._metadata_columns:
@@ -194,8 +205,12 @@ class HuggingFaceSource:
         for name, value in self._cells(index, self._metadata_columns).items():
             class_name = self._class_name(name, value)
             known = value is None or isinstance(value, (str, int, float, bool))
-            name = "class" if name in self._columns.captions else name
-            found[name] = class_name or (value if known else str(value))
+            if name == self._columns.label:
+                found[name] = value if class_name is None else class_name
+            if name not in self._columns.captions:
+                found.setdefault(name, class_name or (value if known else str(value)))
+            elif name in self._classes:
+                found["class"] = value if class_name is None else class_name
         return found
 
     def key(self, index: int) -> str:
@@ -208,8 +223,11 @@ class HuggingFaceSource:
             return f"{self._split}:{row}"
 
 
-def _load(path: str, split: str | None) -> tuple[Any, str]:
-    """(Dataset whose images are not decoded, name of the split). Raises UserError."""
+def _load(path: str, options: SourceOptions) -> tuple[Any, str, str | None]:
+    """(Dataset whose images are not decoded, name by which rows are called, name of the split).
+
+    Raises UserError.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -223,20 +241,18 @@ def _load(path: str, split: str | None) -> tuple[Any, str]:
         raise UserError(
             f"{path} cannot be read ({reason}); give a folder that datasets.save_to_disk wrote"
         ) from error
+    split: str | None
     if isinstance(found, datasets.DatasetDict):
-        names = list(found)
-        name = split or ("train" if "train" in names or len(names) != 1 else names[0])
-        if name not in found:
-            raise UserError(
-                f"{path} has no split {name!r}; its splits are: {', '.join(names) or '(none)'};"
-                " name one with split"
-            )
-        found = found[name]
+        if not found:
+            raise UserError(f"{path} has no splits; give a dataset with at least one")
+        split = choose_split(path, list(found), options.split, options.preferred_splits)
+        found, name = found[split], str(split)
     else:
         name = str(found.split) if found.split else "rows"
-        if split is not None and split != name:
+        split = name if found.split else None
+        if options.split is not None and options.split != name:
             raise UserError(
-                f"{path} has no split {split!r}; it is a single dataset"
+                f"{path} has no split {options.split!r}; it is a single dataset"
                 + (f", of split {name!r}" if found.split else "")
                 + "; leave split out"
             )
@@ -244,7 +260,7 @@ def _load(path: str, split: str | None) -> tuple[Any, str]:
     for column, feature in found.features.items():
         if isinstance(feature, datasets.Image):
             found = found.cast_column(column, datasets.Image(decode=False))
-    return found, name
+    return found, name, split
 
 
 def _columns(where: str, features: Any, options: SourceOptions) -> Columns:

@@ -49,6 +49,40 @@ class RemoteOptions:
 
 
 @dataclass(frozen=True)
+class CaptionOptions:
+    """What becomes of the captions of a record."""
+
+    # sample: one of them, by weight where columns have weights; first; concatenate: all, with a
+    # space between.
+    choice: Literal["sample", "first", "concatenate"] = "sample"
+    clean: bool = False  # alt texts: entities, tags, addresses and file names go
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """Which samples are left out, by caption and by image; the defaults leave none out.
+
+    Raises UserError where a number is out of its range.
+    """
+
+    min_words: int = 0
+    max_words: int | None = None
+    min_side: int = 0  # pixels of the shorter side
+    max_aspect: float | None = None  # longer over shorter side
+
+    def __post_init__(self) -> None:
+        ranges = {"min_words": 0, "max_words": 1, "min_side": 0, "max_aspect": 1}
+        for name, low in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise UserError(f"filters.{name}={value}; accepted is a number of at least {low}")
+        if self.max_words is not None and self.max_words < self.min_words:
+            raise UserError(
+                f"filters.max_words={self.max_words} is less than min_words={self.min_words}"
+            )
+
+
+@dataclass(frozen=True)
 class SourceFields:
     """What a person can say about a source, besides where it is.
 
@@ -118,10 +152,15 @@ class SourceOptions(SourceFields):
 
 @dataclass(frozen=True)
 class SourceConfig(SourceFields):
-    """One source as a configuration names it: its place, its format, and the fields above."""
+    """One source as a configuration names it: its place, its format, how it is read, and the rules
+    for its captions and images."""
 
     path: str = ""  # folder, table or shards, here or in a store; for "glyphs" a split; see README
     format: Format = "auto"
+    captions: CaptionOptions = field(default_factory=CaptionOptions)
+    filters: FilterOptions = field(default_factory=FilterOptions)
+    exclude: str = ""  # file of perceptual hashes (16 hexadecimal digits a line) to leave out
+    exclude_distance: int = 0  # bits that may differ from one on the list
 
     def options(self, **changes: Any) -> SourceOptions:
         """The options of its reader; `changes`: fields that only `SourceOptions` has."""

@@ -11,9 +11,9 @@ import numpy as np
 
 from clip_jax.data import row_groups
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.paths import expand_paths
 from clip_jax.data.records import CaptionError, DecodeError, Drops, Record, fingerprint_of
 from clip_jax.data.row_groups import RowGroups, import_pyarrow
+from clip_jax.data.splits import source_files
 from clip_jax.data.tabular import (
     ENCODED_IMAGE_COLUMNS,
     MANY_CAPTION_COLUMNS,
@@ -58,9 +58,8 @@ class ParquetSource:
     ) -> None:
         import_pyarrow()
         self._options = options
-        self._groups = RowGroups(
-            expand_paths(os.fspath(path), ".parquet", options.remote), options.remote
-        )
+        files, self.split = source_files(os.fspath(path), ".parquet", options)
+        self._groups = RowGroups(files, options.remote)
         self.dropped = Drops(options.listed_drops)
         self._columns: Columns
         self._metadata_columns: list[str] = []
@@ -141,7 +140,8 @@ class ParquetSource:
         self._metadata_columns = [
             field.name
             for field in schema
-            if field.name not in self._columns.used and _is_scalar(types, field.type)
+            if (field.name not in self._columns.used and _is_scalar(types, field.type))
+            or field.name == self._columns.label
         ]
 
     def _usable_rows(self, kept: list[np.ndarray]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -272,7 +272,10 @@ class ParquetSource:
     def metadata(self, index: int) -> dict[str, Any]:
         columns = self._metadata_columns
         values = self._cells(index, columns) if columns else []
-        return {name: _plain(value) for name, value in zip(columns, values, strict=True)}
+        return {
+            name: value if name == self._columns.label else _plain(value)
+            for name, value in zip(columns, values, strict=True)
+        }
 
     def key(self, index: int) -> str:
         column = self._columns.key or (self._columns.image if self._image_kind == "path" else None)

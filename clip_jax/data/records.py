@@ -187,6 +187,11 @@ class Source(Protocol):
         ...
 
 
+def split_of(source: Source) -> str | None:
+    """Name of the split that a source is, or None where its data has no splits."""
+    return getattr(source, "split", None)
+
+
 class Fingerprint:
     """Hash of keys and captions in order, of parts that can be put together.
 

@@ -5,15 +5,22 @@ What a rule leaves out costs a read each time its turn comes; another record tak
 
 import html
 import re
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from clip_jax.data.decoding import open_header
+from clip_jax.data.options import CaptionOptions, FilterOptions, SourceConfig
 from clip_jax.data.perceptual_hash import HashList
-from clip_jax.data.records import DecodeError, Drops, Record, Source, fingerprint_of
-from clip_jax.errors import UserError
+from clip_jax.data.records import (
+    DecodeError,
+    Drops,
+    Record,
+    Source,
+    fingerprint_of,
+    split_of,
+)
+from clip_jax.data.sources import open_source
 
 _TAG = re.compile(r"</?[A-Za-z!][^<>]{0,200}>")
 _URL = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
@@ -23,40 +30,6 @@ _FILE = re.compile(
 )
 _CAMERA = re.compile(r"\b(?:img|dsc|dscn|dscf|pict|pxl|screenshot|image)[_\- ]?\d{2,}\w*", re.I)
 _EDGES = " \t\n-–—|·•:;,/\\*#_~=+<>\"'"
-
-
-@dataclass(frozen=True)
-class CaptionOptions:
-    """What becomes of the captions of a record."""
-
-    # sample: one of them, by weight where columns have weights; first; concatenate: all, with a
-    # space between.
-    choice: Literal["sample", "first", "concatenate"] = "sample"
-    clean: bool = False  # alt texts: entities, tags, addresses and file names go
-
-
-@dataclass(frozen=True)
-class FilterOptions:
-    """Which samples are left out, by caption and by image; the defaults leave none out.
-
-    Raises UserError where a number is out of its range.
-    """
-
-    min_words: int = 0
-    max_words: int | None = None
-    min_side: int = 0  # pixels of the shorter side
-    max_aspect: float | None = None  # longer over shorter side
-
-    def __post_init__(self) -> None:
-        ranges = {"min_words": 0, "max_words": 1, "min_side": 0, "max_aspect": 1}
-        for name, low in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not value >= low:
-                raise UserError(f"filters.{name}={value}; accepted is a number of at least {low}")
-        if self.max_words is not None and self.max_words < self.min_words:
-            raise UserError(
-                f"filters.max_words={self.max_words} is less than min_words={self.min_words}"
-            )
 
 
 def clean_alt_text(text: str) -> str:
@@ -69,6 +42,24 @@ def clean_alt_text(text: str) -> str:
     return " ".join(text.split()).strip(_EDGES)
 
 
+def open_refined(config: SourceConfig, **changes: Any) -> Source:
+    """Opens the source that a configuration names, with its rules for captions and images.
+
+    `changes`: fields that only `SourceOptions` has. Raises UserError as `open_source` does.
+    """
+    source = open_source(config.path, config.format, config.options(**changes))
+    return refined(source, config)
+
+
+def refined(source: Source, config: SourceConfig) -> Source:
+    """Returns the source with the rules of `config`; the source itself where there are none."""
+    exclude = HashList.read(config.exclude, config.exclude_distance) if config.exclude else None
+    has_rules = (config.captions, config.filters) != (CaptionOptions(), FilterOptions())
+    if exclude is None and not has_rules:
+        return source
+    return RefinedSource(source, config.captions, config.filters, exclude)
+
+
 class RefinedSource:
     """`source` with cleaned captions; what the filters or the list of hashes leave out raises
     `DecodeError` of kind caption_filtered, image_filtered or duplicate."""
@@ -76,8 +67,8 @@ class RefinedSource:
     def __init__(
         self,
         source: Source,
-        captions: CaptionOptions = CaptionOptions(),
-        filters: FilterOptions = FilterOptions(),
+        captions: CaptionOptions = CaptionOptions(),  # noqa: B008 (frozen)
+        filters: FilterOptions = FilterOptions(),  # noqa: B008 (frozen)
         exclude: HashList | None = None,
     ) -> None:
         self.source = source
@@ -88,6 +79,10 @@ class RefinedSource:
     @property
     def dropped(self) -> Drops:
         return self.source.dropped
+
+    @property
+    def split(self) -> str | None:
+        return split_of(self.source)
 
     @property
     def fingerprint(self) -> str:
@@ -107,6 +102,8 @@ class RefinedSource:
     def _refined(
         self, captions: tuple[str, ...], weights: tuple[float, ...] | None
     ) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+        if not captions:  # read without `needs_captions`
+            return (), None
         if self._options.clean:
             captions = tuple(clean_alt_text(text) for text in captions)
         if self._options.choice == "first":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from clip_jax.data.options import Format, SourceOptions
-from clip_jax.data.records import IMAGE_EXTENSIONS, Source
+from clip_jax.data.records import IMAGE_EXTENSIONS, Source, split_of
 from clip_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,17 @@ def open_source(
         where = f" ({error.filename})" if error.filename else ""
         reason = error.strerror or error
         raise UserError(f"data path {path} cannot be read: {reason}{where}") from error
+    check_split(path, kind, options, source)
     _report_dropped(path, source)
     return source
+
+
+def check_split(path: str, kind: str, options: SourceOptions, source: Source) -> None:
+    """Raises UserError where a split is named of data that have none: all would be read."""
+    if options.split is not None and split_of(source) is None:
+        raise UserError(
+            f"split={options.split!r}: {path} has no splits (it is read as {kind}); leave it out"
+        )
 
 
 def check_image_column(kind: str, options: SourceOptions) -> None:

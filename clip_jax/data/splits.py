@@ -1,8 +1,15 @@
 """Which split of a dataset is read, where it has several."""
 
+import logging
+import os
+import re
 from collections.abc import Sequence
 
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.paths import expand_paths, is_remote
 from clip_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Usual names of the same split, as folders and datasets spell them.
 _ALIASES = {
@@ -30,7 +37,7 @@ def choose_split(
     same, as are "train" and "training", "test" and "testing".
 
     With `wanted`: that one. Otherwise the first of `preferred` that is there, else the one for
-    training, else the first.
+    training, else the only one.
 
     Args:
       where: the data, for messages.
@@ -39,21 +46,26 @@ def choose_split(
       preferred: the splits that the program would rather have, the best first.
 
     Raises:
-      UserError: `wanted` is not among `names`.
+      UserError: `wanted` is not among `names`, or none is preferred of several.
     """
     if wanted is not None:
         found = _find(names, wanted)
         if found is None:
-            raise UserError(
-                f"{where} has no split {wanted!r}; its splits are {', '.join(names)}"
-                " (name one with split)"
-            )
+            raise _none_such(where, names, wanted)
         return found
     for name in (*preferred, "train"):
         found = _find(names, name)
         if found is not None:
             return found
-    return names[0]
+    if len(names) == 1:
+        return names[0]
+    raise _none_such(where, names, preferred[0])
+
+
+def _none_such(where: str, names: Sequence[str], wanted: str) -> UserError:
+    return UserError(
+        f"{where} has no split {wanted!r}; its splits are: {', '.join(names)}; name one with split"
+    )
 
 
 def _find(names: Sequence[str], wanted: str) -> str | None:
@@ -66,3 +78,49 @@ def _find(names: Sequence[str], wanted: str) -> str | None:
         return in_any_case
     meant = _ALIASES[lowered]
     return next((name for name in names if _ALIASES.get(name.lower()) == meant), None)
+
+
+def source_files(path: str, ending: str, options: SourceOptions) -> tuple[list[str], str | None]:
+    """(the files of a source, the split that they are): those that `path` means, or of a folder
+    whose files are named by split those of one.
+
+    Raises UserError as `expand_paths` and `choose_split` do.
+    """
+    files = expand_paths(path, ending, options.remote)
+    is_folder = os.path.isdir(path) or (is_remote(path) and files != [path])
+    if not is_folder or any(sign in path for sign in "*?[{,"):
+        return files, None
+    return _of_one_split(path, files, options)
+
+
+def _of_one_split(
+    folder: str, paths: Sequence[str], options: SourceOptions
+) -> tuple[list[str], str | None]:
+    """(the files of one split, its name) of a folder of files that are named by split.
+
+    Such are "train-00000-of-00002.parquet" and "coco_val.tar": each name has the word for one split
+    in it, and there are several splits. Of other files all are read; the name is None then.
+
+    Raises UserError as `choose_split` does.
+    """
+    names = [_split_in(os.path.basename(path)) for path in paths]
+    splits = list(dict.fromkeys(name for name in names if name is not None))
+    if len(splits) < 2 or None in names:
+        return list(paths), None
+    split = choose_split(folder, splits, options.split, options.preferred_splits)
+    chosen = [path for path, name in zip(paths, names, strict=True) if name == split]
+    logger.warning(
+        "%s: %d of its %d files are read, those of split %r (there are %s)",
+        folder,
+        len(chosen),
+        len(paths),
+        split,
+        ", ".join(splits),
+    )
+    return chosen, split
+
+
+def _split_in(name: str) -> str | None:
+    """The word for a split in a file's name; None for no such word, or several."""
+    words = [word for word in re.split(r"[^A-Za-z]+", name) if is_split_name(word)]
+    return words[0] if len(words) == 1 else None

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.paths import expand_paths
 from clip_jax.data.records import DecodeError, Drops, Record, fingerprint_of
 from clip_jax.data.shard_files import FORGIVEN_SECONDS
+from clip_jax.data.splits import source_files
 from clip_jax.data.tar_indexes import build_indexes
 from clip_jax.data.webdataset import WebDatasetSource
 from clip_jax.errors import UserError
@@ -56,7 +56,7 @@ class StreamingSource:
         options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
     ) -> None:
         self._options = options
-        self.paths = expand_paths(path, remote=options.remote)
+        self.paths, self.split = source_files(path, ".tar", options)
         self.dropped = Drops()
         self.fingerprint = fingerprint_of((path, ()) for path in self.paths)
         # Workers agree here on what each shard holds: the first that finds out says so.

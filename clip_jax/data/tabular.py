@@ -42,11 +42,15 @@ _PROBED_IMAGES = 20  # how many of the first are looked for before anything is t
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a record, as the data spells them; `captions` in the order of the options."""
+    """The columns of a record, as the data spells them; `captions` in the order of the options.
+
+    `label`: the column of `SourceOptions.label_column`, which may be one of the others, too.
+    """
 
     image: str
     captions: tuple[str, ...]
     key: str | None
+    label: str | None = None
 
     @property
     def used(self) -> set[str]:
@@ -68,7 +72,16 @@ def find_columns(
     image = find_column(where, names, options.image_column, image_columns, "image_column")
     captions = find_caption_columns(where, names, options, caption_columns)
     key = next((name for name in KEY_COLUMNS if name in names), None)
-    return Columns(image, captions, key if key not in (image, *captions) else None)
+    key = key if key not in (image, *captions) else None
+    return Columns(image, captions, key, find_label(names, options))
+
+
+def find_label(names: Sequence[str], options: SourceOptions) -> str | None:
+    """Returns the column of labels, upper or lower case; None where none is asked for or there."""
+    wanted = options.label_column
+    if wanted is None or wanted in names:
+        return wanted
+    return next((name for name in names if name.lower() == wanted.lower()), None)
 
 
 def find_caption_columns(

@@ -42,7 +42,21 @@ class CaptionReader:
     def read(
         self, texts: Mapping[str, Member], json_member: Member | None, read: ReadMember
     ) -> Captions:
-        """`texts`: text members by ending. Raises CaptionError where no caption is usable."""
+        """Reads the captions of one sample; `texts`: its text members by ending.
+
+        Raises CaptionError where no caption is usable; without `needs_captions` there are none.
+        """
+        try:
+            return self._needed(texts, json_member, read)
+        except CaptionError:
+            if self.options.needs_captions:
+                raise
+            # Whoever reads the sample again shall come to the same end.
+            return Captions((), None, json_member is not None)
+
+    def _needed(
+        self, texts: Mapping[str, Member], json_member: Member | None, read: ReadMember
+    ) -> Captions:
         fields = read_json(json_member, read)
         columns = self.options.caption_columns
         if columns:

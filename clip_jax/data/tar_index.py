@@ -67,8 +67,25 @@ def sample_type(options: SourceOptions) -> np.dtype:
 
 
 def options_key(options: SourceOptions) -> str:
-    """What of the options an index depends on: which captions make a sample usable."""
-    return json.dumps(options.caption_columns)
+    """Returns what of the options an index depends on: which captions make a sample usable."""
+    key = json.dumps(options.caption_columns)
+    return key if options.needs_captions else f"{key} or none"
+
+
+def is_index_for(header: IndexHeader, options: SourceOptions) -> bool:
+    """Whether an index lists the samples that these options ask for.
+
+    One that left out no sample for its caption is also good for those who need none.
+    """
+    if header.options == options_key(options):
+        return True
+    if options.needs_captions or header.options != options_key(_needing(options)):
+        return False
+    return set(header.drop_counts) <= {"image_missing"}
+
+
+def _needing(options: SourceOptions) -> SourceOptions:
+    return replace(options, needs_captions=True)
 
 
 def pack_index(header: IndexHeader, *rest: bytes) -> bytes:
@@ -210,8 +227,14 @@ class Table:
         return self._keys[start:end].tobytes().decode("utf-8", "surrogateescape")
 
 
+def cached_indexes(path: str, options: SourceOptions) -> tuple[Path, ...]:
+    """Returns where the cache may have an index of an archive that these options can use."""
+    own = cached_index(path, options)
+    return (own,) if options.needs_captions else (cached_index(path, _needing(options)), own)
+
+
 def cached_index(path: str, options: SourceOptions) -> Path:
-    """Where the cache keeps the index of an archive."""
+    """Returns where the cache keeps the index of an archive."""
     from clip_jax.data.stores import cache_folder
 
     identity = f"{path}\n{options_key(options)}".encode()

@@ -22,8 +22,9 @@ from clip_jax.data.tar_index import (
     ENDING,
     IndexHeader,
     cached_index,
+    cached_indexes,
     content_digest,
-    options_key,
+    is_index_for,
     parse_header,
     range_reader,
     read_header,
@@ -163,10 +164,11 @@ def _existing(
 ) -> tuple[Shard | None, bool]:
     """(the archive with its index or None, whether there is one of another archive)."""
     is_stale = False
-    for is_beside in (False,) if is_remote(path) else (True, False):
-        index = Path(path + ENDING) if is_beside else cached_index(path, options)
+    beside = () if is_remote(path) else (Path(path + ENDING),)
+    for index in (*beside, *cached_indexes(path, options)):
+        is_beside = index in beside
         found = read_header(index)
-        if found is None or found[0].options != options_key(options):
+        if found is None or not is_index_for(found[0], options):
             continue
         header, start = found
         # A time that is older proves nothing: mv and cp -p keep it.
@@ -349,7 +351,7 @@ def _is_index_of(
     if found is None or len(data) != whole_size(*found):
         return False
     header = found[0]
-    if header.options != options_key(options):
+    if not is_index_for(header, options):
         return False
     is_same = header.size == stat.size and header.tag == stat.tag
     return is_same or _is_copy(url, stat, header, remote)
@@ -369,8 +371,11 @@ def _in_processes(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         assert process.stdin is not None
-        columns = {"caption_column": options.caption_column}
-        process.stdin.write(json.dumps({"options": columns, "jobs": mine}) + "\n")
+        used = {
+            "caption_column": options.caption_column,
+            "needs_captions": options.needs_captions,
+        }
+        process.stdin.write(json.dumps({"options": used, "jobs": mine}) + "\n")
         process.stdin.close()
         processes.append(process)
     try:

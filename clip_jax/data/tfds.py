@@ -14,6 +14,7 @@ from clip_jax.data.array_record import Examples, ExampleSource, Shard
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.paths import is_remote
 from clip_jax.data.records import Drops
+from clip_jax.data.splits import choose_split
 from clip_jax.data.tabular import (
     ENCODED_IMAGE_COLUMNS,
     KEY_COLUMNS,
@@ -21,6 +22,7 @@ from clip_jax.data.tabular import (
     Columns,
     caption_of_class,
     find_column,
+    find_label,
 )
 from clip_jax.data.tf_example import Feature
 from clip_jax.errors import UserError
@@ -58,7 +60,7 @@ class TfdsSource(ExampleSource):
                 " write it again: pip install tensorflow, then tfds convert_format"
                 f" --dataset_dir={builder.data_dir} --out_file_format=array_record --out_path=…"
             )
-        shards = _shards(where, info.splits, options.split)
+        self.split, shards = _shards(where, info.splits, options)
         features = list(_flatten("", info.features))
         columns = _columns(where, features, options)
         self._template = options.caption_template
@@ -73,7 +75,7 @@ class TfdsSource(ExampleSource):
         if not len(examples):
             why = next(iter(dropped.items()), None)
             raise UserError(
-                f"{where}: split {options.split or 'train'} has no record"
+                f"{where}: split {self.split} has no record"
                 + (f" ({why[0]}: {why[1]})" if why else "")
             )
         super().__init__(examples, columns, options, dropped)
@@ -96,8 +98,12 @@ class TfdsSource(ExampleSource):
         found = super().metadata(index)
         for name in self._classes:
             class_name = self._class_name(name, example.get(name))
-            if class_name is not None:
-                found["class" if name in self._columns.captions else name] = class_name
+            if class_name is None:
+                continue
+            if name == self._columns.label or name not in self._columns.captions:
+                found[name] = class_name
+            if name in self._columns.captions:
+                found["class"] = class_name
         return found
 
 
@@ -159,11 +165,13 @@ def _dataset_folder(path: str) -> str:
     )
 
 
-def _shards(where: str, splits: Any, wanted: str | None) -> list[Shard]:
+def _shards(where: str, splits: Any, options: SourceOptions) -> tuple[str, list[Shard]]:
+    """(name of the split, its pieces)."""
     names = sorted(splits)
     if not names:
         raise UserError(f"{where} has no splits; prepare it first")
-    split = wanted or ("train" if "train" in names or len(names) > 1 else names[0])
+    # One that is named may be put together of several: TFDS has a language for that.
+    split = options.split or choose_split(where, names, None, options.preferred_splits)
     try:
         instructions = splits[split].file_instructions
     except (KeyError, ValueError, AssertionError) as error:
@@ -171,7 +179,7 @@ def _shards(where: str, splits: Any, wanted: str | None) -> list[Shard]:
             f"{where} has no split {split!r} ({_first_line(error)}); it has {', '.join(names)},"
             " and parts of these, such as train[:80%]"
         ) from error
-    return [Shard(str(part.filename), part.skip, part.take) for part in instructions]
+    return split, [Shard(str(part.filename), part.skip, part.take) for part in instructions]
 
 
 def _is_there(shard: Shard, dropped: Drops) -> bool:
@@ -225,12 +233,18 @@ def _columns(where: str, features: list[_Feature], options: SourceOptions) -> Co
     texts = set(of_kind("text"))
     # Without a text of a usual name: one of another name is often a file's, the class says more.
     kinds = ("text",) if texts & set(MANY_CAPTION_COLUMNS) else ("class", "text")
-    captions = tuple(
-        pick(given, (*MANY_CAPTION_COLUMNS, "label"), kinds, "caption_column")
-        for given in options.caption_columns or (None,)
-    )
+    captions: tuple[str, ...] = ()
+    try:
+        captions = tuple(
+            pick(given, (*MANY_CAPTION_COLUMNS, "label"), kinds, "caption_column")
+            for given in options.caption_columns or (None,)
+        )
+    except UserError:
+        if options.needs_captions or options.caption_columns:
+            raise
     key = next((name for name in KEY_COLUMNS if name in names), None)
-    return Columns(image, captions, key if key not in (image, *captions) else None)
+    key = key if key not in (image, *captions) else None
+    return Columns(image, captions, key, find_label(names, options))
 
 
 def _first_line(error: Exception) -> str:

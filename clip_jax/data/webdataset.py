@@ -18,9 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.paths import expand_paths
 from clip_jax.data.records import DecodeError, Drop, Drops, Fingerprint, Record
 from clip_jax.data.shard_files import ShardFiles
+from clip_jax.data.splits import source_files
 from clip_jax.data.stores import Stat
 from clip_jax.data.tar_captions import (
     MAX_TEXT_BYTES,
@@ -66,7 +66,7 @@ class WebDatasetSource:
         self._captions_of = CaptionReader(options)
         self.dropped = Drops(options.listed_drops)
         self.damaged: dict[str, str] = {}
-        paths = expand_paths(path, remote=options.remote)
+        paths, self.split = source_files(path, ".tar", options)
         summary = _indexed(paths, options)
         for failed, reason in summary.failed.items():
             self._fail(failed, reason, is_only=len(paths) == 1)
@@ -197,6 +197,9 @@ class WebDatasetSource:
         shard, sample = self._sample(index)
         read = self._reader(shard, sample)
         fields = read_json(sample.json, read)
+        label = self._options.label_column
+        if label in sample.texts and sample.texts[label].size <= MAX_TEXT_BYTES:
+            fields[label] = read(sample.texts[label])
         if sample.cls is not None and sample.cls.size <= MAX_TEXT_BYTES:
             fields["cls"] = read(sample.cls).decode("utf-8", "replace").strip()
         return fields

@@ -36,8 +36,8 @@ from clip_jax.dataset_tools.data_flags import define_data_flags
 from clip_jax.dataset_tools.files_state import state_of_files
 from clip_jax.dataset_tools.output_files import output_folder, write_json
 from clip_jax.dataset_tools.recode import ENCODINGS, Recoding
-from clip_jax.dataset_tools.source_flags import define_workers
 from clip_jax.dataset_tools.tar_writer import Sample, plain, write_tar
+from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.dataset_tools.workers import Count, each, work_on
 from clip_jax.errors import UserError
 

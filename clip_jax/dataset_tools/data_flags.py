@@ -12,15 +12,15 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 
 from clip_jax.command_line import read_config
+from clip_jax.data.options import SourceConfig
 from clip_jax.data.records import Source
-from clip_jax.dataset_tools.source_flags import SourceFlags, define_source_flags
+from clip_jax.data.refine import open_refined
 from clip_jax.errors import UserError
+from clip_jax.source_flags import SourceFlags, as_flags
 from clip_jax.training.config import DataConfig, TrainConfig, build_config
 
 _OVERRIDES = "config.KEY"  # the name shows in the help
 _OVERRIDE = re.compile(r"--?(no)?config\.")
-# Flags of the data that say what keys of the same names in `config.data` say.
-_COMPANIONS = ("format", "image_column", "caption_column", "caption_template", "split")
 # A flag that --config makes superfluous, and the key that says the same.
 Replaced = tuple[flags.FlagHolder[Any], str]
 
@@ -29,7 +29,7 @@ Replaced = tuple[flags.FlagHolder[Any], str]
 class DataFlags:
     """--data and its companions, and --config instead; defined by `define_data_flags`."""
 
-    source: SourceFlags
+    source: SourceFlags[SourceConfig]
     file: flags.FlagHolder[str | None]
     overrides: flags.FlagHolder[list[str] | None]
 
@@ -39,51 +39,45 @@ class DataFlags:
         Raises UserError for it, and for flags beside it that say what it says: those of the data
         and `replaced`.
         """
-        given = self.source
         if not self.file.value:
             if self.overrides.value:
                 raise UserError(f"{self.overrides.value[0]}: needs --config=FILE")
             return None
-        replaced = (
-            *((getattr(given, name), f"data.{name}") for name in _COMPANIONS),
-            *replaced,
-        )
+        given = self.source.given()
+        path = given.pop("path", None)
+        replaced = (*((flag, f"data.{key}") for key, flag in given.items()), *replaced)
         for flag, key in replaced:
             if flag.present:
                 instead = f"give --config.{key}=… instead" if key else "give one of them"
                 raise UserError(f"--{flag.name}={flag.value}, --config: {instead}")
         values = read_config(self.file.value, self.overrides.value or ()).to_dict()
-        if given.data.value:
+        if path is not None and path.value:
             named = values["data"]
             for key in ("path", "mixture"):
                 if named[key]:
                     raise UserError(
-                        f"--data={given.data.value}, config.data.{key}={named[key]!r}: give one of"
-                        " them"
+                        f"--data={path.value}, config.data.{key}={named[key]!r}: give one of them"
                     )
-            named["path"] = given.data.value
+            named["path"] = path.value
         return build_config(values)
 
     def moved(self, config: TrainConfig) -> TrainConfig:
-        """A run's configuration with what --data and its companions name, where they are given;
-        rules for captions and images stay."""
-        if not self.source.data.value:
+        """A run's configuration with the data that the flags name, where --data is given; the
+        run's rules for captions and images, and for stores, stay where no flag says another."""
+        named = self.source.read()
+        if not named.path:
             return config
-        changes = {name: getattr(self.source, name).value for name in _COMPANIONS}
-        data = dataclasses.replace(
-            config.data,
-            path=self.source.data.value,
-            mixture=(),
-            caption_weights=(),
-            streaming=False,
-            **changes,
-        )
+        given = {key.partition(".")[0] for key in self.source.given()}
+        of_run = {"remote", "captions", "filters", "exclude", "exclude_distance"} - given
+        fields = {field.name for field in dataclasses.fields(SourceConfig)} - of_run
+        changes = {name: getattr(named, name) for name in fields}
+        data = dataclasses.replace(config.data, mixture=(), streaming=False, **changes)
         return dataclasses.replace(config, data=data)
 
     def open(self, config: TrainConfig | None) -> Source:
         """Raises UserError where nothing usable is there."""
         if config is None:
-            return self.source.open()
+            return open_refined(self.source.read_needed())
         if config.data.streaming:
             raise UserError(
                 "config.data.streaming=True: a stream has no numbers by which samples are looked"
@@ -96,7 +90,8 @@ class DataFlags:
     def parts(self, config: TrainConfig | None) -> list[tuple[str, str]]:
         """(path, format) of the data, or of each source of a mixture that is read."""
         if config is None:
-            return [(self.source.path, self.source.format.value)]
+            named = self.source.read_needed()
+            return [(named.path, named.format)]
         data = config.data
         if not data.mixture:
             return [(data.path, data.format)]
@@ -109,13 +104,13 @@ class DataFlags:
     def title(self, config: TrainConfig | None) -> str:
         """The path or paths, as given."""
         if config is None:
-            return self.source.path
+            return self.source.read_needed().path
         return config.data.path or ", ".join(str(part["path"]) for part in config.data.mixture)
 
     def as_dict(self, config: TrainConfig | None) -> dict[str, Any]:
         """What decides which records there are, and what their captions are."""
         if config is None:
-            return dict(self.source.as_dict())
+            return as_flags(self.source.read_needed())
         return {"config": self.file.value, **changed_data(config.data)}
 
 
@@ -134,7 +129,7 @@ def changed_data(data: DataConfig) -> dict[str, Any]:
 def define_data_flags(values: flags.FlagValues) -> DataFlags:
     """Adds --data and its companions, and --config, to the flags of a command."""
     return DataFlags(
-        source=define_source_flags(values),
+        source=SourceFlags(SourceConfig, values),
         file=flags.DEFINE_string(
             "config",
             None,

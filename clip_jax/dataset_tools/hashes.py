@@ -19,15 +19,18 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from clip_jax.data.options import SourceConfig
 from clip_jax.data.perceptual_hash import ONLY, perceptual_hash
 from clip_jax.data.records import DecodeError, Source
+from clip_jax.data.refine import open_refined
 from clip_jax.dataset_tools.output_files import output_file, write_text
-from clip_jax.dataset_tools.source_flags import define_source_flags, define_workers
+from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.dataset_tools.workers import Count, chunks, each, work_on
 from clip_jax.errors import UserError
+from clip_jax.source_flags import SourceFlags
 
 FLAGS = flags.FlagValues()
-_SOURCE = define_source_flags(FLAGS)
+_SOURCE = SourceFlags(SourceConfig, FLAGS)
 _WORKERS = define_workers(FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Text file for the list.", flag_values=FLAGS)
 _DUPLICATES = flags.DEFINE_boolean(
@@ -67,7 +70,7 @@ def main() -> None:
             f"--distance={_DISTANCE.value}: is for --duplicates; for a list of other images set"
             " config.data.exclude_distance in the run"
         )
-    source = _SOURCE.open()
+    source = open_refined(_SOURCE.read_needed())
     hashed = Hashed()
     for part in work_on(
         source,

@@ -17,7 +17,7 @@ from clip_jax.data.options import SourceOptions
 from clip_jax.data.paths import expand_paths
 from clip_jax.data.tar_index import NO_END, read_drops
 from clip_jax.data.tar_indexes import IndexSummary, Shard, build_indexes
-from clip_jax.dataset_tools.source_flags import define_workers
+from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.errors import UserError
 
 FLAGS = flags.FlagValues()

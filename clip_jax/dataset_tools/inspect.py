@@ -24,9 +24,9 @@ from clip_jax.dataset_tools.as_trained import (
 from clip_jax.dataset_tools.bad_samples import count_kinds, describe_kinds
 from clip_jax.dataset_tools.data_flags import changed_data, define_data_flags
 from clip_jax.dataset_tools.output_files import output_file, write_text
-from clip_jax.dataset_tools.source_flags import define_workers
 from clip_jax.dataset_tools.survey import Survey, evenly, survey
 from clip_jax.dataset_tools.throughput import CHIP_MODELS
+from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.errors import UserError
 from clip_jax.training.config import TrainConfig
 

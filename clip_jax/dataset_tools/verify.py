@@ -14,14 +14,15 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from absl import flags
 
 from clip_jax.data.decoding import decode
+from clip_jax.data.options import SourceConfig
 from clip_jax.data.records import DecodeError, Record, Source
-from clip_jax.data.sources import open_source
+from clip_jax.data.refine import open_refined
 from clip_jax.dataset_tools.bad_samples import (
     BadSample,
     HasDamage,
@@ -32,11 +33,12 @@ from clip_jax.dataset_tools.bad_samples import (
 from clip_jax.dataset_tools.data_files import local_files
 from clip_jax.dataset_tools.output_files import output_file, write_json
 from clip_jax.dataset_tools.recode import image_bytes
-from clip_jax.dataset_tools.source_flags import define_source_flags, define_workers
+from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.dataset_tools.workers import Count, chunks, each, work_on
+from clip_jax.source_flags import SourceFlags, as_flags
 
 FLAGS = flags.FlagValues()
-_SOURCE = define_source_flags(FLAGS)
+_SOURCE = SourceFlags(SourceConfig, FLAGS)
 _WORKERS = define_workers(FLAGS)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "JSON file for the report, with every bad sample.", flag_values=FLAGS
@@ -64,15 +66,15 @@ class Verified:
 def main() -> int:
     """Verifies, prints a summary, writes the report; 1 where a sample or a file is bad."""
     output = output_file(_OUTPUT.value)
-    options = replace(_SOURCE.options(), listed_drops=sys.maxsize, skip_unreadable=True)
-    source = open_source(_SOURCE.path, _SOURCE.format.value, options)
+    config = _SOURCE.read_needed()
+    source = open_refined(config, listed_drops=sys.maxsize, skip_unreadable=True)
     report = verify(source, workers=_WORKERS.value)
     if _CHECKSUMS.value:
-        files = local_files(_SOURCE.path, _SOURCE.format.value)
+        files = local_files(config.path, config.format)
         report["files"] = file_checksums(source, files, workers=_WORKERS.value)
     print(_summary(report))
     if output is not None:
-        write_json(output, {**_SOURCE.as_dict(), **report})
+        write_json(output, {**as_flags(config), **report})
         print(f"written: {output}")
     return 1 if report["bad"] else 0
 

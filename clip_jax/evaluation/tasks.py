@@ -6,6 +6,7 @@ A new evaluator is a function here and a line in `TASKS`.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,12 +15,20 @@ import numpy as np
 from clip_jax.data import glyphs
 from clip_jax.data.evaluation_batches import evaluation_batches
 from clip_jax.data.image import ImageTransform
-from clip_jax.data.records import Source
-from clip_jax.data.sources import open_source
+from clip_jax.data.records import Source, split_of
+from clip_jax.data.refine import open_refined
 from clip_jax.errors import UserError
-from clip_jax.evaluation.prompts import get_templates, read_classnames
+from clip_jax.evaluation.labels import UNLABELLED, read_labels
+from clip_jax.evaluation.prompts import get_templates
 from clip_jax.evaluation.retrieval import retrieval_recalls
+from clip_jax.evaluation.task_data import TaskData
 from clip_jax.evaluation.zero_shot import evaluate_zero_shot
+
+logger = logging.getLogger(__name__)
+
+# Of data with splits the first of these that is there: a model is not measured on what it may have
+# been trained on.
+_SPLITS = ("test", "validation")
 
 Row = dict[str, Any]
 Embed = Callable[[Any], np.ndarray]
@@ -34,82 +43,45 @@ class Embedders:
     transform: ImageTransform  # anything -> uint8 (S, S, 3)
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskData:
-    """Which images a task reads, and how it names their classes."""
-
-    path: str = ""
-    format: str = "auto"
-    image_column: str | None = None
-    caption_column: str | None = None
-    caption_template: str = "a photo of a {}."
-    label_key: str = "class"
-    classnames: str | None = None
-    templates: str = "openai"
-    batch_size: int = 256
-
-
-def _open(data: TaskData, task: str) -> Source:
+def _open(data: TaskData, task: str, **changes: Any) -> Source:
+    """The source of a task; of data with splits, that for tests where none is named."""
     if not data.path:
         raise UserError(f"task {task!r}: needs images; give --data (config: evaluation.path)")
-    return open_source(
-        data.path,
-        data.format,
-        image_column=data.image_column,
-        caption_column=data.caption_column,
-        caption_template=data.caption_template,
-    )
+    return open_refined(data, preferred_splits=_SPLITS, **changes)
 
 
-def _labels(source: Source, data: TaskData) -> tuple[np.ndarray, tuple[str, ...]]:
-    """A class number a record, and the class names. Raises `UserError` where a record has none."""
-    raw = []
-    for index in range(len(source)):
-        metadata = source.metadata(index)
-        if data.label_key not in metadata:
-            raise UserError(
-                f"record {source.key(index)}: no metadata field {data.label_key!r} for the label "
-                f"(has: {', '.join(sorted(metadata)) or 'none'}); give --label_key "
-                "(config: evaluation.label_key)"
-            )
-        raw.append(metadata[data.label_key])
-    are_numbers = all(isinstance(x, int) or (isinstance(x, str) and x.isdigit()) for x in raw)
-    if data.classnames is None:
-        if are_numbers:
-            raise UserError(
-                f"label_key={data.label_key!r}: holds class numbers; give their names, one a line, "
-                "by --classnames (config: evaluation.classnames)"
-            )
-        names = tuple(sorted({str(x) for x in raw}))
-    else:
-        names = read_classnames(data.classnames)
-    if are_numbers:
-        labels = np.asarray([int(x) for x in raw])
-        if labels.size and labels.max() >= len(names):
-            raise UserError(
-                f"{data.classnames}: has {len(names)} names, but a label is {labels.max()}"
-            )
-        return labels, names
-    number = {name: index for index, name in enumerate(names)}
-    unknown = sorted({str(x) for x in raw} - number.keys())
-    if unknown:
-        raise UserError(f"{data.classnames}: does not have the class {unknown[0]!r} of the data")
-    return np.asarray([number[str(x)] for x in raw]), names
+def _open_labelled(data: TaskData) -> Source:
+    return _open(data, "zero_shot", needs_captions=False, label_column=data.label_key)
+
+
+def _dataset(source: Source, data: TaskData) -> Row:
+    """The fields of a row that say what was read."""
+    split = split_of(source)
+    return {"dataset": data.path, **({} if split is None else {"split": split})}
 
 
 def zero_shot(embedders: Embedders, data: TaskData) -> list[Row]:
     """Zero-shot classification of labelled images (paper section 3.1)."""
-    source = _open(data, "zero_shot")
-    labels, names = _labels(source, data)
+    source = _open_labelled(data)
+    labels = read_labels(source, data)
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for indices, images in evaluation_batches(source, embedders.transform, data.batch_size):
-            yield images, labels[indices]
+            numbers = labels.numbers[indices]
+            is_labelled = numbers != UNLABELLED
+            if is_labelled.any():
+                yield images[is_labelled], numbers[is_labelled]
 
     metrics = evaluate_zero_shot(
-        embedders.embed_image, embedders.embed_text, batches(), names, get_templates(data.templates)
+        embedders.embed_image,
+        embedders.embed_text,
+        batches(),
+        labels.names,
+        get_templates(data.templates),
     )
-    return [{"dataset": data.path, "templates": data.templates, **metrics}]
+    row = {**_dataset(source, data), "templates": data.templates, "labels": labels.read_as}
+    unlabelled = {"num_unlabelled": labels.num_unlabelled} if labels.num_unlabelled else {}
+    return [{**row, **metrics, **unlabelled}]
 
 
 def retrieval(embedders: Embedders, data: TaskData) -> list[Row]:
@@ -127,7 +99,7 @@ def retrieval(embedders: Embedders, data: TaskData) -> list[Row]:
     metrics = retrieval_recalls(
         np.concatenate(embeds), embedders.embed_text(texts), image_of_text, texts=texts
     )
-    return [{"dataset": data.path, **metrics}]
+    return [{**_dataset(source, data), **metrics}]
 
 
 def _glyph_letters(embedders: Embedders, split: str) -> list[Row]:
@@ -178,7 +150,8 @@ TASKS: dict[str, Callable[[Embedders, TaskData], list[Row]]] = {
 
 
 def check_tasks(tasks: tuple[str, ...], data: TaskData, key: str) -> None:
-    """Opens what the tasks will read, so that a mistake shows before the work and not after it.
+    """Opens what the tasks will read, so that a mistake shows before the work and not after it, and
+    logs what a person should know of it: the split that is read, labels that are missing.
 
     Raises `UserError` for a name that is not a task, and for data, labels, class names or templates
     that a task could not use. `key` is where the tasks were named.
@@ -186,11 +159,20 @@ def check_tasks(tasks: tuple[str, ...], data: TaskData, key: str) -> None:
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"{key}={task!r}: choose of {', '.join(TASKS)}")
+    if data.batch_size < 1:
+        raise UserError(f"batch_size={data.batch_size}; accepted is a whole number of at least 1")
+    source: Source | None = None
+    if "retrieval" in tasks:
+        source = _open(data, "retrieval")
     if "zero_shot" in tasks:
-        _labels(_open(data, "zero_shot"), data)
         get_templates(data.templates)
-    elif "retrieval" in tasks:
-        _open(data, "retrieval")
+        source = _open_labelled(data)
+        for note in read_labels(source, data).notes:
+            logger.warning("%s", note)
+    split = None if source is None else split_of(source)
+    if split is not None and data.split is None:
+        note = "%s: evaluated on split %r; --split (config: evaluation.split) names another"
+        logger.warning(note, data.path, split)
 
 
 def run_task(task: str, embedders: Embedders, data: TaskData) -> list[Row]:

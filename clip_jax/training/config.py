@@ -17,9 +17,9 @@ from typing import Any, Literal
 from ml_collections import config_dict
 
 from clip_jax.data.augmentation import Augmentation
-from clip_jax.data.options import Format, RemoteOptions
-from clip_jax.data.refine import CaptionOptions, FilterOptions
+from clip_jax.data.options import SourceConfig
 from clip_jax.errors import UserError
+from clip_jax.evaluation.task_data import TaskData
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig
 from clip_jax.training.config_values import build, coerce, optional, to_config_dict, unknown_key
@@ -37,24 +37,13 @@ class TokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where the image-text pairs are."""
+class DataConfig(SourceConfig):
+    """Where the image-text pairs are, and how they are read."""
 
-    path: str = ""  # folder, table or shards, here or in a store; for "glyphs" a split; see README
-    format: Format = "auto"
-    image_column: str | None = None  # None: the first column with a usual name
-    caption_column: str | None = None  # one, or several with commas between; None: likewise
-    caption_weights: tuple[float, ...] = ()  # how often each column is chosen; (): all alike
-    caption_template: str = "a photo of a {}."  # for class-named folders
-    split: str | None = None  # of a Hugging Face or TFDS dataset
-    # Instead of path: groups of the keys above, each with "weight", its share of the stream;
+    # Instead of path: groups of the keys of a source (path, format, caption_column, …), each with
+    # "weight", its share of the stream; what a group does not say is as in `config.data`.
     # ({"path": "a/*.tar", "weight": 3.0}, {"path": "b.csv", "weight": 1.0}).
     mixture: tuple[dict[str, Any], ...] = ()
-    captions: CaptionOptions = dataclasses.field(default_factory=CaptionOptions)
-    filters: FilterOptions = dataclasses.field(default_factory=FilterOptions)
-    exclude: str = ""  # file of perceptual hashes (16 hexadecimal digits a line) to leave out
-    exclude_distance: int = 0  # bits that may differ from one on the list
-    remote: RemoteOptions = dataclasses.field(default_factory=RemoteOptions)
     # Tars of a store without an index of the whole: shuffled within a few shards at a time.
     streaming: bool = False
     streams: int | None = None  # read side by side; must divide the batch; None: up to 64
@@ -134,19 +123,12 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """What is measured during training and at its end."""
+class EvaluationConfig(TaskData):
+    """What is measured during training and at its end, on images of any format that data.path
+    takes; columns and caption weights are named as in `config.data` where they are not given."""
 
     tasks: tuple[str, ...] = ()  # of clip_jax.evaluation.tasks.TASKS
     every_steps: int | None = None  # None: at the end only
-    path: str = ""  # images for "zero_shot" and "retrieval", in any format that data.path takes
-    format: Format = "auto"
-    label_key: str = (
-        "class"  # "zero_shot": the metadata field that holds the class name or its number
-    )
-    classnames: str | None = None  # file, a name a line; None: the names found in the data
-    templates: str = "openai"  # prompt templates by name, or a file
-    batch_size: int = 256  # images
 
 
 @dataclasses.dataclass(frozen=True)

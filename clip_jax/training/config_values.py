@@ -33,13 +33,14 @@ def to_config_dict(cls: Any) -> config_dict.ConfigDict:
         else:
             # A field that may be None is of type object, so that a flag can set it and unset it;
             # `build` looks at the type of what comes.
-            value = _default(field)
+            value = default_of(field)
             result[field.name] = optional(value) if _is_optional(kind) else value
     result.lock()
     return result
 
 
-def _default(field: dataclasses.Field) -> Any:
+def default_of(field: dataclasses.Field) -> Any:
+    """Returns the default of a field of a dataclass."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
@@ -49,11 +50,11 @@ def _is_optional(kind: Any) -> bool:
     return type(None) in typing.get_args(kind)
 
 
-def _plain_types(kind: Any) -> tuple[type, ...]:
+def plain_types(kind: Any) -> tuple[type, ...]:
     """The concrete types of an annotation: `float | None` -> (float,), `Literal["a"]` -> (str,)."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
-        found = [t for arg in typing.get_args(kind) for t in _plain_types(arg)]
+        found = [t for arg in typing.get_args(kind) for t in plain_types(arg)]
         return tuple(t for t in found if t is not type(None))
     if origin is Literal:
         return (str,)
@@ -104,7 +105,7 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
     options = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
     if options and value not in options:
         raise UserError(f"{where}={value!r}: choose one of {', '.join(map(repr, options))}")
-    for wanted in _plain_types(kind):
+    for wanted in plain_types(kind):
         if wanted is bool or isinstance(value, bool):
             if wanted is bool and isinstance(value, bool):
                 return value
@@ -121,7 +122,7 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
 
 def _spell(kind: Any) -> str:
     names = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "True or False"}
-    spelt = [names.get(t.__name__, t.__name__) for t in _plain_types(kind)]
+    spelt = [names.get(t.__name__, t.__name__) for t in plain_types(kind)]
     return " or ".join(spelt) + (" or None" if _is_optional(kind) else "")
 
 

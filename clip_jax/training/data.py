@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import typing
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -15,28 +14,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from clip_jax.data.mixture import MixtureSource
-from clip_jax.data.options import SourceOptions
+from clip_jax.data.options import SourceConfig, SourceOptions
 from clip_jax.data.order import check_weights
-from clip_jax.data.perceptual_hash import HashList
 from clip_jax.data.pipeline import BatchIterator, streaming_of
 from clip_jax.data.records import DecodeError, Source
-from clip_jax.data.refine import RefinedSource
-from clip_jax.data.sources import check_image_column, detect_format, open_source
+from clip_jax.data.refine import open_refined, refined
+from clip_jax.data.sources import check_image_column, check_split, detect_format
 from clip_jax.data.stream_order import MAX_STREAMS, Cursor
 from clip_jax.data.streaming import StreamingSource
 from clip_jax.errors import UserError
 from clip_jax.training.config import DataConfig, TrainConfig
-from clip_jax.training.config_values import coerce, unknown_key
+from clip_jax.training.config_values import build, coerce, unknown_key
 
 _WAIT_FRACTION = 0.05  # of the time between steps; more is worth a word
 _WARN_EVERY_STEPS = 1000
 _SAMPLED_SHARDS = 8  # of a stream, for a tokenizer trained on its captions
-
-# Keys that a source of a mixture may have; the others are those of the run.
-_OF_A_SOURCE = (
-    *("path", "format", "image_column", "caption_column", "caption_weights", "caption_template"),
-    "split",
-)
 
 
 def open_data(config: TrainConfig) -> Source:
@@ -59,41 +51,25 @@ def _part(data: DataConfig, values: Any, where: str) -> tuple[DataConfig, float]
     """(the data with one source of the mixture as its only one, its weight)."""
     if not isinstance(values, dict):
         raise UserError(f"{where}={values!r}: must be a group of keys, such as {{'path': …}}")
-    known = (*_OF_A_SOURCE, "weight")
-    for key in values:
+    own = {key: value for key, value in values.items() if key != "weight"}
+    known = [field.name for field in dataclasses.fields(SourceConfig)]
+    for key in own:
         if key not in known:
-            raise UserError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in known]))
-    types = typing.get_type_hints(DataConfig)
-    changes = {
-        key: coerce(value, types[key], f"{where}.{key}")
-        for key, value in values.items()
-        if key != "weight"
-    }
-    if not changes.get("path"):
+            names = [f"{where}.{name}" for name in (*known, "weight")]
+            raise UserError(unknown_key(f"{where}.{key}", names))
+    part = build(SourceConfig, own, where)
+    if not part.path:
         raise UserError(f"{where} has no path; give {{'path': …, 'weight': …}}")
     weight = coerce(values.get("weight", 1.0), float, f"{where}.weight")
+    changes = {key: getattr(part, key) for key in own}
     return dataclasses.replace(data, mixture=(), **changes), weight
 
 
 def _open_one(data: DataConfig) -> Source:
-    options = SourceOptions(
-        image_column=data.image_column,
-        caption_column=data.caption_column,
-        caption_weights=data.caption_weights,
-        caption_template=data.caption_template,
-        split=data.split,
-        remote=data.remote,
-    )
-    source: Source
     if data.streaming:
-        source = _open_stream(os.path.expanduser(data.path), data.format, options)
-    else:
-        source = open_source(data.path, data.format, options)
-    exclude = HashList.read(data.exclude, data.exclude_distance) if data.exclude else None
-    default = DataConfig()
-    if exclude is None and data.captions == default.captions and data.filters == default.filters:
-        return source
-    return RefinedSource(source, data.captions, data.filters, exclude)
+        stream = _open_stream(os.path.expanduser(data.path), data.format, data.options())
+        return refined(stream, data)
+    return open_refined(data)
 
 
 def _open_stream(path: str, format: str, options: SourceOptions) -> StreamingSource:
@@ -104,7 +80,9 @@ def _open_stream(path: str, format: str, options: SourceOptions) -> StreamingSou
             " streaming out, or convert it first (python -m clip_jax.data convert)"
         )
     check_image_column(kind, options)
-    return StreamingSource(path, options)
+    source = StreamingSource(path, options)
+    check_split(path, kind, options, source)
+    return source
 
 
 def captions_of(source: Source) -> Iterator[str]:

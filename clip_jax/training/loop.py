@@ -6,6 +6,7 @@ step n are read, and checkpoints are written behind the run's back.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from jax.experimental import multihost_utils
 
 from clip_jax.agreement import check_same, check_shared, from_first, wait_for_all
 from clip_jax.clip import Clip
-from clip_jax.evaluation.tasks import Embedders, TaskData, check_tasks, run_task
+from clip_jax.data.options import SourceFields
+from clip_jax.evaluation.task_data import TaskData
+from clip_jax.evaluation.tasks import Embedders, check_tasks, run_task
 from clip_jax.sharding import check_batch, global_batch, make_mesh
 from clip_jax.training import config as configs
 from clip_jax.training.clock import Clock
@@ -125,19 +128,16 @@ def _train_steps(
 
 
 def task_data(config: TrainConfig) -> TaskData:
-    """What the evaluations of a run read; columns and captions are named as in its own data."""
-    evaluation, data = config.evaluation, config.data
-    return TaskData(
-        path=evaluation.path,
-        format=evaluation.format,
-        image_column=data.image_column,
-        caption_column=data.caption_column,
-        caption_template=data.caption_template,
-        label_key=evaluation.label_key,
-        classnames=evaluation.classnames,
-        templates=evaluation.templates,
-        batch_size=evaluation.batch_size,
-    )
+    """What the evaluations of a run read: how columns are named and stores are asked is as in its
+    training data, where the evaluation does not say it. A split is its own."""
+    evaluation, default = config.evaluation, SourceFields()
+    own = {"split"} | ({"caption_weights"} if evaluation.caption_column else set())
+    shared = {
+        field.name: getattr(config.data, field.name)
+        for field in dataclasses.fields(SourceFields)
+        if field.name not in own and getattr(evaluation, field.name) == getattr(default, field.name)
+    }
+    return dataclasses.replace(evaluation, **shared)
 
 
 def evaluate_state(run: Run, state: TrainState, step: int) -> list[dict[str, Any]]:

@@ -1,0 +1,18 @@
+"""The flag by which a command is told how many processes work for it."""
+
+from __future__ import annotations
+
+import os
+
+from absl import flags
+
+
+def define_workers(values: flags.FlagValues) -> flags.FlagHolder[int]:
+    """Adds --workers."""
+    return flags.DEFINE_integer(
+        "workers",
+        os.cpu_count() or 1,
+        "Processes; 0 does the work in this one.",
+        lower_bound=0,
+        flag_values=values,
+    )

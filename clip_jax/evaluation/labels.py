@@ -1,0 +1,311 @@
+"""Class labels of records, read one way whatever format they come from.
+
+A label is read to one of three things, as the table in docs/data.md says: a number (42, 42.0, True,
+"42", "42.0"), a name ("tabby cat"), or nothing (None, NaN, -1, blank). Records without a label are
+left out and counted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clip_jax.data.records import DecodeError, Source
+from clip_jax.errors import UserError
+from clip_jax.evaluation.prompts import read_classnames
+from clip_jax.evaluation.task_data import TaskData
+
+UNLABELLED = -1
+_NUMBER = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
+_SHOWN = 5  # labels or keys in a message
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a source's records.
+
+    Attributes:
+      numbers: int64 (N,), the class of each record, or `UNLABELLED`.
+      names: the class names, each once where labels are names.
+      read_as: "names" or "numbers".
+      num_unlabelled: how many records have no label.
+      notes: what a person should know of how they were read, a line each.
+    """
+
+    numbers: np.ndarray
+    names: tuple[str, ...]
+    read_as: str
+    num_unlabelled: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Label:
+    """One label as it was read. `number`: None where it can only be a name."""
+
+    text: str
+    number: int | None
+    is_text: bool  # written as text and not as a number
+
+
+class _NoLabel(ValueError):
+    """A record without a label; the message says why in a few words."""
+
+
+def read_labels(source: Source, data: TaskData) -> Labels:
+    """Reads the label of each record, and decides whether labels are names or numbers.
+
+    Labels that all occur among the class names are names; otherwise labels that are all numbers of
+    lines are numbers. `data.labels` decides instead where it is not "auto". Where both are possible
+    and differ, a note says which was taken. Names match regardless of Unicode composition, of
+    blanks at the ends, and of `_` and `-` for blanks.
+
+    Raises UserError: no record has a label, a label that is none (a list, 0.5), one that is not
+    among the names, or numbers without a file of names.
+    """
+    notes: list[str] = []
+    found, missing = _all_labels(source, data)
+    labels = [label for label in found if label is not None]
+    if missing:
+        key, why = missing[0]
+        message = (
+            f"{data.path}: {len(missing):,} of {len(found):,} records have no label"
+            f" ({data.label_key}); the first is {key}: {why}"
+        )
+        if not labels:
+            raise UserError(f"{message}; give --label_key (config: evaluation.label_key)")
+        notes.append(f"{message}; they are left out")
+    if data.classnames is None:
+        names = _unnamed(labels, data, notes)
+    else:
+        names = read_classnames(data.classnames)
+        notes += _about_repeated(names, data)
+    by_name = _by_name(labels, names)
+    numbers_fit = all(x.number is not None and 0 <= x.number < len(names) for x in labels)
+    read_as = data.labels
+    if read_as == "auto":
+        read_as = "names" if all(label.text in by_name for label in labels) else "numbers"
+        if read_as == "names" and numbers_fit:
+            notes += _about_ambiguous(labels, by_name, data)
+        if read_as == "numbers" and any(label.number is None for label in labels):
+            read_as = "names"  # for the message about the one that does not occur
+    if read_as == "names":
+        _check_names(labels, by_name, names, data)
+        numbers_of = by_name
+    else:
+        _check_numbers(labels, names, data)
+        numbers_of = {x.text: x.number for x in labels if x.number is not None}
+    numbers = [UNLABELLED if label is None else numbers_of[label.text] for label in found]
+    if read_as == "names":
+        numbers, names = _distinct(numbers, names)
+    return Labels(np.asarray(numbers, np.int64), names, read_as, len(missing), tuple(notes))
+
+
+def _all_labels(
+    source: Source, data: TaskData
+) -> tuple[list[_Label | None], list[tuple[str, str]]]:
+    """(the label of each record or None, (key, reason) of those without one)."""
+    found: list[_Label | None] = []
+    missing: list[tuple[str, str]] = []
+    fields: Counter[str] = Counter()
+    column = ""
+    for index in range(len(source)):
+        try:
+            metadata = source.metadata(index)
+            if column not in metadata:
+                column = _column(metadata, data.label_key) or column
+            if column not in metadata:
+                fields.update(metadata)
+                raise _NoLabel(f"no field {data.label_key!r}")
+            found.append(_parse(metadata[column]))
+        except (_NoLabel, DecodeError) as error:
+            found.append(None)
+            missing.append((source.key(index), str(error)))
+        except UserError as error:
+            raise UserError(f"record {source.key(index)}: {error}") from None
+    if not column:
+        if missing and not fields:
+            raise UserError(f"record {missing[0][0]}: {missing[0][1]}")
+        raise UserError(
+            f"record {source.key(0)}: no metadata field {data.label_key!r} for the label "
+            f"(has: {', '.join(sorted(fields)) or 'none'}); give --label_key "
+            "(config: evaluation.label_key)"
+        )
+    return found, missing
+
+
+def _column(metadata: dict[str, Any], key: str) -> str | None:
+    """The field that `key` names, in upper or lower case."""
+    if key in metadata:
+        return key
+    return next((name for name in metadata if name.lower() == key.lower()), None)
+
+
+def _parse(value: Any) -> _Label:
+    """Reads one label. Raises _NoLabel where there is none, UserError for what is no label."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise _NoLabel("label is not UTF-8") from None
+    if isinstance(value, np.ndarray | np.generic) and np.ndim(value) == 0:
+        value = value.item()
+    if value is None:
+        raise _NoLabel("label is missing")
+    if isinstance(value, str):
+        text = unicodedata.normalize("NFC", value).strip()
+        if not text:
+            raise _NoLabel("label is blank")
+        number = int(_whole(text)) if _NUMBER.fullmatch(text) else None
+        if number == UNLABELLED:
+            raise _NoLabel(f"label is {text}")
+        return _Label(text, number, is_text=True)
+    if isinstance(value, int | float):
+        if isinstance(value, float) and math.isnan(value):
+            raise _NoLabel("label is NaN")
+        if value == UNLABELLED:
+            raise _NoLabel(f"label is {value}")
+        if math.isfinite(value) and value == int(value):
+            return _Label(str(int(value)), int(value), is_text=False)
+    raise UserError(
+        f"label {str(value)[:60]!r} ({type(value).__name__}) is no class; accepted are a name, or a"
+        " whole number of at least 0"
+    )
+
+
+def _whole(text: str) -> str:
+    """The number without ".0", as tables have it whose column had a gap."""
+    return text.partition(".")[0]
+
+
+def _unnamed(labels: Sequence[_Label], data: TaskData, notes: list[str]) -> tuple[str, ...]:
+    """Class names for data without a file of them: the labels themselves.
+
+    Raises UserError where they are numbers of classes, which say nothing to a text tower.
+    """
+    are_numbers = all(label.number is not None for label in labels)
+    texts = sorted({_whole(label.text) if are_numbers else label.text for label in labels})
+    look_counted = any(label.number == 0 or not label.is_text for label in labels)
+    if data.labels == "numbers" or (data.labels == "auto" and are_numbers and look_counted):
+        raise UserError(
+            f"label_key={data.label_key!r}: holds class numbers ({_list(texts)}); give their names,"
+            " one a line, by --classnames (config: evaluation.classnames), or --labels=names where"
+            " they are the names"
+        )
+    if are_numbers and data.labels == "auto":
+        notes.append(
+            f"{data.path}: labels ({_list(texts)}) are read as class names, as there is no file of"
+            " names; where they are numbers of classes give one by --classnames (config:"
+            " evaluation.classnames)"
+        )
+    return tuple(texts)
+
+
+def _canonical(name: str) -> str:
+    """Returns the form in which names are compared: composed, with blanks for `_` and `-`."""
+    return " ".join(re.sub(r"[_\-\s]+", " ", unicodedata.normalize("NFC", name)).split())
+
+
+def _by_name(labels: Sequence[_Label], names: Sequence[str]) -> dict[str, int]:
+    """Text of a label -> number of the first class of that name, for the labels that are names.
+
+    An exact match comes before one by the canonical form, which must be that of one name only.
+    """
+    exact: dict[str, int] = {}
+    for number, name in enumerate(names):
+        exact.setdefault(unicodedata.normalize("NFC", name), number)
+    forms = Counter(_canonical(name) for name in exact)
+    canonical = {_canonical(name): number for name, number in exact.items()}
+    canonical = {form: number for form, number in canonical.items() if forms[form] == 1}
+    found = {}
+    for label in labels:
+        class_number = exact.get(label.text, canonical.get(_canonical(label.text)))
+        if class_number is None and label.number is not None:
+            class_number = exact.get(_whole(label.text))
+        if class_number is not None:
+            found[label.text] = class_number
+    return found
+
+
+def _about_repeated(names: Sequence[str], data: TaskData) -> list[str]:
+    """A note about names that occur twice, as no prompt tells their classes apart."""
+    lines: dict[str, list[int]] = {}
+    for line, name in enumerate(names, start=1):
+        lines.setdefault(unicodedata.normalize("NFC", name), []).append(line)
+    repeated = {name: found for name, found in lines.items() if len(found) > 1}
+    if not repeated:
+        return []
+    name, found = next(iter(repeated.items()))
+    return [
+        f"{data.classnames}: {len(repeated)} names occur several times, such as {name!r} in lines"
+        f" {', '.join(map(str, found))}; with labels that are names they are one class, with"
+        " numbers they share their hits"
+    ]
+
+
+def _about_ambiguous(
+    labels: Sequence[_Label], by_name: dict[str, int], data: TaskData
+) -> list[str]:
+    texts = sorted({x.text for x in labels if by_name[x.text] != x.number})
+    if not texts:
+        return []
+    return [
+        f"{data.path}: labels ({_list(texts)}) are read as names, since each is a line of"
+        f" {data.classnames}; --labels=numbers (config: evaluation.labels) reads them as numbers of"
+        " its lines, from 0"
+    ]
+
+
+def _check_names(
+    labels: Sequence[_Label], by_name: dict[str, int], names: Sequence[str], data: TaskData
+) -> None:
+    unknown = sorted({label.text for label in labels} - by_name.keys())
+    if unknown:
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], names, n=1)
+        raise UserError(
+            f"{data.classnames}: does not have the class {unknown[0]!r} of the data"
+            + (f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else "")
+            + (f"; the nearest is {near[0]!r}" if near else "")
+        )
+
+
+def _check_numbers(labels: Sequence[_Label], names: Sequence[str], data: TaskData) -> None:
+    for label in labels:
+        if label.number is None:
+            raise UserError(
+                f"labels='numbers': label {label.text!r} of {data.path} is no number; leave it out,"
+                " or give 'names'"
+            )
+        if label.number < 0:
+            raise UserError(f"{data.path}: label {label.number}; accepted are 0 and more")
+    largest = max(label.number or 0 for label in labels)
+    if largest >= len(names):
+        raise UserError(f"{data.classnames}: has {len(names)} names, but a label is {largest}")
+
+
+def _distinct(numbers: Sequence[int], names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+    """The same classes with each name once; a label has the number of its name's first line."""
+    first: dict[str, int] = {}
+    kept: list[str] = []
+    number_of: list[int] = []
+    for name in names:
+        form = unicodedata.normalize("NFC", name)
+        if form not in first:
+            first[form] = len(kept)
+            kept.append(name)
+        number_of.append(first[form])
+    moved = [UNLABELLED if n == UNLABELLED else number_of[n] for n in numbers]
+    return moved, tuple(kept)
+
+
+def _list(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:_SHOWN]) + (", …" if len(texts) > _SHOWN else "")
