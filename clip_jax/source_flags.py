@@ -6,6 +6,7 @@ So every program takes every option of a source, the ones of tomorrow included.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import typing
 from collections.abc import Iterator
 from typing import Any, Generic, Literal, TypeVar
@@ -71,6 +72,18 @@ class SourceFlags(Generic[Config]):
             else:
                 made[field.name] = _value(self._flags[key], kind)
         return cls(**made)
+
+
+def command_flags(config: SourceConfig, cls: type[SourceConfig]) -> list[str]:
+    """Words of a command line whose flags are those of `cls`: one for each value of `config` that
+    is not the default."""
+    default = dict(_values(cls(), ""))
+    words = []
+    for key, value in _values(config, ""):
+        if key in default and value != default[key]:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words.append(f"--{_flag_name(key)}={shlex.quote(text)}")
+    return words
 
 
 def as_flags(config: SourceConfig) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def read(values: Sequence[Any], tmp_path: Path, names: Sequence[str] | None, **o
     if names is not None:
         options["classnames"] = str(tmp_path / "names.txt")
         (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in names))
-    return read_labels(Memory(values), TaskData(path="data", **options))  # type: ignore[arg-type]
+    return read_labels(Memory(values), TaskData(path="data", **options))
 
 
 DECOMPOSED, COMPOSED = "cafe\u0301", "caf\u00e9"

@@ -130,14 +130,22 @@ def test_commands_of_a_run_on_own_images(tmp_path):
         "label_key": "coarse",
         "classnames": "names.txt",
         "templates": "openai",
+        "split": "val",
+        "remote": {"attempts": 2},
     }
-    run = write_run(tmp_path / "run", {"data": {"format": "auto"}, "evaluation": evaluation})
+    data = {"path": "photos", "caption_column": "alt,long", "caption_weights": [1.0, 2.0]}
+    config = {"steps": 5, "data": data, "evaluation": evaluation}
+    run = write_run(tmp_path / "run", config)
     evaluate = shlex.split(next_commands(run)[0])
     assert {
         "--tasks=zero_shot,retrieval",
         "--data=photos/test set",
         "--label_key=coarse",
         "--classnames=names.txt",
+        "--caption_column=alt,long",
+        "--caption_weights=1.0,2.0",
+        "--split=val",
+        "--remote.attempts=2",
     } <= set(evaluate)
     assert not any(option.startswith("--templates") for option in evaluate)
     run = write_run(tmp_path / "bare", {"data": {"format": "auto", "path": "photos"}})

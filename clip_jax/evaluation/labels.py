@@ -13,11 +13,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from clip_jax.data.records import DecodeError, Source
+from clip_jax.data.records import DecodeError
 from clip_jax.errors import UserError
 from clip_jax.evaluation.prompts import read_classnames
 from clip_jax.evaluation.task_data import TaskData
@@ -55,11 +55,21 @@ class _Label:
     is_text: bool  # written as text and not as a number
 
 
+class LabelledRecords(Protocol):
+    """What of a `Source` is looked at here."""
+
+    def __len__(self) -> int: ...
+
+    def metadata(self, index: int) -> dict[str, Any]: ...
+
+    def key(self, index: int) -> str: ...
+
+
 class _NoLabel(ValueError):
     """A record without a label; the message says why in a few words."""
 
 
-def read_labels(source: Source, data: TaskData) -> Labels:
+def read_labels(source: LabelledRecords, data: TaskData) -> Labels:
     """Reads the label of each record, and decides whether labels are names or numbers.
 
     Labels that all occur among the class names are names; otherwise labels that are all numbers of
@@ -109,7 +119,7 @@ def read_labels(source: Source, data: TaskData) -> Labels:
 
 
 def _all_labels(
-    source: Source, data: TaskData
+    source: LabelledRecords, data: TaskData
 ) -> tuple[list[_Label | None], list[tuple[str, str]]]:
     """(the label of each record or None, (key, reason) of those without one)."""
     found: list[_Label | None] = []

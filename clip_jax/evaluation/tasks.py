@@ -50,7 +50,8 @@ def _open(data: TaskData, task: str, **changes: Any) -> Source:
     return open_refined(data, preferred_splits=_SPLITS, **changes)
 
 
-def _open_labelled(data: TaskData) -> Source:
+def open_labelled(data: TaskData) -> Source:
+    """The images of a zero-shot evaluation, of which captions are not needed."""
     return _open(data, "zero_shot", needs_captions=False, label_column=data.label_key)
 
 
@@ -62,7 +63,7 @@ def _dataset(source: Source, data: TaskData) -> Row:
 
 def zero_shot(embedders: Embedders, data: TaskData) -> list[Row]:
     """Zero-shot classification of labelled images (paper section 3.1)."""
-    source = _open_labelled(data)
+    source = open_labelled(data)
     labels = read_labels(source, data)
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -166,7 +167,7 @@ def check_tasks(tasks: tuple[str, ...], data: TaskData, key: str) -> None:
         source = _open(data, "retrieval")
     if "zero_shot" in tasks:
         get_templates(data.templates)
-        source = _open_labelled(data)
+        source = open_labelled(data)
         for note in read_labels(source, data).notes:
             logger.warning("%s", note)
     split = None if source is None else split_of(source)

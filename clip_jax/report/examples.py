@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from clip_jax.data import glyphs
 from clip_jax.data.image import ImageTransform
-from clip_jax.data.records import DecodeError, Source
-from clip_jax.data.sources import open_source
+from clip_jax.data.records import DecodeError, Source, split_of
+from clip_jax.data.refine import open_refined
 from clip_jax.errors import UserError
-from clip_jax.evaluation.prompts import get_templates, read_classnames
+from clip_jax.evaluation.labels import UNLABELLED, LabelledRecords, read_labels
+from clip_jax.evaluation.prompts import get_templates
+from clip_jax.evaluation.task_data import TaskData
+from clip_jax.evaluation.tasks import open_labelled
 from clip_jax.report.inputs import RunFiles
+from clip_jax.training.config import build_config
 
 SEED = 0
 SHOWN_IMAGES = 12  # of a quiz
@@ -113,7 +118,7 @@ def _glyph_gallery(trained_on: str, transform: ImageTransform) -> Gallery:
 
 
 def _own_gallery(run: RunFiles, transform: ImageTransform) -> Gallery:
-    source, origin = _open_own(run)
+    data, source, origin = _open_own(run)
     numbers, pixels = [], []
     reasons = ""
     # A few more than needed: some may not be decodable.
@@ -129,6 +134,12 @@ def _own_gallery(run: RunFiles, transform: ImageTransform) -> Gallery:
     if not numbers:
         raise UserError(f"no image of the {origin} can be decoded ({reasons or 'there is none'})")
     captions = [source.captions(index) for index in numbers]
+    labels = _labels(data, source, numbers)
+    if labels is not None:  # images to be classified need no captions
+        names = [tuple(truth) for truth in labels[1]]
+        captions = [found or name for found, name in zip(captions, names, strict=True)]
+    if not all(captions):
+        raise UserError(f"some of the {origin} have neither a caption nor a label")
     queries = list(dict.fromkeys(texts[0] for texts in captions))[: 2 * DRAWN_QUERIES]
     distinct: dict[str, int] = {}
     for image, texts in enumerate(captions):
@@ -137,40 +148,40 @@ def _own_gallery(run: RunFiles, transform: ImageTransform) -> Gallery:
         origin=origin,
         pixels=np.stack(pixels),
         captions=captions,
-        quizzes=[_own_quiz(run, source, numbers, captions)],
+        quizzes=[_own_quiz(data, labels, captions)],
         queries=queries,
         query_note=f"The queries are captions of these images, {DRAWN}.",
         pairs=list(distinct.values())[:SHOWN_PAIRS],
     )
 
 
-def _open_own(run: RunFiles) -> tuple[Source, str]:
+def _open_own(run: RunFiles) -> tuple[TaskData, Source, str]:
     """The user's images, those held out for evaluation where there are such; and what they are."""
-    template = run.setting("data.caption_template", "a photo of a {}.")
-    training, held_out = run.setting("data.path", ""), run.setting("evaluation.path", "")
-    if held_out and held_out != training:
-        source = open_source(held_out, caption_template=template)
-        return source, f"held-out images of {held_out}"
-    source = open_source(
-        training,
-        run.setting("data.format", "auto"),
-        image_column=run.setting("data.image_column"),
-        caption_column=run.setting("data.caption_column"),
-        caption_template=template,
-    )
-    return source, f"training images of {training}, which the model has seen"
+    config = build_config(run.config)
+    data, training = config.task_data(), config.data
+    if data.path and data.path != training.path:
+        return data, open_labelled(data), f"held-out images of {data.path}"
+    seen = open_refined(training, label_column=data.label_key)
+    if data.path:
+        source = open_labelled(data)
+        if split_of(source) != split_of(seen):
+            return data, source, f"held-out images of {data.path}"
+    data = dataclasses.replace(data, path=training.path)
+    return data, seen, f"training images of {training.path}, which the model has seen"
 
 
 def _own_quiz(
-    run: RunFiles, source: Source, numbers: list[int], captions: list[tuple[str, ...]]
+    data: TaskData,
+    labels: tuple[list[str], list[frozenset[str]]] | None,
+    captions: list[tuple[str, ...]],
 ) -> Quiz:
     """Class names where the records have labels, captions where they do not."""
-    images = list(range(min(SHOWN_IMAGES, len(numbers))))
+    shown = range(len(captions)) if labels is None else [i for i, x in enumerate(labels[1]) if x]
+    images = list(shown[:SHOWN_IMAGES])
     how = f"{len(images)} images {DRAWN}"
-    labels = _labels(run, source, [numbers[i] for i in images])
     if labels is not None:
-        candidates, truths = labels
-        for name in (run.setting("evaluation.templates", "openai"), "openai_simple", "photo"):
+        candidates, truths = labels[0], [labels[1][i] for i in images]
+        for name in (data.templates, "openai_simple", "photo"):
             templates = get_templates(name)
             if len(templates) * len(candidates) <= MAX_PROMPTS:
                 break
@@ -187,27 +198,41 @@ def _own_quiz(
     return Quiz("Which caption fits?", lead, images, candidates, truths, get_templates("none"))
 
 
+class _Some(LabelledRecords):
+    """Some records of a source, for those who look at their labels."""
+
+    def __init__(self, source: Source, numbers: Sequence[int]) -> None:
+        self._source = source
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        return self._source.metadata(self._numbers[index])
+
+    def key(self, index: int) -> str:
+        return self._source.key(self._numbers[index])
+
+
 def _labels(
-    run: RunFiles, source: Source, shown: list[int]
+    data: TaskData, source: Source, shown: list[int]
 ) -> tuple[list[str], list[frozenset[str]]] | None:
-    """All class names and those of the shown records; None where the records have no labels."""
-    key = run.setting("evaluation.label_key", "class")
-    if any(source.metadata(index).get(key) is None for index in shown):
+    """(all class names, those of each shown record); None where the records have no labels."""
+    others: Iterable[int] = range(len(source))
+    if len(source) > MAX_LABELS_READ:
+        others = _draw(5, MAX_LABELS_READ, len(source))
+    read = list(dict.fromkeys([*shown, *others]))
+    try:
+        labels = read_labels(_Some(source, read), data)
+    except UserError:
+        if data.classnames is not None:
+            raise
+        return None  # no labels, or numbers without names, which say nothing to a text tower
+    numbers = labels.numbers[: len(shown)].tolist()
+    if set(numbers) == {UNLABELLED}:
         return None
-    labels = [str(source.metadata(index)[key]) for index in shown]
-    file = run.setting("evaluation.classnames")
-    if file:
-        names = list(read_classnames(file))
-    else:
-        read: Iterable[int] = range(len(source))
-        if len(source) > MAX_LABELS_READ:
-            read = {*_draw(5, MAX_LABELS_READ, len(source)), *shown}
-        found = {source.metadata(index).get(key) for index in read} - {None}
-        names = sorted({str(label) for label in found})
-    if all(label.isdigit() for label in labels):
-        if not file:
-            return None  # numbers without names say nothing to a text tower
-        if max(int(label) for label in labels) >= len(names):
-            raise UserError(f"{file}: has {len(names)} names, but a label is larger")
-        return names, [frozenset({names[int(label)]}) for label in labels]
-    return names, [frozenset({label}) for label in labels]
+    return list(labels.names), [
+        frozenset() if number == UNLABELLED else frozenset({labels.names[number]})
+        for number in numbers
+    ]

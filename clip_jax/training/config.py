@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ml_collections import config_dict
 
 from clip_jax.data.augmentation import Augmentation
-from clip_jax.data.options import SourceConfig
+from clip_jax.data.options import SourceConfig, SourceFields
 from clip_jax.errors import UserError
 from clip_jax.evaluation.task_data import TaskData
 from clip_jax.models.architectures import get_architecture
@@ -192,6 +192,19 @@ class TrainConfig:
     seed: int = 0
     log_every_steps: int = 10
     report: bool = True  # write report.html at the end
+
+    def task_data(self) -> TaskData:
+        """What the evaluations of the run read: how columns are named and stores are asked is as in
+        its training data, where the evaluation does not say it. A split is its own."""
+        own = {"split"} | ({"caption_weights"} if self.evaluation.caption_column else set())
+        default = SourceFields()
+        shared = {
+            field.name: getattr(self.data, field.name)
+            for field in dataclasses.fields(SourceFields)
+            if field.name not in own
+            and getattr(self.evaluation, field.name) == getattr(default, field.name)
+        }
+        return dataclasses.replace(self.evaluation, **shared)
 
 
 def default_config() -> config_dict.ConfigDict:

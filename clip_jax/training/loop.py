@@ -6,7 +6,6 @@ step n are read, and checkpoints are written behind the run's back.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from jax.experimental import multihost_utils
 
 from clip_jax.agreement import check_same, check_shared, from_first, wait_for_all
 from clip_jax.clip import Clip
-from clip_jax.data.options import SourceFields
-from clip_jax.evaluation.task_data import TaskData
 from clip_jax.evaluation.tasks import Embedders, check_tasks, run_task
 from clip_jax.sharding import check_batch, global_batch, make_mesh
 from clip_jax.training import config as configs
@@ -48,7 +45,7 @@ def train(
     """
     values = flatten_dict(configs.to_dict(config), sep=".")
     check_same(values, "config.", "start every process with the same configuration")
-    check_tasks(config.evaluation.tasks, task_data(config), "config.evaluation.tasks")
+    check_tasks(config.evaluation.tasks, config.task_data(), "config.evaluation.tasks")
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_batch(mesh, config.batch_size, "config.batch_size", config.optimizer.microbatches)
     workdir = make_workdir(workdir)
@@ -127,25 +124,12 @@ def _train_steps(
     return state
 
 
-def task_data(config: TrainConfig) -> TaskData:
-    """What the evaluations of a run read: how columns are named and stores are asked is as in its
-    training data, where the evaluation does not say it. A split is its own."""
-    evaluation, default = config.evaluation, SourceFields()
-    own = {"split"} | ({"caption_weights"} if evaluation.caption_column else set())
-    shared = {
-        field.name: getattr(config.data, field.name)
-        for field in dataclasses.fields(SourceFields)
-        if field.name not in own and getattr(evaluation, field.name) == getattr(default, field.name)
-    }
-    return dataclasses.replace(evaluation, **shared)
-
-
 def evaluate_state(run: Run, state: TrainState, step: int) -> list[dict[str, Any]]:
     """Runs the configured tasks on the state's parameters and writes their rows."""
     cutting = run.tokenizer.with_truncation(True)  # captions may be long
     clip = Clip(run.architecture, state.eval_params, cutting, run.mesh)
     embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform)
-    data = task_data(run.config)
+    data = run.config.task_data()
     rows = []
     for task in run.config.evaluation.tasks:
         rows += [{"step": step, **row} for row in run_task(task, embedders, data)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -9,6 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from clip_jax.errors import UserError
+from clip_jax.evaluation.task_data import TaskData
+from clip_jax.source_flags import command_flags
+from clip_jax.training.config import build_config
 from clip_jax.training.metrics import format_seconds, read_rows
 
 Row = dict[str, Any]
@@ -193,21 +198,15 @@ def _python() -> str:
 
 
 def _evaluate_command(shown: str, config: dict[str, Any]) -> str:
-    data, evaluation = config.get("data", {}), config.get("evaluation", {})
-    tasks = list(evaluation.get("tasks") or ())
-    options: list[str] = []
-    if data.get("format") == "glyphs":
-        tasks = tasks or ["glyphs/letters", "glyphs/retrieval"]
-    elif evaluation.get("path"):
-        options.append(f"--data={shlex.quote(evaluation['path'])}")
-    else:
-        options.append("--data=FOLDER")
-    if "zero_shot" in tasks:
-        defaults = {"label_key": "class", "classnames": None, "templates": "openai"}
-        for key, default in defaults.items():
-            value = evaluation.get(key, default)
-            if value != default:
-                options.append(f"--{key}={shlex.quote(str(value))}")
+    """The evaluation of the run as a command; of glyphs where it was trained on them."""
+    data, tasks, options = TaskData(), tuple[str, ...](), ["--data=FOLDER"]
+    with contextlib.suppress(UserError):  # config.json is gone, or of another version
+        built = build_config(config)
+        tasks, data = built.evaluation.tasks, built.task_data()
+    if config.get("data", {}).get("format") == "glyphs":
+        tasks, options = tasks or ("glyphs/letters", "glyphs/retrieval"), []
+    if data.path:
+        options = command_flags(data, TaskData)
     return " ".join(
         [
             f"{_python()} -m clip_jax.evaluate --model={shlex.quote(shown)}",

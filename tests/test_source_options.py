@@ -1,0 +1,239 @@
+"""Every option of a source reaches the reader, from every place where a person can set it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from absl import flags
+from shards import photo, samples, write_shard
+
+from clip_jax.data import refine
+from clip_jax.data.options import SourceConfig, SourceOptions
+from clip_jax.data.sources import open_source
+from clip_jax.dataset_tools.data_flags import gather_overrides
+from clip_jax.errors import UserError
+from clip_jax.evaluation.task_data import TaskData
+from clip_jax.evaluation.tasks import check_tasks
+from clip_jax.source_flags import SourceFlags, as_flags, command_flags
+from clip_jax.training.config import build_config
+from clip_jax.training.data import open_data
+
+# A value of each option that is not its default, as a flag spells it and as it is.
+VALUES: dict[str, tuple[str, Any]] = {
+    "path": ("photos", "photos"),
+    "format": ("csv", "csv"),
+    "image_column": ("picture", "picture"),
+    "caption_column": ("alt,long", "alt,long"),
+    "caption_weights": ("1,3.5", (1.0, 3.5)),
+    "caption_template": ("this is a {}", "this is a {}"),
+    "split": ("dev", "dev"),
+    "remote.cache_gib": ("0.5", 0.5),
+    "remote.attempts": ("2", 2),
+    "remote.backoff_seconds": ("0.25", 0.25),
+    "remote.timeout_seconds": ("7", 7.0),
+    "remote.on_failure": ("stop", "stop"),
+    "captions.choice": ("first", "first"),
+    "captions.clean": ("true", True),
+    "filters.min_words": ("2", 2),
+    "filters.max_words": ("20", 20),
+    "filters.min_side": ("16", 16),
+    "filters.max_aspect": ("3", 3.0),
+    "exclude": ("seen.txt", "seen.txt"),
+    "exclude_distance": ("3", 3),
+}
+NESTED = {"remote", "captions", "filters"}
+
+
+def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value of each field of a dataclass."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= leaves(value, f"{prefix}{field.name}.")
+        else:
+            found[prefix + field.name] = value
+    return found
+
+
+def nested(key: str = "") -> dict[str, Any]:
+    """The values above as groups."""
+    groups: dict[str, Any] = {}
+    for name, (_, value) in VALUES.items():
+        group, _, field = name.rpartition(".")
+        (groups.setdefault(group, {}) if group else groups)[field] = value
+    return groups
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
+    """What each call of `open_source` was told, instead of the call."""
+    calls: list[dict[str, Any]] = []
+
+    def record(path: str, format: str = "auto", options: SourceOptions | None = None) -> Any:
+        assert options is not None
+        calls.append({"path": path, "format": format, **leaves(options)})
+        raise UserError("recorded")
+
+    monkeypatch.setattr(refine, "open_source", record)
+    return calls
+
+
+def of_training(**evaluation: Any) -> Any:
+    return build_config({"steps": 1, "data": {"path": "elsewhere"}, "evaluation": evaluation})
+
+
+def by_evaluate() -> None:
+    values = flags.FlagValues()
+    data = SourceFlags(TaskData, values)
+    values(["evaluate", *(f"--{flag(key)}={text}" for key, (text, _) in VALUES.items())])
+    check_tasks(("retrieval",), data.read(), "--tasks")
+
+
+def flag(key: str) -> str:
+    return "data" if key == "path" else key
+
+
+def by_command(name: str) -> Callable[[], None]:
+    def run() -> None:
+        command = importlib.import_module(f"clip_jax.dataset_tools.{name}")
+        command.FLAGS.unparse_flags()
+        arguments = [f"--{flag(key)}={text}" for key, (text, _) in VALUES.items()]
+        arguments += [] if name == "verify" else ["--output=out"]
+        command.FLAGS([name, *gather_overrides(command.FLAGS, arguments)])
+        command.main()
+
+    return run
+
+
+ROUTES: dict[str, Callable[[], Any]] = {
+    "evaluate": by_evaluate,
+    "config.evaluation": lambda: check_tasks(
+        ("zero_shot",), of_training(**nested()).task_data(), "config"
+    ),
+    "config.data": lambda: open_data(build_config({"steps": 1, "data": nested()})),
+    "mixture": lambda: open_data(
+        build_config({"steps": 1, "data": {"mixture": ({**nested(), "weight": 2.0},)}})
+    ),
+    "python -m clip_jax.data verify": by_command("verify"),
+    "python -m clip_jax.data hashes": by_command("hashes"),
+    "python -m clip_jax.data tokenizer": by_command("tokenizer"),
+}
+
+
+def test_no_option_is_forgotten_here() -> None:
+    assert set(leaves(SourceConfig())) == set(VALUES)
+    for key, value in leaves(SourceConfig()).items():
+        assert VALUES[key][1] != value, key
+
+
+@pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
+def test_every_option_reaches_the_reader(
+    route: Callable[[], Any], opened: list[dict[str, Any]], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="recorded"):
+        route()
+    (call,) = opened
+    of_reader = {key: value for key, (_, value) in VALUES.items() if key in call}
+    assert {key: call[key] for key in of_reader} == of_reader
+    # The others are rules over what a reader gives.
+    rest = set(VALUES) - set(of_reader)
+    assert {key.partition(".")[0] for key in rest} == {"captions", "filters", "exclude"} | {
+        "exclude_distance"
+    }
+
+
+def test_rules_hold_in_evaluations(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", [("a", {"jpg": photo(0, (40, 10)), "txt": b"x &amp; y"})])
+    write_shard(tmp_path / "1.tar", samples(range(1)))
+    config = of_training(path=str(tmp_path), captions={"clean": True}, filters={"max_aspect": 3.0})
+    source = refine.open_refined(config.task_data())
+    assert source.captions(0) == ("x & y",)
+    with pytest.raises(UserError, match="longer than 3 to 1"):
+        source[0]
+    assert source[1].captions == ("number 0",)
+
+
+def test_an_evaluation_names_columns_as_the_training_does() -> None:
+    data = {
+        "path": "photos",
+        "image_column": "picture",
+        "caption_column": "alt,long",
+        "caption_weights": (1.0, 3.0),
+        "split": "train",
+        "remote": {"attempts": 2},
+        "filters": {"min_side": 64},
+    }
+    found = build_config({"steps": 1, "data": data, "evaluation": {"path": "test"}}).task_data()
+    assert (found.path, found.image_column, found.caption_column) == ("test", "picture", "alt,long")
+    assert (found.caption_weights, found.remote.attempts) == ((1.0, 3.0), 2)
+    assert (found.split, found.filters.min_side) == (None, 0)  # its own
+    evaluation = {"path": "test", "caption_column": "text"}
+    found = build_config({"steps": 1, "data": data, "evaluation": evaluation}).task_data()
+    assert (found.caption_column, found.caption_weights) == ("text", ())
+
+
+def test_words_of_a_command_line_say_the_same() -> None:
+    values = flags.FlagValues()
+    read = SourceFlags(SourceConfig, values)
+    values(["x", *(f"--{flag(key)}={text}" for key, (text, _) in VALUES.items())])
+    config = read.read()
+    words = command_flags(config, SourceConfig)
+    again = flags.FlagValues()
+    reread = SourceFlags(SourceConfig, again)
+    again(["x", *(word.replace("'", "") for word in words)])
+    assert reread.read() == config
+    assert as_flags(config)["remote.attempts"] == 2
+    assert command_flags(SourceConfig(), SourceConfig) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--caption_weights=1,x", "--caption_column=a,b"], "--caption_weights=1,x: accepted are"),
+        (["--caption_weights=1"], "for 0 caption columns"),
+        (["--remote.attempts=0"], r"remote\.attempts=0"),
+        (["--filters.max_aspect=0.5"], r"filters\.max_aspect=0\.5"),
+        (["--filters.min_words=5", "--filters.max_words=2"], "less than min_words"),
+    ],
+)
+def test_values_that_cannot_be_are_one_line(arguments: list[str], message: str) -> None:
+    values = flags.FlagValues()
+    data = SourceFlags(TaskData, values)
+    values(["x", *arguments])
+    with pytest.raises(UserError, match=message):
+        data.read()
+
+
+@pytest.mark.parametrize("names", ["train-0 test-0", "a_train a_val", "Train test", "dev training"])
+def test_a_folder_of_files_named_by_split(names: str, tmp_path: Path) -> None:
+    for number, name in enumerate(names.split()):
+        write_shard(tmp_path / f"{name}.tar", samples(range(number, number + 1)))
+    trained = open_source(tmp_path)
+    assert len(trained) == 1
+    assert "train" in trained.split.lower()
+    held_out = open_source(tmp_path, options=SourceOptions(preferred_splits=("test", "validation")))
+    assert "train" not in held_out.split.lower()
+    assert held_out.captions(0) != trained.captions(0)
+    named = open_source(tmp_path, split=held_out.split)
+    assert named.captions(0) == held_out.captions(0)
+    with pytest.raises(UserError, match="has no split 'nosuch'; its splits are"):
+        open_source(tmp_path, split="nosuch")
+
+
+@pytest.mark.parametrize(
+    "names", ["00000 00001", "train-0 train-1", "a test", "test", "train_test"]
+)
+def test_other_names_of_files_are_no_splits(names: str, tmp_path: Path) -> None:
+    for number, name in enumerate(names.split()):
+        write_shard(tmp_path / f"{name}.tar", samples(range(number, number + 1)))
+    source = open_source(tmp_path)
+    assert (len(source), source.split) == (len(names.split()), None)
+    with pytest.raises(UserError, match=r"split='test': .* has no splits"):
+        open_source(tmp_path, split="test")
