@@ -15,7 +15,10 @@ from typing import NamedTuple
 
 # A longer cell has lost its end; the limit of `csv`, which holds for cells without quotes too.
 MAX_CELL = 131_072
-_MAX_LINES = 1000  # of one cell
+_MAX_LINES = 1000  # of one row
+_MAX_ROW = 32 * MAX_CELL
+_ESCAPED_QUOTE = re.compile(r'(?<!\\)(?:\\\\)*\\"')
+_LINE_END = re.compile("[\r\n]")
 
 
 class Broken(NamedTuple):
@@ -70,21 +73,23 @@ class Shape:
     is_image: Callable[[str], bool]
 
     def fitted(self, cells: list[str]) -> list[str] | Broken:
-        """The cells, without empty ones beyond the header."""
-        while len(cells) > self.width and not cells[-1].strip():
-            cells.pop()
+        """The cells, without empty ones beyond the header.
+
+        These are no sign of a delimiter in a caption only where no cell after it is filled.
+        """
+        count = len(cells)
+        if count > self.width and not any(map(str.strip, cells[self.needed :])):
+            cells = cells[: self.width]
         if len(cells) > self.width:
-            return Broken(f"{len(cells)} cells where the header has {self.width}")
-        if len(cells) < self.needed:
-            return Broken(f"{len(cells)} of {self.width} columns")
-        if any(len(cell) > MAX_CELL for cell in cells):
-            return Broken(f"a cell of more than {MAX_CELL:,} characters")
+            return Broken(f"{count} cells where the header has {self.width} (quotes missing?)")
+        if count < self.needed:
+            return Broken(f"{count} of {self.width} columns")
         return cells
 
     def is_row(self, cells: list[str]) -> bool:
-        """Whether these are surely the cells of a row, and no line of a caption."""
-        fitted = self.fitted(list(cells))
-        return not isinstance(fitted, Broken) and self.is_image(fitted[self.image_at])
+        """Whether these are surely the cells of a row, good or with some too many, and no line of a
+        caption."""
+        return len(cells) >= self.needed and self.is_image(cells[self.image_at])
 
 
 class Quoting:
@@ -116,7 +121,7 @@ class Quoting:
     def readings(self, text: str) -> list[list[str]]:
         """The cells in each way that they can be read, at most two."""
         found = [self.doubled(text)]
-        if '\\"' in text:
+        if _ESCAPED_QUOTE.search(text):
             backslash = _cells(
                 self._backslash, text, lambda cell: re.sub(r'\\(["\\])', r"\1", cell)
             )
@@ -194,8 +199,10 @@ class _Reader:
                 if len(cells) == 1 and not text.strip():
                     continue
                 # The usual row is tested here, as this is the loop over millions of them.
-                if not shape.needed <= len(cells) <= shape.width or len(text) > MAX_CELL:
+                if not shape.needed <= len(cells) <= shape.width:
                     cells = shape.fitted(cells)
+            if len(text) > MAX_CELL and any(len(cell) > MAX_CELL for cell in cells):
+                cells = Broken(f"a cell of more than {MAX_CELL:,} characters")
             if self._in_doubt and not isinstance(cells, Broken):
                 if shape.is_row(cells):
                     self._in_doubt = False
@@ -261,10 +268,11 @@ class _Reader:
             whole += more_line
             if '"' in more_line:
                 text = whole.rstrip("\r\n")
-                fitting = self._fitting(self._quoting.readings(text))
-                if len(fitting) == 1:
-                    return fitting[0], text
-            if swallows or len(more) >= _MAX_LINES or len(whole) > MAX_CELL:
+                readings = self._quoting.readings(text)
+                fitting = self._fitting(readings) or readings[:1]
+                if len(fitting) == 1 and len(fitting[0]) >= self._shape.needed:
+                    return self._shape.fitted(fitting[0]), text
+            if swallows or len(more) >= _MAX_LINES or len(whole) > _MAX_ROW:
                 break
         self._lines.give_back(more)
         self._in_doubt = True
@@ -290,7 +298,9 @@ def is_plainly_quoted(rows: Iterable[Row], delimiter: str) -> bool:
         literal = row.text.split(delimiter)
         if isinstance(row.cells, Broken) or row.cells == literal:
             stray += 1
-        elif row.cells == [_unwrapped(cell) for cell in literal]:
+        elif row.cells == [_unwrapped(cell) for cell in literal] and not re.search(
+            "[\r\n]", row.text
+        ):
             wrapped += 1
         else:
             needed += 1

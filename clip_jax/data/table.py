@@ -165,15 +165,13 @@ def read_head(name: str, path: Path, options: SourceOptions) -> Head:
 def _lines(path: Path, head: Head | None = None) -> Iterator[Lines]:
     """All lines of a file; with `head` those after the header.
 
-    The line end is the one that its beginning has most of, "\\n" or "\\r": the other is a character
-    of a caption, or another program's line end, which `read_rows` can tell.
+    The line end is that of the header, `\\n` or `\\r`: the other is a character of a caption, or
+    another program's line end, which `read_rows` can tell.
     """
     with open(path, "rb") as binary:
-        start = binary.read(_START_BYTES)
-    olds = start.count(b"\r") - start.count(b"\r\n")
-    with open(
-        path, encoding="utf-8-sig", newline="\r" if olds > start.count(b"\n") else "\n"
-    ) as file:
+        first = re.search(rb"\r*\n|\r", binary.read(_START_BYTES))
+    newline = "\r" if first is not None and first[0] == b"\r" else "\n"
+    with open(path, encoding="utf-8-sig", newline=newline) as file:
         lines = Lines(file)
         if head is not None and not head.is_token_file:
             next((line for line in lines if line.strip()), None)
