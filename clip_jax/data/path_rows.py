@@ -13,7 +13,9 @@ from clip_jax.data.paths import expand_paths, is_remote
 from clip_jax.data.record_store import GatheringStore
 from clip_jax.data.records import CaptionError, Drops, Record, fingerprint_of
 from clip_jax.data.tabular import (
+    captions_of,
     check_images_exist,
+    image_place,
     local_copy,
     read_image,
     texts_of,
@@ -38,6 +40,7 @@ class ImageRows:
         self._by_folder: dict[str, dict[str, int]] = {}  # folder -> image -> record
         self.begin(0)
         self.files = array("L")
+        self._labels: list[Any] = []  # of the records, where labels are wanted
         self.store = GatheringStore()
         self.dropped = Drops(options.listed_drops)
 
@@ -53,8 +56,12 @@ class ImageRows:
             row = f"{os.path.basename(self._paths[self.file])} {row}"
         self.dropped.add(kind, row, reason)
 
-    def add(self, row: str, image: Any, cells: Sequence[Any], rest: str) -> None:
-        """A row; `row` names it where it is dropped. Of an image's rows the first `rest` counts."""
+    def add(self, row: str, image: Any, cells: Sequence[Any], rest: str, label: Any = None) -> None:
+        """Adds a row, or drops it by the name `row`.
+
+        The first of an image's rows tells its `rest` and its `label`; a later row of another label
+        is dropped, and one without is not.
+        """
         if image is None or (isinstance(image, str) and not image.strip()):
             self.drop("image_missing", row, "image path is empty")
             return
@@ -69,21 +76,32 @@ class ImageRows:
             texts = [texts_of(cell) for cell in cells]
             weighted(texts, cells, self._options)
         except CaptionError as error:
-            self.drop(error.kind, row, str(error))
+            if self._options.needs_captions:
+                self.drop(error.kind, row, str(error))
+                return
+            texts = []
+        record = self._record(image.strip(), rest, label)
+        if record is None:
+            first = self._labels[self._seen[image.strip()]]
+            reason = f"label {label!r} where the image's first row has {first!r}"
+            self.drop("row_malformed", row, reason)
             return
-        record = self._record(image.strip(), rest)
         for column, found in enumerate(texts):
             for text in found:
                 self.store.add_caption(record, column, text)
 
-    def _record(self, image: str, rest: str) -> int:
-        """The number of the image's record, which is new or not."""
+    def _record(self, image: str, rest: str, label: Any) -> int | None:
+        """The number of the image's record, which is new or not; None where labels contradict."""
         new = len(self.files)
         record = self._seen.setdefault(image, new)
         if record == new:
             self.store.keys.append(image)
             self.store.rest.append(rest)
             self.files.append(self.file)
+            if self._options.label_column is not None:
+                self._labels.append(label)
+        elif label is not None and label != self._labels[record]:
+            return None
         return record
 
 
@@ -94,9 +112,18 @@ class PathSource:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], options: SourceOptions, endings: tuple[str, ...]
+        self,
+        path: str | os.PathLike[str],
+        options: SourceOptions,
+        endings: tuple[str, ...],
+        elsewhere: Sequence[str] = (),
     ) -> None:
-        """`endings`: of the files that are meant, such as ".csv".
+        """Reads all rows.
+
+        Args:
+          endings: of the files that are meant, such as ".csv".
+          elsewhere: folders in which the images are looked for where none of the first is beside
+            the file; the only one that has any is taken.
 
         Raises UserError: file missing, no usable row, or none of the first images there.
         """
@@ -116,11 +143,14 @@ class PathSource:
         self._starts = np.searchsorted(np.asarray(rows.files), np.arange(len(self._paths)))
         if not len(self._store):
             why = next(iter(self.dropped.items()), None)
+            wanted = "an image and a caption" if options.needs_captions else "an image"
             raise UserError(
-                f"{path} has no row with an image and a caption; give at least one"
+                f"{path} has no row with {wanted}; give at least one"
                 + (f" ({self.dropped.total} dropped; {why[0]}: {why[1]})" if why else "")
             )
-        self._check_images()
+        # Of each file the one that its relative paths begin at.
+        self._folders = [os.path.dirname(name) for name in self._paths]
+        self._check_images(elsewhere)
         self.fingerprint = fingerprint_of(
             (self.key(index), self.captions(index)) for index in range(len(self))
         )
@@ -129,7 +159,7 @@ class PathSource:
         """Adds all rows of the file called `name`, which lies at `path`."""
         raise NotImplementedError
 
-    def _check_images(self) -> None:
+    def _check_images(self, elsewhere: Sequence[str]) -> None:
         ends = [*self._starts[1:].tolist(), len(self)]
         for file, (start, end) in enumerate(zip(self._starts.tolist(), ends, strict=True)):
             first = [
@@ -142,7 +172,10 @@ class PathSource:
                     f"{self._paths[file]}: its images are on the web (such as {first[0]}); download"
                     " the images first (img2dataset does), so that the column holds paths"
                 )
-            check_images_exist(self._paths[file], os.path.dirname(self._paths[file]), first)
+            having = [folder for folder in elsewhere if _has_any(folder, first)]
+            if len(having) == 1 and not _has_any(self._folders[file], first):
+                self._folders[file] = having[0]
+            check_images_exist(self._paths[file], self._folders[file], first)
 
     def _file(self, index: int) -> int:
         """Number of the file that a record comes from."""
@@ -158,9 +191,14 @@ class PathSource:
             texts: list[list[str]] = [[] for _ in self._options.caption_weights]
             for column, caption in zip(self._store.columns(index), captions, strict=True):
                 texts[column].append(caption)
-            captions, weights = weighted(texts, texts, self._options)
-        folder = os.path.dirname(self._paths[self._file(index)])  # of a URL too
-        return Record(key, read_image(folder, key, self._options.remote), captions, weights)
+            captions, weights = captions_of(texts, self._options)
+        return Record(
+            key, read_image(self.folder(index), key, self._options.remote), captions, weights
+        )
+
+    def folder(self, index: int) -> str:
+        """The one that the path of a record is relative to."""
+        return self._folders[self._file(index)]
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self._store.captions(index)
@@ -170,6 +208,11 @@ class PathSource:
 
     def key(self, index: int) -> str:
         return self._store.keys[index]
+
+
+def _has_any(folder: str, images: Sequence[str]) -> bool:
+    """Whether any of the images is in a folder of this machine."""
+    return any(os.path.isfile(image_place(folder, image)) for image in images)
 
 
 def _expanded(path: str, endings: tuple[str, ...], options: SourceOptions) -> list[str]:

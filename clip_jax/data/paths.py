@@ -35,6 +35,8 @@ def expand_paths(
         names = [part] if os.path.exists(part) else _expand_braces(part)
         for name in map(_local_name, names):
             found = _remote(name, ending, remote) if is_remote(name) else _local(name, ending)
+            if os.path.islink(name) and not os.path.exists(name):
+                raise UserError(f"data path {name} {what_is_wrong(name)}; give a {ending} file")
             if not found:
                 raise UserError(
                     f"data path {name}: no {ending.lstrip('.')} file there; give a {ending} file,"
@@ -45,6 +47,19 @@ def expand_paths(
     if not paths:
         raise UserError(f"data path {pattern!r} names no {ending} file")
     return paths
+
+
+def what_is_wrong(path: str) -> str:
+    """The end of a sentence that says why nothing can be read at `path`."""
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        return f"cannot be read: {error.strerror}"
+    except (OSError, ValueError):  # none there, or no name that a file could have
+        if os.path.islink(path):
+            return f"is a link to {os.readlink(path)}, which does not exist"
+        return "does not exist"
+    return "cannot be read"
 
 
 def _local_name(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from clip_jax.data.options import LISTED_DROPS
+from clip_jax.data.text_encoding import utf16_problem
 from clip_jax.errors import UserError
 
 IMAGE_EXTENSIONS = (
@@ -242,6 +243,9 @@ def decode_caption(data: bytes) -> str:
 
     Raises CaptionError, with the reason in a few words, where it is blank or not UTF-8.
     """
+    problem = utf16_problem(data) if b"\0" in data else None
+    if problem is not None:
+        raise CaptionError(f"caption {problem}", "caption_not_utf8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -7,18 +7,23 @@ import importlib
 import logging
 import os
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
 from clip_jax.data.options import Format, SourceOptions
-from clip_jax.data.records import IMAGE_EXTENSIONS, Source, split_of
+from clip_jax.data.paths import is_remote, what_is_wrong
+from clip_jax.data.records import IMAGE_EXTENSIONS, DecodeError, Source, split_of
 from clip_jax.errors import UserError
+
+_IN_MEMORY = ("csv", "jsonl")  # captions of other formats would be fetched one by one
+_LOOKED_AT_CAPTIONS = 1000  # spread over the data, of which the first two usually differ
 
 logger = logging.getLogger(__name__)
 
 # Format -> the class that reads it, called with (path, options); imported when it is wanted.
 _READERS = {
-    "folder": "folder.FolderSource",
+    "folder": "captioned_folder.open_folder",
     "csv": "table.TableSource",
     "jsonl": "json_lines.JsonLinesSource",
     "parquet": "parquet.ParquetSource",
@@ -33,7 +38,6 @@ FORMATS = get_args(Format)
 
 # Format -> what its images are, where no column can be named.
 _WITHOUT_COLUMNS = {
-    "folder": "every image file is one",
     "webdataset": f"the image is the member that ends in {', '.join(IMAGE_EXTENSIONS)}",
     "synthetic": "its images are drawn",
     "glyphs": "its images are drawn",
@@ -46,6 +50,7 @@ _ENDINGS = {
     "jsonl": "jsonl",
     "ndjson": "jsonl",
     "json": "jsonl",
+    "txt": "csv",  # such as Flickr8k's captions.txt
     "parquet": "parquet",
     "tar": "webdataset",
     "array_record": "array_record",
@@ -70,9 +75,9 @@ def open_source(
     """Opens image-text data.
 
     Args:
-      path: a folder of images (`.txt` captions or class-named subfolders); `.csv`, `.tsv`,
-        `.jsonl`, `.parquet`, `.array_record` or `.tar` files: one, a glob, a brace pattern
-        `{00000..00006}.tar`, a comma list, here or in a store (`gs://`, `s3://`, `hf://`,
+      path: a folder of images (`.txt` captions, a table of captions, or class-named subfolders);
+        `.csv`, `.tsv`, `.jsonl`, `.parquet`, `.array_record` or `.tar` files: one, a glob, a brace
+        pattern `{00000..00006}.tar`, a comma list, here or in a store (`gs://`, `s3://`, `hf://`,
         `https://`), or a folder of them (of tables with the format named); a folder that
         `datasets.save_to_disk` or TFDS wrote; with `format="tfds"` also the name of a TFDS dataset;
         with `format="glyphs"` the split of the embedded dataset, such as "train" or "test"; with
@@ -104,6 +109,8 @@ def open_source(
         raise UserError(f"data path {path} cannot be read: {reason}{where}") from error
     check_split(path, kind, options, source)
     _report_dropped(path, source)
+    if options.needs_captions and (kind in _IN_MEMORY or not is_remote(path)):
+        _report_one_caption(path, source)
     return source
 
 
@@ -147,17 +154,8 @@ def detect_format(path: str) -> str:
             f"data path {path}: unknown kind of file; accepted are a folder and files that end in"
             f" {', '.join('.' + ending for ending in _ENDINGS)}"
         )
-    raise UserError(f"data path {path} {_problem(path)}; give a folder, a .csv file or .tar files")
-
-
-def _problem(path: str) -> str:
-    try:
-        os.stat(path)
-    except PermissionError as error:
-        return f"cannot be read: {error.strerror}"
-    except (OSError, ValueError):  # none there, or no name that a file could have
-        return "does not exist"
-    return "cannot be read"
+    problem = what_is_wrong(path)
+    raise UserError(f"data path {path} {problem}; give a folder, a .csv file or .tar files")
 
 
 def _report_dropped(path: str, source: Source) -> None:
@@ -174,3 +172,32 @@ def _report_dropped(path: str, source: Source) -> None:
         key,
         reason,
     )
+
+
+def _report_one_caption(path: str, source: Source) -> None:
+    """Warns where all images have the same caption: there is nothing to learn from such data."""
+    size = len(source)
+    first: str | None = None
+    looked_at = 0
+    # The last comes first: data are often sorted by class, and then the first two are alike.
+    step = max(1, size // _LOOKED_AT_CAPTIONS)
+    for index in chain((size - 1,), range(0, size - 1, step)):
+        try:
+            captions = source.captions(index)
+        except DecodeError:
+            continue
+        looked_at += 1
+        for caption in captions:
+            if first is not None and caption != first:
+                return
+            first = caption
+    if looked_at > 1:
+        which = "all" if looked_at == size else f"all {looked_at:,} that were looked at of"
+        logger.warning(
+            "%s: %s %d images have one caption, %r: a model learns nothing from them; check that"
+            " this is where their captions are",
+            path,
+            which,
+            size,
+            first,
+        )

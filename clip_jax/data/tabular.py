@@ -99,6 +99,25 @@ def find_caption_columns(
     )
 
 
+def find_label_column(names: Sequence[str], options: SourceOptions) -> str | None:
+    """The column of labels, as the data spells it; None where none is wanted or there.
+
+    It is matched as the columns of captions are: spelt so, else upper or lower case.
+    """
+    wanted = options.label_column
+    if wanted is None or wanted in names:
+        return wanted
+    return next((name for name in names if name.lower() == wanted.lower()), None)
+
+
+def with_label(fields: dict[str, Any], options: SourceOptions) -> dict[str, Any]:
+    """The metadata of a record, with its label under the name that the options spell, too."""
+    label = find_label_column(tuple(fields), options)
+    if label is not None:
+        fields.setdefault(options.label_column or label, fields[label])
+    return fields
+
+
 def find_column(
     where: str, names: Sequence[str], given: str | None, known: Sequence[str], option: str
 ) -> str:

@@ -1,0 +1,312 @@
+"""Rows of CSV and TSV files, read as their writers meant them.
+
+A line without quotes is split at its delimiters, and one that is quoted as RFC 4180 says goes
+through `csv`. Only a line that is neither gets a closer look: blanks around a quoted cell,
+backslashes before quotes, a cell of several lines, a stray quote. What a closer look cannot read in
+one way is `Broken`; it costs its own row, never those after it.
+"""
+
+import csv
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+# A longer cell has lost its end; the limit of `csv`, which holds for cells without quotes too.
+MAX_CELL = 131_072
+_MAX_LINES = 1000  # of one row
+_MAX_ROW = 32 * MAX_CELL
+_ESCAPED_QUOTE = re.compile(r'(?<!\\)(?:\\\\)*\\"')
+_LINE_END = re.compile("[\r\n]")
+
+
+class Broken(NamedTuple):
+    """Why a row cannot be used."""
+
+    reason: str
+
+
+class Row(NamedTuple):
+    """A row of a table: the number of its first line, and its cells or what is wrong."""
+
+    line: int
+    cells: list[str] | Broken
+    text: str  # as it is in the file, without the last line end
+
+
+class Lines:
+    """Lines that can be given back; `number` is that of the last one, from 1."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self._returned: deque[str] = deque()
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._returned.popleft() if self._returned else next(self._lines)
+        self.number += 1
+        return line
+
+    def give_back(self, lines: list[str]) -> None:
+        """The next lines will be `lines`, which came last."""
+        self._returned.extendleft(reversed(lines))
+        self.number -= len(lines)
+
+    def split(self, pieces: list[str]) -> None:
+        """The line that came last was `pieces`, which come again one by one."""
+        self._returned.extendleft(reversed(pieces))
+        self.number -= 1
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a row must be: at least `needed` and at most `width` cells; `is_image` tells whether a
+    cell could be that of the image, which is in the column `image_at`."""
+
+    width: int
+    needed: int
+    image_at: int
+    is_image: Callable[[str], bool]
+
+    def fitted(self, cells: list[str]) -> list[str] | Broken:
+        """The cells, without empty ones beyond the header.
+
+        These are no sign of a delimiter in a caption only where no cell after it is filled.
+        """
+        count = len(cells)
+        if count > self.width and not any(map(str.strip, cells[self.needed :])):
+            cells = cells[: self.width]
+        if len(cells) > self.width:
+            return Broken(f"{count} cells where the header has {self.width} (quotes missing?)")
+        if count < self.needed:
+            return Broken(f"{count} of {self.width} columns")
+        return cells
+
+    def is_row(self, cells: list[str]) -> bool:
+        """Whether these are surely the cells of a row, good or with some too many, and no line of a
+        caption."""
+        return len(cells) >= self.needed and self.is_image(cells[self.image_at])
+
+
+class Quoting:
+    """How cells are quoted where `delimiter` parts them."""
+
+    def __init__(self, delimiter: str) -> None:
+        self.delimiter = delimiter
+        apart = re.escape(delimiter)
+        blanks = "[ ]*" if delimiter == "\t" else r"[ \t]*"
+        self._opening = re.compile(rf'(?:^|{apart}){blanks}"')
+        # Doubled quotes inside, or a backslash before each.
+        self._doubled, self._backslash = (
+            re.compile(
+                rf'(?:{blanks}"(?P<quoted>{inner})"{blanks}'
+                rf'|(?P<plain>(?!{blanks}")[^{apart}\n]*))(?P<end>{apart}|\Z)',
+                re.DOTALL,
+            )
+            for inner in (r'[^"]*(?:""[^"]*)*', r'[^"\\]*(?:\\.[^"\\]*)*')
+        )
+
+    def opens(self, text: str) -> bool:
+        """Whether a cell of `text` begins with a quote, after blanks or not."""
+        return self._opening.search(text) is not None
+
+    def doubled(self, text: str) -> list[str] | None:
+        """The cells, where all are plain or quoted with doubled quotes inside."""
+        return _cells(self._doubled, text, lambda cell: cell.replace('""', '"'))
+
+    def readings(self, text: str) -> list[list[str]]:
+        """The cells in each way that they can be read, at most two."""
+        found = [self.doubled(text)]
+        if _ESCAPED_QUOTE.search(text):
+            backslash = _cells(
+                self._backslash, text, lambda cell: re.sub(r'\\(["\\])', r"\1", cell)
+            )
+            found += [backslash] if backslash not in found else []
+        return [cells for cells in found if cells is not None]
+
+    def literal(self, text: str) -> list[str] | None:
+        """The cells, where each that begins with a quote surely means it: `"Yes" she said`."""
+        cells = text.split(self.delimiter)
+        if _go_over_cells(cells):
+            return None
+        for cell in map(str.strip, cells):
+            if cell.startswith('"') and (
+                cell.endswith('"') or cell.count('"') % 2 or '""' in cell or '\\"' in cell
+            ):
+                return None
+        return cells
+
+
+def _cells(pattern: re.Pattern[str], text: str, unquote: Callable[[str], str]) -> list[str] | None:
+    cells: list[str] = []
+    plain: list[str] = []
+    at = 0
+    while True:
+        match = pattern.match(text, at)
+        if match is None:
+            return None
+        if match["quoted"] is None:
+            plain.append(match["plain"])
+            cells.append(match["plain"])
+        else:
+            cells.append(unquote(match["quoted"]))
+        if not match["end"]:
+            return None if _go_over_cells(plain) else cells
+        at = match.end()
+
+
+def _go_over_cells(plain: list[str]) -> bool:
+    """Whether a delimiter may stand between quotes, as in `she said "yes, of course", and left`."""
+    return sum(cell.count('"') % 2 for cell in plain) > 1
+
+
+def read_rows(
+    lines: Lines, delimiter: str, shape: Shape, *, is_quoted: bool = True
+) -> Iterator[Row]:
+    """The rows after the header; blank lines are skipped.
+
+    Args:
+      is_quoted: otherwise every character but the delimiter and the line end means itself.
+    """
+    return _Reader(lines, delimiter, shape, is_quoted).rows()
+
+
+class _Reader:
+    def __init__(self, lines: Lines, delimiter: str, shape: Shape, is_quoted: bool) -> None:
+        self._lines = lines
+        self._delimiter = delimiter
+        self._shape = shape
+        self._is_quoted = is_quoted
+        self._quoting = Quoting(delimiter)
+        self._in_doubt = False  # after a quote without end: lines may still be those of its cell
+
+    def rows(self) -> Iterator[Row]:
+        lines, delimiter, shape = self._lines, self._delimiter, self._shape
+        for line in lines:
+            text = line.rstrip("\r\n")
+            if "\r" in text and self._is_several(text):
+                continue
+            number = lines.number
+            cells: list[str] | Broken
+            if self._is_quoted and '"' in text:
+                cells, text = self._quoted(line, text)
+            else:
+                cells = text.split(delimiter)
+                if len(cells) == 1 and not text.strip():
+                    continue
+                # The usual row is tested here, as this is the loop over millions of them.
+                if not shape.needed <= len(cells) <= shape.width:
+                    cells = shape.fitted(cells)
+            if len(text) > MAX_CELL and any(len(cell) > MAX_CELL for cell in cells):
+                cells = Broken(f"a cell of more than {MAX_CELL:,} characters")
+            if self._in_doubt and not isinstance(cells, Broken):
+                if shape.is_row(cells):
+                    self._in_doubt = False
+                else:
+                    cells = Broken("follows a quote that is never closed, and names no image")
+            yield Row(number, cells, text)
+
+    def _is_several(self, text: str) -> bool:
+        """Whether the line is several, by an older sign for line ends, which come next then."""
+        pieces = [piece for piece in text.split("\r") if piece.strip()]
+        if len(pieces) > 1 and all(self._looks_like_row(piece) for piece in pieces):
+            self._lines.split(pieces)
+            return True
+        return False
+
+    def _looks_like_row(self, text: str) -> bool:
+        cells = self._quoting.doubled(text) if self._is_quoted else None
+        return self._shape.is_row(cells or text.split(self._delimiter))
+
+    def _quoted(self, line: str, text: str) -> tuple[list[str] | Broken, str]:
+        """(cells, text of all their lines) of the row that begins with `line`."""
+        usual = self._as_usual(text)
+        if usual is not None:
+            return self._shape.fitted(usual), text
+        readings = self._quoting.readings(text)
+        fitting = self._fitting(readings)
+        if len(fitting) == 1:
+            return fitting[0], text
+        if len(fitting) > 1:
+            return Broken("its quotes can be read in two ways"), text
+        if readings:
+            return self._shape.fitted(readings[0]), text
+        literal = self._fitting([self._quoting.literal(text) or []])
+        if literal and len(literal[0]) == self._shape.width:
+            return literal[0], text
+        return self._of_several_lines(line, text)
+
+    def _as_usual(self, text: str) -> list[str] | None:
+        """The cells of a line that can be read in no other way than that of `csv`."""
+        has_blanks = ' "' in text or ("\t" in text and self._delimiter != "\t")
+        if has_blanks or text.count('"') % 2 or '\\"' in text:
+            return None
+        try:
+            cells = next(csv.reader((text,), delimiter=self._delimiter, strict=True))
+        except csv.Error:
+            return None
+        return None if any(cell.count('"') % 2 for cell in cells) else cells
+
+    def _fitting(self, readings: list[list[str]]) -> list[list[str]]:
+        fitted = (self._shape.fitted(list(cells)) for cells in readings)
+        return [cells for cells in fitted if not isinstance(cells, Broken)]
+
+    def _of_several_lines(self, line: str, text: str) -> tuple[list[str] | Broken, str]:
+        """As `_quoted`, of a row whose first line ends inside a quoted cell, or seems to."""
+        first, whole = text, line
+        has_image = self._shape.is_row(text.split(self._delimiter))
+        more: list[str] = []
+        for more_line in self._lines:
+            more.append(more_line)
+            swallows = self._looks_like_row(more_line.rstrip("\r\n"))
+            if swallows and has_image:
+                break
+            whole += more_line
+            if '"' in more_line:
+                text = whole.rstrip("\r\n")
+                readings = self._quoting.readings(text)
+                fitting = self._fitting(readings) or readings[:1]
+                if len(fitting) == 1 and len(fitting[0]) >= self._shape.needed:
+                    return self._shape.fitted(fitting[0]), text
+            if swallows or len(more) >= _MAX_LINES or len(whole) > _MAX_ROW:
+                break
+        self._lines.give_back(more)
+        self._in_doubt = True
+        return Broken("a quote is never closed, or not where a cell ends"), first
+
+
+def is_plainly_quoted(rows: Iterable[Row], delimiter: str) -> bool:
+    """Whether a table in tabs is quoted as CSV is; the large sets of captions are not.
+
+    It is where more of its rows need their quotes, for a delimiter, line end or quote inside, than
+    have a cell that begins with a quote and is not quoted; or where every row is quoted. A caption
+    that is all in quotes, of one row among others, means nothing: `"Twin Peaks"` keeps its own.
+
+    Args:
+      rows: of the whole table, as `read_rows` finds them with `is_quoted`.
+    """
+    quoting = Quoting(delimiter)
+    needed = wrapped = stray = total = 0
+    for row in rows:
+        total += 1
+        if '"' not in row.text or not quoting.opens(row.text):
+            continue
+        literal = row.text.split(delimiter)
+        if isinstance(row.cells, Broken) or row.cells == literal:
+            stray += 1
+        elif row.cells == [_unwrapped(cell) for cell in literal] and not re.search(
+            "[\r\n]", row.text
+        ):
+            wrapped += 1
+        else:
+            needed += 1
+    return needed > stray or (not stray and wrapped + needed == total)
+
+
+def _unwrapped(cell: str) -> str:
+    bare = cell.strip(" ")
+    return bare[1:-1] if len(bare) > 1 and bare[0] == bare[-1] == '"' else cell
