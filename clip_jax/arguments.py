@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,17 @@ def with_home(path: Any, name: str) -> str:
             " of that name"
         )
     return expanded
+
+
+def config_with_home(argv: Sequence[str]) -> list[str]:
+    """A program's arguments, "~" replaced in --config=~/FILE, where shells leave it as it is."""
+    return [
+        f"{flag}={with_home(value, '--config')}"
+        if flag in ("--config", "-config") and value.startswith("~")
+        else argument
+        for argument in argv
+        for flag, _, value in [argument.partition("=")]
+    ]
 
 
 def local_path(path: Any, name: str) -> Path:

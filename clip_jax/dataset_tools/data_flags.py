@@ -11,6 +11,7 @@ from typing import Any
 from absl import flags
 from flax.traverse_util import flatten_dict
 
+from clip_jax.arguments import with_home
 from clip_jax.command_line import read_config
 from clip_jax.data.records import Source
 from clip_jax.dataset_tools.source_flags import SourceFlags, define_source_flags
@@ -52,7 +53,8 @@ class DataFlags:
             if flag.present:
                 instead = f"give --config.{key}=… instead" if key else "give one of them"
                 raise UserError(f"--{flag.name}={flag.value}, --config: {instead}")
-        values = read_config(self.file.value, self.overrides.value or ()).to_dict()
+        file = with_home(self.file.value, "--config")
+        values = read_config(file, self.overrides.value or ()).to_dict()
         if given.data.value:
             named = values["data"]
             for key in ("path", "mixture"):
