@@ -127,6 +127,12 @@ REASONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str, str]] = {
         rf"^{APART} \(the image at byte 2560, \.cls at byte 6144\)",
         "image_missing",
     ),
+    "a second sample of a key that is good": (
+        ("a.jpg", "a.txt", "a.txt"),
+        ("a",),
+        "^no complete image member$",
+        "image_missing",
+    ),
 }
 
 
@@ -154,6 +160,13 @@ def test_the_only_error_has_the_reason(
     for word in ("rename it", "lie apart", "caption_column", "images end in"):
         assert (word in message) == (word in reason.replace("\\", "")), word
     assert "\n" not in message
+
+
+def test_a_part_that_is_cut_off_does_not_lie_apart(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", "a.jpg", "a.txt", "b.jpg", "b.txt", "a.jpg")
+    path.write_bytes(path.read_bytes()[: 4 * 1024 + 512 + 20])
+    source = open_source(path)
+    assert source.dropped["a"] == "no complete image member"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import IMAGE_EXTENSIONS, CaptionError, Fingerprint
 from clip_jax.data.tar_captions import CaptionReader, Member
-from clip_jax.data.tar_drops import Dropped, join_apart, without_caption, without_image
+from clip_jax.data.tar_drops import Dropped, Used, join_apart, without_caption, without_image
 from clip_jax.data.tar_index import (
     ALWAYS,
     IndexHeader,
@@ -107,11 +107,12 @@ class _Builder:
         """(key, kind, reason, byte) of what is left out of the whole archive."""
         return [drop[:4] for drop in join_apart(self.drops, self._samples())]
 
-    def _samples(self) -> Iterator[tuple[str, int]]:
-        start = 0
-        for row in self.rows:
-            end = row[-2]
-            yield self.keys[start:end].decode("utf-8", "surrogateescape"), row[0]
+    def _samples(self) -> Iterator[Used]:
+        names, start = (*ALWAYS, *self._texts), 0
+        for *members, end, _ in self.rows:  # (offset, size) of each name
+            found = [name for name, at in zip(names, members[::2], strict=True) if at]
+            key = self.keys[start:end].decode("utf-8", "surrogateescape")
+            yield Used(key, members[0], tuple(found))
             start = end
 
 

@@ -23,6 +23,14 @@ class Dropped(NamedTuple):
     endings: tuple[str, ...]  # of its members, in order
 
 
+class Used(NamedTuple):
+    """A sample of the archive."""
+
+    key: str
+    image: int  # byte of its content
+    endings: tuple[str, ...]  # of its members besides
+
+
 def without_image(key: str, endings: Sequence[str], count: int) -> list[tuple[str, str]]:
     """(key, reason) of what has no image; `count` drops of the archive came before.
 
@@ -65,15 +73,14 @@ def _shown(endings: Sequence[str]) -> str:
     return ", ".join([*names[:_SHOWN_ENDINGS], *more])
 
 
-def join_apart(drops: list[Dropped], samples: Iterable[tuple[str, int]]) -> list[Dropped]:
+def join_apart(drops: list[Dropped], samples: Iterable[Used]) -> list[Dropped]:
     """The drops, parts of one sample that lie apart in the archive as one.
 
-    `samples`: (key, byte of the image) of what is used; asked only where a part without image may
-    belong to one.
+    `samples` are asked only where a part without image may belong to one of them.
     """
     parts: dict[str, list[int]] = defaultdict(list)
     for number, drop in enumerate(drops):
-        if drop.kind in _HALVES:
+        if drop.kind in _HALVES and drop.endings:  # none: all that it had is cut off
             parts[drop.key].append(number)
     joined: dict[int, Dropped | None] = {}
     lonely: dict[str, int] = {}  # without image, and none of the same key beside it
@@ -89,9 +96,11 @@ def join_apart(drops: list[Dropped], samples: Iterable[tuple[str, int]]) -> list
             )
             joined |= dict.fromkeys(rest)
             joined[image] = drops[image]._replace(reason=_apart(key, places))
-    for key, at in samples if lonely else ():
-        if key in lonely:
-            drop = drops[lonely[key]]
+    for key, at, endings in samples if lonely else ():
+        if key not in lonely:
+            continue
+        drop = drops[lonely[key]]
+        if not set(drop.endings) & set(endings):  # else it is a second sample of that key
             places = f"the image at byte {at}, {_shown(drop.endings)} at byte {drop.start}"
             joined[lonely[key]] = drop._replace(reason=_apart(key, places))
     result = (joined.get(number, drop) for number, drop in enumerate(drops))
