@@ -6,8 +6,8 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+import os
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -15,12 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from clip_jax.arguments import local_path, text_list, whole_number, yes_or_no
 from clip_jax.data.image import ImageLike, ImageTransform
+from clip_jax.data.image_input import image_batches
 from clip_jax.data.tokenizer import Tokenizer
 from clip_jax.errors import UserError
-from clip_jax.evaluation.prompts import get_templates
+from clip_jax.evaluation.prompts import Templates
 from clip_jax.evaluation.zero_shot import zero_shot_classifier
 from clip_jax.generation import (
+    SEEDS,
     Generation,
     check_decoder,
     generate_tokens,
@@ -110,7 +113,8 @@ class Clip:
 
     @functools.cached_property
     def transform(self) -> ImageTransform:
-        """PIL image, uint8 (H, W, 3), path or bytes -> uint8 (S, S, 3); evaluation transform."""
+        """PIL image, path, bytes, open file, or pixels (H, W) or (H, W, 1, 3 or 4) -> uint8
+        (S, S, 3); the evaluation transform. `clip_jax.data.levels` says what pixels may be."""
         config = self.config
         return ImageTransform(
             image_size=config.image_size,
@@ -128,110 +132,112 @@ class Clip:
 
     def encode_image(
         self,
-        images: np.ndarray | Iterable[ImageLike],
+        images: ImageLike | Iterable[ImageLike],
         batch_size: int = 256,
         normalize: bool = True,
     ) -> np.ndarray:
         """Embeds images -> float32 (N, D), rows of length 1 unless `normalize=False`.
 
-        `images`: uint8 (N, S, S, 3) already transformed, or anything `transform` takes, any number
-        of it.
+        `images`: (N, S, S, 3) already transformed, or anything `transform` takes, one or any number
+        of it in any iterable that has an order. Raises `UserError` for anything else.
         """
+        normalize = yes_or_no(normalize, "normalize")
         embed = functools.partial(embed_images, config=self.config, normalize=normalize)
         return self._embed(embed, self._image_chunks(images, batch_size), batch_size)
 
     def _image_chunks(self, images: Any, batch_size: int) -> Iterable[np.ndarray]:
         """What `encode_image` takes -> uint8 (up to batch_size, S, S, 3), one after another."""
-        size = self.config.image_size
-        if isinstance(images, np.ndarray) and images.ndim == 4:
-            if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-                raise UserError(
-                    f"images of shape {images.shape} and dtype {images.dtype}: must be uint8 "
-                    f"(N, {size}, {size}, 3), or a list of images of any size"
-                )
-            return (images[i : i + batch_size] for i in range(0, len(images), batch_size))
-        if (
-            isinstance(images, str | bytes | Path)
-            or not isinstance(images, Iterable)
-            or (isinstance(images, np.ndarray) and images.ndim == 3)
-        ):
-            images = [images]
-        return (
-            np.stack([self.transform(image) for image in chunk])
-            for chunk in _chunks(images, batch_size)
-        )
+        size = whole_number(batch_size, "batch_size")
+        return image_batches(images, self.transform, self.config.image_size, size)
 
     def encode_text(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         batch_size: int = 256,
         normalize: bool = True,
         truncate: bool | None = None,
     ) -> np.ndarray:
         """Embeds texts -> float32 (N, D), rows of length 1 unless `normalize=False`.
 
-        A text of more ids than the context is cut if `truncate`, and a `UserError` otherwise; None
-        leaves it to the tokenizer, which refuses unless it was made or saved with truncation.
+        `texts`: one, or any number in any iterable that has an order; `UserError` for anything
+        else. A text of more ids than the context is cut if `truncate`, and a `UserError` otherwise;
+        None leaves it to the tokenizer, which refuses unless it was made or saved with truncation.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        batch_size = whole_number(batch_size, "batch_size")
+        normalize = yes_or_no(normalize, "normalize")
+        truncate = None if truncate is None else yes_or_no(truncate, "truncate")
+        texts = _texts(texts)
         embed = functools.partial(embed_tokens, config=self.config, normalize=normalize)
-        chunks = (self.tokenizer(chunk, truncate=truncate) for chunk in _chunks(texts, batch_size))
+        chunks = (
+            self.tokenizer(texts[i : i + batch_size], truncate=truncate)
+            for i in range(0, len(texts), batch_size)
+        )
         return self._embed(embed, chunks, batch_size)
 
-    def image_features(self, images: np.ndarray | Iterable[ImageLike]) -> Features:
+    def image_features(self, images: ImageLike | Iterable[ImageLike]) -> Features:
         """Every block's output and every attention's weights for a few images, all at once.
 
-        Images are what `encode_image` takes. A class token is token 0, patches follow row by row.
+        Images are what `encode_image` takes, at least one. A class token is token 0, patches follow
+        row by row.
         """
-        pixels = np.concatenate(list(self._image_chunks(images, ALL)))
+        pixels = next(iter(self._image_chunks(images, ALL)), None)
+        if pixels is None:
+            raise UserError("images: there are none; give at least one image")
         return self._features(normalize_images(jnp.asarray(pixels), self.config), "image")
 
-    def text_features(self, texts: str | Sequence[str]) -> Features:
+    def text_features(self, texts: str | Iterable[str]) -> Features:
         """The same for a few texts."""
+        texts = _texts(texts)
+        if not texts:
+            raise UserError("texts: there are none; give at least one text")
         return self._features(jnp.asarray(self.tokenizer(texts)), "text")
 
     def _features(self, inputs: jax.Array, tower: str) -> Features:
         found = _features(self.params, inputs, self.config, tower)
         return Features(*(in_order(values) for values in found))
 
-    def logits(self, images: Any, texts: Sequence[str], truncate: bool | None = None) -> np.ndarray:
+    def logits(
+        self, images: Any, texts: str | Iterable[str], truncate: bool | None = None
+    ) -> np.ndarray:
         """float32 (N, M): exp(logit_scale)·cosine (+ bias) of every image with every text.
 
         `truncate`: as in `encode_text`.
         """
         scale = jnp.exp(jnp.asarray(self.params["logit_scale"], jnp.float32))
         bias = jnp.asarray(self.params.get("logit_bias", 0.0), jnp.float32).reshape(())
-        image_embeds, text_embeds = (
-            self.encode_image(images),
-            self.encode_text(texts, truncate=truncate),
-        )
+        text_embeds = self.encode_text(texts, truncate=truncate)  # first: mistakes show at once
+        image_embeds = self.encode_image(images)
         return np.asarray(
             similarity_logits(jnp.asarray(image_embeds), jnp.asarray(text_embeds), scale, bias)
         )
 
     def zero_shot_classifier(
         self,
-        classnames: Sequence[str],
-        templates: str | Sequence[str] = "openai",
+        classnames: Iterable[str],
+        templates: Templates = "openai",
         truncate: bool | None = None,
     ) -> np.ndarray:
         """float32 (D, C): a column a class, the mean of its normalised prompt embeddings,
         normalised.
 
+        `classnames`: at least one name, in any iterable that has an order, but not a single string.
         `templates`: a name of `evaluation.prompts`, a file, or texts with one `{}` each.
         `truncate`: as in `encode_text`, for prompts longer than the context.
         """
         encode_text = functools.partial(self.encode_text, truncate=truncate)
-        return zero_shot_classifier(encode_text, list(classnames), get_templates(templates))
+        return zero_shot_classifier(encode_text, classnames, templates)
 
     def classify(
         self,
         images: Any,
-        classnames: Sequence[str],
-        templates: str | Sequence[str] = "openai",
+        classnames: Iterable[str],
+        templates: Templates = "openai",
         truncate: bool | None = None,
     ) -> np.ndarray:
-        """float32 (N, C): softmax probabilities of the classes for each image."""
+        """float32 (N, C): softmax probabilities of the classes for each image.
+
+        The arguments are those of `encode_image` and `zero_shot_classifier`.
+        """
         classifier_DC = self.zero_shot_classifier(classnames, templates, truncate)
         cosine_NC = self.encode_image(images) @ classifier_DC
         logits_NC = math.exp(float(self.params["logit_scale"])) * cosine_NC
@@ -239,7 +245,7 @@ class Clip:
 
     def generate(
         self,
-        images: np.ndarray | Iterable[ImageLike],
+        images: ImageLike | Iterable[ImageLike],
         method: str = Generation.method,
         max_length: int = Generation.max_length,
         min_length: int = Generation.min_length,
@@ -259,6 +265,8 @@ class Clip:
         value that cannot be.
         """
         check_decoder(self.config)
+        chunks = self._image_chunks(images, batch_size)
+        seed = whole_number(seed, "seed", *SEEDS)
         settings = generation_settings(
             self.config,
             self.tokenizer,
@@ -277,23 +285,26 @@ class Clip:
             first = next(starts)
             return generate_tokens(params, rows, seed, first, self.config, settings, out_sharding)
 
-        tokens_NL = self._embed(captions, self._image_chunks(images, batch_size), batch_size)
+        tokens_NL = self._embed(captions, chunks, batch_size)
         return [self.tokenizer.decode(row) for row in tokens_NL]
 
-    def save(self, directory: str | Path, format: str = "clip_jax") -> None:
-        """Writes everything that `clip_jax.load` needs into a folder.
+    def save(self, directory: str | os.PathLike[str], format: str = "clip_jax") -> None:
+        """Writes everything that `clip_jax.load` needs into a folder ("~" is the user's home).
 
         "huggingface" is what `CLIPModel.from_pretrained` and `CLIPProcessor` read (or SigLIP's),
         "open_clip" what `open_clip.create_model("local-dir:…")` reads. Raises `UserError` for an
         unknown format, a model that the format cannot express, or a folder that holds something
-        else.
+        else, is a file or a URL.
         """
+        folder = local_path(directory, "directory")
+        if folder.is_file():
+            raise UserError(f"directory={folder}: is a file; give a new or empty folder")
         try:
             tokenizer = self._own_tokenizer()
         except NoTokenizerError as error:
             logger.warning("saved without a tokenizer: %s", error)
             tokenizer = None
-        save_model(Path(directory), format, self.config, self.params, tokenizer)
+        save_model(folder, format, self.config, self.params, tokenizer)
 
     def _embed(
         self, embed: Callable[..., jax.Array], chunks: Iterable[np.ndarray], batch_size: int
@@ -339,12 +350,6 @@ class Clip:
         return self._placed[1]
 
 
-def _chunks(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
-    chunk: list[Any] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def _texts(texts: Any) -> list[str]:
+    """One text or many -> a list. Raises `UserError` for anything else."""
+    return [str(texts)] if isinstance(texts, str) else text_list(texts, "texts", "a photo of a cat")

@@ -7,11 +7,11 @@ python -m clip_jax.convert --source=runs/mine --format=huggingface --output=mine
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from clip_jax import command_line
+from clip_jax.arguments import local_path
 from clip_jax.errors import UserError
 
 _SOURCE = flags.DEFINE_string(
@@ -55,7 +55,7 @@ def main() -> int:
     from clip_jax.weights.save import check_output, save_model
     from clip_jax.weights.source import resolve_source
 
-    output = Path(_OUTPUT.value).expanduser()
+    output = local_path(_OUTPUT.value, "--output")
     path = resolve_source(_SOURCE.value, revision=_REVISION.value)
     check_output(output, path)
     found = open_model(path, _ARCHITECTURE.value)

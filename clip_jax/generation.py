@@ -18,7 +18,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from clip_jax.arguments import shown
 from clip_jax.data.tokenizer import Tokenizer
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
@@ -29,6 +31,12 @@ from clip_jax.training.gradient import normalize_images
 
 METHODS = ("beam", "greedy", "top_p", "top_k")
 BEAM_SCORES = ("log_probability", "logit")
+SEEDS = (-(2**31), 2**31 - 1)  # the seed is an argument of the compiled function: 32 bits
+_WHOLE, _ANY = (int, np.integer), (int, float, np.integer, np.floating)
+_NUMBERS = {  # settings that are numbers, and of which types
+    **dict.fromkeys(("max_length", "min_length", "beams", "top_k"), _WHOLE),
+    **dict.fromkeys(("top_p", "temperature"), _ANY),
+}
 NEVER = -1e9  # score of beams that do not exist yet
 
 
@@ -86,6 +94,11 @@ def check_generation(settings: Generation, config: ClipConfig) -> None:
         if getattr(settings, name) not in allowed:
             value = getattr(settings, name)
             raise UserError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
+    for name, kinds in _NUMBERS.items():
+        value = getattr(settings, name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            what = "a number" if float in kinds else "a whole number"
+            raise UserError(f"{name}={shown(value)}: must be {what}")
     ranges: tuple[tuple[str, float, float], ...] = (
         ("max_length", 2, config.context_length),
         ("min_length", 1, settings.max_length - 1),
@@ -98,7 +111,7 @@ def check_generation(settings: Generation, config: ClipConfig) -> None:
         if not lowest <= value <= highest:
             upper = f"{lowest} to {highest}" if highest < math.inf else f"at least {lowest}"
             raise UserError(f"{name}={value}: must be {upper}")
-    if not settings.temperature > 0:
+    if not 0 < settings.temperature < math.inf:
         raise UserError(f"temperature={settings.temperature}: must be above 0")
     if settings.start_id == settings.eos_id:
         raise UserError("captions cannot be generated: the tokenizer has no start-of-text token")

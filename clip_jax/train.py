@@ -9,12 +9,12 @@ with --coordinator_address, --num_processes and --process_id.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from clip_jax import command_line
+from clip_jax.arguments import config_with_home, local_path
 from clip_jax.errors import INTERRUPTED, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -61,6 +61,7 @@ def main() -> int:
     config_dict = command_line.config_dict(_CONFIG)
     if _WORKDIR.value is None and not _EXPLAIN_SHARDING.value:
         raise UserError("--workdir: is missing; give a folder, such as --workdir=runs/quickstart")
+    workdir = None if _WORKDIR.value is None else local_path(_WORKDIR.value, "--workdir")
     from clip_jax.training.config import build_config
     from clip_jax.training.profiling import Profiling, parse_steps
 
@@ -75,14 +76,13 @@ def main() -> int:
         from clip_jax.training.loop import train
         from clip_jax.training.summary import print_summary
 
-        if _EXPLAIN_SHARDING.value:
+        if _EXPLAIN_SHARDING.value or workdir is None:
             from clip_jax.training.explain import explain_sharding
 
             text = explain_sharding(config)
             if jax.process_index() == 0:
                 print(text)
             return 0
-        workdir = Path(_WORKDIR.value or "").expanduser()
         clip = train(config, workdir, Profiling(steps, _DUMP_HLO.value))
         if clip is not None and jax.process_index() == 0:
             if config.report:
@@ -94,4 +94,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main, sys.argv, INTERRUPTED)
+    command_line.run(main, config_with_home(sys.argv), INTERRUPTED)

@@ -19,6 +19,7 @@ from pathlib import Path
 import sweep_local
 import sweep_report
 
+from clip_jax.arguments import with_home
 from clip_jax.errors import UserError
 from clip_jax.sweep import Run, load_runs
 
@@ -65,6 +66,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if "--" in own:
         own, extra = own[: own.index("--")], own[own.index("--") + 1 :]
     options = parser.parse_args(own)
+    options.config = with_home(options.config, "--config")
+    options.workdir = with_home(options.workdir, "--workdir")
     options.trainer_flags = extra
     options.gpus = options.gpus.split(",") if options.gpus else []
     if options.jobs is None:

@@ -228,12 +228,37 @@ def test_lengths(method: str) -> None:
         ({"top_k": 0}, "top_k=0: must be at least 1"),
         ({"top_p": 1.5}, "top_p=1.5: must be 0 to 1"),
         ({"temperature": 0.0}, "temperature=0.0: must be above 0"),
+        ({"temperature": float("nan")}, "temperature=nan: must be above 0"),
+        ({"temperature": "1"}, "temperature='1': must be a number"),
+        ({"max_length": "9"}, "max_length='9': must be a whole number"),
+        ({"max_length": None}, "max_length=None: must be a whole number"),
+        ({"min_length": 4.5}, r"min_length=4\.5: must be a whole number"),
+        ({"beams": True}, "beams=True: must be a whole number"),
+        ({"top_p": [0.5]}, r"top_p=\[0\.5\]: must be a number"),
+        ({"method": ["beam"]}, r"method=\['beam'\]: choose one of"),
         ({"start_id": END}, "the tokenizer has no start-of-text token"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_generation(dataclasses.replace(SETTINGS, **changes), golden("coca").config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0: must be a whole number, 1 or more"),
+        ({"seed": 1.5}, "seed=1.5: must be a whole number"),
+        ({"seed": 2**31}, "seed=2147483648: must be a whole number, -2147483648 to 2147483647"),
+        ({"images": None}, "images=None: must be an image"),
+        ({"images": {"a": 1}}, "is a dict; give a list of images"),
+    ],
+)
+def test_arguments_of_generate(arguments: dict[str, Any], message: str) -> None:
+    case = golden("coca")
+    clip = Clip(case.config, case.params, tokenizer=Letters())
+    with pytest.raises(UserError, match=message):
+        clip.generate(**{"images": [], "max_length": 12} | arguments)
 
 
 def test_models_that_cannot_generate() -> None:

@@ -13,14 +13,17 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
+from clip_jax.arguments import shown
+from clip_jax.data.levels import SIXTEEN_BITS, eight_bits, to_levels, white_of
 from clip_jax.data.records import DecodeError, read_file
 
-ImageLike = Image.Image | np.ndarray | bytes | os.PathLike[str] | str
+# One image; an "array" is anything that numpy can make one of, such as a tensor.
+ImageLike = Image.Image | np.ndarray | bytes | os.PathLike[str] | str | IO[bytes]
 
 # More declared pixels than these are taken for a decompression bomb: up to them every format and
 # mode stays below 1 GiB and 5 s. WebP takes 17 bytes a pixel, progressive JPEG 10; cameras that
@@ -45,6 +48,8 @@ _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 JPEG_FORMATS = ("JPEG", "MPO")
 
 _ORIENTATION_TAG = 0x0112
+_BITS_TAG = 0x0102  # of TIFF
+_TWELVE_BITS = 4095
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,34 +64,53 @@ _UPRIGHT = {
 def decode(image: ImageLike) -> Image.Image:
     """Any image -> upright PIL image of mode RGB.
 
-    Takes a PIL image, encoded bytes, a path, or uint8 pixels (H, W), (H, W, 1), (H, W, 3) or
-    (H, W, 4 with alpha). EXIF orientation is applied; alpha is put on white; 16-bit grey is scaled
-    to 8 bits; of an animation the first frame is taken.
+    Takes a PIL image, encoded bytes, a path, a file opened for reading bytes (which is read from
+    its beginning), or an array of pixels (H, W), (H, W, 1), (H, W, 3) or (H, W, 4 with alpha) of
+    any numbers: see `clip_jax.data.levels`. EXIF orientation is applied; alpha is put on white; of
+    an animation the first frame is taken.
 
     Raises:
       DecodeError: unreadable, truncated, corrupt, without pixels, not an image of a known format,
         declaring more than `MAX_IMAGE_PIXELS`, a JPEG `MAX_JPEG_PIXELS` (found in the header,
-        before anything is allocated), or a JPEG of more than a hundred scans.
+        before anything is allocated), a JPEG of more than a hundred scans, or numbers whose range
+        has no plain meaning.
     """
-    if isinstance(image, np.ndarray):
-        return _to_rgb(_from_array(image))
     if isinstance(image, Image.Image):
         return upright_rgb(image)
+    if is_array(image):
+        return _to_rgb(_from_array(as_array(image)))
     return upright_rgb(open_header(image))
 
 
+def is_array(value: Any) -> bool:
+    """Whether numpy can make an array of it, such as of a tensor; not for text and pictures."""
+    return hasattr(value, "__array__") and not isinstance(value, str | bytes | Image.Image)
+
+
+def as_array(value: Any) -> np.ndarray:
+    """Raises DecodeError where numpy cannot read it, such as a tensor on another device."""
+    try:
+        return np.asarray(value)
+    except Exception as error:  # a foreign object's own code
+        raise DecodeError(f"array cannot be read: {_reason(error)}") from error
+
+
 def _from_array(pixels: np.ndarray) -> Image.Image:
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    if 0 in pixels.shape:
-        raise DecodeError(f"image has no pixels: array of shape {pixels.shape}")
-    known = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
-    if pixels.dtype != np.uint8 or not known:
+    shape = pixels.shape
+    known = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
+    if 0 in shape and len(shape) in (2, 3):
+        raise DecodeError(f"image has no pixels: array of shape {shape}")
+    if not known:
+        hint = ""
+        if len(shape) == 3 and shape[0] in (1, 3, 4):
+            hint = "; its channels come first: give image.transpose(1, 2, 0)"
         raise DecodeError(
-            f"image array is {pixels.dtype} {pixels.shape}; accepted is uint8 (H, W), (H, W, 1),"
-            " (H, W, 3) or (H, W, 4)"
+            f"image array is {pixels.dtype} {shape}; accepted is (H, W), (H, W, 1), (H, W, 3) or"
+            f" (H, W, 4){hint}"
         )
-    return Image.fromarray(np.ascontiguousarray(pixels))
+    if len(shape) == 3 and shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(eight_bits(pixels)))
 
 
 @cache
@@ -95,9 +119,51 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def open_header(image: bytes | os.PathLike[str] | str) -> Image.Image:
-    """Reads the header only, no pixels yet; refuses decompression bombs. Raises DecodeError."""
-    data = image if isinstance(image, bytes) else read_file(image)
+def _read(image: Any) -> bytes:
+    """The bytes of an encoded image in any container. Raises DecodeError."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if hasattr(image, "read"):
+        return _read_opened(image)
+    if not isinstance(image, str | os.PathLike):
+        raise DecodeError(
+            f"{shown(image)} is no image; accepted are paths, bytes, files opened with mode 'rb',"
+            " PIL images and arrays"
+        )
+    path = os.fspath(image)
+    if not os.path.exists(path):
+        path = os.path.expanduser(path)
+    try:
+        if os.path.isdir(path):
+            raise DecodeError(f"{os.fsdecode(path)} is a folder; give its images", "image_missing")
+        return read_file(path)
+    except ValueError as error:  # a null byte
+        raise DecodeError(f"{shown(path)} is not a path: {error}", "image_missing") from None
+
+
+def _read_opened(file: IO[bytes]) -> bytes:
+    """All of a file, wherever it has been read to. Raises DecodeError."""
+    data: Any
+    try:
+        # What cannot go back, such as a download, is read from where it is.
+        if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
+            file.seek(0)
+        data = file.read()
+    except UnicodeDecodeError:
+        data = ""
+    except Exception as error:  # closed, or opened for writing, or a foreign object's own code
+        raise DecodeError(f"file cannot be read: {_reason(error)}", "image_missing") from error
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise DecodeError("file was opened as text; open images with mode 'rb'")
+    return bytes(data)
+
+
+def open_header(image: Any) -> Image.Image:
+    """Reads the header only, no pixels yet; refuses decompression bombs. Raises DecodeError.
+
+    `image`: what `decode` takes, if it is encoded.
+    """
+    data = _read(image)
     if not data:
         raise DecodeError("image is empty (0 bytes)")
     try:
@@ -232,11 +298,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        is_unit = image.mode == "F" and _is_unit(image)
-        return _by_strips(image, lambda strip: Image.fromarray(_grey_to_8_bits(strip, is_unit)))
+        # Pillow's own conversion clips at 255: 16 bits would be nearly all white.
+        white = _stated_white(image) or white_of(np.asarray(part) for _, part in _strips(image))
+        return _by_strips(image, lambda part: Image.fromarray(to_levels(np.asarray(part), white)))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _by_strips(image, _on_white)
     return image.convert("RGB")
+
+
+def _stated_white(image: Image.Image) -> int | None:
+    """The whitest value of a grey image whose format or mode states it."""
+    if image.mode.startswith("I;16"):
+        tags = getattr(image, "tag_v2", {})
+        return _TWELVE_BITS if tags.get(_BITS_TAG) == (12,) else SIXTEEN_BITS
+    # Pillow scales these to 16 bits, whatever they declare.
+    return SIXTEEN_BITS if image.mode == "I" and image.format in ("PNG", "PPM") else None
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -267,23 +343,3 @@ def _on_white(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, rgba)
-
-
-def _is_unit(image: Image.Image) -> bool:
-    """Whether no pixel of an image of floats is above 1."""
-    return all(np.nan_to_num(np.asarray(strip)).max() <= 1.0 for _, strip in _strips(image))
-
-
-def _grey_to_8_bits(image: Image.Image, is_unit: bool) -> np.ndarray:
-    """uint8 (H, W) of a grey image of 16 or 32 bits or of floats.
-
-    Integers are taken as 16 bits, as PNG and PGM store them; floats as [0, 1] where `is_unit`, as
-    [0, 255] otherwise. Pillow's own conversion clips at 255: nearly all white.
-    """
-    pixels = np.asarray(image)
-    if image.mode == "F":
-        pixels = np.nan_to_num(pixels)
-        scaled = pixels * 255.0 if is_unit else pixels
-        return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
-    # 257 is odd: halves, which could be rounded either way, do not occur.
-    return ((np.clip(pixels, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -14,6 +14,7 @@ import numpy as np
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import IMAGE_EXTENSIONS, CaptionError, Fingerprint
 from clip_jax.data.tar_captions import CaptionReader, Member
+from clip_jax.data.tar_drops import Dropped, Used, join_apart, without_caption, without_image
 from clip_jax.data.tar_index import (
     ALWAYS,
     IndexHeader,
@@ -27,6 +28,14 @@ from clip_jax.data.tar_index import (
 
 _LARGEST_MEMBER = 2**32 - 1  # bytes
 _READ_BYTES = 64 << 10
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gzip -d"),
+    b"BZh": ("bzip2", "bzip2 -d"),
+    b"\xfd7zXZ\0": ("xz", "xz -d"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"),
+    b"PK\3\4": ("zip", "unzip, and tar what comes out"),
+}
+_MAGIC_BYTES = 8
 
 
 class NotATar(ValueError):
@@ -58,10 +67,10 @@ class _Builder:
         self._descriptor = file.fileno()
         self._captions = CaptionReader(options)
         self._texts = text_endings(options)
+        self._has_columns = bool(options.caption_columns)
         self.rows: list[tuple[int, ...]] = []
         self.keys = bytearray()
-        self.drop_counts: Counter[str] = Counter()
-        self.drops: list[tuple[str, str, str, int]] = []
+        self.drops: list[Dropped] = []
         self.fingerprint = Fingerprint()
 
     def read(self, member: Member) -> bytes:
@@ -71,15 +80,21 @@ class _Builder:
         if group is None:
             return
         members = group.members
+        endings = tuple(members)
         image = next((members[name] for name in members if name in IMAGE_EXTENSIONS), None)
         if image is None:
-            self._drop(group, "image_missing", "no complete image member")
+            lost = without_image(group.key, endings, len(self.drops))
+            for key, reason in lost:
+                self.drops.append(Dropped(key, "image_missing", reason, group.start, endings))
             return
         texts = {name: members[name] for name in self._texts if name in members}
         try:
             captions = self._captions.read(texts, members.get("json"), self.read)
         except CaptionError as error:
-            self._drop(group, error.kind, str(error))
+            reason = str(error)
+            if error.kind == "caption_missing" and not self._has_columns:
+                reason = without_caption(reason, endings, len(self.drops))
+            self.drops.append(Dropped(group.key, error.kind, reason, group.start, endings))
             return
         self.keys += group.key.encode("utf-8", "surrogateescape")
         none = Member(0, 0)
@@ -88,9 +103,17 @@ class _Builder:
         self.rows.append((*(x for m in found for x in m), len(self.keys), captions.needs_json))
         self.fingerprint.add(group.key, captions.texts)
 
-    def _drop(self, group: _Group, kind: str, reason: str) -> None:
-        self.drop_counts[kind] += 1
-        self.drops.append((group.key, kind, reason, group.start))
+    def all_drops(self) -> list[tuple[str, str, str, int]]:
+        """(key, kind, reason, byte) of what is left out of the whole archive."""
+        return [drop[:4] for drop in join_apart(self.drops, self._samples())]
+
+    def _samples(self) -> Iterator[Used]:
+        names, start = (*ALWAYS, *self._texts), 0
+        for *members, end, _ in self.rows:  # (offset, size) of each name
+            found = [name for name, at in zip(names, members[::2], strict=True) if at]
+            key = self.keys[start:end].decode("utf-8", "surrogateescape")
+            yield Used(key, members[0], tuple(found))
+            start = end
 
 
 def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -> bytes:
@@ -114,7 +137,8 @@ def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -
             if _is_whole_file(info, size):
                 group.members[extension] = Member(info.offset_data, info.size)
         builder.finish(group)
-    drops = json.dumps(builder.drops).encode()
+    left_out = builder.all_drops()
+    drops = json.dumps(left_out).encode()
     header = IndexHeader(
         size=size,
         tag=tag,
@@ -124,7 +148,7 @@ def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -
         damage=end.damage,
         damage_at=end.at,
         has_end=end.is_marked,
-        drop_counts=dict(builder.drop_counts),
+        drop_counts=dict(Counter(kind for _, kind, _, _ in left_out)),
         drop_bytes=len(drops),
         row_bytes=sample_type(options).itemsize,
         options=options_key(options),
@@ -143,7 +167,8 @@ def _headers(file: BinaryIO, size: int, end: _End) -> Iterator[tarfile.TarInfo]:
         # "r:" seeks from header to header and refuses compression, which has no offsets.
         archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
     except tarfile.TarError as error:
-        raise NotATar(str(error)) from None
+        file.seek(0)
+        raise NotATar(_compressed(file.read(_MAGIC_BYTES)) or str(error)) from None
     last = -1
     while True:
         try:
@@ -172,6 +197,14 @@ def _headers(file: BinaryIO, size: int, end: _End) -> Iterator[tarfile.TarInfo]:
     elif _has_data(file):  # a hole of zeros in the middle, or two archives one after the other
         end.at = archive.offset
         end.damage = f"goes on after an end mark at byte {end.at}; the samples before it are used"
+
+
+def _compressed(beginning: bytes) -> str | None:
+    """What to do with a compressed file, by its first bytes; None where it is no such file."""
+    for magic, (name, unpack) in _COMPRESSED.items():
+        if beginning.startswith(magic):
+            return f"it is compressed by {name}; unpack it first, with {unpack}"
+    return None
 
 
 def _has_data(file: BinaryIO) -> bool:

@@ -20,7 +20,8 @@ from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import DecodeError, Drops, Record, fingerprint_of
 from clip_jax.data.shard_files import FORGIVEN_SECONDS
 from clip_jax.data.splits import source_files
-from clip_jax.data.tar_indexes import build_indexes
+from clip_jax.data.tar_index import read_drops
+from clip_jax.data.tar_indexes import Shard, build_indexes
 from clip_jax.data.webdataset import WebDatasetSource
 from clip_jax.errors import UserError
 
@@ -38,6 +39,7 @@ class Held:
     count: int  # samples; 0 where it cannot be had
     drops: dict[str, int]  # kind -> samples that are left out
     lost: str | None = None  # why it cannot be had
+    first: str | None = None  # of a shard without samples: what is left out first, and why
 
 
 class StreamingSource:
@@ -72,9 +74,8 @@ class StreamingSource:
             if held.count:
                 return held.count
             drops = ", ".join(f"{count} x {kind}" for kind, count in held.drops.items())
-            reason = (
-                held.lost or f"{path} has no sample that could be used ({drops or 'it is empty'})"
-            )
+            details = f"{drops or 'it is empty'}{f'; {held.first}' if held.first else ''}"
+            reason = held.lost or f"{path} has no sample that could be used ({details})"
             logger.warning("left out: %s", reason)
         more = f"; nor has any of the first {len(tried)}" if len(tried) > 1 else ""
         raise UserError(f"{reason}{more}; give tars with KEY.jpg and KEY.txt members")
@@ -114,6 +115,7 @@ class StreamingSource:
             sum(found.header.count for found in summary.shards),
             {kind: n for kind, n in drops.items() if n},
             lost,
+            next((_first_drop(found) for found in summary.shards if not found.header.count), None),
         )
         part = self.folder / f"{epoch}-{shard}.{os.getpid()}.{threading.get_ident()}"
         part.write_text(json.dumps(asdict(held)))
@@ -191,6 +193,14 @@ class StreamingSource:
         for shard in range(0, len(self.paths), step):
             for place in range(self.held(shard, 0).count):
                 yield shard << SHIFT | place
+
+
+def _first_drop(shard: Shard) -> str | None:
+    """Key and reason of the first that a shard leaves out."""
+    with contextlib.suppress(OSError, ValueError):  # its index may be gone by now
+        for key, _, reason, _ in read_drops(shard.index, shard.header, shard.table_start):
+            return f"{key}: {reason}"
+    return None
 
 
 def _read(verdict: Path) -> Held | None:

@@ -11,6 +11,7 @@ from typing import Any
 from absl import flags
 from flax.traverse_util import flatten_dict
 
+from clip_jax.arguments import with_home
 from clip_jax.command_line import read_config
 from clip_jax.data.options import SourceConfig
 from clip_jax.data.records import Source
@@ -50,7 +51,8 @@ class DataFlags:
             if flag.present:
                 instead = f"give --config.{key}=… instead" if key else "give one of them"
                 raise UserError(f"--{flag.name}={flag.value}, --config: {instead}")
-        values = read_config(self.file.value, self.overrides.value or ()).to_dict()
+        file = with_home(self.file.value, "--config")
+        values = read_config(file, self.overrides.value or ()).to_dict()
         if path is not None and path.value:
             named = values["data"]
             for key in ("path", "mixture"):

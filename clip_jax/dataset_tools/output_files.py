@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clip_jax.arguments import local_path
 from clip_jax.errors import UserError
 
 ASIDE_PREFIX = ".clip_jax-part-"  # of files that are not yet what they will be
@@ -19,7 +20,7 @@ def output_file(value: str | None, flag: str = "--output") -> Path | None:
     """The path of a file to write. Raises UserError where it cannot be one, or not be written."""
     if not value:
         return None
-    path = Path(value).expanduser()
+    path = local_path(value, flag)
     with _one_line(f"{flag}={path}"):
         is_none = _kind(path) == "folder" or _kind(path.absolute().parent) != "folder"
     if is_none:
@@ -38,7 +39,7 @@ def output_folder(value: str | None, what: str) -> Path:
         raise UserError(
             f"--output={value}: is a URL; give a folder here and copy {what} afterwards"
         )
-    path = Path(value).expanduser()
+    path = local_path(value, "--output")
     with _one_line(f"--output={path}"):
         kind = _kind(path)
     if kind == "file":

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from clip_jax.arguments import shown, text_list, whole_number
 from clip_jax.errors import UserError
 
 DEFAULT_KS = (1, 5, 10)
@@ -61,6 +62,7 @@ def retrieval_recalls(
       UserError: shapes or indices that do not fit, embeddings that are not finite, a query without
         a positive, or no query at all.
     """
+    ks = _check_ks(ks)
     num_images, num_texts = len(image_embeds), len(text_embeds)
     image_of_text = np.asarray(image_of_text)
     _check_index(image_of_text, num_images, num_texts)
@@ -85,7 +87,7 @@ def evaluate_retrieval(
     embed_image: Callable[[np.ndarray], np.ndarray],
     embed_text: Callable[[list[str]], np.ndarray],
     image_batches: Iterable[np.ndarray],
-    texts: Sequence[str],
+    texts: Iterable[str],
     image_of_text,
     ks: Sequence[int] = DEFAULT_KS,
     *,
@@ -106,8 +108,10 @@ def evaluate_retrieval(
       equal_texts_are_positives: a caption is right for every image that has one with this text.
       texts_per_call: captions handed to one call of `embed_text`.
     """
+    texts = text_list(texts, "texts", "a cat on a mat")
+    texts_per_call = whole_number(texts_per_call, "texts_per_call")
+    ks = _check_ks(ks)
     image_embeds = [np.asarray(embed_image(images)) for images in image_batches]
-    texts = list(texts)
     text_embeds = [
         np.asarray(embed_text(texts[i : i + texts_per_call]))
         for i in range(0, len(texts), texts_per_call)
@@ -133,6 +137,7 @@ def caption_labels(
     Returns image labels int (N, P) and text labels int (T, 1): a label a distinct text; an image
     has those of its captions (P the most of any image), filled up with negative ones.
     """
+    texts = text_list(texts, "texts", "a cat on a mat")
     if len(texts) != len(image_of_text):
         raise UserError(f"texts: {len(texts)} of them, but image_of_text has {len(image_of_text)}")
     number: dict[str, int] = {}
@@ -165,8 +170,7 @@ def recall_at_k(
     Raises:
       UserError: see `retrieval_recalls`.
     """
-    if not ks or any(k < 1 for k in ks):
-        raise UserError(f"ks={tuple(ks)}: accepted are whole numbers >= 1")
+    ks = _check_ks(ks)
     queries, gallery = _as_embeds("queries", query_embeds), _as_embeds("gallery", gallery_embeds)
     if queries.shape[1] != gallery.shape[1]:
         raise UserError(
@@ -177,7 +181,18 @@ def recall_at_k(
     selected = _selected(query_mask, len(queries))
     _check_positives(query_labels[selected], gallery_labels, selected)
     counts = _rank_counts(queries[selected], query_labels[selected], gallery, gallery_labels)
-    return {int(k): float(_hit_probability(counts, k).mean()) for k in ks}
+    return {k: float(_hit_probability(counts, k).mean()) for k in ks}
+
+
+def _check_ks(ks: Iterable[int]) -> tuple[int, ...]:
+    """The k of recall@k. Raises `UserError` where one is no whole number of at least 1."""
+    accepted = "accepted are whole numbers >= 1, such as (1, 5, 10)"
+    if isinstance(ks, str | bytes) or not isinstance(ks, Iterable):
+        raise UserError(f"ks={shown(ks)}: {accepted}")
+    found = tuple(ks)
+    if not found:
+        raise UserError(f"ks=(): {accepted}")
+    return tuple(whole_number(k, f"ks={shown(found)}, number {i + 1}") for i, k in enumerate(found))
 
 
 def _hit_probability(counts: np.ndarray, k: int) -> np.ndarray:

@@ -6,19 +6,17 @@ embeddings, normalised again.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from clip_jax.arguments import text_list, whole_number
 from clip_jax.errors import UserError
-from clip_jax.evaluation.prompts import get_templates
-
-Templates = str | Path | Sequence[str]
+from clip_jax.evaluation.prompts import Templates, get_templates
 
 
 def zero_shot_classifier(
     embed_text: Callable[[list[str]], np.ndarray],
-    classnames: Sequence[str],
+    classnames: Iterable[str],
     templates: Templates = "openai",
     texts_per_call: int = 1024,
 ) -> np.ndarray:
@@ -26,16 +24,18 @@ def zero_shot_classifier(
 
     Args:
       embed_text: list of n strings -> float32 (n, D), L2-normalised (normalised here all the same).
-      classnames: what goes into the templates' "{}".
+      classnames: what goes into the templates' "{}"; in any iterable that has an order, but not a
+        single string.
       templates: anything that `get_templates` takes.
       texts_per_call: prompts handed to one call of `embed_text`; all C·K are encoded in order.
 
     Raises:
-      UserError: no class names, bad templates, or an embedding that is not finite or zero.
+      UserError: no class names, something among them that is no name, bad templates, or an
+        embedding that is not finite or zero.
     """
     templates = get_templates(templates)
-    if isinstance(classnames, str) or not len(classnames):
-        raise UserError(f"classnames={classnames!r}: accepted is a list of at least one name")
+    classnames = check_classnames(classnames)
+    texts_per_call = whole_number(texts_per_call, "texts_per_call")
     # str.replace and not str.format: a class name or template may hold other braces.
     prompts = [t.replace("{}", name) for name in classnames for t in templates]
     sums: np.ndarray | None = None
@@ -48,6 +48,15 @@ def zero_shot_classifier(
         np.add.at(sums, class_of_prompt, _normalised(embeds, chunk))
     assert sums is not None
     return _normalised(sums, classnames).T.astype(np.float32)
+
+
+def check_classnames(classnames: Iterable[str]) -> list[str]:
+    """The names as a list. Raises `UserError` for a single string, for anything without an order,
+    for an item that is no name, and where there is none."""
+    names = text_list(classnames, "classnames", "cat", allow_blank=False)
+    if not names:
+        raise UserError(f"classnames={classnames!r}: accepted is a list of at least one name")
+    return names
 
 
 def _normalised(embeds: np.ndarray, texts: Sequence[str]) -> np.ndarray:
@@ -63,7 +72,7 @@ def evaluate_zero_shot(
     embed_image: Callable[[np.ndarray], np.ndarray],
     embed_text: Callable[[list[str]], np.ndarray],
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
-    classnames: Sequence[str],
+    classnames: Iterable[str],
     templates: Templates = "openai",
     texts_per_call: int = 1024,
 ) -> dict[str, float]:
@@ -88,6 +97,7 @@ def evaluate_zero_shot(
     Raises:
       UserError: no images, a label outside the classes, an embedding that is not finite.
     """
+    classnames = check_classnames(classnames)
     classifier = zero_shot_classifier(embed_text, classnames, templates, texts_per_call)
     num_classes = len(classnames)
     num_images = 0

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from clip_jax import command_line
+from clip_jax.arguments import config_with_home, local_path
 from clip_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -34,7 +34,7 @@ _MINUTES = flags.DEFINE_float("suggest_minutes", 15.0, "Time for that.", lower_b
 def main() -> int:
     """Plans, compiles, prints the report; 1 where the run does not fit."""
     values = command_line.config_dict(_CONFIG)
-    output = Path(_OUTPUT.value).expanduser() if _OUTPUT.value else None
+    output = local_path(_OUTPUT.value, "--output") if _OUTPUT.value else None
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output={output}: must be a file in a folder that exists")
     from clip_jax.preflight.topology import find_target, known_topologies
@@ -77,4 +77,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main, sys.argv)
+    command_line.run(main, config_with_home(sys.argv))

@@ -6,11 +6,11 @@ python -m clip_jax.report --workdir=runs/quickstart
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from clip_jax import command_line
+from clip_jax.arguments import local_path
 from clip_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; report.html is written there.")
@@ -22,7 +22,7 @@ def main() -> int:
         raise UserError("--workdir: is missing; give a run, such as --workdir=runs/quickstart")
     from clip_jax.report import write_report
 
-    print(f"written: {write_report(Path(_WORKDIR.value).expanduser())}")
+    print(f"written: {write_report(local_path(_WORKDIR.value, '--workdir'))}")
     return 0
 
 

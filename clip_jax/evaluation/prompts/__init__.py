@@ -1,9 +1,14 @@
 """Prompt templates by name, and the files of templates and class names that a user brings."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
+from clip_jax.arguments import shown, text_list, with_home
 from clip_jax.errors import UserError
+
+# A name or file of templates, or templates.
+Templates = str | os.PathLike[str] | Iterable[str]
 
 # The 80 ImageNet templates of Radford et al. 2021, section 3.1.4, in the order of OpenAI's
 # notebook Prompt_Engineering_for_ImageNet.ipynb (github.com/openai/CLIP, MIT).
@@ -109,38 +114,53 @@ NAMED_TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-def get_templates(templates: str | Path | Sequence[str]) -> tuple[str, ...]:
+_ACCEPTED = (
+    f"accepted are {', '.join(NAMED_TEMPLATES)}, the path of a text file with one template a line,"
+    " or a list of templates"
+)
+
+
+def get_templates(templates: Templates) -> tuple[str, ...]:
     """Prompt templates, each with one "{}" where the class name goes.
 
     Args:
       templates: "openai" (80), "openai_simple" (7), "photo" ("a photo of a {}."), "none" ("{}");
-        the path of a UTF-8 text file with one template a line; or the templates themselves.
+        the path of a UTF-8 text file with one template a line; or the templates themselves, in any
+        iterable that has an order.
 
     Raises:
       UserError: unknown name, unreadable file, no template, or one without exactly one "{}".
     """
-    if isinstance(templates, str | Path):
-        if (named := NAMED_TEMPLATES.get(str(templates))) is not None:
+    if isinstance(templates, str | os.PathLike):
+        if (named := NAMED_TEMPLATES.get(os.fspath(templates))) is not None:
             return named
-        if not Path(templates).is_file():
-            raise UserError(
-                f"templates={str(templates)!r}: accepted are {', '.join(NAMED_TEMPLATES)}, the "
-                "path of a text file with one template a line, or a sequence of templates"
-            )
-        origin, found = str(templates), read_lines(templates)
+        origin, found = _templates_of_file(templates)
+    elif templates is None:
+        raise UserError(f"templates=None: {_ACCEPTED}")
     else:
-        origin, found = "templates", tuple(templates)
+        origin, found = "templates", tuple(text_list(templates, "templates", "a photo of a {}."))
     if not found:
         raise UserError(f"{origin}: there is no template in it")
     for i, template in enumerate(found):
-        if not isinstance(template, str) or template.count("{}") != 1:
+        if template.count("{}") != 1:
             raise UserError(
                 f"{origin}, template {i + 1}: {template!r}; accepted has exactly one {{}}"
             )
     return found
 
 
-def read_classnames(path: str | Path) -> tuple[str, ...]:
+def _templates_of_file(templates: str | os.PathLike[str]) -> tuple[str, tuple[str, ...]]:
+    """The path of the file, and its lines."""
+    given = os.fspath(templates)
+    if isinstance(given, str) and "{}" in given and not os.path.exists(given):
+        raise UserError(f"templates={given!r}: is one template; give a list, such as [{given!r}]")
+    path = Path(with_home(templates, "templates")) if given else None
+    if path is None or not path.is_file():
+        raise UserError(f"templates={shown(given)}: {_ACCEPTED}")
+    return str(path), read_lines(path)
+
+
+def read_classnames(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Class names of a UTF-8 text file, one a line: line i + 1 names class i.
 
     Raises:
@@ -157,12 +177,15 @@ def read_classnames(path: str | Path) -> tuple[str, ...]:
     return names
 
 
-def read_lines(path: str | Path) -> tuple[str, ...]:
+def read_lines(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Stripped lines of a UTF-8 text file (a byte order mark is dropped), without empty last ones.
+
+    "~" at the beginning of `path` is the user's home folder.
 
     Raises:
       UserError: the file cannot be read or is not UTF-8.
     """
+    path = with_home(path, "file")
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -1,0 +1,134 @@
+"""Checks of what people pass to functions and flags: one line says what would be accepted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip_jax.errors import UserError
+
+_SHOWN_LETTERS = 60
+
+
+def shown(value: Any) -> str:
+    """The value as Python writes it, in one line and not too long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a foreign object's own code
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}…"
+
+
+def text_list(values: Any, name: str, example: str, *, allow_blank: bool = True) -> list[str]:
+    """The strings of any ordered collection: list, tuple, generator, array, Series, ….
+
+    Args:
+      values: what was passed as `name`.
+      example: one string, for the message that shows how a list is written.
+      allow_blank: whether a string may be empty or white space.
+
+    Raises:
+      UserError: a single string (its letters would become the list), anything without an order
+        (set, dict), or an item that is not Unicode text.
+    """
+    wanted = f"give a list of strings, such as [{example!r}]"
+    if isinstance(values, np.ndarray) and values.ndim == 0:
+        values = values.item()
+    if isinstance(values, str | bytes | bytearray):
+        own = f"[{shown(str(values))}]" if isinstance(values, str) else f"[{example!r}]"
+        raise UserError(f"{name}={shown(values)}: is one string; give a list, such as {own}")
+    if isinstance(values, os.PathLike) or hasattr(values, "read"):
+        raise UserError(f"{name}={shown(values)}: is a file; {wanted}, or read its lines first")
+    if isinstance(values, set | frozenset | Mapping):
+        kind = "dict" if isinstance(values, Mapping) else "set, whose order is random"
+        raise UserError(f"{name}={shown(values)}: is a {kind}; {wanted}")
+    if not isinstance(values, Iterable):
+        raise UserError(f"{name}={shown(values)}: {wanted}")
+    items = list(values)
+    for i, item in enumerate(items):
+        if not isinstance(item, str):
+            raise UserError(f"{name}[{i}]={shown(item)}: is {_kind(item)}; {wanted}")
+        if not allow_blank and not item.strip():
+            raise UserError(f"{name}[{i}]={shown(str(item))}: is blank; {wanted}")
+        if not item.isascii():
+            try:
+                item.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"{name}[{i}]={shown(str(item))}: is not Unicode text (character"
+                    f" {error.start} is half a surrogate pair)"
+                ) from None
+    return [str(item) for item in items]  # plain strings, of numpy's too
+
+
+def _kind(value: Any) -> str:
+    return "missing" if value is None else f"of type {type(value).__name__}"
+
+
+def whole_number(value: Any, name: str, least: int = 1, greatest: int | None = None) -> int:
+    """The number as an int. Raises `UserError` where it is none (True and 1.0 are none either), or
+    not in the range."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if is_whole and least <= value and (greatest is None or value <= greatest):
+        return int(value)
+    upper = "or more" if greatest is None else f"to {greatest}"
+    joint = ": " if "=" in name else "="  # "ks=(1, 0), number 2: 0"
+    raise UserError(f"{name}{joint}{shown(value)}: must be a whole number, {least} {upper}")
+
+
+def yes_or_no(value: Any, name: str) -> bool:
+    """The bool. Raises `UserError` for what merely counts as true, such as the string "False"."""
+    if isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise UserError(f"{name}={shown(value)}: must be True or False")
+
+
+def with_home(path: Any, name: str) -> str:
+    """A path or URL as text, "~" replaced by the user's home folder.
+
+    Raises `UserError` where `path` is none, is empty, or begins with "~" and a user that is not
+    known here.
+    """
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise UserError(f"{name}={shown(path)}: must be a path, as a string or a Path") from None
+    text = os.fsdecode(text)
+    if not text.strip() or "\0" in text:
+        raise UserError(f"{name}={text!r}: is not a path")
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        user = expanded.split("/")[0]
+        raise UserError(
+            f"{name}={text}: {user} is the home of no user here; write ./{user} for a folder"
+            " of that name"
+        )
+    return expanded
+
+
+def config_with_home(argv: Sequence[str]) -> list[str]:
+    """A program's arguments, "~" replaced in --config=~/FILE, where shells leave it as it is."""
+    return [
+        f"{flag}={with_home(value, '--config')}"
+        if flag in ("--config", "-config") and value.startswith("~")
+        else argument
+        for argument in argv
+        for flag, _, value in [argument.partition("=")]
+    ]
+
+
+def local_path(path: Any, name: str) -> Path:
+    """The path of something on this machine, "~" replaced by the user's home folder.
+
+    Raises `UserError` as `with_home`, and for a URL other than file://.
+    """
+    text = with_home(path, name)
+    if text.startswith("file://"):
+        text = with_home(text.removeprefix("file://"), name)
+    if "://" in text:
+        raise UserError(f"{name}={text}: is a URL; give a path on this machine")
+    return Path(text)
