@@ -71,6 +71,7 @@ class ImageRows:
         except CaptionError as error:
             self.drop(error.kind, row, str(error))
             return
+        self.dropped.kept_rows += 1
         record = self._record(image.strip(), rest)
         for column, found in enumerate(texts):
             for text in found:

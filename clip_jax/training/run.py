@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from clip_jax.agreement import check_same, from_first
+from clip_jax.data.bad_share import check_opened
 from clip_jax.data.pipeline import BatchIterator, training_batches
 from clip_jax.data.records import Source
 from clip_jax.data.tokenizer import Tokenizer, train_sentencepiece
@@ -106,6 +107,7 @@ def open_run(
         f"config.data.path={config.data.path}: ",
         "every machine must see the same data",
     )
+    check_opened(source, config.data.max_bad_fraction)  # before anything slow
     found = _find(config, workdir)
     steps = total_steps(config, len(source))
     optimizer = make_optimizer(config.optimizer, steps)  # its mistakes before anything slow
