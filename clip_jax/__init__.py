@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from clip_jax.idle_tpu import leave_idle_tpu_alone
+
 __version__ = "0.1.0"
 
 # name -> the module that defines it
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
     from clip_jax.models.config import ClipConfig as ClipConfig
     from clip_jax.models.two_tower import CLIPOutput as CLIPOutput
     from clip_jax.models.two_tower import count_parameters as count_parameters
+
+
+# Here, as everything of this package that imports jax imports the package first.
+leave_idle_tpu_alone()
 
 
 def __getattr__(name: str) -> Any:

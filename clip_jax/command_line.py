@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,6 @@ from absl import app, flags
 
 from clip_jax.errors import UserError
 from clip_jax.host_memory import keep_freed_memory
-
-_GOOGLE = "0x1ae0"  # PCI vendor of TPUs
 
 
 def run(
@@ -31,7 +27,6 @@ def run(
     """
     argv = list(sys.argv if argv is None else argv)
     keep_freed_memory()
-    _without_idle_tpu()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # orbax tells by absl of every metadata file that it does without.
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -50,17 +45,6 @@ def run(
         print("\n" + interrupted, file=sys.stderr)
         sys.exit(130)
     sys.exit(code or 0)
-
-
-def _without_idle_tpu(devices: Path = Path("/sys/bus/pci/devices")) -> None:
-    """Where the TPU's compiler is installed for pre-flights, but no TPU, jax takes the CPU.
-
-    It would try both, and libtpu write errors. Other accelerators come with plugins of their own.
-    """
-    vendors = {path.read_text().strip() for path in devices.glob("*/vendor")}
-    is_idle = find_spec("libtpu") is not None and _GOOGLE not in vendors
-    if is_idle and find_spec("jax_plugins") is None:
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def read_config(path: str, overrides: Sequence[str]) -> Any:

@@ -10,3 +10,20 @@ class UserError(Exception):
     The message is one line that names the key or file, the value, and what would be accepted.
     Programs print it and exit with status 2; nobody ever sees it as a traceback.
     """
+
+
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """The message of an error, such as another library's, in one line of at most `limit` letters.
+
+    What is longer ends between two words, with "…". The name of the error's type stands in for a
+    message that is empty.
+    """
+    text = " ".join(str(error).split())
+    if not text and isinstance(error, BaseException):
+        return type(error).__name__
+    if len(text) <= limit:
+        return text
+    cut = text[: limit - 1]
+    if not text[limit - 1].isspace() and " " in cut:
+        cut = cut.rpartition(" ")[0]
+    return cut.rstrip(" ,;:.(") + "…"

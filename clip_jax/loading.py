@@ -16,7 +16,13 @@ from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import init_params
 from clip_jax.sharding import make_mesh
-from clip_jax.training.checkpoint import newest_checkpoint, read_identity, read_params
+from clip_jax.training.checkpoint import (
+    DamagedCheckpoint,
+    newest_checkpoint,
+    read_identity,
+    read_params,
+    readable_before,
+)
 from clip_jax.weights.bundle import bundle_rules, flatten, is_bundle, tokenizer_from_identity
 from clip_jax.weights.load import Source, fitting, on_mesh, open_source
 from clip_jax.weights.source import resolve_source
@@ -117,7 +123,7 @@ def open_model(path: Path, architecture: str | None = None) -> Source:
     if path.is_dir() and not is_bundle(path / "model") and not is_bundle(path):
         checkpoint = _find_checkpoint(path)
         if checkpoint is not None:
-            return _open_checkpoint(checkpoint)
+            return _open_newest(checkpoint)
     return open_source(path, architecture)
 
 
@@ -127,6 +133,17 @@ def _find_checkpoint(source: Path) -> Path | None:
         if found is not None:
             return found
     return source if (source / "identity").is_dir() and (source / "params").is_dir() else None
+
+
+def _open_newest(directory: Path) -> Source:
+    """Opens a checkpoint. Raises `UserError` where it is damaged, with the one that can be read."""
+    try:
+        return _open_checkpoint(directory)
+    except DamagedCheckpoint as error:
+        before = readable_before(directory) if directory.name.isdigit() else None
+        if before is None:
+            raise
+        raise UserError(f"{error}; give {before}, the newest one that can be read") from error
 
 
 def _open_checkpoint(directory: Path) -> Source:

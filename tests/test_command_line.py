@@ -2,38 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
 from clip_jax import command_line
 from clip_jax.errors import UserError
-
-
-@pytest.mark.parametrize(
-    ("installed", "vendor", "expected"),
-    [
-        ({"libtpu"}, "0x8086", "cpu"),
-        ({"libtpu"}, "0x1ae0", None),
-        ({"libtpu", "jax_plugins"}, "0x8086", None),
-        (set(), "0x8086", None),
-    ],
-    ids=["compiler only", "tpu", "gpu", "nothing"],
-)
-def test_an_idle_tpu_compiler_is_left_alone(
-    installed: set[str],
-    vendor: str,
-    expected: str | None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (tmp_path / "0000:00:01.0").mkdir()
-    (tmp_path / "0000:00:01.0" / "vendor").write_text(vendor + "\n")
-    monkeypatch.setattr(command_line, "find_spec", lambda name: name in installed or None)
-    monkeypatch.delenv("JAX_PLATFORMS")
-    command_line._without_idle_tpu(tmp_path)
-    assert os.environ.get("JAX_PLATFORMS") == expected
 
 
 def raising(error: BaseException) -> None:

@@ -65,6 +65,12 @@ def test_default_config_holds_every_field_and_is_locked() -> None:
         ({"batch_size": 1.5}, "config.batch_size=1.5"),
         ({"batch_size": 0}, "config.batch_size=0: must be greater than 0"),
         ({"batch_size": True}, "config.batch_size=True"),
+        ({"batch_size": 1}, "config.batch_size=1: softmax learns to tell"),
+        ({"batch_size": 1.0}, "config.batch_size=1: softmax learns to tell"),
+        ({"batch_size": 1, "loss": "sigmoid"}, "config.batch_size=1: sigmoid learns to tell"),
+        ({"batch_size": 1, "loss_implementation": "ring"}, "give at least 2"),
+        ({"batch_size": 1, "loss_implementation": "dense"}, "give at least 2"),
+        ({"batch_size": 1, "optimizer": {"microbatches": 1}}, "give at least 2"),
         ({"seed": None}, "config.seed=None"),
         ({"steps": None}, "give one of them"),
         ({"steps": None, "epochs": float("inf")}, "config.epochs=inf"),
@@ -100,6 +106,14 @@ def test_mistakes_are_named(changes: dict, message: str) -> None:
         build_config(values)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_pairs_are_enough(loss: str, parts: int) -> None:
+    """Micro-batches of one pair are fine: the loss sees the whole batch."""
+    values = {"data": {"path": "x"}, "steps": 1, "batch_size": 2, "loss": loss}
+    assert build_config(values | {"optimizer": {"microbatches": parts}}).batch_size == 2
 
 
 def test_types_are_adapted() -> None:

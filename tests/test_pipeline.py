@@ -208,7 +208,8 @@ def test_state_is_json_and_tells_what_differs():
     state = json.loads(json.dumps(iterator.state()))
     where = {"next_batch": 6, "seed": 3, "global_batch_size": 8, "fingerprint": "30 1"}
     where |= {"lost_shards": {}, "dropped": {}}
-    assert state == where | {"tried": 8, "bad": [], "bad_records": {}, "cursor": {}}
+    where |= {"tried": 8, "bad": [], "bad_kinds": {}, "bad_records": {}, "opened": None}
+    assert state == where | {"cursor": {}}
     same = batches(source, seed=3, batch_size=8, start_batch=state["next_batch"])
     same.resume(state)
     same.close()

@@ -142,7 +142,7 @@ def test_incomplete_checkpoint_is_set_aside(config: Path, reference: Path, tmp_p
     # An interrupted copy: the newest checkpoint lacks a part.
     shutil.rmtree(workdir / "checkpoints" / str(STEPS) / "rest")
     output = finish(config, workdir)
-    assert f"{STEPS}.incomplete" in output
+    assert f"{STEPS}.damaged" in output
     assert f"resuming at step {STEPS - 4}" in output
     ours, theirs = (load_file(d / "model" / "model.safetensors") for d in (workdir, reference))
     for name in theirs:

@@ -86,6 +86,7 @@ class ImageRows:
             reason = f"label {label!r} where the image's first row has {first!r}"
             self.drop("row_malformed", row, reason)
             return
+        self.dropped.kept_rows += 1
         for column, found in enumerate(texts):
             for text in found:
                 self.store.add_caption(record, column, text)

@@ -29,12 +29,13 @@ import grain
 import numpy as np
 
 from clip_jax.data.augmentation import Augmentation
+from clip_jax.data.bad_share import BY_RULE, Opened, Tally, check_opened, opened
 from clip_jax.data.make_batch import Bad, MakeBatch, Tokenize
 from clip_jax.data.mixture import MixtureSource
 from clip_jax.data.order import Order, ShuffledOrder
 from clip_jax.data.records import Source
 from clip_jax.data.refine import RefinedSource
-from clip_jax.data.stream_order import Cursor, StreamOrder
+from clip_jax.data.stream_order import Begun, Cursor, StreamOrder
 from clip_jax.data.streaming import StreamingSource
 from clip_jax.data.telemetry import telemetry
 from clip_jax.errors import UserError
@@ -44,15 +45,12 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 
 _ENDLESS = 2**53  # batches
-_MIN_RECORDS_JUDGED = 100  # the bad share is one of at least so many records (or of all, if fewer)
 _READ_THREADS = 4  # without workers; each makes whole batches
 # A state may be saved for a batch a little before the last: a resume can go on from an older place
 # in a stream, not from a newer one.
 _CURSORS = 4
 _LISTED = 1000  # bad records by name; all are counted
 _DIED = "Worker process was terminated unexpectedly"  # how grain says it
-# Left out because a rule says so: nothing is wrong with the data.
-_BY_RULE = ("caption_filtered", "image_filtered", "duplicate")
 
 
 class BatchIterator:
@@ -60,7 +58,6 @@ class BatchIterator:
 
     Attributes:
       next_batch: number of the batch that `next` gives; what a resume passes as `start_batch`.
-      bad_records: key -> reason, of the first records that could not be used.
       lost_shards: file -> reason, of those that could not be read; `max_bad_fraction` is not about
         what was in them.
       counts: of `telemetry`, since the source was opened.
@@ -87,12 +84,13 @@ class BatchIterator:
         self._host_rows = host_rows
         self._workers = workers
         self._max_bad_fraction = max_bad_fraction
-        self._tried = 0
         # By number: keys of different archives may be equal.
         self._bad_indices: set[int] = set()
-        self.bad_records: dict[str, str] = {}
         self.lost_shards: dict[str, str] = {}
         self._left_out: Counter[str] = Counter()  # while reading
+        # A stream finds out as it goes what opening leaves out.
+        self._streams = isinstance(order, StreamOrder)
+        self._tally = Tally(Opened() if self._streams else opened(source), len(source))
         self._cursors: deque[Cursor] = deque(maxlen=_CURSORS)
         # Of workers, the batches tell; of this process, which opened the source, nobody else does.
         self.counts = Counter(telemetry.take())
@@ -122,11 +120,13 @@ class BatchIterator:
         self.counts.update(telemetry.take())
         if "cursor" in report:
             self._cursors.append(report["cursor"])
-        for epoch, shard, drops, lost in report.get("begun", ()):
-            if lost is not None:
-                self._lose(shard, lost)
-            if epoch == 0:  # each sample once
-                self._left_out.update(drops)
+        for begun in (Begun(*entry) for entry in report.get("begun", ())):
+            if begun.lost is not None:
+                self._lose(begun.path, begun.lost)
+            if begun.epoch == 0:  # each sample once
+                self._left_out.update(begun.drops)
+                if wrong := self._tally.opened.add(begun.samples, begun.drops):
+                    self._tally.opened.show(begun.path, f"{wrong:,} of its samples")
         fatal = report.get("fatal")
         is_complete = "images" in batch or fatal
         self._judge([Bad(*entry) for entry in report["bad"]], is_complete=is_complete)
@@ -144,42 +144,34 @@ class BatchIterator:
 
     def _judge(self, bad: list[Bad], is_complete: bool) -> None:
         judged = [entry for entry in bad if self._is_bad(entry)]
-        count = len(self._source)
-        self._tried += self._host_rows + len(judged)
-        least = min(count, max(self._tried, _MIN_RECORDS_JUDGED))
-        if is_complete and len(self._bad_indices) <= self._max_bad_fraction * least:
-            return
+        self._tally.tried += self._host_rows + len(judged)
         if not is_complete and bad[-1].shard is not None:
             raise UserError(
                 f"{len(self.lost_shards)} shards cannot be read, and too many of them one after"
                 f" another, such as {bad[-1].shard}: {bad[-1].reason}; the same command goes on"
                 " when they are back"
             )
-        if not self._bad_indices:
+        if not is_complete and not self._bad_indices:
             counts = ", ".join(f"{n} x {kind}" for kind, n in self._left_out.items())
             raise UserError(
                 f"the filters leave nothing of {len(bad)} records in a row ({counts}; such as"
                 f" {bad[0].key}: {bad[0].reason}); loosen config.data.filters"
             )
-        key, reason = next(iter(self.bad_records.items()))
-        raise UserError(
-            f"{len(self._bad_indices)} of {min(count, self._tried)} records tried cannot be"
-            f" used, more than max_bad_fraction={self._max_bad_fraction:g};"
-            f" such as {key}: {reason};"
-            " repair the data or raise max_bad_fraction"
-        )
+        if not is_complete or self._tally.exceeds(self._max_bad_fraction):
+            raise self._tally.error(self._max_bad_fraction)
 
     def _is_bad(self, entry: Bad) -> bool:
         """Counts what was left out; whether something is wrong with the record itself."""
         if entry.shard is not None:
             self._lose(entry.shard, entry.reason)
             return False
-        if entry.kind in _BY_RULE:
+        if entry.kind in BY_RULE:
             self._left_out[entry.kind] += 1
             return False
         if entry.number not in self._bad_indices:
             self._bad_indices.add(entry.number)
             self._left_out[entry.kind] += 1
+            self._tally.bad[entry.kind] += 1
             if len(self.bad_records) < _LISTED:
                 self.bad_records[entry.key] = entry.reason
                 logger.warning("record %s left out: %s", entry.key, entry.reason)
@@ -197,13 +189,21 @@ class BatchIterator:
         return {
             "next_batch": self.next_batch,
             **self._identity(),
-            "tried": self._tried,
+            "tried": self._tally.tried,
             "bad": bad,
+            "bad_kinds": dict(self._tally.bad),
             "bad_records": self.bad_records,
             "lost_shards": self.lost_shards,
-            "dropped": dict(self._left_out),  # without what opening the source tells again
+            # Without what opening the source tells again.
+            "dropped": dict(self._left_out),
+            "opened": vars(self._tally.opened) if self._streams else None,
             "cursor": self._cursors[0] if self._cursors else {},
         }
+
+    @property
+    def bad_records(self) -> dict[str, str]:
+        """Key -> reason, of the first records that could not be used."""
+        return self._tally.examples
 
     @property
     def bad_count(self) -> int:
@@ -237,11 +237,17 @@ class BatchIterator:
                     f"cannot resume: the checkpoint was made with other {what}:"
                     f" {name}={state.get(name)!r} there, {now!r} now; {how}"
                 )
-        self._tried = state["tried"]
         self._bad_indices = set(state["bad"])
-        self.bad_records = dict(state["bad_records"])
-        self.lost_shards = dict(state.get("lost_shards", {}))
-        self._left_out = Counter(state.get("dropped", {}))
+        self.lost_shards = dict(state["lost_shards"])
+        self._left_out = Counter(state["dropped"])
+        was = state["opened"]
+        self._tally = Tally(
+            Opened(**was | {"kinds": Counter(was["kinds"])}) if was else self._tally.opened,
+            len(self._source),
+            state["tried"],
+            Counter(state["bad_kinds"]),
+            dict(state["bad_records"]),
+        )
         if state.get("cursor"):
             self._cursors.append(dict(state["cursor"]))
 
@@ -284,12 +290,14 @@ def training_batches(
       rows: which rows of the global batch this host makes, in this order; None: all.
       workers: processes; 0 makes batches in threads of this one. Changes no value.
       start_batch: the first batch's number, for a resume; costs nothing.
-      max_bad_fraction: share of undecodable records among those seen above which the run stops.
+      max_bad_fraction: share of unusable records, found when the source was opened or when they
+        were read, above which the run stops.
       streams, window_shards: of a streaming source, see `StreamOrder`.
       cursor: of a streaming source, from the state that a checkpoint keeps.
 
     Raises:
-      UserError: fewer records than the global batch, or a number out of its range.
+      UserError: fewer records than the global batch, too many of them unusable, or a number out of
+        its range.
     """
     _check_numbers(
         batch_size=(batch_size, 1),
@@ -297,6 +305,7 @@ def training_batches(
         workers=(workers, 0),
         start_batch=(start_batch, 0),
     )
+    check_opened(source, max_bad_fraction)
     if len(source) < batch_size:
         raise UserError(
             f"the data has {len(source)} records, fewer than the global batch of"

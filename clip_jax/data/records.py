@@ -91,12 +91,15 @@ class Drops(Mapping[str, str]):
       counts: kind (of `KINDS`) -> how many.
       listed: (key, `Drop`) of the first, in order.
       room: how many may be listed.
+      kept_rows: rows that are used, where rows of one image make one record; otherwise 0, and the
+        records count.
     """
 
     def __init__(self, room: int = LISTED_DROPS) -> None:
         self.counts: Counter[str] = Counter()
         self.listed: list[tuple[str, Drop]] = []
         self.room = room
+        self.kept_rows = 0
         self._reasons: dict[str, str] = {}
 
     def add(self, kind: str, key: str, reason: str, position: str | None = None) -> None:

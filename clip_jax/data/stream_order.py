@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,16 @@ _CLOSED_SECONDS = 0.2  # between looks whether nobody waits any more
 
 # Of each stream: epoch, window in it, position in the stream at which the window begins.
 Cursor = dict[str, tuple[int, int, int]]
+
+
+class Begun(NamedTuple):
+    """A shard that a stream begins to read."""
+
+    epoch: int
+    path: str
+    samples: int  # that can be used
+    drops: dict[str, int]  # kind -> samples that are left out
+    lost: str | None  # why it cannot be had at all
 
 
 @dataclass(frozen=True)
@@ -291,9 +301,9 @@ class StreamOrder:
         stream, within = self._place(position)
         return self._stream(stream).replacements(within)
 
-    def begun(self, positions: Sequence[int]) -> list[tuple[int, str, dict[str, int], str | None]]:
-        """Of the shards whose window begins at one of these positions, those that leave something
-        out: epoch, file, kind -> samples left out, why it cannot be had at all.
+    def begun(self, positions: Sequence[int]) -> list[Begun]:
+        """The shards whose window begins at one of these positions: all of the first epoch, later
+        those that leave something out.
 
         Told by the batch, whoever has copied them: once, in any number of workers and through
         resumes.
@@ -303,8 +313,8 @@ class StreamOrder:
             stream, within = self._place(position)
             window = self._stream(stream).window(within)
             if window.start == within:
-                found += [(n, path, x.drops, x.lost) for n, path, x in window.begun]
-        return [entry for entry in found if entry[2] or entry[3]]
+                found += [Begun(n, path, x.count, x.drops, x.lost) for n, path, x in window.begun]
+        return [entry for entry in found if entry.drops or entry.lost or entry.epoch == 0]
 
     def cursor(self, positions: Sequence[int]) -> Cursor:
         """Of each stream that has one of these positions, the window of the last of them."""

@@ -123,7 +123,7 @@ def _temporary_lines(run: Run, temporary: float, room: float) -> list[str]:
             "for one more forward pass"
         )
     smaller = 2 ** math.floor(math.log2(here * room / temporary)) if here * room > temporary else 0
-    if 0 < smaller < here:
+    if smaller < here and smaller * shards >= 2:
         lines.append(
             f"batch: --config.batch_size={smaller * shards} would about fit, but is another run"
         )

@@ -153,7 +153,7 @@ class Search:
     def smaller_batches(self, changes: Changes) -> None:
         """Half the batch, and half again, until it fits."""
         size = self.base.config.batch_size // 2
-        while size:
+        while size >= 2:  # a pair needs others to be told from
             report = self.attempt({**changes, "model.remat": "full", "batch_size": size})
             if report is None or report["fits"]:
                 return

@@ -16,20 +16,8 @@ from typing import Any
 import jax
 
 from clip_jax.errors import UserError
+from clip_jax.idle_tpu import QUIET_LIBTPU
 
-# What libtpu reads when it is loaded. Without these it asks the cloud's metadata server who it is,
-# refuses a second process, and writes log files.
-_LIBTPU_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "TPU_LOG_DIR": "disabled",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
 _NAME = re.compile(r"(?:(?P<slices>\d+)x)?(?P<generation>[a-z]\w*):(?P<shape>\d+(?:x\d+)*)")
 MOST_CPU_DEVICES = 4096
 MOST_CHIPS = 9216
@@ -147,7 +135,7 @@ def _described(topology: str, found: re.Match[str], generation: Generation, slic
             f"--topology={topology}: needs the TPU's compiler, libtpu: {how}; or use "
             "--topology=cpu:8 for a dry run without it"
         )
-    for name, value in _LIBTPU_ENVIRONMENT.items():
+    for name, value in (QUIET_LIBTPU | {"TF_CPP_MIN_LOG_LEVEL": "3"}).items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies

@@ -9,10 +9,15 @@ the end, so that a half-written checkpoint is never seen as one.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import logging
 import shutil
+import sys
+import time
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, one_line
 from clip_jax.training.clock import SaveTimer
 from clip_jax.training.config import CheckpointConfig
 from clip_jax.training.state import TrainState
@@ -31,34 +36,49 @@ policies = ocp.training.preservation_policies
 # Of an array that lies on several devices whole, each writes a slice if it has so many bytes. Of
 # smaller ones a compiled slice for each device and shape would take longer than the writing.
 _MIN_SLICE_BYTES = 16 << 20
+_ECHO_SECONDS = 0.3  # for which threads go on after a read that has failed
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint whose files are missing or cut off."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: asynchronous saves, retention, the newest one back."""
+    """The checkpoints of one run: asynchronous saves, retention, the newest one back.
+
+    What is there can be read from the beginning; `open` it before the first save.
+    """
 
     def __init__(self, directory: Path, config: CheckpointConfig):
-        kept: list[Any] = [policies.LatestN(config.keep_newest)]
-        if config.keep_every_steps:
-            kept.append(policies.EveryNSteps(config.keep_every_steps))
-        if jax.process_index() == 0:
-            set_aside_incomplete(directory)
-        multihost_utils.sync_global_devices("incomplete checkpoints are set aside")
         self._config = config
         self._timer = SaveTimer(config.every_minutes)
+        self._directory = directory
+        self._checkpointer: Any = None
+
+    def steps(self) -> list[int]:
+        """The steps of which there is a folder, damaged or not, the newest first."""
+        return [int(path.name) for path in _steps(self._directory)]
+
+    def open(self, damaged: Sequence[int] = ()) -> None:
+        """Begins to save, and to remove what retention does not keep.
+
+        Folders of the steps in `damaged` are renamed first, to STEP.damaged; every process of the
+        job calls it.
+        """
+        if jax.process_index() == 0:
+            for step in damaged:
+                _set_aside(self._directory / str(step))
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        kept: list[Any] = [policies.LatestN(self._config.keep_newest)]
+        if self._config.keep_every_steps:
+            kept.append(policies.EveryNSteps(self._config.keep_every_steps))
         self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
+            self._directory.absolute(),
             save_decision_policy=_Always(),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
             context=_context(),
         )
-        self._directory = directory
-
-    @property
-    def newest_step(self) -> int | None:
-        """The step of the newest complete checkpoint, as this process sees it."""
-        latest = self._checkpointer.latest
-        return None if latest is None else int(latest.step)
 
     def due(self, step: int) -> bool:
         """Whether a save is due after `step`, by steps or by minutes; asked after every step."""
@@ -70,7 +90,8 @@ class Checkpoints:
         """Starts a save of the state's step; a step that is already saved is left as it is."""
         step = int(state.step)
         self._timer.reset()
-        if self.newest_step == step:
+        latest = self._checkpointer.latest
+        if latest is not None and int(latest.step) == step:
             return
         parts = {"params": state.params, "rest": _rest(state)}
         if state.ema_params is not None:
@@ -81,28 +102,26 @@ class Checkpoints:
             self._checkpointer.wait()
 
     def identity(self, step: int) -> dict[str, Any]:
-        """What a checkpoint says of itself."""
+        """What a checkpoint says of itself. Raises `DamagedCheckpoint`."""
         return read_identity(self._directory / str(step))
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state of a checkpoint, on the shards that `abstract` names."""
+        """The state of a checkpoint, on the shards that `abstract` names.
+
+        Raises `DamagedCheckpoint`.
+        """
         wanted = {"params": abstract.params, "rest": _rest(abstract)}
         if abstract.ema_params is not None:
             wanted["ema"] = abstract.ema_params
-        try:
-            parts = self._checkpointer.load_checkpointables(step, wanted)
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            raise UserError(
-                f"checkpoint {self._directory / str(step)} cannot be restored: "
-                f"{_first_line(error)}; it is damaged: move it away to go on from the one before it"
-            ) from error
+        parts = _load_parts(self._directory / str(step), wanted)
         return abstract.replace(
             params=parts["params"], ema_params=parts.get("ema"), **parts["rest"]
         )
 
     def close(self) -> None:
         """Waits for a save in progress."""
-        self._checkpointer.close()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
 
 
 def _context() -> ocp.Context:
@@ -126,41 +145,76 @@ def _rest(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def _load_parts(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    with warnings.catch_warnings():
-        # Placement is chosen by the caller afterwards; orbax warns that it reads it from the file.
-        warnings.filterwarnings("ignore", message="Sharding info not provided")
-        return ocp.load_checkpointables(directory.absolute(), wanted)
+    """Parts of a checkpoint. Raises `DamagedCheckpoint` where they cannot be read."""
+    if not is_complete(directory):
+        raise DamagedCheckpoint(f"{directory}: not a complete clip_jax checkpoint")
+    try:
+        with warnings.catch_warnings():
+            # Placement is chosen by the caller afterwards; orbax warns that it reads it from the
+            # file.
+            warnings.filterwarnings("ignore", message="Sharding info not provided")
+            # A read that fails leaves others behind that nobody waits for any more.
+            warnings.filterwarnings("ignore", category=RuntimeWarning, message="coroutine")
+            with _without_echoes():
+                return ocp.load_checkpointables(directory.absolute(), wanted)
+    except (ValueError, KeyError, FileNotFoundError, ocp.errors.InvalidLayoutError) as error:
+        reason = one_line(_innermost(error))
+        raise DamagedCheckpoint(f"{directory}: cannot be read ({reason})") from error
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The error that began it: orbax wraps those of files in some that are about itself."""
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    return next((e for e in reversed(chain) if isinstance(e, ValueError | OSError)), error)
+
+
+@contextlib.contextmanager
+def _without_echoes() -> Iterator[None]:
+    """Where reading a checkpoint fails, keeps stderr free of the failures of its other reads.
+
+    There are hundreds of them, each a page, in threads and coroutines that go on for a moment.
+    """
+    hooks = sys.excepthook, sys.unraisablehook
+    levels = {name: logging.getLogger(name).level for name in ("asyncio", "absl")}
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        sys.excepthook = lambda *_: None
+        sys.unraisablehook = lambda _: None
+        try:
+            yield
+        except Exception:
+            time.sleep(_ECHO_SECONDS)
+            gc.collect()  # coroutines that were never awaited say so when they are freed
+            raise
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def read_identity(directory: Path) -> dict[str, Any]:
-    """The identity of a checkpoint folder. Raises `UserError` when it is none, or damaged."""
+    """The identity of a checkpoint folder. Raises `DamagedCheckpoint`, also when it is none."""
+    stored = _load_parts(directory, {"identity": None})["identity"]
     try:
-        return json.loads(_load_parts(directory, {"identity": None})["identity"]["json"])
-    except (ValueError, KeyError, FileNotFoundError, ocp.errors.InvalidLayoutError) as error:
-        raise UserError(
-            f"{directory}: not a complete clip_jax checkpoint ({_first_line(error)})"
+        return json.loads(stored["json"])
+    except (ValueError, KeyError) as error:
+        raise DamagedCheckpoint(
+            f"{directory}: its identity cannot be read ({one_line(error)})"
         ) from error
 
 
 def read_params(directory: Path) -> dict[str, Any]:
     """The parameters of a checkpoint alone, as numpy arrays: their moving average where it has one.
 
-    Raises `UserError` when they cannot be read.
+    Raises `DamagedCheckpoint` when they cannot be read.
     """
     has_average = read_identity(directory)["config"]["optimizer"]["ema_decay"] is not None
     name = "ema" if has_average else "params"
-    try:
-        params = _load_parts(directory, {name: None})[name]
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        raise UserError(
-            f"{directory}: {name} cannot be read from this checkpoint ({_first_line(error)})"
-        ) from error
-    return jax.tree.map(np.asarray, params)
+    return jax.tree.map(np.asarray, _load_parts(directory, {name: None})[name])
 
 
 def is_complete(path: Path) -> bool:
@@ -176,15 +230,22 @@ def _steps(directory: Path) -> list[Path]:
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint in DIR/checkpoints, or None."""
+    """The newest complete checkpoint in a folder of steps, or None."""
     return next((path for path in _steps(directory) if is_complete(path)), None)
 
 
-def set_aside_incomplete(directory: Path) -> None:
-    """Renames step folders that lack a part, such as an interrupted copy leaves, out of the way."""
-    for path in _steps(directory):
-        if not is_complete(path):
-            aside = path.with_name(f"{path.name}.incomplete")
-            logging.warning("%s is not a complete checkpoint: renamed to %s", path, aside.name)
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+def readable_before(directory: Path) -> Path | None:
+    """The newest checkpoint before the one in `directory` whose parameters can be read, or None."""
+    for path in _steps(directory.parent):
+        if int(path.name) < int(directory.name):
+            with contextlib.suppress(DamagedCheckpoint):
+                read_params(path)
+                return path
+    return None
+
+
+def _set_aside(path: Path) -> None:
+    """Renames the folder of a step out of the way, so that the step can be saved again."""
+    aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)

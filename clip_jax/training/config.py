@@ -249,6 +249,11 @@ def _check_ranges(config: TrainConfig) -> None:
     for key, value in positive.items():
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"{key}={value}: must be greater than 0, and finite")
+    if config.batch_size == 1:
+        raise UserError(
+            f"config.batch_size=1: {config.loss} learns to tell a pair from the others of its "
+            "batch, and there are none; give at least 2 (256 and more are usual)"
+        )
     optimizer = config.optimizer
     ranges = {
         "config.seed": (config.seed, 0, 2**31 - 1),

@@ -7,14 +7,16 @@ import json
 import logging
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from clip_jax.agreement import check_same, from_first
+from clip_jax.agreement import check_same, from_first, gather
+from clip_jax.data.bad_share import check_opened
 from clip_jax.data.pipeline import BatchIterator, training_batches
 from clip_jax.data.records import Source
 from clip_jax.data.tokenizer import Tokenizer, train_sentencepiece
@@ -26,7 +28,7 @@ from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.sharding import batch_shards
 from clip_jax.training import config as configs
-from clip_jax.training.checkpoint import Checkpoints
+from clip_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 from clip_jax.training.config import TrainConfig
 from clip_jax.training.data import captions_of, gathered_cursor
 from clip_jax.training.initial import (
@@ -46,6 +48,8 @@ from clip_jax.weights.bundle import (
     tokenizer_to_identity,
 )
 from clip_jax.weights.load import Source as Initial
+
+T = TypeVar("T")
 
 # Fields of an architecture that fix neither its parameters nor what they mean.
 CHANGEABLE = ("dtype", "remat", "attention", "patch_dropout", "batch_norm")
@@ -85,12 +89,114 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
-    """The newest checkpoint of a workdir, if there is one."""
+class _Begin:
+    """What a run begins with: new, or from a checkpoint."""
 
-    checkpoints: Checkpoints
     step: int | None
     identity: dict[str, Any] | None
+    architecture: ClipConfig
+    tokenizer: Tokenizer
+    initial: Initial | None
+    state: TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opening:
+    """Finds what a run begins with."""
+
+    config: TrainConfig
+    workdir: Path
+    source: Source
+    mesh: Mesh
+    steps: int
+    optimizer: Any
+    checkpoints: Checkpoints
+
+    def begin(self) -> _Begin:
+        """Begins anew, or from the newest checkpoint that can be read; opens `checkpoints`.
+
+        Raises `UserError` where there are checkpoints and none can be read: nothing is overwritten.
+        """
+        damaged: dict[int, str] = {}
+        # From process 0, since a mounted bucket may show others an older one.
+        for step in from_first(self.checkpoints.steps()):
+            try:
+                begin = self._from_step(step)
+            except DamagedCheckpoint as error:
+                damaged[step] = str(error)
+                continue
+            if damaged and jax.process_index() == 0:
+                names = ", ".join(f"{number}.damaged" for number in damaged)
+                logging.warning(
+                    "%s; going on from step %d, what is damaged is renamed to %s",
+                    "; ".join(damaged.values()), step, names,
+                )  # fmt: skip
+            self.checkpoints.open(list(damaged))
+            return begin
+        if damaged:
+            raise UserError(
+                f"no checkpoint of {self.workdir} can be read: {'; '.join(damaged.values())}; "
+                "restore one, or use another workdir"
+            )
+        begin = self._anew()
+        self.checkpoints.open()
+        return begin
+
+    def _from_step(self, step: int) -> _Begin:
+        """Begins from a checkpoint.
+
+        Raises `DamagedCheckpoint` on every process where one cannot read it, and `UserError` where
+        it is of another model, or cannot go on as configured.
+        """
+        config, workdir = self.config, self.workdir
+        identity = _readable(lambda: self.checkpoints.identity(step))
+        tokenizer = tokenizer_from_identity(identity)
+        rows = identity["architecture"]["vocab_size"]
+        architecture, tokenizer = resolve_architecture(config, tokenizer, rows)
+        check_same_model(architecture, identity, workdir)
+        check_resumable(config, identity["config"], workdir)
+        if step > self.steps:
+            raise UserError(
+                f"config.steps={self.steps}: {workdir} is at step {step} already; "
+                "give at least that, or another workdir"
+            )
+        ema = config.optimizer.ema_decay is not None
+        abstract = abstract_state(self.mesh, architecture, self.optimizer, ema)
+        state = _readable(lambda: self.checkpoints.restore(step, abstract))
+        return _Begin(step, identity, architecture, tokenizer, None, state)
+
+    def _anew(self) -> _Begin:
+        """Begins a new run. Raises `UserError` where the workdir holds the end of one already."""
+        config, mesh, optimizer = self.config, self.mesh, self.optimizer
+        if exported_step(self.workdir / "model") is not None:
+            raise UserError(
+                f"--workdir={self.workdir}: holds a finished model but no checkpoint to go on from;"
+                " use another workdir"
+            )
+        initial = open_initial(config)
+        tokenizer = _common_tokenizer(config, self.source, initial)
+        rows = None if initial is None else initial.config.vocab_size
+        architecture, tokenizer = resolve_architecture(config, tokenizer, rows)
+        if initial is not None:
+            state = initial_state(mesh, architecture, optimizer, config, initial)
+        else:
+            ema = config.optimizer.ema_decay is not None
+            state = sharded_state(mesh, architecture, optimizer, config.seed, ema)
+        return _Begin(None, None, architecture, tokenizer, initial, state)
+
+
+def _readable(read: Callable[[], T]) -> T:
+    """Returns what `read` does. Raises `DamagedCheckpoint` on every process where it does on
+    one."""
+    found, reason = None, ""
+    try:
+        found = read()
+    except DamagedCheckpoint as error:
+        reason = str(error)
+    reasons = [reason.encode()] if jax.process_count() == 1 else gather(reason.encode())
+    if any(reasons):
+        raise DamagedCheckpoint(next(text for text in reasons if text).decode())
+    return cast(T, found)
 
 
 def open_run(
@@ -106,25 +212,17 @@ def open_run(
         f"config.data.path={config.data.path}: ",
         "every machine must see the same data",
     )
-    found = _find(config, workdir)
+    check_opened(source, config.data.max_bad_fraction)  # before anything slow
     steps = total_steps(config, len(source))
     optimizer = make_optimizer(config.optimizer, steps)  # its mistakes before anything slow
-    architecture, tokenizer, initial = _model(config, source, found, workdir)
-    _check_steps(found, steps, workdir)
-    ema = config.optimizer.ema_decay is not None
-    if found.step is not None:
-        abstract = abstract_state(mesh, architecture, optimizer, ema)
-        state = found.checkpoints.restore(found.step, abstract)
-    elif initial is not None:
-        state = initial_state(mesh, architecture, optimizer, config, initial)
-    else:
-        state = sharded_state(mesh, architecture, optimizer, config.seed, ema)
-    first_step = found.step or 0
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    begin = _Opening(config, workdir, source, mesh, steps, optimizer, checkpoints).begin()
+    first_step = begin.step or 0
     batches = training_batches(
         source,
-        tokenizer.with_truncation(True),
-        architecture.image_size,
-        architecture.image_interpolation,
+        begin.tokenizer.with_truncation(True),
+        begin.architecture.image_size,
+        begin.architecture.image_interpolation,
         config.augmentation,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -134,64 +232,23 @@ def open_run(
         max_bad_fraction=config.data.max_bad_fraction,
         streams=config.data.streams,
         window_shards=config.data.window_shards,
-        cursor=None if found.identity is None else found.identity["data"].get("cursor"),
+        cursor=None if begin.identity is None else begin.identity["data"].get("cursor"),
     )
-    if found.identity is not None:
-        batches.resume(found.identity["data"])
+    if begin.identity is not None:
+        batches.resume(begin.identity["data"])
     if is_first:
         text = json.dumps(configs.to_dict(config), indent=1) + "\n"
         (workdir / "config.json").write_text(text, encoding="utf-8")
     run = Run(
-        config, workdir, architecture, tokenizer, source, mesh, steps, batches, found.checkpoints,
+        config, workdir, begin.architecture, begin.tokenizer, source, mesh, steps, batches,
+        checkpoints,
         log=RunLog(workdir, first_step, enabled=is_first),
         progress=Progress(steps, enabled=is_first),
         first_step=first_step,
     )  # fmt: skip
     begun = f"resuming at step {first_step:,}" if first_step else "starting"
-    _announce(run, begun if initial is None else f"{begun} from {config.init.source}")
-    return run, state
-
-
-def _find(config: TrainConfig, workdir: Path) -> _Found:
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-    newest = from_first(checkpoints.newest_step)  # a mounted bucket may show others an older one
-    return _Found(checkpoints, newest, None if newest is None else checkpoints.identity(newest))
-
-
-def _model(
-    config: TrainConfig, source: Source, found: _Found, workdir: Path
-) -> tuple[ClipConfig, Tokenizer, Initial | None]:
-    """Architecture and tokenizer, of the checkpoint or new, and what a new state begins with.
-
-    Raises `UserError` where the checkpoint is of another model, or cannot go on as configured.
-    """
-    identity, initial = found.identity, None
-    if identity is not None:
-        tokenizer = tokenizer_from_identity(identity)
-        rows = identity["architecture"]["vocab_size"]
-    else:
-        initial = open_initial(config)
-        tokenizer = _common_tokenizer(config, source, initial)
-        rows = None if initial is None else initial.config.vocab_size
-    architecture, tokenizer = resolve_architecture(config, tokenizer, rows)
-    if identity is not None:
-        check_same_model(architecture, identity, workdir)
-        check_resumable(config, identity["config"], workdir)
-    return architecture, tokenizer, initial
-
-
-def _check_steps(found: _Found, steps: int, workdir: Path) -> None:
-    """Raises `UserError` where the workdir is past the end, or has an end but nothing before it."""
-    if found.step is not None and found.step > steps:
-        raise UserError(
-            f"config.steps={steps}: {workdir} is at step {found.step} already; "
-            "give at least that, or another workdir"
-        )
-    if found.step is None and exported_step(workdir / "model") is not None:
-        raise UserError(
-            f"--workdir={workdir}: holds a finished model but no checkpoint to go on from; "
-            "use another workdir"
-        )
+    _announce(run, begun if begin.initial is None else f"{begun} from {config.init.source}")
+    return run, begin.state
 
 
 def _announce(run: Run, begun: str) -> None:
