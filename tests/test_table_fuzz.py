@@ -17,8 +17,23 @@ from clip_jax.errors import UserError
 
 TABLES = 3000
 IMAGES = 12  # in the folder; each row of a table has another
-WORDS = tuple('a cat café 日本 \U0001f600 12 C:\\pets it\'s – #0 , ; | " "" "yes" 12"'.split()) + (
-    *(" ", "  ", ", ", "\t", "\x0b", "\x00", "\u2028"),
+WORDS = (
+    *(
+        "a",
+        "cat",
+        "café",
+        "日本",
+        "\U0001f600",
+        "12",
+        "C:\\pets",
+        "it's",
+        "–",
+        "#0",
+        " ",
+        "  ",
+        "\t",
+    ),
+    *('"', '""', '"yes"', '12"', ",", ", ", ";", "|", "\x0b", "\x00", "\u2028"),
 )
 LINE_ENDS = ("\n", "\r\n", "\r")
 

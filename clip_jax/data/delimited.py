@@ -15,16 +15,17 @@ from typing import NamedTuple
 
 # A longer cell has lost its end; the limit of `csv`, which holds for cells without quotes too.
 MAX_CELL = 131_072
-_MAX_LINES = 1000  # of one row
+_MAX_LINES = 200  # of one row
 _MAX_ROW = 32 * MAX_CELL
 _ESCAPED_QUOTE = re.compile(r'(?<!\\)(?:\\\\)*\\"')
 _LINE_END = re.compile("[\r\n]")
 
 
 class Broken(NamedTuple):
-    """Why a row cannot be used."""
+    """Why a row cannot be used; `by_quotes` where these are the reason."""
 
     reason: str
+    by_quotes: bool = False
 
 
 class Row(NamedTuple):
@@ -100,6 +101,7 @@ class Quoting:
         apart = re.escape(delimiter)
         blanks = "[ ]*" if delimiter == "\t" else r"[ \t]*"
         self._opening = re.compile(rf'(?:^|{apart}){blanks}"')
+        self._opening_late = re.compile(rf'(?:^|{apart})(?!"){blanks}"')
         # Doubled quotes inside, or a backslash before each.
         self._doubled, self._backslash = (
             re.compile(
@@ -109,6 +111,11 @@ class Quoting:
             )
             for inner in (r'[^"]*(?:""[^"]*)*', r'[^"\\]*(?:\\.[^"\\]*)*')
         )
+
+    def has_blanks(self, text: str) -> bool:
+        """Whether blanks stand before the quote of a cell."""
+        may_have = ' "' in text or '\t"' in text
+        return may_have and self._opening_late.search(text) is not None
 
     def opens(self, text: str) -> bool:
         """Whether a cell of `text` begins with a quote, after blanks or not."""
@@ -175,6 +182,21 @@ def read_rows(
     return _Reader(lines, delimiter, shape, is_quoted).rows()
 
 
+class _OneLine:
+    """Gives `csv.reader` a line at a time; making a reader for each would take longer than it."""
+
+    line: str | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line, self.line = self.line, None
+        if line is None:
+            raise StopIteration
+        return line
+
+
 class _Reader:
     def __init__(self, lines: Lines, delimiter: str, shape: Shape, is_quoted: bool) -> None:
         self._lines = lines
@@ -182,6 +204,8 @@ class _Reader:
         self._shape = shape
         self._is_quoted = is_quoted
         self._quoting = Quoting(delimiter)
+        self._one_line = _OneLine()
+        self._csv = csv.reader(self._one_line, delimiter=delimiter, strict=True)
         self._in_doubt = False  # after a quote without end: lines may still be those of its cell
 
     def rows(self) -> Iterator[Row]:
@@ -201,14 +225,19 @@ class _Reader:
                 # The usual row is tested here, as this is the loop over millions of them.
                 if not shape.needed <= len(cells) <= shape.width:
                     cells = shape.fitted(cells)
-            if len(text) > MAX_CELL and any(len(cell) > MAX_CELL for cell in cells):
-                cells = Broken(f"a cell of more than {MAX_CELL:,} characters")
-            if self._in_doubt and not isinstance(cells, Broken):
-                if shape.is_row(cells):
-                    self._in_doubt = False
-                else:
-                    cells = Broken("follows a quote that is never closed, and names no image")
+            if len(text) > MAX_CELL or self._in_doubt:
+                cells = self._checked(cells)
             yield Row(number, cells, text)
+
+    def _checked(self, cells: list[str] | Broken) -> list[str] | Broken:
+        if isinstance(cells, Broken):
+            return cells
+        if any(len(cell) > MAX_CELL for cell in cells):
+            return Broken(f"a cell of more than {MAX_CELL:,} characters")
+        if self._in_doubt and not self._shape.is_row(cells):
+            return Broken("follows a quote that is never closed, and names no image")
+        self._in_doubt = False
+        return cells
 
     def _is_several(self, text: str) -> bool:
         """Whether the line is several, by an older sign for line ends, which come next then."""
@@ -226,15 +255,17 @@ class _Reader:
         """(cells, text of all their lines) of the row that begins with `line`."""
         usual = self._as_usual(text)
         if usual is not None:
-            return self._shape.fitted(usual), text
+            fits = self._shape.needed <= len(usual) <= self._shape.width
+            return usual if fits else self._shape.fitted(usual), text
         readings = self._quoting.readings(text)
         fitting = self._fitting(readings)
         if len(fitting) == 1:
             return fitting[0], text
         if len(fitting) > 1:
-            return Broken("its quotes can be read in two ways"), text
-        if readings:
-            return self._shape.fitted(readings[0]), text
+            return Broken("its quotes can be read in two ways", by_quotes=True), text
+        doubled = self._quoting.doubled(text)
+        if doubled is not None:
+            return self._shape.fitted(doubled), text
         literal = self._fitting([self._quoting.literal(text) or []])
         if literal and len(literal[0]) == self._shape.width:
             return literal[0], text
@@ -242,11 +273,11 @@ class _Reader:
 
     def _as_usual(self, text: str) -> list[str] | None:
         """The cells of a line that can be read in no other way than that of `csv`."""
-        has_blanks = ' "' in text or ("\t" in text and self._delimiter != "\t")
-        if has_blanks or text.count('"') % 2 or '\\"' in text:
+        if text.count('"') % 2 or '\\"' in text or self._quoting.has_blanks(text):
             return None
+        self._one_line.line = text
         try:
-            cells = next(csv.reader((text,), delimiter=self._delimiter, strict=True))
+            cells = next(self._csv)
         except csv.Error:
             return None
         return None if any(cell.count('"') % 2 for cell in cells) else cells
@@ -269,14 +300,21 @@ class _Reader:
             if '"' in more_line:
                 text = whole.rstrip("\r\n")
                 readings = self._quoting.readings(text)
-                fitting = self._fitting(readings) or readings[:1]
-                if len(fitting) == 1 and len(fitting[0]) >= self._shape.needed:
-                    return self._shape.fitted(fitting[0]), text
+                found = self._fitting(readings) or readings[:1]
+                if len(found) == 1 and self._completes(found[0], has_image):
+                    return self._shape.fitted(found[0]), text
             if swallows or len(more) >= _MAX_LINES or len(whole) > _MAX_ROW:
                 break
         self._lines.give_back(more)
         self._in_doubt = True
-        return Broken("a quote is never closed, or not where a cell ends"), first
+        reason = "a quote is never closed, or not where a cell ends"
+        return Broken(reason, by_quotes=True), first
+
+    def _completes(self, cells: list[str], has_image: bool) -> bool:
+        """Whether cells of several lines are a row; `has_image`: the first line alone could be."""
+        if has_image or len(cells) < self._shape.needed:
+            return self._shape.is_row(cells)
+        return True
 
 
 def is_plainly_quoted(rows: Iterable[Row], delimiter: str) -> bool:
@@ -292,11 +330,15 @@ def is_plainly_quoted(rows: Iterable[Row], delimiter: str) -> bool:
     quoting = Quoting(delimiter)
     needed = wrapped = stray = total = 0
     for row in rows:
+        if isinstance(row.cells, Broken):
+            total += row.cells.by_quotes
+            stray += row.cells.by_quotes
+            continue
         total += 1
         if '"' not in row.text or not quoting.opens(row.text):
             continue
         literal = row.text.split(delimiter)
-        if isinstance(row.cells, Broken) or row.cells == literal:
+        if row.cells == literal:
             stray += 1
         elif row.cells == [_unwrapped(cell) for cell in literal] and not re.search(
             "[\r\n]", row.text
