@@ -100,7 +100,7 @@ class Source:
 
 
 def fitting(tokenizer: Tokenizer, config: ClipConfig, where: str) -> Tokenizer:
-    """The tokenizer at the model's context length.
+    """The tokenizer at the model's context length; the log says what looks like a mistake.
 
     Raises `UserError` where it has more ids than the model, or never writes the id that the text
     tower reads at.
@@ -114,6 +114,24 @@ def fitting(tokenizer: Tokenizer, config: ClipConfig, where: str) -> Tokenizer:
         raise UserError(
             f"{where}: the tokenizer ends texts with id {tokenizer.eos_id}, but the model reads "
             f"them at eos_id={config.eos_id}: they do not belong together"
+        )
+    if tokenizer.vocab_size < config.vocab_size:
+        logger.warning(
+            "%s: the tokenizer has %d ids, the token table %d rows: the last %d are never used; if "
+            "tokens were added, the tokenizer's files lack them",
+            where,
+            tokenizer.vocab_size,
+            config.vocab_size,
+            config.vocab_size - tokenizer.vocab_size,
+        )
+    if config.text_pool == "argmax" and tokenizer.eos_id != tokenizer.vocab_size - 1:
+        logger.warning(
+            "%s: the model reads a text at its largest id, but the tokenizer has ids up to %d and "
+            "ends texts with %d: a text with a larger id is read there, as in transformers with "
+            "eos_token_id=2",
+            where,
+            tokenizer.vocab_size - 1,
+            tokenizer.eos_id,
         )
     return tokenizer.with_context_length(config.context_length)
 
