@@ -240,6 +240,18 @@ COMMON = ["README.md", "config.json", "merges.txt", "onnx/model.onnx", "onnx/con
             ["checkpoints/10/identity/_METADATA", "checkpoints/10/params/x"],
         ),
         (["identity/_METADATA", "params/d/1"], ["identity/_METADATA", "params/d/1"]),
+        (
+            # Of a Trainer's output the newest checkpoint that is whole.
+            ["checkpoint-500/config.json", "checkpoint-500/model.safetensors", "runs/x.json",
+             "checkpoint-1000/config.json", "checkpoint-1000/model.safetensors",
+             "checkpoint-1000/optimizer.pt", "checkpoint-1500/config.json"],
+            ["checkpoint-1000/config.json", "checkpoint-1000/model.safetensors"],
+        ),
+        (
+            ["config.json", "model.safetensors", "checkpoint-5/config.json",
+             "checkpoint-5/model.safetensors"],
+            ["config.json", "model.safetensors"],
+        ),
         (["folder/"], []),
     ],
 )  # fmt: skip

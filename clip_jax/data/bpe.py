@@ -3,12 +3,14 @@
 Source: Radford et al. 2021, section 2.4, and the `simple_tokenizer` that OpenAI released with it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import regex
 
-from clip_jax.data.text_cleaning import clean_words
+from clip_jax.data.added_tokens import TokenSplitter
+from clip_jax.data.text_cleaning import clean_text, clean_words
+from clip_jax.data.token_builders import clip_normalizer
 from clip_jax.data.token_files import BPE_FILE_SHA256, BPE_FILE_VARIABLE, find_bpe_file
 from clip_jax.data.token_merges import (
     BOS_TOKEN,
@@ -74,6 +76,8 @@ class ClipBpeTokenizer(RowTokenizer):
       vocab: content of Hugging Face's `vocab.json`, of any size.
       pad_id: OpenAI's is 0, which is also the real token "!": the text tower is causal and pools
         at EOS, so padding is unseen.
+      added_tokens: tokens that a user added (see `added_tokens.py`); a text is cut at them first,
+        as transformers does, so that cleaning leaves them alone. That of `pad_id` stays text.
     """
 
     kind = "clip_bpe"
@@ -89,8 +93,10 @@ class ClipBpeTokenizer(RowTokenizer):
         pad_id: int = 0,
         bos_token: str = BOS_TOKEN,
         eos_token: str = EOS_TOKEN,
+        added_tokens: Sequence[Mapping[str, Any]] = (),
     ):
         super().__init__(context_length, cleaning, truncate, special_strings)
+        self.added_tokens = [dict(token) for token in added_tokens]
         self._files = {BPE_FILE_NAME: merges}
         if vocab is not None:
             self._files = {MERGES_FILE_NAME: merges, VOCAB_FILE_NAME: vocab}
@@ -100,7 +106,7 @@ class ClipBpeTokenizer(RowTokenizer):
         self.bos_token, self.eos_token = bos_token, eos_token
         self.bos_id = self.vocabulary.special_id(bos_token)
         self.eos_id = self.vocabulary.special_id(eos_token)
-        self.vocab_size = self.vocabulary.size
+        self.vocab_size = max(self.vocabulary.size, *(t["id"] + 1 for t in self.added_tokens), 0)
         self.pad_id = pad_id
         self._prefix, self._suffix = (self.bos_id,), (self.eos_id,)
         self._check_row()
@@ -116,8 +122,21 @@ class ClipBpeTokenizer(RowTokenizer):
         self._find_pieces = regex.compile(pattern, regex.IGNORECASE).findall
         self._words = _Words(self._encode_word)
         self._words.update({text: id_bytes([i]) for text, i in special.items()})
+        found = [t for t in self.added_tokens if t["id"] != pad_id or special_strings == "parse"]
+        self._split = TokenSplitter(found, clip_normalizer()) if found else None
 
     def _bodies(self, texts: list[str], cut: bool) -> Iterable[bytes]:
+        if self._split is not None:
+            for text in texts:
+                parts = self._split(clean_text(text, "none"))
+                yield b"".join(
+                    id_bytes([p]) if isinstance(p, int) else b"".join(self._plain([p], cut))
+                    for p in parts
+                )
+            return
+        yield from self._plain(texts, cut)
+
+    def _plain(self, texts: list[str], cut: bool) -> Iterable[bytes]:
         encoded, most, cleaning = self._words, self.context_length, self.cleaning
         for text in texts:
             words = clean_words(text, cleaning)
@@ -147,8 +166,12 @@ class ClipBpeTokenizer(RowTokenizer):
         """
         byte_of = dict(zip(byte_symbols(), byte_values(), strict=True))
         symbols = {i: symbol for symbol, i in self.vocabulary.ids.items()}
+        added = {token["id"]: token["content"] for token in self.added_tokens}
         text = bytearray()
         for i in self._body_of(ids):
+            if i in added:
+                text += f"{added[i]} ".encode()
+                continue
             symbol = symbols.get(i, "")
             stem = symbol.removesuffix(END_OF_PIECE)
             if i != self.bos_id:
@@ -161,6 +184,7 @@ class ClipBpeTokenizer(RowTokenizer):
             "pad_id": self.pad_id,
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,
+            **({"added_tokens": self.added_tokens} if self.added_tokens else {}),
         }
 
     def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -1,10 +1,18 @@
 """Tokenizers out of Hugging Face and open_clip directories, and back into Hugging Face files."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from clip_jax.data.added_tokens import (
+    ADDED_TOKENS_NAME,
+    AddedToken,
+    declared_tokens,
+    role_names,
+    with_tokens,
+)
 from clip_jax.data.bpe import ClipBpeTokenizer
 from clip_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from clip_jax.data.token_builders import byte_level_json, clip_json, unigram_json, wordpiece_json
@@ -16,8 +24,10 @@ from clip_jax.data.token_merges import (
     EOS_TOKEN,
     MERGES_FILE_NAME,
     VOCAB_FILE_NAME,
+    BpeVocabulary,
     parse_json,
     read_huggingface_merges,
+    read_openai_merges,
     vocabulary_of_tokenizer_json,
     write_huggingface_merges,
 )
@@ -26,7 +36,6 @@ from clip_jax.data.tokenizer_json import (
     CONFIG_NAME,
     TOKENIZER_JSON_NAME,
     HuggingFaceTokenizer,
-    special_names,
 )
 from clip_jax.errors import UserError
 
@@ -65,8 +74,13 @@ class _Directory:
     def __init__(self, path: Path):
         self.path = path
         self.model = self.json("config.json")
-        self.config = {**self.json(_SPECIAL_MAP), **self.json(_CONFIG)}
-        self.names = special_names(self.config)
+        special_map, config = self.json(_SPECIAL_MAP), self.json(_CONFIG)
+        self.config = {**special_map, **config}
+        self.names = role_names(self.config)
+        # Tokens added to the vocabulary: with the ids that the files give, and without one.
+        self.declared, self.extra = declared_tokens(
+            config, special_map, self.json(ADDED_TOKENS_NAME)
+        )
         text = self.model.get("text_config")
         self.text_model = text if isinstance(text, dict) else {}
         open_clip = self.json("open_clip_config.json").get("model_cfg") or {}
@@ -159,7 +173,9 @@ def _load(
         strip_sep_token = strip_sep_token or bool(kwargs.get("strip_sep_token"))
     spec = files.json(TOKENIZER_JSON_NAME) if files.has(TOKENIZER_JSON_NAME) else None
     if name == "CLIPTokenizer" or is_clip_bpe(spec or {}):
-        return _load_clip(files, spec, length, cleaning or "lower")
+        # It lower-cases by itself, whatever cleaning comes before.
+        cleaning = "lower" if cleaning in (None, "whitespace") else cleaning
+        return _load_clip(files, spec, length, cleaning)
     if name == "SiglipTokenizer":
         lower = files.config.get("do_lower_case", True)
         cleaning = cleaning or ("siglip" if lower else "none")
@@ -192,28 +208,58 @@ def _load(
 def _load_clip(
     files: _Directory, spec: dict[str, Any] | None, length: int, cleaning: str
 ) -> ClipBpeTokenizer:
+    bos, eos = files.names.get("bos", BOS_TOKEN), files.names.get("eos", EOS_TOKEN)
+    vocab: bytes | None = None
     if files.has(VOCAB_FILE_NAME) and files.has(MERGES_FILE_NAME):
         vocab, merges = files.read(VOCAB_FILE_NAME), files.read(MERGES_FILE_NAME)
-        ids = read_huggingface_merges(vocab, merges).ids
+        vocabulary = read_huggingface_merges(vocab, merges)
     elif spec is not None:
-        vocabulary = vocabulary_of_tokenizer_json(spec)
+        vocabulary = vocabulary_of_tokenizer_json(spec, (bos, eos))
         vocab, merges = write_huggingface_merges(vocabulary)
-        ids = vocabulary.ids
     elif files.has(BPE_FILE_NAME):
-        content = find_bpe_file(files.path / BPE_FILE_NAME).read_bytes()
-        return ClipBpeTokenizer(content, length, cleaning=cleaning)
+        merges = find_bpe_file(files.path / BPE_FILE_NAME).read_bytes()
+        vocabulary = read_openai_merges(merges)
     else:
         raise UserError(
             f"a CLIPTokenizer without its files: looked for {TOKENIZER_JSON_NAME}, "
             f"{VOCAB_FILE_NAME} with {MERGES_FILE_NAME}, and {BPE_FILE_NAME}"
         )
-    bos, eos = files.names.get("bos", BOS_TOKEN), files.names.get("eos", EOS_TOKEN)
+    added = _added_to_clip(files, spec, vocabulary, bos, eos)
+    ids = {**vocabulary.ids, **{token["content"]: token["id"] for token in added}}
     pad = files.names.get("pad", eos)
-    # open_clip pads with 0 whatever the files beside its weights say.
-    pad_id = 0 if files.open_clip_text else ids.get(pad, ids.get(eos, 0))
+    # open_clip pads with 0 whatever the files beside its weights say, unless it reads them.
+    zero = files.open_clip_text and not (added and files.open_clip_text.get("hf_tokenizer_name"))
+    pad_id = 0 if zero or vocab is None else ids.get(pad, ids.get(eos, 0))
     return ClipBpeTokenizer(
-        merges, length, cleaning=cleaning, vocab=vocab, pad_id=pad_id, bos_token=bos, eos_token=eos
+        merges,
+        length,
+        cleaning=cleaning,
+        vocab=vocab,
+        pad_id=pad_id,
+        bos_token=bos,
+        eos_token=eos,
+        added_tokens=added,
     )
+
+
+def _added_to_clip(
+    files: _Directory,
+    spec: dict[str, Any] | None,
+    vocabulary: BpeVocabulary,
+    bos: str,
+    eos: str,
+) -> list[AddedToken]:
+    """The tokens that a user added to a CLIP vocabulary, with their ids."""
+    if spec is None:
+        if not files.declared and not files.extra:
+            return []
+        spec = json.loads(clip_json(vocabulary, bos, eos))
+    structure = {bos, eos} | {name for name in files.names.values() if name in vocabulary.ids}
+    return [
+        token
+        for token in with_tokens(spec, files.declared, files.extra)["added_tokens"]
+        if token["content"] not in structure
+    ]
 
 
 def _load_pieces(
@@ -226,9 +272,60 @@ def _load_pieces(
     )
     is_siglip = files.tokenizer_class() == "SiglipTokenizer"
     pad = files.names.get("pad", "</s>" if is_siglip else None)
-    if fairseq or pad is None:
-        return tokenizer
-    return SentencePieceTokenizer(model, length, cleaning, pad_id=tokenizer.piece_id(pad))
+    added = _added_to_pieces(files, tokenizer, is_siglip)
+    of_added = {token["content"]: token["id"] for token in added}
+    pad_id = tokenizer.pad_id
+    if not fairseq and pad is not None:
+        pad_id = of_added[pad] if pad in of_added else tokenizer.piece_id(pad)
+    return SentencePieceTokenizer(
+        model,
+        length,
+        cleaning,
+        add_bos=fairseq,
+        pad_id=pad_id,
+        fairseq_ids=fairseq,
+        added_tokens=added,
+    )
+
+
+def _added_to_pieces(
+    files: _Directory, tokenizer: SentencePieceTokenizer, is_siglip: bool
+) -> list[AddedToken]:
+    """The tokens that a user added to a SentencePiece model, with their ids."""
+    declared, extra = files.declared, files.extra
+    if is_siglip and files.has(TOKENIZER_JSON_NAME):
+        known = {token["content"] for token in declared}
+        listed = files.json(TOKENIZER_JSON_NAME).get("added_tokens") or ()
+        declared = declared + [token for token in listed if token["content"] not in known]
+        known = {token["content"] for token in declared}
+        extra = [token for token in extra if token["content"] not in known]
+    marks = {*files.names.values(), *tokenizer.marks}
+    pieces = tokenizer.vocab_size
+    added = [t for t in declared if t["content"] not in marks or t["id"] >= pieces]
+    following = max([pieces, *(token["id"] + 1 for token in declared)])
+    for token in extra:
+        index = tokenizer.find_piece(token["content"])
+        if index is None:
+            index, following = following, following + 1
+        if index >= pieces or token["content"] not in marks:
+            added.append({"id": index, **token})
+    if added and not is_siglip and not tokenizer.fairseq_ids:
+        # T5's own additional tokens stand in no text.
+        others = [t["content"] for t in added if not re.fullmatch(r"<extra_id_\d+>", t["content"])]
+        if others:
+            raise UserError(
+                f"added tokens {', '.join(others[:5])}: only a {TOKENIZER_JSON_NAME} says how they "
+                "are found here; save the tokenizer with transformers' save_pretrained"
+            )
+        return []
+    for token in added:
+        found = tokenizer.find_piece(token["content"])
+        if (token["id"] < pieces or found is not None) and found != token["id"]:
+            raise UserError(
+                f"added token {token['content']!r} has id {token['id']}, but in the SentencePiece "
+                f"model {found}: the files do not belong together"
+            )
+    return added
 
 
 def _load_json(
@@ -239,6 +336,7 @@ def _load_json(
     cleaning: str,
     strip_sep_token: bool,
 ) -> HuggingFaceTokenizer:
+    spec = with_tokens(spec, files.declared, files.extra)
     content = json.dumps(spec, ensure_ascii=False).encode()
     config = {**files.config, "tokenizer_class": name or "PreTrainedTokenizerFast"}
     options: dict[str, Any] = {"strip_sep_token": strip_sep_token}
@@ -275,8 +373,18 @@ def to_huggingface_files(tokenizer: object) -> dict[str, bytes]:
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         config |= parse_json(files[CONFIG_NAME], CONFIG_NAME)
         config["model_max_length"] = tokenizer.context_length
+        if tokenizer.added_tokens:
+            config["added_tokens_decoder"] = _decoder(tokenizer.all_added_tokens)
         return {TOKENIZER_JSON_NAME: files[TOKENIZER_JSON_NAME], _CONFIG: _json(config)}
     raise UserError(f"a {type(tokenizer).__name__} cannot be written as Hugging Face files")
+
+
+def _decoder(tokens: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """`added_tokens_decoder` of a tokenizer_config.json."""
+    return {
+        str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+        for token in tokens
+    }
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -289,16 +397,21 @@ def _clip_files(tokenizer: ClipBpeTokenizer) -> dict[str, bytes]:
     # A padding token is special to transformers: were it "!" (OpenAI's id 0), every "!" of a text
     # would become padding. Behind EOS a causal tower sees no padding, so EOS serves as well.
     names = {"bos_token": bos, "eos_token": eos, "unk_token": eos, "pad_token": eos}
+    added = tokenizer.added_tokens
+    names["pad_token"] = next((t["content"] for t in added if t["id"] == tokenizer.pad_id), eos)
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": tokenizer.context_length,
         "do_lower_case": True,
         **names,
     }
+    whole = clip_json(vocabulary, bos, eos, added)
+    if added:
+        config["added_tokens_decoder"] = _decoder(json.loads(whole)["added_tokens"])
     return {
         VOCAB_FILE_NAME: vocab,
         MERGES_FILE_NAME: merges,
-        TOKENIZER_JSON_NAME: clip_json(vocabulary, bos, eos),
+        TOKENIZER_JSON_NAME: whole,
         _CONFIG: _json(config),
         _SPECIAL_MAP: _json(names),
     }
@@ -307,20 +420,31 @@ def _clip_files(tokenizer: ClipBpeTokenizer) -> dict[str, bytes]:
 def _piece_files(tokenizer: SentencePieceTokenizer) -> dict[str, bytes]:
     model = tokenizer.model
     config: dict[str, Any]
+    added = tokenizer.added_tokens
+    if added and tokenizer.cleaning != "siglip" and not tokenizer.fairseq_ids:
+        raise UserError(
+            f"added tokens {', '.join(token['content'] for token in added[:5])}: transformers has "
+            f"no tokenizer that finds them after cleaning {tokenizer.cleaning!r}; write clip_jax"
+        )
+    decoder = {"added_tokens_decoder": _decoder(added)} if added else {}
     if tokenizer.fairseq_ids:
         config = {
             "tokenizer_class": "XLMRobertaTokenizer",
             "model_max_length": tokenizer.context_length,
+            **decoder,
         }
         return {"sentencepiece.bpe.model": model, _CONFIG: _json(config)}
     names = {
         "eos_token": tokenizer.piece(tokenizer.eos_id),
-        "pad_token": tokenizer.piece(tokenizer.pad_id),
+        "pad_token": next(
+            (token["content"] for token in added if token["id"] == tokenizer.pad_id), None
+        )
+        or tokenizer.piece(tokenizer.pad_id),
         "unk_token": tokenizer.piece(tokenizer.unk_id),
     }
     config = {"model_max_length": tokenizer.context_length, **names}
     if tokenizer.cleaning in ("siglip", "canonicalize"):
-        config = {"tokenizer_class": "SiglipTokenizer", "do_lower_case": True, **config}
+        config = {"tokenizer_class": "SiglipTokenizer", "do_lower_case": True, **config, **decoder}
         return {"spiece.model": model, _CONFIG: _json(config), _SPECIAL_MAP: _json(names)}
     built = None
     if not tokenizer.add_bos and tokenizer.cleaning in ("lower", "whitespace"):

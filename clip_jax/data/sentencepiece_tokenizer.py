@@ -7,12 +7,14 @@ import io
 import itertools
 import logging
 import re
+import string
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import sentencepiece
 
+from clip_jax.data.added_tokens import PythonSplitter, TokenSplitter
 from clip_jax.data.text_cleaning import check_cleaning, clean_text
 from clip_jax.data.token_rows import RowTokenizer, id_bytes
 from clip_jax.errors import UserError
@@ -24,6 +26,9 @@ MODEL_FILE_NAME = "tokenizer.model"
 _NUM_RESERVED_PIECES = 3 + 256
 # SentencePiece drops longer lines (4,192 bytes); a row of ids ends far earlier anyway.
 _MAX_TRAINING_CHARACTERS = 1000
+_FAIRSEQ_IDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+_SPACE = "▁"  # how the models spell it
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _MIN_VOCAB_SIZE = _NUM_RESERVED_PIECES + 16
 
 
@@ -43,6 +48,9 @@ class SentencePieceTokenizer(RowTokenizer):
       special_strings: "encode" as text or "parse" into the special ids.
       fairseq_ids: number the pieces as XLM-RoBERTa does: 0 BOS, 1 padding, 2 EOS, 3 unknown, the
         model's pieces from its fourth on one higher than in the model, and a mask id last.
+      added_tokens: tokens that a user added (see `added_tokens.py`), found as transformers'
+        SiglipTokenizer, or with `fairseq_ids` its XLMRobertaTokenizer, finds them: before SigLIP's
+        own cleaning, after any other. That of `pad_id` stays text.
     """
 
     kind = "sentencepiece"
@@ -57,6 +65,7 @@ class SentencePieceTokenizer(RowTokenizer):
         truncate: bool = False,
         special_strings: str = "encode",
         fairseq_ids: bool = False,
+        added_tokens: Sequence[Mapping[str, Any]] = (),
     ):
         super().__init__(context_length, cleaning, truncate, special_strings)
         self._processor = processor = sentencepiece.SentencePieceProcessor()
@@ -72,6 +81,8 @@ class SentencePieceTokenizer(RowTokenizer):
         self._pad_option = pad_id
         self.unk_id: int = processor.unk_id()
         self.vocab_size: int = processor.vocab_size() + (2 if fairseq_ids else 0)
+        self.added_tokens = [dict(token) for token in added_tokens]
+        self.vocab_size = max(self.vocab_size, *(t["id"] + 1 for t in self.added_tokens), 0)
         bos, pad, eos = processor.bos_id(), processor.pad_id(), processor.eos_id()
         if fairseq_ids:
             bos, pad, eos = 0, 1, 2
@@ -87,6 +98,14 @@ class SentencePieceTokenizer(RowTokenizer):
             if processor.is_control(i) or processor.is_unknown(i)
         }
 
+        found = [
+            token
+            for token in self.added_tokens
+            if token["id"] != self.pad_id or special_strings == "parse"
+        ]
+        splitter = TokenSplitter if fairseq_ids else PythonSplitter
+        self._split = splitter(found) if found else None
+
     def _required_id(self, name: str, value: int) -> int:
         if not 0 <= value < self.vocab_size:
             raise UserError(
@@ -98,6 +117,21 @@ class SentencePieceTokenizer(RowTokenizer):
         """The name of one of the model's own ids."""
         return self._processor.id_to_piece(index)
 
+    @property
+    def marks(self) -> set[str]:
+        """Names of the ids that mark a row's structure: control symbols and the unknown piece."""
+        return {*self._specials, *(("<pad>", "<mask>") if self.fairseq_ids else ())}
+
+    def find_piece(self, piece: str) -> int | None:
+        """The id of a piece in the tokenizer's own numbers, or None."""
+        if self.fairseq_ids and piece in _FAIRSEQ_IDS:
+            return _FAIRSEQ_IDS[piece]
+        found = self._processor.piece_to_id(piece)
+        if self.piece(found) == piece:
+            return found + 1 if self.fairseq_ids else found
+        mask = self._processor.vocab_size() + 1
+        return mask if self.fairseq_ids and piece == "<mask>" else None
+
     def piece_id(self, piece: str) -> int:
         """The model's id of a piece, such as "</s>"; UserError where it has none."""
         found = self._processor.piece_to_id(piece)
@@ -108,12 +142,43 @@ class SentencePieceTokenizer(RowTokenizer):
     def _bodies(self, texts: list[str], cut: bool) -> Iterable[bytes]:
         if not texts:
             return []
+        if self._split is not None:
+            return [id_bytes(self._with_added(text)) for text in texts]
         if self.special_strings == "parse":
             return [id_bytes(self._renumber(self._parse(text))) for text in texts]
         cleaned = [clean_text(text, self.cleaning) for text in texts]
         # One thread: data workers call this side by side, each on its own core.
         rows = self._processor.encode(cleaned, out_type=int, num_threads=1)
         return [id_bytes(self._renumber(ids)) for ids in rows]
+
+    def _with_added(self, text: str) -> list[int]:
+        """Ids of a text in which added tokens are looked for."""
+        assert self._split is not None
+        own_cleaning = self.cleaning == "siglip"
+        text = clean_text(text, "none" if own_cleaning else self.cleaning)
+        if not self.fairseq_ids:
+            text = f"{_SPACE}{text.replace(_SPACE, ' ')}"
+        ids: list[int] = []
+        for part in self._split(text):
+            if isinstance(part, int):
+                ids.append(part)
+            elif self.special_strings == "parse":
+                ids += self._renumber(self._parse(part))
+            elif self.fairseq_ids:
+                ids += self._renumber(self._processor.encode(part))
+            else:
+                ids += self._stretch(part)
+        return ids
+
+    def _stretch(self, text: str) -> list[int]:
+        """Ids of a part of a text as SiglipTokenizer has them: behind an added token the first word
+        is not one that begins with a space."""
+        if self.cleaning == "siglip":
+            text = text.lower().translate(_PUNCTUATION)
+        words = " ".join(text.split())
+        unknown = self.piece(self.unk_id)
+        encode = self._processor.encode
+        return encode(unknown + words)[len(encode(unknown)) :]
 
     def _renumber(self, ids: list[int]) -> list[int]:
         if not self.fairseq_ids:
@@ -134,15 +199,26 @@ class SentencePieceTokenizer(RowTokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         """Ids of one text -> the cleaned text, up to the first EOS, without BOS and padding."""
         kept = [i for i in self._body_of(ids) if i not in (self.bos_id, self.pad_id)]
+        added = {token["id"]: token["content"] for token in self.added_tokens}
+        parts = [
+            added[next(stretch)] if is_added else self._decode(list(stretch))
+            for is_added, group in itertools.groupby(kept, added.__contains__)
+            for stretch in ([iter([i]) for i in group] if is_added else [group])
+        ]
+        return " ".join(part for part in parts if part)
+
+    def _decode(self, ids: list[int]) -> str:
+        pieces = self._processor.vocab_size()
         if self.fairseq_ids:
-            kept = [self.unk_id if i == 3 else i - 1 for i in kept if 3 <= i < self.vocab_size - 1]
-        return self._processor.decode(kept)
+            ids = [self.unk_id if i == 3 else i - 1 for i in ids if 3 <= i <= pieces]
+        return self._processor.decode(ids)
 
     def _options(self) -> dict[str, Any]:
         return super()._options() | {
             "add_bos": self.add_bos,
             "pad_id": self._pad_option,
             "fairseq_ids": self.fairseq_ids,
+            **({"added_tokens": self.added_tokens} if self.added_tokens else {}),
         }
 
     def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:

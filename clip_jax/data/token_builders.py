@@ -4,13 +4,14 @@ Also from a SentencePiece model, for export.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from clip_jax.data.added_tokens import add_tokens
 from clip_jax.data.token_merges import BpeVocabulary
 from clip_jax.errors import UserError
 
@@ -23,8 +24,25 @@ def _to_json(backend: tokenizers.Tokenizer) -> bytes:
     return backend.to_str(pretty=False).encode()
 
 
-def clip_json(vocabulary: BpeVocabulary, bos_token: str, eos_token: str) -> bytes:
-    """`tokenizer.json` of a CLIP vocabulary. It has no ftfy and no HTML unescaping."""
+def clip_normalizer() -> Any:
+    """What transformers' CLIPTokenizer does to a text before it looks for added tokens."""
+    return normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+            normalizers.Lowercase(),
+        ]
+    )
+
+
+def clip_json(
+    vocabulary: BpeVocabulary,
+    bos_token: str,
+    eos_token: str,
+    added: Sequence[Mapping[str, Any]] = (),
+) -> bytes:
+    """`tokenizer.json` of a CLIP vocabulary and the tokens added to it. It has no ftfy and no HTML
+    unescaping."""
     # The library takes a special token from `added_tokens` only where the model knows it too.
     backend = tokenizers.Tokenizer(
         models.BPE(
@@ -36,13 +54,7 @@ def clip_json(vocabulary: BpeVocabulary, bos_token: str, eos_token: str) -> byte
             unk_token=eos_token,
         )
     )
-    backend.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFC(),
-            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
-            normalizers.Lowercase(),
-        ]
-    )
+    backend.normalizer = clip_normalizer()
     split = pre_tokenizers.Split(tokenizers.Regex(_CLIP_SPLIT), behavior="removed", invert=True)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -51,6 +63,7 @@ def clip_json(vocabulary: BpeVocabulary, bos_token: str, eos_token: str) -> byte
     backend.add_special_tokens(
         [tokenizers.AddedToken(token, special=True) for token in (bos_token, eos_token)]
     )
+    add_tokens(backend, added)
     backend.post_processor = processors.RobertaProcessing(
         (eos_token, vocabulary.ids[eos_token]),
         (bos_token, vocabulary.ids[bos_token]),

@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -133,15 +133,18 @@ def write_huggingface_merges(vocabulary: BpeVocabulary) -> tuple[bytes, bytes]:
     return vocab, ("\n".join(lines) + "\n").encode()
 
 
-def vocabulary_of_tokenizer_json(spec: Mapping[str, Any]) -> BpeVocabulary:
-    """The `BpeVocabulary` of a parsed `tokenizer.json`, added tokens included.
+def vocabulary_of_tokenizer_json(
+    spec: Mapping[str, Any], special: Collection[str] = (BOS_TOKEN, EOS_TOKEN)
+) -> BpeVocabulary:
+    """The `BpeVocabulary` of a parsed `tokenizer.json`; of its added tokens, `special` only.
 
     Raises:
       UserError: it is not a byte-pair vocabulary.
     """
     model = spec.get("model") or {}
     try:
-        ids = {**model["vocab"], **{t["content"]: t["id"] for t in spec.get("added_tokens") or ()}}
+        added = {t["content"]: t["id"] for t in spec.get("added_tokens") or ()}
+        ids = {**model["vocab"], **{name: added[name] for name in special if name in added}}
         merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
         pairs = [(a, b) for a, b in merges]
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from clip_jax.data.added_tokens import ADDED_TOKENS_NAME
 from clip_jax.data.bpe import BPE_FILE_NAME, ClipBpeTokenizer, find_bpe_file
 from clip_jax.data.huggingface_tokenizer import (
     HuggingFaceTokenizer,
@@ -196,7 +197,7 @@ def _of_single_file(path: Path) -> Tokenizer:
         parts["vocab.json"] = _read(path.parent / "vocab.json")
     if name == "vocab.json":
         parts["merges.txt"] = _read(path.parent / "merges.txt")
-    for config in (TOKENIZER_CONFIG_NAME, "special_tokens_map.json"):
+    for config in (TOKENIZER_CONFIG_NAME, "special_tokens_map.json", ADDED_TOKENS_NAME):
         if (path.parent / config).is_file():
             parts[config] = _read(path.parent / config)
     with tempfile.TemporaryDirectory() as folder:

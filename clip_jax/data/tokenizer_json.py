@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import tokenizers
 
+from clip_jax.data.added_tokens import added_tokens_of, role_names
 from clip_jax.data.text_cleaning import clean_text
 from clip_jax.data.token_guard import hide_tokens, without_marks
 from clip_jax.data.token_merges import parse_json
@@ -19,7 +20,6 @@ from clip_jax.errors import UserError
 TOKENIZER_JSON_NAME = "tokenizer.json"
 # Hugging Face's tokenizer_config.json, under another name: ours is called that too.
 CONFIG_NAME = "huggingface_config.json"
-_SPECIAL_KEYS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
 _EOS_NAMES = ("</s>", "<eos>", "[SEP]", "<|endoftext|>")
 
@@ -27,8 +27,9 @@ _EOS_NAMES = ("</s>", "<eos>", "[SEP]", "<|endoftext|>")
 class HuggingFaceTokenizer(RowTokenizer):
     """Any `tokenizer.json`: texts -> int32 (N, context_length): prefix, ids, suffix, padding.
 
-    The name of a special token in a text ("[SEP]", "</s>") is ordinary text and never becomes the
-    special id; `special_strings="parse"` gives Hugging Face's behaviour.
+    The name of a token that marks a row's structure ("[SEP]", "</s>") is ordinary text in a text
+    and never becomes the special id; `special_strings="parse"` gives Hugging Face's behaviour.
+    Other added tokens, special or not, are found as Hugging Face finds them.
 
     Args:
       tokenizer_json: content of the file.
@@ -64,8 +65,11 @@ class HuggingFaceTokenizer(RowTokenizer):
         self.strip_sep_token = strip_sep_token
         self._files = {TOKENIZER_JSON_NAME: tokenizer_json, CONFIG_NAME: config}
         spec = parse_json(tokenizer_json, TOKENIZER_JSON_NAME)
-        names = special_names(parse_json(config, CONFIG_NAME))
+        names = role_names(parse_json(config, CONFIG_NAME))
         original = load_backend(tokenizer_json)
+        own = original.get_vocab(with_added_tokens=False)
+        self.all_added_tokens = added_tokens_of(original)
+        self.added_tokens = [t for t in self.all_added_tokens if t["content"] not in own]
         self.vocab_size = _largest_id(original) + 1
         prefix, suffix = _post_processor_ids(original)
         self._prefix = tuple(prefix if prefix_ids is None else prefix_ids)
@@ -82,10 +86,10 @@ class HuggingFaceTokenizer(RowTokenizer):
 
         plain = {**spec, "post_processor": None, "truncation": None, "padding": None}
         if special_strings == "encode":
-            special = {t["content"] for t in spec.get("added_tokens") or () if t.get("special")}
             rows = (*self._prefix, *self._suffix, self.pad_id)
-            special |= {original.id_to_token(i) for i in rows} | set(names.values())
-            plain = hide_tokens(plain, special)
+            marks = {original.id_to_token(i) for i in rows}
+            marks |= {name for name in names.values() if name in own}
+            plain = hide_tokens(plain, {name for name in marks if name is not None})
         self._backend = load_backend(json.dumps(plain).encode())
 
     def __call__(self, texts: str | Sequence[str], truncate: bool | None = None) -> np.ndarray:
@@ -122,22 +126,6 @@ class HuggingFaceTokenizer(RowTokenizer):
     def from_files(cls, spec: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
         """Inverse of `to_files`."""
         return cls(files[TOKENIZER_JSON_NAME], config=files[CONFIG_NAME], **spec["options"])
-
-
-def special_names(config: Mapping[str, Any]) -> dict[str, str]:
-    """{"bos": "<s>", ...} of a `tokenizer_config.json`; further special tokens numbered."""
-    extra = config.get("additional_special_tokens") or config.get("extra_special_tokens") or ()
-    if isinstance(extra, Mapping):
-        extra = extra.values()
-    named = {key: config.get(f"{key}_token") for key in _SPECIAL_KEYS} | {
-        f"extra {i}": token for i, token in enumerate(extra)
-    }
-    found = {}
-    for key, token in named.items():
-        name = token.get("content") if isinstance(token, Mapping) else token
-        if isinstance(name, str) and name:
-            found[key] = name
-    return found
 
 
 def load_backend(content: bytes) -> tokenizers.Tokenizer:

@@ -301,14 +301,24 @@ def _model_type(config: ClipConfig) -> str:
     )
 
 
-def config_to_huggingface(config: ClipConfig, dtype: str = "float32") -> dict[str, Any]:
-    """The content of `config.json`, which transformers 4.5x and 5 load; `dtype` of the tensors.
+def config_to_huggingface(
+    config: ClipConfig, dtype: str = "float32", end_of_text: int | None = None
+) -> dict[str, Any]:
+    """The content of `config.json`, which transformers 4.5x and 5 load.
+
+    `dtype`: of the tensors. `end_of_text`: the id that the tokenizer ends a text with, where there
+    is a tokenizer.
 
     Raises `UserError` naming the fields that are in the way where no class of theirs computes it.
     """
     model_type = _model_type(config)
     is_siglip = model_type.startswith("siglip")
-    eos_id = _ARGMAX_EOS if config.text_pool == "argmax" else config.eos_id
+    eos_id = config.eos_id
+    if config.text_pool == "argmax":
+        # Where the texts' last id is the largest of all, it names the same position as "the largest
+        # id", and does so even when a user of transformers adds tokens behind it.
+        is_largest = end_of_text == config.vocab_size - 1
+        eos_id = end_of_text if end_of_text is not None and is_largest else _ARGMAX_EOS
     text = {
         **_tower(config, "text"),
         "model_type": f"{model_type}_text_model",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import math
 import re
 import sys
@@ -25,10 +26,11 @@ from clip_jax.models.config import ClipConfig, override
 from clip_jax.sharding import leaf_spec
 from clip_jax.weights import big_vision, dual_encoder, huggingface, open_clip, openai
 from clip_jax.weights.bundle import bundle_rules, is_bundle, open_bundle
+from clip_jax.weights.folders import inventory, newest_trainer_checkpoint, refuse_adapter
 from clip_jax.weights.open_clip_config import config_from_open_clip
 from clip_jax.weights.preprocessing import from_huggingface
 from clip_jax.weights.table import Place, Rule, Tensors, read_params
-from clip_jax.weights.tensors import find_weights, open_tensors
+from clip_jax.weights.tensors import find_weights, is_index, open_tensors
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = (
@@ -43,6 +45,8 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")
 OPENAI_VOCAB_SIZE = 49408
 LARGE_MODEL = 300_000_000  # scalars; smaller ones load in a second or two
 NOTHING = re.compile(r"(?!)")
+
+logger = logging.getLogger(__name__)
 
 
 class NoTokenizerError(UserError):
@@ -96,7 +100,7 @@ class Source:
 
 
 def fitting(tokenizer: Tokenizer, config: ClipConfig, where: str) -> Tokenizer:
-    """The tokenizer at the model's context length.
+    """The tokenizer at the model's context length; the log says what looks like a mistake.
 
     Raises `UserError` where it has more ids than the model, or never writes the id that the text
     tower reads at.
@@ -110,6 +114,24 @@ def fitting(tokenizer: Tokenizer, config: ClipConfig, where: str) -> Tokenizer:
         raise UserError(
             f"{where}: the tokenizer ends texts with id {tokenizer.eos_id}, but the model reads "
             f"them at eos_id={config.eos_id}: they do not belong together"
+        )
+    if tokenizer.vocab_size < config.vocab_size:
+        logger.warning(
+            "%s: the tokenizer has %d ids, the token table %d rows: the last %d are never used; if "
+            "tokens were added, the tokenizer's files lack them",
+            where,
+            tokenizer.vocab_size,
+            config.vocab_size,
+            config.vocab_size - tokenizer.vocab_size,
+        )
+    if config.text_pool == "argmax" and tokenizer.eos_id != tokenizer.vocab_size - 1:
+        logger.warning(
+            "%s: the model reads a text at its largest id, but the tokenizer has ids up to %d and "
+            "ends texts with %d: a text with a larger id is read there, as in transformers with "
+            "eos_token_id=2",
+            where,
+            tokenizer.vocab_size - 1,
+            tokenizer.eos_id,
         )
     return tokenizer.with_context_length(config.context_length)
 
@@ -158,18 +180,20 @@ def _open_directory(path: Path, architecture: str | None) -> Source:
             return _bundle(folder)
     if (path / OPEN_CLIP_CONFIG).is_file():
         return _open_clip_directory(path)
+    bare = find_weights(path, BARE_WEIGHTS)
+    if bare is None:
+        refuse_adapter(path)
+        checkpoint = newest_trainer_checkpoint(path, HUGGING_FACE_WEIGHTS)
+        if checkpoint is not None:
+            return _hugging_face_directory(checkpoint)
     if (path / "config.json").is_file():
         return _hugging_face_directory(path)
-    bare = find_weights(path, BARE_WEIGHTS)
     if bare is not None:
         return _open_file(bare, architecture)
-    found = sorted(entry.name for entry in path.iterdir())
-    shown = ", ".join(found[:8]) + (", …" if len(found) > 8 else "") if found else "nothing"
     raise UserError(
-        f"{path}: no model found; looked for an export or run of clip_jax (config.json, model/, "
-        "checkpoints/), a Hugging Face model (config.json with *.safetensors), "
-        f"{OPEN_CLIP_CONFIG}, "
-        f"or a file of weights ({', '.join(BARE_WEIGHTS)}); there is: {shown}"
+        f"{path}: no model found; looked for clip_jax's config.json, model/ or checkpoints/, "
+        f"Hugging Face's config.json, {OPEN_CLIP_CONFIG}, or weights such as model.safetensors "
+        f"or pytorch_model.bin; there is: {inventory(path)}"
     )
 
 
@@ -182,7 +206,13 @@ def _bundle(folder: Path) -> Source:
 def _weights_in(path: Path, names: tuple[str, ...]) -> Tensors:
     file = find_weights(path, names)
     if file is None:
-        raise UserError(f"{path}: has a configuration but no weights ({' or '.join(names)})")
+        refuse_adapter(path)
+        raise UserError(
+            f"{path}: has a configuration but no weights (looked for {' and '.join(names)}, their "
+            f"shards and variants); there is: {inventory(path)}"
+        )
+    if file.name.split(".index")[0] not in names:  # such as model.fp16.safetensors
+        logger.warning("%s: has no %s; took %s", path, " or ".join(names), file.name)
     return open_tensors(file)
 
 
@@ -256,7 +286,7 @@ def _hugging_face_directory(path: Path, file: Path | None = None) -> Source:
 
 def _open_file(path: Path, architecture: str | None) -> Source:
     """A file of weights; a configuration beside it is taken, else `architecture` names it."""
-    if path.suffix not in WEIGHT_SUFFIXES and not path.name.endswith(".index.json"):
+    if path.suffix not in WEIGHT_SUFFIXES and not is_index(path):
         raise UserError(
             f"{path}: not a file of weights (accepted: {', '.join(WEIGHT_SUFFIXES)}, or a folder)"
         )

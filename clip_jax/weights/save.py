@@ -12,6 +12,7 @@ from typing import Any
 
 from clip_jax.data.bpe import ClipBpeTokenizer
 from clip_jax.data.huggingface_tokenizer import to_huggingface_files
+from clip_jax.data.text_cleaning import clean_text
 from clip_jax.data.tokenizer import Tokenizer
 from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig
@@ -72,7 +73,7 @@ def _write_foreign(
     card: str,
 ) -> None:
     """A folder in Hugging Face's or open_clip's layout."""
-    documents = _documents(format, config)  # first: it refuses what cannot be expressed
+    documents = _documents(format, config, tokenizer)  # first: it refuses what cannot be expressed
     files = {} if tokenizer is None else to_huggingface_files(tokenizer)
     if format == "open_clip" and tokenizer is not None:
         text_cfg = documents[OPEN_CLIP_CONFIG]["model_cfg"]["text_cfg"]
@@ -109,21 +110,39 @@ def check_output(directory: Path, source: Path) -> None:
 
 def open_clip_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """What text_cfg says of a tokenizer. Any name makes open_clip read the files of the folder;
-    without one it takes OpenAI's."""
-    if isinstance(tokenizer, ClipBpeTokenizer) and tokenizer.vocab_size == OPENAI_VOCAB_SIZE:
+    without one it takes OpenAI's.
+
+    Raises `UserError` naming added tokens that open_clip's cleaning, which comes first, would
+    change.
+    """
+    added = [token["content"] for token in getattr(tokenizer, "added_tokens", ())]
+    is_clip = isinstance(tokenizer, ClipBpeTokenizer)
+    if is_clip and tokenizer.vocab_size == OPENAI_VOCAB_SIZE and not added:
         return {}
     cleaning = getattr(tokenizer, "cleaning", "none")
-    options: dict[str, Any] = {"clean": OPEN_CLIP_CLEANING[cleaning]}
+    theirs = OPEN_CLIP_CLEANING[cleaning]
+    if is_clip and added and theirs == "lower":
+        theirs = "whitespace"  # CLIPTokenizer lower-cases by itself, behind the added tokens
+    lost = [token for token in added if clean_text(token, theirs) != token]
+    if lost and theirs != cleaning:
+        raise UserError(
+            f"format='open_clip': its cleaning {theirs!r} comes before the tokenizer and would "
+            f"change the added tokens {', '.join(lost[:5])}; write clip_jax or huggingface"
+        )
+    options: dict[str, Any] = {"clean": theirs}
     if getattr(tokenizer, "strip_sep_token", False):
         options["strip_sep_token"] = True
     return {"hf_tokenizer_name": "files of this folder", "tokenizer_kwargs": options}
 
 
-def _documents(format: str, config: ClipConfig) -> dict[str, dict[str, Any]]:
+def _documents(
+    format: str, config: ClipConfig, tokenizer: Tokenizer | None
+) -> dict[str, dict[str, Any]]:
     """{file name: JSON}; the first is the one that marks the layout."""
     if format == "open_clip":
         return {OPEN_CLIP_CONFIG: config_to_open_clip(config)}
-    document = huggingface.config_to_huggingface(config)
+    end_of_text = None if tokenizer is None else tokenizer.eos_id
+    document = huggingface.config_to_huggingface(config, end_of_text=end_of_text)
     image = {name: getattr(config, name) for name in IMAGE_FIELDS}
     kind = {"metaclip_2": "clip"}.get(document["model_type"], document["model_type"])
     preprocessor = preprocessing.to_huggingface(image, kind, config.patch_size)

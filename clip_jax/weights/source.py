@@ -41,6 +41,8 @@ _WEIGHTS = tuple(
 _DESCRIPTION = re.compile(r"(tokenizer/.*|[^/]*\.(json|txt|model|txt\.gz))")
 # One training checkpoint; the source may be the run, its checkpoints/ or the step itself.
 _CHECKPOINT = re.compile(r"(?P<folder>((checkpoints/)?(?P<step>\d+)/)?)identity/_METADATA")
+# One of Hugging Face's Trainer, in the folder that it writes to.
+_TRAINER_CHECKPOINT = re.compile(r"(?P<folder>checkpoint-(?P<step>\d+)/)config\.json")
 _WEIGHT_SUFFIXES = (".safetensors", ".npz", ".bin", ".pt", ".pth", ".json")
 
 
@@ -99,8 +101,9 @@ def _nearest(path: Path) -> str:
 def wanted_files(names: Iterable[str]) -> list[str]:
     """Of all files of a source, relative and with "/", those that loading it needs.
 
-    Of a training run the exported model, or else the newest complete checkpoint. Of anything else
-    the descriptions and tokenizers, and the weights in one format.
+    Of a training run the exported model, or else the newest complete checkpoint; likewise of what
+    Hugging Face's Trainer wrote. Of anything else the descriptions and tokenizers, and the weights
+    in one format.
     """
     names = sorted(name for name in names if name and not name.endswith("/"))
     if "model/config.json" in names:
@@ -109,15 +112,24 @@ def wanted_files(names: Iterable[str]) -> list[str]:
     if steps:
         newest = max(steps, key=lambda match: int(match["step"] or 0))["folder"]
         return [name for name in names if name.startswith(newest)]
-    weights: list[str] = []
-    for pattern in _WEIGHTS:
-        weights = [name for name in names if pattern.fullmatch(name) and "/" not in name]
-        if weights:
-            break
+    weights = _one_format(names)
+    steps = [match for match in map(_TRAINER_CHECKPOINT.fullmatch, names) if match]
+    for match in sorted(steps, key=lambda match: int(match["step"]), reverse=True):
+        folder = match["folder"]
+        inside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
+        if not weights and _one_format(inside):
+            return [folder + name for name in wanted_files(inside)]
     wanted = {name for name in names if _DESCRIPTION.fullmatch(name)} | set(weights)
     if "config.json" in wanted and weights and weights[0].startswith("model"):
         wanted.discard("open_clip_config.json")  # describes the weights that were left out
     return sorted(wanted)
+
+
+def _one_format(names: Iterable[str]) -> list[str]:
+    """The files of weights at the top, of the first format that is there."""
+    top = [name for name in names if "/" not in name]
+    of_each = ([name for name in top if pattern.fullmatch(name)] for pattern in _WEIGHTS)
+    return next((found for found in of_each if found), [])
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:

@@ -8,6 +8,7 @@ beside what is already in its place.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,13 +23,13 @@ from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.weights.positions import resize_grid, resize_line
-from clip_jax.weights.tensors import Tensors
+from clip_jax.weights.tensors import Tensors, listed
 
 logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 Place = Callable[[str, np.ndarray], Any]  # (path, leaf in host memory) -> the leaf where it belongs
-MAX_NAMES = 20  # in one error
+MAX_LETTERS = 210  # of names in one error
 
 
 class Kind(NamedTuple):
@@ -57,7 +58,7 @@ KINDS = {
     # (1, …) <-> (…), and (1, 1, …) <-> (…)
     "one_more_axis": Kind(lambda x, shape: x[0], lambda x: x[None]),
     "two_more_axes": Kind(lambda x, shape: x[0, 0], lambda x: x[None, None]),
-    # (1,) <-> ()
+    # (1,) <-> (); any shape of one number is read, here and in "same"
     "scalar": Kind(lambda x, shape: x.reshape(()), lambda x: x.reshape(1)),
 }
 
@@ -136,20 +137,29 @@ def part_shape(shape: Shape, at: tuple[Any, ...]) -> Shape:
 
 
 def _raise_problems(where: Path | str, problems: Mapping[str, Iterable[str]]) -> None:
-    """Raises `UserError` with every non-empty list of names."""
-    parts = []
-    for what, found in problems.items():
-        names = list(found)
-        if names:
-            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-            parts.append(f"{what}: {', '.join(names[:MAX_NAMES])}{more}")
-    if parts:
+    """Raises `UserError` with the first names of every list that is not empty: one short line."""
+    lists = {what: list(names) for what, names in problems.items()}
+    lists = {what: names for what, names in lists.items() if names}
+    if lists:
+        room = MAX_LETTERS // len(lists)
+        parts = [f"{what}: {_within(names, room)}" for what, names in lists.items()]
         raise UserError(f"{where} does not fit the architecture; " + "; ".join(parts))
+
+
+def _within(names: list[str], room: int) -> str:
+    """As many of the names as have room, one at least, and how many more there are."""
+    shown = 1
+    while shown < len(names) and len(", ".join(names[: shown + 1])) <= room:
+        shown += 1
+    return listed(names, shown)
 
 
 def _misfit(rule: Rule, ours: Shape, theirs: Shape) -> str | None:
     """What is wrong with the shape of a tensor, or None."""
     part = part_shape(ours, rule.at)
+    # Some programs keep the scale as a vector of one number, and no shape says anything else.
+    if part == () and math.prod(theirs) == 1:
+        return None
     wanted = KINDS[rule.kind].write(np.broadcast_to(np.float32(0), part)).shape
     found = part_shape(theirs, rule.theirs_at)
     if found == wanted:
@@ -174,6 +184,12 @@ def check_names(
     """
     shapes, known = our_shapes(config), {rule.theirs for rule in table}
     present = [rule for rule in table if rule.theirs in tensors.shapes]
+    if not present:
+        wanted = _within(list(dict.fromkeys(rule.theirs for rule in table)), 100)
+        raise UserError(
+            f"{tensors.where}: none of its {len(tensors.shapes)} tensors has a name of this "
+            f"layout; looked for {wanted}; there is {_within(list(tensors.shapes), 100)}"
+        )
     wrong = (_misfit(rule, shapes[rule.ours], tensors.shapes[rule.theirs]) for rule in present)
     _raise_problems(
         tensors.where,
@@ -219,6 +235,8 @@ def read_params(
                 progress(held[rule.theirs].size)
             part = leaf[rule.at].shape
             value = _resized(rule, held[rule.theirs][rule.theirs_at], part)
+            if part == ():
+                value = value.reshape(())
             with np.errstate(over="ignore"):  # found below, with the tensor's name
                 leaf[rule.at] = KINDS[rule.kind].read(value, part)
             _refuse_non_finite(leaf[rule.at], rule.theirs, tensors.where)

@@ -8,8 +8,9 @@ TorchScript archives (see `torch_files`).
 from __future__ import annotations
 
 import json
+import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +20,9 @@ import numpy as np
 from clip_jax.errors import UserError
 from clip_jax.weights.safetensors_writer import save_safetensors
 
-__all__ = ["Tensors", "find_weights", "open_tensors", "save_safetensors"]
+__all__ = ["Tensors", "find_weights", "is_index", "listed", "open_tensors", "save_safetensors"]
 
-MAX_NAMES = 10  # in one error
-
-# What data-parallel and compiling wrappers of torch put before every name.
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+MAX_NAMES = 5  # in one error
 
 _SAFETENSORS_DTYPES = {
     "F64": np.dtype(np.float64),
@@ -60,17 +58,53 @@ class Tensors(Protocol):
 
 
 def find_weights(directory: Path, names: Sequence[str]) -> Path | None:
-    """The first of the file names, or its sharded form `NAME.index.json`, that is in the folder."""
+    """The first of the file names, or its sharded form `NAME.index.json`, that is in the folder.
+
+    Where there is none, the one variant of a name that is there ("model.fp16.safetensors"). Raises
+    `UserError` where there are several variants.
+    """
     candidates = (directory / file for name in names for file in (name, f"{name}.index.json"))
-    return next((path for path in candidates if path.is_file()), None)
+    plain = next((path for path in candidates if path.is_file()), None)
+    return plain or _find_variant(directory, names)
+
+
+def _find_variant(directory: Path, names: Sequence[str]) -> Path | None:
+    """A file that transformers' `save_pretrained(…, variant=…)` or diffusers wrote."""
+    for name in names:
+        stem, suffix = map(re.escape, name.rsplit(".", 1))
+        pattern = re.compile(
+            rf"{stem}\.(\w+)\.{suffix}(\.index\.json)?|{stem}\.{suffix}\.index\.(\w+)\.json"
+        )
+        there = sorted(p for p in directory.glob("*") if pattern.fullmatch(p.name) and p.is_file())
+        if len(there) > 1:
+            raise UserError(
+                f"{directory}: holds several variants of {name} "
+                f"({listed([path.name for path in there])}); give the file that you want"
+            )
+        if there:
+            return there[0]
+    return None
 
 
 def open_tensors(path: Path) -> Tensors:
     """Opens .safetensors, `*.index.json` of shards, torch .bin/.pt/.pth, TorchScript .pt, or .npz.
 
-    Raises `UserError` naming the file where it is missing, empty, truncated, of no known kind, or
-    needs torch which is not installed.
+    Names are those of the layout: what training programs wrap around a model is taken off, which
+    the log says (see `wrappers.py`).
+
+    Raises `UserError` naming the file where it is missing, empty, truncated, of no known kind, an
+    adapter, of several models, or needs torch which is not installed.
     """
+    tensors = _open_raw(path)
+    if isinstance(tensors, NpzFile):
+        return tensors
+    from clip_jax.weights.wrappers import Unwrapped
+
+    return Unwrapped(tensors)
+
+
+def _open_raw(path: Path) -> Tensors:
+    """The file's tensors under the names that are stored."""
     start = _first_bytes(path)
     # The length of the header in 8 bytes, then JSON.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32:
@@ -81,7 +115,7 @@ def open_tensors(path: Path) -> Tensors:
         from clip_jax.weights.torch_files import TorchTensors
 
         return TorchTensors(path)
-    if path.name.endswith(".index.json"):
+    if is_index(path):
         return Shards(path)
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)  # its checks say what is wrong
@@ -134,14 +168,9 @@ def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: is damaged or truncated ({reason}); download it again")
 
 
-def without_prefix(names: Iterable[str], prefixes: Sequence[str]) -> dict[str, str]:
-    """{name as shown: name as stored}; a prefix goes where every name has it."""
-    shown = {name: name for name in names}
-    while True:
-        prefix = next((p for p in prefixes if shown and all(n.startswith(p) for n in shown)), None)
-        if prefix is None:
-            return shown
-        shown = {name.removeprefix(prefix): stored for name, stored in shown.items()}
+def is_index(path: Path) -> bool:
+    """Whether a file is called as an index of shards: "….index.json", "….index.fp16.json"."""
+    return re.search(r"\.index(\.\w+)?\.json$", path.name) is not None
 
 
 class SafetensorsFile:
@@ -165,15 +194,14 @@ class SafetensorsFile:
             raise _damaged(path, error) from error
         header.pop("__metadata__", None)
         self._entries: dict[str, dict[str, Any]] = header
-        self._stored = without_prefix(header, WRAPPER_PREFIXES)
         self._data_start = 8 + header_bytes
         self.shapes: Mapping[str, tuple[int, ...]] = {
-            name: tuple(header[key]["shape"]) for name, key in self._stored.items()
+            name: tuple(entry["shape"]) for name, entry in header.items()
         }
 
     def read(self, name: str) -> np.ndarray:
         """See `Tensors.read`."""
-        entry = self._entries[self._stored[name]]
+        entry = self._entries[name]
         dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
         if dtype is None:
             raise UserError(
@@ -199,8 +227,9 @@ class NpzFile:
         self._archive = zipfile.ZipFile(path)
         names = [name for name in self._archive.namelist() if name.endswith(".npy")]
         parameters = [name for name in names if name.startswith("params/")]
-        shown = without_prefix(parameters or names, ("params/",))
-        self._members = {name.removesuffix(".npy"): stored for name, stored in shown.items()}
+        self._members = {
+            name.removeprefix("params/").removesuffix(".npy"): name for name in parameters or names
+        }
         self.shapes: Mapping[str, tuple[int, ...]] = {
             name: self._read(stored, _npy_shape) for name, stored in self._members.items()
         }
@@ -252,32 +281,33 @@ class Shards:
             ) from error
         outside = [str(f) for f in files if not isinstance(f, str) or Path(f).name != f]
         if outside:
-            raise UserError(f"{index}: names files outside its folder: {_some(outside)}")
+            raise UserError(f"{index}: names files outside its folder: {listed(outside)}")
         missing = [file for file in files if not (index.parent / file).is_file()]
         if missing:
             raise UserError(
                 f"{index}: {len(missing)} of {len(files)} shards are missing beside it: "
-                f"{_some(missing)}"
+                f"{listed(missing)}"
             )
         self._shard_of: dict[str, Tensors] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
-            shard = open_tensors(index.parent / file)
+            shard = _open_raw(index.parent / file)
             twice = sorted(shapes.keys() & shard.shapes.keys())
             if twice:
-                raise UserError(f"{index.parent / file}: also in another shard: {_some(twice)}")
+                raise UserError(f"{index.parent / file}: also in another shard: {listed(twice)}")
             shapes.update(shard.shapes)
             self._shard_of.update(dict.fromkeys(shard.shapes, shard))
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
-        absent = sorted(without_prefix(names, WRAPPER_PREFIXES).keys() - shapes.keys())
+        absent = sorted(names.keys() - shapes.keys())
         if absent:
-            raise UserError(f"{index}: in none of its shards: {_some(absent)}")
+            raise UserError(f"{index}: in none of its shards: {listed(absent)}")
 
     def read(self, name: str) -> np.ndarray:
         """See `Tensors.read`."""
         return self._shard_of[name].read(name)
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
+def listed(names: Sequence[str], most: int = MAX_NAMES) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,9 +1,10 @@
 """Torch's own files as `Tensors`, without ever running the code that a pickle can contain.
 
 State dictionaries go through torch's weights-only loader, which refuses everything but tensors and
-plain containers. TorchScript archives (OpenAI's releases), which that loader does not take, go
-through `torch.jit.load`: it runs no Python and compiles their code without running it, but for
-`__setstate__` methods, so archives with these are refused.
+plain containers; for the harmless values that training programs keep beside them (numpy's numbers,
+arguments) stands an object that does nothing. TorchScript archives (OpenAI's releases), which that
+loader does not take, go through `torch.jit.load`: it runs no Python and compiles their code without
+running it, but for `__setstate__` methods, so archives with these are refused.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import ml_dtypes
 import numpy as np
 
 from clip_jax.errors import UserError
-from clip_jax.weights.tensors import WRAPPER_PREFIXES, without_prefix
+from clip_jax.weights.tensors import listed
 
 # Pages of a mapped file that were read count as resident memory until it is mapped anew.
 REMAP_BYTES = 128 * 2**20
+MAX_DEPTH = 5  # of dictionaries in dictionaries
 
 
 def _torch(path: Path) -> Any:
@@ -55,24 +57,74 @@ def _to_numpy(tensor: Any, path: Path, name: str) -> np.ndarray:
         raise UserError(f"{path}: {name} cannot become an array ({_first_line(error)})") from error
 
 
-class TorchTensors:
-    """A state dictionary saved by `torch.save`, bare or under "state_dict" as in checkpoints.
+class _Inert:
+    """Stands for an object in a checkpoint that is no tensor, and does nothing."""
 
-    The prefixes of data-parallel and compiling wrappers are taken off.
+    def __init__(self, *args: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _inert_globals() -> list[tuple[type, str]]:
+    """What training programs keep beside the weights: numbers of numpy, arguments, paths.
+
+    Nothing of these is made; numpy's own constructors would take a crafted dtype at its word.
+    """
+    arrays = [
+        f"numpy.{core}.multiarray.{name}"
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ]
+    dtypes = [
+        f"numpy.dtypes.{kind}DType"
+        for kind in (
+            *("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64"),
+            *("Float16", "Float32", "Float64", "LongDouble", "LongLong", "ULongLong"),
+            *("Complex64", "Complex128", "Str", "Bytes", "Object"),
+        )
+    ]
+    others = (
+        *("numpy.dtype", "numpy.ndarray", "numpy.bool_", "numpy.bool"),
+        *(f"numpy.{kind}{bits}" for kind in ("int", "uint", "float") for bits in (16, 32, 64)),
+        *("argparse.Namespace", "types.SimpleNamespace"),
+        *(f"pathlib.{kind}Path" for kind in ("", "Posix", "Windows", "PurePosix")),
+        *("pathlib._local.PosixPath", "pathlib._local.WindowsPath"),
+        *("datetime.datetime", "datetime.timedelta"),
+    )
+    lightning = [
+        f"{package}.AttributeDict"
+        for package in (
+            *("pytorch_lightning.utilities.parsing", "lightning.fabric.utilities.data"),
+            *("lightning_fabric.utilities.data", "lightning.pytorch.utilities.parsing"),
+        )
+    ]
+    return [
+        *((_Inert, name) for name in (*arrays, *dtypes, *others)),
+        *((dict, name) for name in lightning),
+    ]
+
+
+class TorchTensors:
+    """Everything in a file of `torch.save` that is a tensor, in dictionaries of any depth.
+
+    `containers` has the names in each dictionary; that of a dictionary in another one is its path
+    ("state_dict", "callbacks.ema"), which comes before the names of its tensors.
     """
 
     def __init__(self, path: Path):
         self.where = path
         self._read_bytes = 0
+        self.containers: dict[str, list[str]] = {}
         self._state: dict[str, Any] = self._open()
-        self._stored = without_prefix(self._state, WRAPPER_PREFIXES)
         self.shapes: Mapping[str, tuple[int, ...]] = {
-            name: tuple(self._state[key].shape) for name, key in self._stored.items()
+            name: tuple(tensor.shape) for name, tensor in self._state.items()
         }
 
     def read(self, name: str) -> np.ndarray:
         """See `Tensors.read`."""
-        array = _to_numpy(self._state[self._stored[name]], self.where, name)
+        array = _to_numpy(self._state[name], self.where, name)
         self._read_bytes += array.nbytes
         if self._read_bytes > REMAP_BYTES:
             self._state, self._read_bytes = {}, 0  # unmap first
@@ -86,10 +138,11 @@ class TorchTensors:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about how the file was written, long ago
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+                with torch.serialization.safe_globals(_inert_globals()):
+                    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            reason = f"asks for {found[1]}" if found else _first_line(error)
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"asks for {named[1]}" if named else _first_line(error)
             raise UserError(
                 f"{path}: holds more than tensors ({reason}) and could run code when unpickled; "
                 "refused. Save its state_dict alone, best as .safetensors"
@@ -98,19 +151,30 @@ class TorchTensors:
             raise UserError(
                 f"{path}: is damaged or truncated ({_first_line(error)}); download it again"
             ) from error
-        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-            content = content["state_dict"]
-        found_tensors = {
-            name: value
-            for name, value in (content.items() if isinstance(content, dict) else ())
-            if isinstance(name, str) and isinstance(value, torch.Tensor)
-        }
-        if not found_tensors:
-            what = ", ".join(map(str, list(content)[:10])) if isinstance(content, dict) else "none"
+        self.containers = {}
+        found: dict[str, Any] = {}
+        self._collect(content, "", found)
+        if not found:
+            keys = [str(key) for key in content] if isinstance(content, dict) else []
             raise UserError(
-                f"{path}: holds no state dictionary, bare or under 'state_dict' (keys: {what})"
+                f"{path}: holds no state dictionary: no tensors by name, bare or in dictionaries "
+                f"(keys: {listed(keys, 8) or 'none'})"
             )
-        return found_tensors
+        return found
+
+    def _collect(self, value: Any, container: str, found: dict[str, Any], depth: int = 0) -> None:
+        """Puts the tensors of a dictionary and of those in it into `found`."""
+        import torch
+
+        if not isinstance(value, dict) or depth > MAX_DEPTH:
+            return
+        start = f"{container}." if container else ""
+        for key, item in value.items():
+            if isinstance(key, str) and isinstance(item, torch.Tensor):
+                found[start + key] = item
+                self.containers.setdefault(container, []).append(key)
+            else:
+                self._collect(item, f"{start}{key}", found, depth + 1)
 
 
 class ScriptTensors:

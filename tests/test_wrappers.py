@@ -1,0 +1,447 @@
+"""Weights inside what training programs wrap around them: read in every layout, or refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_clip import assert_same_params, tiny
+
+import clip_jax
+from clip_jax.clip import Clip
+from clip_jax.errors import UserError
+from clip_jax.weights.tensors import save_safetensors
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file  # noqa: E402
+
+State = dict[str, Any]
+FILES = {
+    "huggingface": ("model.safetensors", "pytorch_model.bin"),
+    "open_clip": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+}
+
+
+def prefixed(prefix: str) -> Callable[[State], State]:
+    return lambda state: {prefix + name: value for name, value in state.items()}
+
+
+def compiled_tower(state: State) -> State:
+    """One tower alone was compiled."""
+    towers = ("text_model.", "visual.", "transformer.")
+    start = next(t for t in towers if any(name.startswith(t) for name in state))
+    return {
+        name.replace(start, f"{start}_orig_mod.", 1) if name.startswith(start) else name: value
+        for name, value in state.items()
+    }
+
+
+def training(state: State) -> State:
+    """What lies beside the weights in a checkpoint."""
+    moments = {n: {"step": torch.tensor(3.0), "exp_avg": x} for n, x in enumerate(state.values())}
+    return {
+        "epoch": 3,
+        "optimizer": {"state": moments, "param_groups": [{"lr": 0.1, "params": [0, 1]}]},
+        "scheduler": {"last_epoch": 3},
+        "rng": torch.arange(8, dtype=torch.uint8),
+    }
+
+
+WRAPPERS: dict[str, Callable[[State], State]] = {
+    "module.": prefixed("module."),
+    "_orig_mod.": prefixed("_orig_mod."),
+    "model.": prefixed("model."),
+    "clip.": prefixed("clip."),
+    "base_model.model.": prefixed("base_model.model."),
+    "net.clip_model.": prefixed("net.clip_model."),
+    "a compiled tower": compiled_tower,
+    "a compiled tower in a model": lambda s: prefixed("model.module.")(compiled_tower(s)),
+    "fsdp": prefixed("_fsdp_wrapped_module._checkpoint_wrapped_module."),
+    "averaged": lambda s: {"n_averaged": torch.tensor(3), **prefixed("module.")(s)},
+    "averaged, in a model": lambda s: prefixed("model.")(WRAPPERS["averaged"](s)),
+}
+DICTIONARIES: dict[str, Callable[[State], State]] = {
+    "Lightning": lambda s: {
+        **training(s),
+        "state_dict": {**prefixed("model.")(s), "loss.weight": torch.ones(3)},
+        "pytorch-lightning_version": "2.0",
+    },
+    "state_dict": lambda s: {"state_dict": s, **training(s)},
+    "model": lambda s: {"model": s, **training(s)},
+    "model_state_dict": lambda s: {"model_state_dict": s, **training(s)},
+    "net": lambda s: {"net": s, **training(s)},
+    "DeepSpeed": lambda s: {"module": s, "dp_world_size": 8, **training(s)},
+    "nested": lambda s: {"state_dict": prefixed("model.module._orig_mod.")(s)},
+    "deeper": lambda s: {"checkpoint": {"model": prefixed("module.")(s)}},
+    "beside": lambda s: {**s, **training(s) | {"rng": None}},
+    "with a moving average": lambda s: {
+        "state_dict_ema": {name: x + 1 for name, x in s.items()},
+        "state_dict": s,
+    },
+    "with a moving average inside": lambda s: {
+        **prefixed("model.")(s),
+        **prefixed("model_ema.module.")({name: x + 1 for name, x in s.items()}),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return tiny()
+
+
+def written(clip: Clip, folder: Path, layout: str) -> State:
+    """Writes the model without its weights; returns them."""
+    clip.save(folder, layout)
+    path = folder / FILES[layout][0]
+    state = load_file(path)
+    path.unlink()
+    return state
+
+
+@pytest.mark.parametrize("layout", list(FILES))
+@pytest.mark.parametrize("name", list(WRAPPERS))
+def test_prefixes_are_taken_off(clip, name, layout, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "m"
+    state = WRAPPERS[name](written(clip, folder, layout))
+    torch.save(state, folder / FILES[layout][1])
+    assert_same_params(clip.params, clip_jax.load(folder).params)
+    lines = [r.getMessage() for r in caplog.records if "names" in r.getMessage()]
+    assert len(lines) == 1, lines
+    (folder / FILES[layout][1]).unlink()
+    tensors = {key: value.numpy() for key, value in state.items()}
+    save_safetensors(folder / FILES[layout][0], tensors)
+    assert_same_params(clip.params, clip_jax.load(folder).params)
+    save_safetensors(folder / FILES[layout][0], tensors, max_shard_bytes=20_000)
+    assert len(list(folder.glob("*-of-*.safetensors"))) > 2
+    assert_same_params(clip.params, clip_jax.load(folder).params)
+
+
+@pytest.mark.parametrize("layout", list(FILES))
+@pytest.mark.parametrize("name", list(DICTIONARIES))
+@pytest.mark.parametrize("zipped", [True, False])
+def test_dictionaries_are_opened(clip, name, layout, zipped, tmp_path, caplog):
+    folder = tmp_path / "m"
+    state = DICTIONARIES[name](written(clip, folder, layout))
+    path = folder / FILES[layout][1]
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    assert_same_params(clip.params, clip_jax.load(folder).params)
+    if "average" in name:
+        assert "ema" in caplog.text.split(", not ")[1]
+    if name == "Lightning":
+        assert "left out 1 tensors beside the model (loss.weight)" in caplog.text
+
+
+def test_openai_state_dictionary_by_architecture(tmp_path):
+    """A bare file, as of a trainer of OpenAI's own class; heads are 64 wide there."""
+    sizes = {"vision_width": 64, "vision_heads": 1, "text_width": 64, "text_heads": 1}
+    clip = tiny(**sizes)
+    state = written(clip, tmp_path / "m", "open_clip")
+    about = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(12)}
+    about["vocab_size"] = torch.tensor(60)
+    torch.save({"model": prefixed("module.")({**state, **about})}, tmp_path / "clip.pt")
+    found = clip_jax.load(tmp_path / "clip.pt")
+    assert_same_params(clip.params, found.params)
+    assert found.config.text_activation == "quick_gelu"
+
+
+NUMBERS = {
+    "float64": np.float64(0.5),
+    "float32": np.float32(0.5),
+    "int64": np.int64(3),
+    "bool": np.bool_(True),
+    "half": np.float16(0.5),
+    "string": np.str_("best"),
+    "dtype": np.dtype("float32"),
+    "array": np.arange(3.0),
+    "array of objects": np.array([{"a": 1}, None], dtype=object),
+    "random state": np.random.RandomState(0).get_state(),
+    "path": Path("runs/7"),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", list(NUMBERS))
+def test_numbers_of_numpy_beside_the_weights(clip, name, zipped, tmp_path):
+    state = written(clip, tmp_path / "m", "huggingface")
+    checkpoint = {"model": state, "best": NUMBERS[name], "history": [NUMBERS[name]] * 2}
+    path = tmp_path / "m" / "pytorch_model.bin"
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=zipped)
+    assert_same_params(clip.params, clip_jax.load(tmp_path / "m").params)
+    assert "numpy" not in str(torch.serialization.get_safe_globals())  # nothing stays allowed
+
+
+def test_arguments_beside_the_weights(clip, tmp_path):
+    import argparse
+
+    state = written(clip, tmp_path / "m", "open_clip")
+    arguments = argparse.Namespace(lr=np.float64(0.1), out=Path("x"), nested={"a": [1]})
+    path = tmp_path / "m" / "open_clip_pytorch_model.bin"
+    torch.save({"state_dict": state, "args": arguments}, path)
+    assert_same_params(clip.params, clip_jax.load(tmp_path / "m").params)
+
+
+# --- Files with other names ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["huggingface", "open_clip"])
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.replace(".safetensors", ".fp16.safetensors", 1),
+        lambda name: name.replace(".safetensors", ".bf16.safetensors", 1),
+    ],
+)
+def test_one_variant(clip, layout, rename, tmp_path, caplog):
+    folder = tmp_path / "m"
+    clip.save(folder, layout)
+    (plain,) = folder.glob("*.safetensors")
+    plain.rename(folder / rename(plain.name))
+    assert_same_params(clip.params, clip_jax.load(folder).params)
+    assert caplog.text.count("; took ") == 1
+    clip.save(tmp_path / "other", layout)
+    (tmp_path / "other" / plain.name).rename(folder / plain.name)  # the plain one comes first
+    (folder / rename(plain.name)).write_bytes(b"")
+    assert_same_params(clip.params, clip_jax.load(folder).params)
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["model.safetensors.index.fp16.json", "model.fp16.safetensors.index.json"],
+)
+def test_variant_in_shards(clip, index, tmp_path):
+    folder = tmp_path / "m"
+    clip.save(folder, "huggingface")
+    tensors = {k: v.numpy() for k, v in load_file(folder / "model.safetensors").items()}
+    save_safetensors(folder / "model.safetensors", tensors, max_shard_bytes=20_000)
+    path = folder / "model.safetensors.index.json"
+    about = json.loads(path.read_text())
+    path.unlink()
+    for shard in folder.glob("model-*.safetensors"):
+        shard.rename(folder / shard.name.replace("model-", "model.fp16-"))
+    names = {
+        key: file.replace("model-", "model.fp16-") for key, file in about["weight_map"].items()
+    }
+    (folder / index).write_text(json.dumps({"weight_map": names}))
+    assert_same_params(clip.params, clip_jax.load(folder).params)
+    assert_same_params(clip.params, clip_jax.load(folder / index).params)
+
+
+def test_transformers_writes_the_variant(clip, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    clip.save(tmp_path / "m", "huggingface")
+    model = transformers.CLIPModel.from_pretrained(tmp_path / "m")
+    for options in ({}, {"max_shard_size": "20KB"}):
+        folder = tmp_path / f"v{len(options)}"
+        model.save_pretrained(folder, variant="fp16", **options)
+        assert not (folder / "model.safetensors").exists()
+        assert_same_params(clip.params, clip_jax.load(folder).params)
+
+
+def test_several_variants_are_a_question(clip, tmp_path):
+    folder = tmp_path / "m"
+    clip.save(folder, "huggingface")
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    (folder / "model.bf16.safetensors").write_bytes(b"")
+    message = error_of(folder)
+    assert "several variants" in message
+    assert "model.bf16.safetensors, model.fp16.safetensors" in message
+    assert_same_params(clip.params, clip_jax.load(folder / "model.fp16.safetensors").params)
+
+
+def test_torch_shards(clip, tmp_path):
+    folder = tmp_path / "m"
+    state = prefixed("model.")(written(clip, folder, "huggingface"))
+    names = list(state)
+    weight_map = {}
+    for n in range(3):
+        file = f"pytorch_model-0000{n + 1}-of-00003.bin"
+        part = {name: state[name] for name in names[n::3]}
+        torch.save(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert_same_params(clip.params, clip_jax.load(folder).params)
+
+
+# --- Trainer's output ---------------------------------------------------------------------------
+
+
+def test_trainers_output_root(clip, tmp_path, caplog):
+    root, other = tmp_path / "out", tiny(embed_dim=8)
+    for step, model in ((500, other), (1000, clip), (90, other)):
+        model.save(root / f"checkpoint-{step}", "huggingface")
+    (root / "checkpoint-2000").mkdir()  # being written, or broken off
+    (root / "runs").mkdir()
+    assert_same_params(clip.params, clip_jax.load(root).params)
+    assert "checkpoint-1000; also there: checkpoint-500, checkpoint-90" in caplog.text
+    (root / "config.json").write_bytes((root / "checkpoint-500" / "config.json").read_bytes())
+    assert_same_params(clip.params, clip_jax.load(root).params)
+    weights = root / "checkpoint-500" / "model.safetensors"
+    (root / "model.safetensors").write_bytes(weights.read_bytes())  # its own comes first
+    assert_same_params(other.params, clip_jax.load(root).params)
+
+
+# --- Refusals -----------------------------------------------------------------------------------
+
+
+def error_of(source: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        clip_jax.load(source)
+    message = str(caught.value).replace(str(source), "SOURCE")
+    assert "\n" not in message
+    assert len(message) < 400, (len(message), message)
+    return message
+
+
+def adapter(state: State) -> State:
+    name = next(name for name in state if name.endswith("q_proj.weight") or "in_proj" in name)
+    stem = f"base_model.model.{name.removesuffix('.weight')}"
+    return {f"{stem}.lora_A.weight": torch.ones(2, 32), f"{stem}.lora_B.weight": torch.ones(32, 2)}
+
+
+REFUSED: dict[str, tuple[Callable[[State], State], str]] = {
+    "adapter": (adapter, "adapter"),
+    "adapter in its model": (
+        lambda s: prefixed("base_model.model.")(
+            {n.replace("q_proj.", "q_proj.base_layer.").replace("attn.", "attn.base_layer."): x
+             for n, x in s.items()} | {"x.lora_A.default.weight": torch.ones(2)}
+        ),
+        "adapter",
+    ),
+    "two models": (
+        lambda s: {**prefixed("student.")(s), **prefixed("guide.")(s)},
+        "holds 2 models (student.*, guide.*)",
+    ),
+    "another model": (
+        lambda s: {f"encoder.{n}.weight": torch.ones(2) for n in range(40)},
+        "encoder.0.weight",
+    ),
+    "one tower": (
+        lambda s: {n: x for n, x in s.items() if n.startswith(("vision_model.", "visual."))},
+        "missing: ",
+    ),
+    "long names": (
+        lambda s: {("a_very_long_name." * 9 + n): x for n, x in s.items() if "scale" not in n},
+        "layout",
+    ),
+    "no tensors": (lambda s: {"epoch": 3, "model": {"a": 1}}, "no state dictionary"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", list(FILES))
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_what_is_no_model_is_refused_in_a_short_line(clip, name, layout, tmp_path):
+    change, said = REFUSED[name]
+    folder = tmp_path / "m"
+    state = change(written(clip, folder, layout))
+    torch.save(state, folder / FILES[layout][1])
+    assert said in error_of(folder)
+
+
+def test_folders_say_what_they_hold(clip, tmp_path):
+    clip.save(tmp_path / "m", "huggingface")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "weights.st")
+    message = error_of(tmp_path / "m")
+    assert "looked for model.safetensors" in message
+    assert "README.md, config.json, preprocessor_config.json, weights.st" in message
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "adapter_config.json").write_text("{}")
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"")
+    assert "adapter" in error_of(tmp_path / "a")
+
+    for n in range(60):
+        (tmp_path / "a" / f"{'long' * 20}{n}.txt").write_text("")
+    (tmp_path / "a" / "adapter_config.json").unlink()
+    message = error_of(tmp_path / "a")
+    assert "adapter_model.safetensors" in message
+    assert "more" in message
+
+    (tmp_path / "empty").mkdir()
+    assert "there is: nothing" in error_of(tmp_path / "empty")
+    (tmp_path / "t" / "checkpoint-5").mkdir(parents=True)
+    assert "checkpoint-5/" in error_of(tmp_path / "t")
+
+
+# --- The scale ----------------------------------------------------------------------------------
+
+
+SHAPES = [(), (1,), (1, 1)]
+
+
+def reshaped(state: State, shape: tuple[int, ...]) -> State:
+    return {n: x.reshape(shape) if n.startswith("logit_") else x for n, x in state.items()}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bias", [None, -3.0])
+@pytest.mark.parametrize("announced", [False, True])
+def test_scale_of_any_shape_in_open_clips_layout(shape, bias, announced, tmp_path):
+    clip = tiny(logit_bias_init=bias)
+    folder = tmp_path / "m"
+    state = reshaped(written(clip, folder, "open_clip"), shape)
+    if announced:
+        path = folder / "open_clip_config.json"
+        document = json.loads(path.read_text())
+        document["model_cfg"] |= {"nonscalar_logit_scale": True, "nonscalar_logit_bias": True}
+        path.write_text(json.dumps(document))
+    torch.save(state, folder / "open_clip_pytorch_model.bin")
+    loaded = clip_jax.load(folder)
+    assert_same_params(clip.params, loaded.params)
+    (folder / "open_clip_pytorch_model.bin").unlink()
+    tensors = {name: value.numpy() for name, value in state.items()}
+    save_safetensors(folder / "open_clip_model.safetensors", tensors)
+    assert_same_params(clip.params, clip_jax.load(folder).params)
+    loaded.save(tmp_path / "back", "open_clip")
+    back = load_file(tmp_path / "back" / "open_clip_model.safetensors")
+    assert {back[n].shape for n in back if n.startswith("logit_")} == {()}
+    assert "nonscalar" not in (tmp_path / "back" / "open_clip_config.json").read_text()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layout", ["clip_jax", "huggingface", "siglip", "openai"])
+def test_scale_of_any_shape_in_the_other_layouts(shape, layout, tmp_path):
+    folder, wide = tmp_path / "m", {}
+    if layout == "openai":
+        wide = {"vision_width": 64, "vision_heads": 1, "text_width": 64, "text_heads": 1}
+    clip = siglip() if layout == "siglip" else tiny(**wide)
+    if layout == "openai":
+        state = reshaped(written(clip, folder, "open_clip"), shape)
+        about = {n: torch.tensor(1) for n in ("input_resolution", "context_length", "vocab_size")}
+        torch.save({**state, **about}, tmp_path / "clip.pt")
+        assert_same_params(clip.params, clip_jax.load(tmp_path / "clip.pt").params)
+        return
+    format = "huggingface" if layout == "siglip" else layout
+    clip.save(folder, format)
+    path = folder / "model.safetensors"
+    normal = {n: x.shape for n, x in load_file(path).items() if n.startswith("logit_")}
+    state = reshaped(load_file(path), shape)
+    save_safetensors(path, {name: value.numpy() for name, value in state.items()})
+    loaded = clip_jax.load(folder)
+    assert_same_params(clip.params, loaded.params)
+    loaded.save(tmp_path / "back", format)
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert {n: x.shape for n, x in back.items() if n.startswith("logit_")} == normal
+
+
+def siglip() -> Clip:
+    from tiny_clip import TINY, random_params
+
+    from clip_jax.weights.huggingface_config import siglip_config
+
+    fields = TINY | {"embed_dim": 32, "vision_width": 32, "text_width": 32}
+    config = siglip_config(**fields)
+    return Clip(config, random_params(config))
+
+
+def test_two_numbers_are_no_scale(clip, tmp_path):
+    state = written(clip, tmp_path / "m", "open_clip")
+    state["logit_scale"] = torch.ones(2)
+    torch.save(state, tmp_path / "m" / "open_clip_pytorch_model.bin")
+    assert "logit_scale (2,) instead of ()" in error_of(tmp_path / "m")
