@@ -177,6 +177,8 @@ def _report_dropped(path: str, source: Source) -> None:
 def _report_one_caption(path: str, source: Source) -> None:
     """Warns where all images have the same caption: there is nothing to learn from such data."""
     size = len(source)
+    if size < 2:
+        return
     first: str | None = None
     looked_at = 0
     # The last comes first: data are often sorted by class, and then the first two are alike.

@@ -21,7 +21,7 @@ from clip_jax.data.options import SourceOptions
 from clip_jax.data.tar_captions import Member
 
 ENDING = ".index"
-VERSION = 3
+VERSION = 4
 ALWAYS = ("image", "json", "cls")  # members that a sample may have, besides texts
 NO_END = "has no end mark and may be cut off"
 
