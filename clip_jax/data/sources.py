@@ -6,6 +6,7 @@ A new format is a file that implements `clip_jax.data.records.Source`, and a lin
 import importlib
 import logging
 import os
+import pickle
 import re
 from itertools import chain
 from pathlib import Path
@@ -109,7 +110,9 @@ def open_source(
         raise UserError(f"data path {path} cannot be read: {reason}{where}") from error
     _report_dropped(path, source)
     if options.needs_captions and (kind in _IN_MEMORY or not is_remote(path)):
-        _report_one_caption(path, source)
+        # Of Parquet a copy is looked at, as it keeps the row groups that it reads.
+        looked_at = pickle.loads(pickle.dumps(source)) if kind == "parquet" else source
+        _report_one_caption(path, looked_at)
     return source
 
 
@@ -168,6 +171,8 @@ def _report_dropped(path: str, source: Source) -> None:
 def _report_one_caption(path: str, source: Source) -> None:
     """Warns where all images have the same caption: there is nothing to learn from such data."""
     size = len(source)
+    if size < 2:
+        return
     first: str | None = None
     looked_at = 0
     # The last comes first: data are often sorted by class, and then the first two are alike.
