@@ -16,7 +16,6 @@ from test_tokenizer_huggingface import (
     LETTERS,
     SPECIAL_MAP,
     bert_files,
-    clip_files,
     piece_model,
     write,
 )

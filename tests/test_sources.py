@@ -50,14 +50,22 @@ class TestFolder:
         write(tmp_path / "notes.md", "not an image")
         write(tmp_path / ".hidden" / "x.png", png())
         source = open_source(tmp_path)
-        assert keys(source) == ["a.jpg", "b/2.png", "tabby_cat-x/1.PNG"]
+        assert keys(source) == ["a.jpg", "b/2.png"]
         assert source.captions(0) == ("an apple",)
         assert source.captions(1) == ("a cat", "a small cat")
-        assert source.captions(2) == ("a photo of a tabby cat x.",)
         assert source.metadata(1) == {}
-        assert source.metadata(2) == {"class": "tabby cat x"}
-        assert source[2].image == png()
-        assert source.dropped == {}
+        assert source[1].image == png()
+        # The other images have captions, so that its folder is no class.
+        assert source.dropped.counts == {"caption_missing": 1}
+        assert "2 other images have" in source.dropped["tabby_cat-x/1.PNG"]
+
+    def test_classes(self, tmp_path):
+        write(tmp_path / "tabby_cat-x" / "1.PNG", png())
+        write(tmp_path / "dog" / "2.png", png())
+        source = open_source(tmp_path)
+        assert keys(source) == ["dog/2.png", "tabby_cat-x/1.PNG"]
+        assert source.captions(1) == ("a photo of a tabby cat x.",)
+        assert source.metadata(1) == {"class": "tabby cat x"}
 
     def test_template(self, tmp_path):
         write(tmp_path / "dog" / "1.png", png())
@@ -68,6 +76,7 @@ class TestFolder:
     def test_without_caption_dropped(self, tmp_path, caplog):
         write(tmp_path / "root.png", png())
         write(tmp_path / "dog" / "1.png", png())
+        write(tmp_path / "dog" / "1.txt", "a dog")
         write(tmp_path / "dog" / "2.png", png())
         write(tmp_path / "dog" / "2.txt", " \n")
         write(tmp_path / "dog" / "3.png", png())

@@ -25,6 +25,7 @@ from clip_jax.data.folder import (
 from clip_jax.data.json_lines import JsonLinesSource, read_fields
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.path_rows import PathSource
+from clip_jax.data.paths import what_is_wrong
 from clip_jax.data.records import Drops, Record, Source, fingerprint_of
 from clip_jax.data.splits import choose_split, is_split_name
 from clip_jax.data.table import TableSource, read_head
@@ -54,6 +55,8 @@ def open_folder(path: str | os.PathLike[str], options: SourceOptions) -> Source:
       UserError: no folder, no image, none with a caption, a split that is not there, or tables of
         captions of which none is plainly meant.
     """
+    if os.path.islink(path) and not os.path.exists(path):
+        raise UserError(f"data path {path} {what_is_wrong(os.fspath(path))}; give a folder")
     if not os.path.isdir(path):
         raise UserError(f"data path {path} is not a folder; give an existing folder of images")
     root = Path(path)

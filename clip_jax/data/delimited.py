@@ -333,6 +333,7 @@ def is_plainly_quoted(rows: Iterable[Row], delimiter: str) -> bool:
         if isinstance(row.cells, Broken):
             total += row.cells.by_quotes
             stray += row.cells.by_quotes
+            needed += not row.cells.by_quotes and _LINE_END.search(row.text) is not None
             continue
         total += 1
         if '"' not in row.text or not quoting.opens(row.text):

@@ -6,6 +6,7 @@ A new format is a file that implements `clip_jax.data.records.Source`, and a lin
 import importlib
 import logging
 import os
+import pickle
 import re
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ from clip_jax.data.paths import is_remote, what_is_wrong
 from clip_jax.data.records import IMAGE_EXTENSIONS, DecodeError, Source, split_of
 from clip_jax.errors import UserError
 
-_IN_MEMORY = ("csv", "jsonl")  # captions of other formats would be fetched one by one
+_IN_MEMORY = ("csv", "jsonl", "folder", "glyphs")  # captions of other formats would be fetched one by one
 _LOOKED_AT_CAPTIONS = 1000  # spread over the data, of which the first two usually differ
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,9 @@ def open_source(
     check_split(path, kind, options, source)
     _report_dropped(path, source)
     if options.needs_captions and (kind in _IN_MEMORY or not is_remote(path)):
-        _report_one_caption(path, source)
+        # A copy opens files of its own, and lets go of them and of what it has read.
+        is_small = kind not in _IN_MEMORY
+        _report_one_caption(path, pickle.loads(pickle.dumps(source)) if is_small else source)
     return source
 
 

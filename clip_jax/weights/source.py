@@ -64,6 +64,8 @@ def resolve_source(source: str | Path, *, revision: str | None = None) -> Path:
     if hub_prefix is None:
         if path.exists():
             return path
+        if path.is_symlink():
+            raise UserError(f"{typed}: a link to {os.readlink(path)}, which does not exist")
         if _URL.match(typed) and not typed.startswith("file://"):
             if revision is not None:
                 raise UserError(
