@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from absl import flags
 from shards import photo, samples, write_shard
 
 from clip_jax.data import refine
+from clip_jax.data.array_record import write_array_records
 from clip_jax.data.options import SourceConfig, SourceOptions
 from clip_jax.data.sources import open_source
 from clip_jax.dataset_tools.data_flags import gather_overrides
@@ -237,3 +239,33 @@ def test_other_names_of_files_are_no_splits(names: str, tmp_path: Path) -> None:
     assert (len(source), source.split) == (len(names.split()), None)
     with pytest.raises(UserError, match=r"split='test': .* has no splits"):
         open_source(tmp_path, split="test")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "array_record"])
+def test_folders_of_files_named_by_split_in_every_format(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number, name in enumerate(("train", "val")):
+        (tmp_path / "images" / f"{name}.jpg").write_bytes(photo(number))
+        row = {"image": f"images/{name}.jpg", "caption": f"of {name}"}
+        if kind == "csv":
+            (tmp_path / f"{name}.csv").write_text(
+                f"image,caption\n{row['image']},{row['caption']}\n"
+            )
+        elif kind == "jsonl":
+            (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+        elif kind == "parquet":
+            pa = pytest.importorskip("pyarrow")
+            parquet = pytest.importorskip("pyarrow.parquet")
+            table = pa.table({key: [value] for key, value in row.items()})
+            parquet.write_table(table, tmp_path / f"{name}-00000-of-00001.parquet")
+        else:
+            pytest.importorskip("array_record")
+            path = tmp_path / f"set-{name}.array_record-00000-of-00001"
+            write_array_records(path, [(name, photo(number), (f"of {name}",), {})])
+    for options, chosen in (
+        (SourceOptions(), "train"),
+        (SourceOptions(preferred_splits=("test", "validation")), "val"),
+        (SourceOptions(split="validation"), "val"),
+    ):
+        source = open_source(tmp_path, kind, options)
+        assert (len(source), source.captions(0), source.split) == (1, (f"of {chosen}",), chosen)

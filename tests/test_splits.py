@@ -23,7 +23,6 @@ EVALUATION = ("test", "validation")
         (("Train", "Testing"), "test", ("train",), "Testing"),
         (("train", "training"), "training", ("train",), "training"),
         (("val", "dev"), "dev", ("train",), "dev"),
-        (("en", "de"), None, EVALUATION, "en"),
         (("en", "de"), "de", ("train",), "de"),
         (("en", "training"), None, EVALUATION, "training"),
         (("all",), None, ("train",), "all"),
@@ -38,9 +37,14 @@ def test_split_that_is_read(
 
 @pytest.mark.parametrize("wanted", ["testing", "tes", "", "trainn"])
 def test_missing_split_names_those_that_are_there(wanted: str) -> None:
-    message = rf"^pets has no split '{wanted}'; its splits are train, val "
+    message = rf"^pets has no split '{wanted}'; its splits are: train, val;"
     with pytest.raises(UserError, match=message):
         choose_split("pets", ("train", "val"), wanted, ("train",))
+
+
+def test_of_several_without_a_usual_name_none_is_taken_in_silence() -> None:
+    with pytest.raises(UserError, match="pets has no split 'test'; its splits are: en, de; name"):
+        choose_split("pets", ("en", "de"), None, EVALUATION)
 
 
 def test_names_of_splits() -> None:

@@ -27,7 +27,7 @@ from clip_jax.data.options import SourceOptions
 from clip_jax.data.path_rows import PathSource
 from clip_jax.data.paths import what_is_wrong
 from clip_jax.data.records import Drops, Record, Source, fingerprint_of
-from clip_jax.data.splits import choose_split, is_split_name
+from clip_jax.data.splits import choose_and_say, is_split_name
 from clip_jax.data.table import TableSource, read_head
 from clip_jax.data.tabular import (
     ENCODED_IMAGE_COLUMNS,
@@ -65,7 +65,6 @@ def open_folder(path: str | os.PathLike[str], options: SourceOptions) -> Source:
     split = None if tables else _chosen_split(root, options)
     source = _open(root, split or "", options)
     if split is not None:
-        logger.info("%s: its split %r is read", path, split)
         source.split = split  # type: ignore[attr-defined]
     return source
 
@@ -80,7 +79,7 @@ def _chosen_split(root: Path, options: SourceOptions) -> str | None:
     least = 2 if options.split is None else 1
     if len(named) < least or others or any(map(is_image_name, files)):
         return None
-    return choose_split(str(root), named, options.split, options.preferred_splits)
+    return choose_and_say(str(root), named, options)
 
 
 def _has_images(folder: Path) -> bool:
@@ -103,23 +102,26 @@ def _open(root: Path, inside: str, options: SourceOptions) -> Source:
     if not tables:
         _check_refused(root / inside, contents, refused, options)
         return FolderSource(root, options, contents, inside)
-    tables = _meant(root / inside, tables, options)
+    tables, split = _meant(root / inside, tables, options)
     logger.info("%s: captions are read from %s", root / inside, ", ".join(tables))
     elsewhere = _folders_of_images(root / inside, contents)
     sources = [_open_table(root / inside / table, options, elsewhere) for table in tables]
-    return FolderOfTables(root, sources, [root / inside / table for table in tables], options)
+    found = FolderOfTables(root, sources, [root / inside / table for table in tables], options)
+    found.split = split
+    return found
 
 
-def _meant(root: Path, tables: list[str], options: SourceOptions) -> list[str]:
-    """The tables that are read together, or the one of the split. Raises UserError where several
-    of a folder, or of one and another inside, may be meant."""
+def _meant(root: Path, tables: list[str], options: SourceOptions) -> tuple[list[str], str | None]:
+    """(the tables that are read together, None), or (the one of a split, its name).
+
+    Raises UserError where several of a folder, or of one and another inside, may be meant.
+    """
     stems = {posixpath.basename(table).partition(".")[0]: table for table in tables}
     folders = [posixpath.dirname(table) for table in tables]
     are_splits = len(stems) == len(tables) > len(set(folders)) and all(map(is_split_name, stems))
     if are_splits and len(set(folders)) == 1:
-        chosen = choose_split(str(root), sorted(stems), options.split, options.preferred_splits)
-        logger.info("%s: its split %r is read, from %s", root, chosen, stems[chosen])
-        return [stems[chosen]]
+        split = choose_and_say(str(root), sorted(stems), options)
+        return [stems[split]], split
     for folder in folders:
         is_inside = any(other != folder and _is_below(folder, other) for other in folders)
         if is_inside or folders.count(folder) > 1:
@@ -128,7 +130,7 @@ def _meant(root: Path, tables: list[str], options: SourceOptions) -> list[str]:
                 f" these files, such as {root / min(tables)}, in place of the folder, or all files"
                 " of a kind with format=csv or format=jsonl"
             )
-    return sorted(tables)
+    return sorted(tables), None
 
 
 def _is_below(folder: str, other: str) -> bool:
@@ -236,6 +238,7 @@ class FolderOfTables:
     def __init__(
         self, root: Path, sources: Sequence[Source], paths: Sequence[Path], options: SourceOptions
     ) -> None:
+        self.split: str | None = None
         self._root = str(root)
         self._sources = tuple(sources)
         self._paths = tuple(map(str, paths))
@@ -243,8 +246,7 @@ class FolderOfTables:
         self.dropped = Drops(options.listed_drops)
         for source, path in zip(sources, paths, strict=True):
             where = "" if len(sources) == 1 else f"{path.relative_to(root).as_posix()} "
-            self.dropped.counts.update(source.dropped.counts)
-            self.dropped.list((f"{where}{key}", drop) for key, drop in source.dropped.listed)
+            self.dropped.update(source.dropped, where, kept=len(source))
         self.fingerprint = fingerprint_of(
             (self.key(index), self.captions(index)) for index in range(len(self))
         )

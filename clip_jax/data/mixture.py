@@ -30,8 +30,7 @@ class MixtureSource:
         self._ends = tuple(accumulate(self.sizes))
         self.dropped = Drops()
         for name, source in zip(self._names, self.sources, strict=True):
-            self.dropped.counts.update(source.dropped.counts)
-            self.dropped.list((f"{name}:{key}", x) for key, x in source.dropped.listed)
+            self.dropped.update(source.dropped, f"{name}:")
         self.fingerprint = fingerprint_of(
             (f"{weight}", (source.fingerprint,))
             for weight, source in zip(self.weights, self.sources, strict=True)

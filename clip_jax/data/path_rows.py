@@ -12,6 +12,7 @@ from clip_jax.data.options import SourceOptions
 from clip_jax.data.paths import expand_paths, is_remote
 from clip_jax.data.record_store import GatheringStore
 from clip_jax.data.records import CaptionError, Drops, Record, fingerprint_of
+from clip_jax.data.splits import files_of_split
 from clip_jax.data.tabular import (
     captions_of,
     check_images_exist,
@@ -128,7 +129,7 @@ class PathSource:
 
         Raises UserError: file missing, no usable row, or none of the first images there.
         """
-        self._paths = _expanded(os.fspath(path), endings, options)
+        self._paths, self.split = _expanded(os.fspath(path), endings, options)
         self._options = options
         rows = ImageRows(self._paths, options)
         for number, name in enumerate(self._paths):
@@ -216,16 +217,19 @@ def _has_any(folder: str, images: Sequence[str]) -> bool:
     return any(os.path.isfile(image_place(folder, image)) for image in images)
 
 
-def _expanded(path: str, endings: tuple[str, ...], options: SourceOptions) -> list[str]:
-    """The files that a path means. Raises UserError where there are none."""
+def _expanded(
+    path: str, endings: tuple[str, ...], options: SourceOptions
+) -> tuple[list[str], str | None]:
+    """(the files that a path means, the split that they are). Raises UserError for none."""
     if is_remote(path) and not any(sign in path for sign in "*?[{,"):
-        return [path]  # whatever its ending
+        return [path], None  # whatever its ending
     if os.path.isdir(path):
         there = [ending for ending in endings if any(Path(path).glob(f"*{ending}"))]
-        return [
+        found = [
             name
             for ending in there or endings[:1]
             for name in expand_paths(path, ending, options.remote)
         ]
+        return files_of_split(path, found, options)
     ending = next((ending for ending in endings if ending in path.lower()), endings[0])
-    return expand_paths(path, ending, options.remote)
+    return expand_paths(path, ending, options.remote), None

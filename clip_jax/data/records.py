@@ -113,10 +113,14 @@ class Drops(Mapping[str, str]):
             self.listed.append((key, drop))
             self._reasons.setdefault(key, drop.reason)
 
-    def update(self, other: "Drops") -> None:
-        """All of another's, after our own."""
+    def update(self, other: "Drops", prefix: str = "", kept: int = 0) -> None:
+        """Adds all of another's, after our own; `prefix` goes before its keys.
+
+        `kept`: its records, where `kept_rows` is to be the sum over several sources.
+        """
         self.counts.update(other.counts)
-        self.list(other.listed)
+        self.list((prefix + key, drop) for key, drop in other.listed)
+        self.kept_rows += other.kept_rows or kept
 
     @property
     def total(self) -> int:

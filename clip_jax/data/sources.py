@@ -17,7 +17,8 @@ from clip_jax.data.paths import is_remote, what_is_wrong
 from clip_jax.data.records import IMAGE_EXTENSIONS, DecodeError, Source, split_of
 from clip_jax.errors import UserError
 
-_IN_MEMORY = ("csv", "jsonl", "folder", "glyphs")  # captions of other formats would be fetched one by one
+# Whose captions are in memory; those of other formats would be fetched one by one.
+_IN_MEMORY = ("csv", "jsonl", "folder", "glyphs")
 _LOOKED_AT_CAPTIONS = 1000  # spread over the data, of which the first two usually differ
 
 logger = logging.getLogger(__name__)

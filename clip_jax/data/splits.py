@@ -90,10 +90,10 @@ def source_files(path: str, ending: str, options: SourceOptions) -> tuple[list[s
     is_folder = os.path.isdir(path) or (is_remote(path) and files != [path])
     if not is_folder or any(sign in path for sign in "*?[{,"):
         return files, None
-    return _of_one_split(path, files, options)
+    return files_of_split(path, files, options)
 
 
-def _of_one_split(
+def files_of_split(
     folder: str, paths: Sequence[str], options: SourceOptions
 ) -> tuple[list[str], str | None]:
     """(the files of one split, its name) of a folder of files that are named by split.
@@ -107,17 +107,16 @@ def _of_one_split(
     splits = list(dict.fromkeys(name for name in names if name is not None))
     if len(splits) < 2 or None in names:
         return list(paths), None
-    split = choose_split(folder, splits, options.split, options.preferred_splits)
-    chosen = [path for path, name in zip(paths, names, strict=True) if name == split]
-    logger.warning(
-        "%s: %d of its %d files are read, those of split %r (there are %s)",
-        folder,
-        len(chosen),
-        len(paths),
-        split,
-        ", ".join(splits),
-    )
-    return chosen, split
+    split = choose_and_say(folder, splits, options)
+    return [path for path, name in zip(paths, names, strict=True) if name == split], split
+
+
+def choose_and_say(where: str, names: Sequence[str], options: SourceOptions) -> str:
+    """`choose_split` by the options; a warning says which it is where the user named none."""
+    split = choose_split(where, names, options.split, options.preferred_splits)
+    if options.split is None:
+        logger.warning("%s: its split %r is read, of %s", where, split, ", ".join(names))
+    return split
 
 
 def _split_in(name: str) -> str | None:
