@@ -11,11 +11,11 @@ import functools
 import json
 import sys
 import time
-from pathlib import Path
 
 from absl import flags
 
 from clip_jax import command_line, source_flags
+from clip_jax.arguments import local_path
 from clip_jax.errors import UserError
 from clip_jax.evaluation.task_data import TaskData
 from clip_jax.source_flags import SourceFlags
@@ -38,7 +38,7 @@ def main() -> int:
 
     if not _TASKS.value:
         raise UserError(f"--tasks: is missing; choose of {', '.join(TASKS)}")
-    output = Path(_OUTPUT.value).expanduser() if _OUTPUT.value else None
+    output = local_path(_OUTPUT.value, "--output") if _OUTPUT.value else None
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output={output}: must be a file in a folder that exists")
     data = _DATA.read()

@@ -65,6 +65,8 @@ def test_templates_of_a_file_and_of_a_sequence(tmp_path):
         ("a {}\n\nb {}\n", "template 2: ''"),
         ("", "no template"),
         (b"\xff\xff\xff", "not UTF-8"),
+        ("a {}\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        ("a {}\n".encode("utf-16-le"), "is UTF-16; save it as UTF-8"),
     ],
 )
 def test_bad_template_files(tmp_path, content, message):

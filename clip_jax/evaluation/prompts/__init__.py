@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clip_jax.arguments import shown, text_list, with_home
+from clip_jax.data.text_encoding import utf16_problem
 from clip_jax.errors import UserError
 
 # A name or file of templates, or templates.
@@ -187,9 +188,14 @@ def read_lines(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """
     path = with_home(path, "file")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    problem = utf16_problem(data)
+    if problem is not None:
+        raise UserError(f"{path} {problem}")
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
     # Not splitlines(): it also splits at characters that may stand inside a name.
