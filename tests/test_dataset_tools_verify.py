@@ -16,6 +16,7 @@ from pictures import encode, photo
 from clip_jax.data.sources import open_source
 from clip_jax.dataset_tools.bad_samples import position_of
 from clip_jax.dataset_tools.verify import verify
+from clip_jax.errors import UserError
 
 JPEG = encode(photo(40, 30), "JPEG")
 
@@ -296,6 +297,42 @@ def test_an_archive_without_a_usable_sample(
     ended = run(capsys, "index", f"--data={data}")
     assert ended.code == 1
     assert "x.tar has no usable sample (2 dropped; a: no complete image member)" in ended.out
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "folder", "parquet", "datasets"])
+def test_data_without_a_usable_row_are_reported_like_others(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "data"
+    path.mkdir()
+    for number in range(2):
+        (path / f"{number}.jpg").write_bytes(JPEG)
+    if kind == "csv":
+        path = path / "a.csv"
+        path.write_text("filepath,caption\n0.jpg,a cat, on a table\n1.jpg,a dog, by a window\n")
+    elif kind == "jsonl":
+        path = path / "a.jsonl"
+        path.write_text('{"image": "0.jpg", "text": ""}\n{"image": "1.jpg", "text": null}\n')
+    elif kind == "folder":
+        for number in range(2):
+            (path / f"{number}.txt").write_text(" ")
+    elif kind == "parquet":
+        pa = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        path = path / "a.parquet"
+        table = pa.table({"image": ["0.jpg", "1.jpg"], "caption": pa.array(["", None])})
+        parquet.write_table(table, path)
+    else:
+        datasets = pytest.importorskip("datasets")
+        datasets.disable_progress_bars()
+        path = tmp_path / "set"
+        columns = {"image": [JPEG, JPEG], "caption": ["", " "]}
+        datasets.Dataset.from_dict(columns).save_to_disk(str(path))
+    ended = run(capsys, "verify", f"--data={path}", "--workers=0")
+    assert ended.code == 1
+    assert "2 samples: 0 good, 2 bad" in ended.out
+    with pytest.raises(UserError, match=r"2 dropped|2 without"):
+        open_source(path)
 
 
 def test_bad_rows_have_no_byte_positions(

@@ -169,7 +169,7 @@ class FolderSource:
         self.dropped = Drops(options.listed_drops)
         for image, caption_file in _pairs(contents):
             self._add(posixpath.join(inside, image), caption_file, has_class="/" in image)
-        if not len(self._store):
+        if not len(self._store) and not (options.skip_unreadable and self.dropped.total):
             raise UserError(self._nothing_usable(path))
         self.fingerprint = fingerprint_of(
             (self.key(index), self.captions(index)) for index in range(len(self))

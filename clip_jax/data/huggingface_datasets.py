@@ -83,7 +83,7 @@ class HuggingFaceSource:
         kept: list[int] = []
         self.fingerprint = fingerprint_of(self._usable_rows(dataset, kept))
         self._rows = np.asarray(kept, np.int64)
-        if not kept:
+        if not kept and not (options.skip_unreadable and self.dropped.total):
             why = next(iter(self.dropped.items()), None)
             raise UserError(
                 f"{path} has no row with a caption"

@@ -145,8 +145,8 @@ class SourceOptions(SourceFields):
     label_column: str | None = None
     # Of what is left out when the source is opened, so many by name; all are counted.
     listed_drops: int = LISTED_DROPS
-    # Archives here that cannot be read are left out and counted, too, even if nothing remains; for
-    # those who look at data. Otherwise the first of them is an error.
+    # For those who look at data: archives here that cannot be read are left out and counted, where
+    # otherwise the first of them is an error, and it is no error if no sample remains.
     skip_unreadable: bool = False
 
 

@@ -68,14 +68,14 @@ class ParquetSource:
         kept: list[np.ndarray] = []
         self.fingerprint = fingerprint_of(self._usable_rows(kept))
         self._rows = np.concatenate([*kept, np.empty(0, np.int64)])
-        if not len(self._rows):
+        if not len(self._rows) and not (options.skip_unreadable and self.dropped.total):
             why = next(iter(self.dropped.items()), None)
             raise UserError(
                 f"{path} has no row with an image and a caption"
                 + (f" ({self.dropped.total} dropped; {why[0]}: {why[1]})" if why else "")
                 + "; give at least one"
             )
-        if self._image_kind == "path":
+        if self._image_kind == "path" and len(self._rows):
             self._check_images()
 
     def _find_groups(self) -> None:

@@ -143,7 +143,7 @@ class PathSource:
         self._store.gather(keep_columns=bool(options.caption_weights))
         # Where the records of each file begin.
         self._starts = np.searchsorted(np.asarray(rows.files), np.arange(len(self._paths)))
-        if not len(self._store):
+        if not len(self._store) and not (options.skip_unreadable and self.dropped.total):
             why = next(iter(self.dropped.items()), None)
             wanted = "an image and a caption" if options.needs_captions else "an image"
             raise UserError(
