@@ -47,7 +47,9 @@ def declared_tokens(
     """
     names = _extra_names(config) + _extra_names(special_map)
     extra = {token["content"]: token for token in reversed(names)}
-    special = extra.keys() | {*role_names(special_map).values(), *role_names(config).values()}
+    # transformers takes the older key of special_tokens_map.json for no mark of a special token.
+    special = {token["content"] for token in _extra_names(config)}
+    special |= {*role_names(special_map).values(), *role_names(config).values()}
     with_id: dict[str, AddedToken] = {}
     for content, index in added.items():
         is_special = content in special
