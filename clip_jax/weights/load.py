@@ -191,7 +191,7 @@ def _open_directory(path: Path, architecture: str | None) -> Source:
     if bare is not None:
         return _open_file(bare, architecture)
     raise UserError(
-        f"{path}: no model found; looked for clip_jax's config.json, model/ or checkpoints/, "
+        f"{path}: no model found; looked for an export or run of clip_jax (model/, checkpoints/), "
         f"Hugging Face's config.json, {OPEN_CLIP_CONFIG}, or weights such as model.safetensors "
         f"or pytorch_model.bin; there is: {inventory(path)}"
     )
