@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,24 @@ def test_ids_are_those_of_transformers(family, tmp_path):
     number = theirs.convert_tokens_to_ids("<sks>")
     assert number in ours("a <sks>")[0]
     assert "<sks>" in ours.decode(ours("a <sks> cat")[0])
+
+
+PIECES = [
+    *("<sks>", "<SKS>", "pallas", "Pallas", "word", "sword", "new york", "new  york", "New York"),
+    *("<left>", "<right>", "<both>", "Mixed", "mixed", "<special>", "naïve", "NAÏVE", "猫", "😀"),
+    *(" ", "  ", "\t", "\n", "a", "cat", "low", "er", ".", ",", "!", "'s", "-", "(", ")", "é", "_"),
+    *("0", "<", ">"),
+]
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_random_texts(family, tmp_path):
+    theirs = with_tokens(family, tmp_path / "hf")
+    ours = load_huggingface_tokenizer(tmp_path / "hf", context_length=40).with_truncation(True)
+    rng = random.Random(0)
+    for _ in range(500):
+        text = "".join(rng.choices(PIECES, k=rng.randrange(12)))
+        assert ours(text)[0].tolist() == ids(theirs, text, 40), text
 
 
 KEPT = {

@@ -179,7 +179,7 @@ class TokenSplitter:
     def __init__(self, tokens: Iterable[Mapping[str, Any]], normalizer: Any = None):
         """`normalizer`: of the library; None for none."""
         tokens = list(tokens)
-        # With one unknown word for each stretch of text between two added tokens.
+        # One unknown word stands for each stretch of text between two added tokens.
         backend = tokenizers.Tokenizer(models.WordLevel({"\0": 0}, unk_token="\0"))
         if normalizer is not None:
             backend.normalizer = normalizer

@@ -37,7 +37,7 @@ from clip_jax.data.tokenizer_json import (
 )
 from clip_jax.errors import UserError
 
-__all__ = ["HuggingFaceTokenizer", "load_huggingface_tokenizer"]
+__all__ = ["HuggingFaceTokenizer", "has_tokenizer", "load_huggingface_tokenizer"]
 
 _CONFIG = "tokenizer_config.json"
 _SPECIAL_MAP = "special_tokens_map.json"
@@ -123,6 +123,11 @@ class _Directory:
         return _DEFAULT_CONTEXT_LENGTHS.get(name, 77)
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a folder has files that a tokenizer can be made of."""
+    return any((directory / name).is_file() for name in _TOKENIZER_FILES)
+
+
 def load_huggingface_tokenizer(
     directory: str | Path,
     *,
@@ -151,7 +156,7 @@ def load_huggingface_tokenizer(
       UserError: a file is damaged, or they do not belong together; the message names it.
     """
     path = Path(directory)
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(path):
         return None
     try:
         return _load(_Directory(path), context_length, cleaning, strip_sep_token)
