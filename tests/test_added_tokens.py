@@ -265,6 +265,18 @@ def test_a_padding_token_of_its_own(tmp_path):
         assert ours.pad_id not in ours("<fill>" * 4)[0, 1:5], "the name of padding is text"
 
 
+@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("place", [CONFIG, SPECIAL_MAP])
+def test_words_of_the_vocabulary_that_were_made_special(family, place, tmp_path):
+    files = FAMILIES[family][0]()
+    words = ["cat", "<sks>"]
+    files[place] = {**files.get(place, {}), "additional_special_tokens": words}
+    theirs = theirs_of(family, write(tmp_path, files))
+    ours = load_huggingface_tokenizer(tmp_path)
+    assert ours.vocab_size == len(theirs)
+    assert_same_ids(ours, theirs)
+
+
 def test_xlm_roberta_pieces(tmp_path):
     """sentencepiece.bpe.model and added_tokens.json, as its slow tokenizer saved them."""
     files: dict[str, bytes | dict] = {

@@ -111,7 +111,6 @@ def add_tokens(
       UserError: an id is not the one that the library gives, which has no holes.
     """
     known = {token["content"] for token in added_tokens_of(backend)}
-    known |= {t["content"] for t in without if backend.token_to_id(t["content"]) is not None}
     new = [token for token in without if token["content"] not in known]
     backend.add_tokens([as_library(token) for token in (*with_id, *new)])
     for token in with_id:

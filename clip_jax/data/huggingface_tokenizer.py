@@ -254,16 +254,14 @@ def _added_to_clip(
     eos: str,
 ) -> list[AddedToken]:
     """The tokens that a user added to a CLIP vocabulary, with their ids."""
+    structure = {bos, eos} | {name for name in files.names.values() if name in vocabulary.ids}
+    extra = [token for token in files.extra if token["content"] not in structure]
     if spec is None:
-        if not files.declared and not files.extra:
+        if not files.declared and not extra:
             return []
         spec = json.loads(clip_json(vocabulary, bos, eos))
-    structure = {bos, eos} | {name for name in files.names.values() if name in vocabulary.ids}
-    return [
-        token
-        for token in with_tokens(spec, files.declared, files.extra)["added_tokens"]
-        if token["content"] not in structure
-    ]
+    added = with_tokens(spec, files.declared, extra).get("added_tokens") or ()
+    return [token for token in added if token["content"] not in structure]
 
 
 def _load_pieces(
