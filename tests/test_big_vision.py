@@ -238,6 +238,14 @@ def test_a_file_of_something_else_is_refused():
         read(gap, config)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_scale_of_any_shape(shape):
+    file = make_file(Sizes())
+    config = config_from_big_vision({name: array.shape for name, array in file.items()})
+    changed = {n: x.reshape(shape) if n in ("t", "b") else x for n, x in file.items()}
+    assert_same_params(read(changed, config), read(file, config))
+
+
 def test_an_npz_of_a_training_run(tmp_path):
     file = make_file(Sizes())
     run = {f"params/{name}": array for name, array in file.items()}

@@ -241,7 +241,7 @@ COMMON = ["README.md", "config.json", "merges.txt", "onnx/model.onnx", "onnx/con
         ),
         (["identity/_METADATA", "params/d/1"], ["identity/_METADATA", "params/d/1"]),
         (
-            # Of a Trainer's output the newest checkpoint that is whole.
+            # The newest whole checkpoint of a Trainer's output.
             ["checkpoint-500/config.json", "checkpoint-500/model.safetensors", "runs/x.json",
              "checkpoint-1000/config.json", "checkpoint-1000/model.safetensors",
              "checkpoint-1000/optimizer.pt", "checkpoint-1500/config.json"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 from collections.abc import Callable
@@ -177,9 +178,29 @@ def test_numbers_of_numpy_beside_the_weights(clip, name, zipped, tmp_path):
     assert "numpy" not in str(torch.serialization.get_safe_globals())  # nothing stays allowed
 
 
-def test_arguments_beside_the_weights(clip, tmp_path):
-    import argparse
+class Payload:
+    def __init__(self, marker: Path):
+        self.marker = marker
 
+    def __reduce__(self):
+        return (open, (str(self.marker), "w"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_among_numbers_of_numpy_never_runs(clip, zipped, tmp_path):
+    state = written(clip, tmp_path / "m", "huggingface")
+    path, marker = tmp_path / "m" / "pytorch_model.bin", tmp_path / "marker"
+    for hidden in (
+        np.array([Payload(marker)], dtype=object),
+        {"best": np.float64(1), "x": Payload(marker)},
+        argparse.Namespace(x=Payload(marker)),
+    ):
+        torch.save({"model": state, "more": hidden}, path, _use_new_zipfile_serialization=zipped)
+        assert "could run code" in error_of(path.parent)
+        assert not marker.exists()
+
+
+def test_arguments_beside_the_weights(clip, tmp_path):
     state = written(clip, tmp_path / "m", "open_clip")
     arguments = argparse.Namespace(lr=np.float64(0.1), out=Path("x"), nested={"a": [1]})
     path = tmp_path / "m" / "open_clip_pytorch_model.bin"
@@ -285,6 +306,22 @@ def test_trainers_output_root(clip, tmp_path, caplog):
     weights = root / "checkpoint-500" / "model.safetensors"
     (root / "model.safetensors").write_bytes(weights.read_bytes())  # its own comes first
     assert_same_params(other.params, clip_jax.load(root).params)
+
+
+def test_trainers_root_has_what_its_checkpoints_lack(clip, tmp_path):
+    """Trainer keeps no processor beside the weights unless it is given one."""
+    root = tmp_path / "out"
+    clip.save(root / "checkpoint-5", "huggingface")
+    preprocessor = root / "checkpoint-5" / "preprocessor_config.json"
+    about = json.loads(preprocessor.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}
+    preprocessor.unlink()
+    (root / "preprocessor_config.json").write_text(json.dumps(about))
+    symbols = ["a</w>", *(f"x{n}" for n in range(57)), "<|startoftext|>", "<|endoftext|>"]
+    (root / "vocab.json").write_text(json.dumps({s: n for n, s in enumerate(symbols)}))
+    (root / "merges.txt").write_text("#version: 0.2\n")
+    loaded = clip_jax.load(root)
+    assert loaded.config.image_mean == (0.1, 0.2, 0.3)
+    assert loaded.tokenizer("a")[0, :3].tolist() == [58, 0, 59]
 
 
 # --- Refusals -----------------------------------------------------------------------------------

@@ -47,7 +47,9 @@ def declared_tokens(
     """
     names = _extra_names(config) + _extra_names(special_map)
     extra = {token["content"]: token for token in reversed(names)}
-    special = extra.keys() | {*role_names(special_map).values(), *role_names(config).values()}
+    # transformers takes the older key of special_tokens_map.json for no mark of a special token.
+    special = {token["content"] for token in _extra_names(config)}
+    special |= {*role_names(special_map).values(), *role_names(config).values()}
     with_id: dict[str, AddedToken] = {}
     for content, index in added.items():
         is_special = content in special
@@ -109,7 +111,6 @@ def add_tokens(
       UserError: an id is not the one that the library gives, which has no holes.
     """
     known = {token["content"] for token in added_tokens_of(backend)}
-    known |= {t["content"] for t in without if backend.token_to_id(t["content"]) is not None}
     new = [token for token in without if token["content"] not in known]
     backend.add_tokens([as_library(token) for token in (*with_id, *new)])
     for token in with_id:
@@ -177,7 +178,7 @@ class TokenSplitter:
     def __init__(self, tokens: Iterable[Mapping[str, Any]], normalizer: Any = None):
         """`normalizer`: of the library; None for none."""
         tokens = list(tokens)
-        # With one unknown word for each stretch of text between two added tokens.
+        # One unknown word stands for each stretch of text between two added tokens.
         backend = tokenizers.Tokenizer(models.WordLevel({"\0": 0}, unk_token="\0"))
         if normalizer is not None:
             backend.normalizer = normalizer

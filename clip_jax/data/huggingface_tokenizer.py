@@ -1,8 +1,7 @@
-"""Tokenizers out of Hugging Face and open_clip directories, and back into Hugging Face files."""
+"""Tokenizers out of Hugging Face and open_clip directories; `tokenizer_export.py` writes them."""
 
 import json
 import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from clip_jax.data.added_tokens import (
 )
 from clip_jax.data.bpe import ClipBpeTokenizer
 from clip_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from clip_jax.data.token_builders import byte_level_json, clip_json, unigram_json, wordpiece_json
+from clip_jax.data.token_builders import byte_level_json, clip_json, wordpiece_json
 from clip_jax.data.token_files import find_bpe_file
 from clip_jax.data.token_guard import is_clip_bpe, with_lowercase
 from clip_jax.data.token_merges import (
@@ -33,13 +32,12 @@ from clip_jax.data.token_merges import (
 )
 from clip_jax.data.token_rows import RowTokenizer
 from clip_jax.data.tokenizer_json import (
-    CONFIG_NAME,
     TOKENIZER_JSON_NAME,
     HuggingFaceTokenizer,
 )
 from clip_jax.errors import UserError
 
-__all__ = ["HuggingFaceTokenizer", "load_huggingface_tokenizer", "to_huggingface_files"]
+__all__ = ["HuggingFaceTokenizer", "has_tokenizer", "load_huggingface_tokenizer"]
 
 _CONFIG = "tokenizer_config.json"
 _SPECIAL_MAP = "special_tokens_map.json"
@@ -63,6 +61,7 @@ _CLASS_OF_MODEL_TYPE = {
     "mt5": "T5Tokenizer",
     "t5": "T5Tokenizer",
 }
+_T5 = re.compile(r"<extra_id_\d+>$")
 _GEMMA = ("GemmaTokenizer", "Siglip2Tokenizer")
 _DEFAULT_CONTEXT_LENGTHS = {"SiglipTokenizer": 64} | dict.fromkeys(_GEMMA, 64)
 _LARGEST_CONTEXT_LENGTH = 1 << 20  # transformers writes 10^30 where there is no limit
@@ -124,6 +123,11 @@ class _Directory:
         return _DEFAULT_CONTEXT_LENGTHS.get(name, 77)
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a folder has files that a tokenizer can be made of."""
+    return any((directory / name).is_file() for name in _TOKENIZER_FILES)
+
+
 def load_huggingface_tokenizer(
     directory: str | Path,
     *,
@@ -152,7 +156,7 @@ def load_huggingface_tokenizer(
       UserError: a file is damaged, or they do not belong together; the message names it.
     """
     path = Path(directory)
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(path):
         return None
     try:
         return _load(_Directory(path), context_length, cleaning, strip_sep_token)
@@ -250,16 +254,14 @@ def _added_to_clip(
     eos: str,
 ) -> list[AddedToken]:
     """The tokens that a user added to a CLIP vocabulary, with their ids."""
+    structure = {bos, eos} | {name for name in files.names.values() if name in vocabulary.ids}
+    extra = [token for token in files.extra if token["content"] not in structure]
     if spec is None:
-        if not files.declared and not files.extra:
+        if not files.declared and not extra:
             return []
         spec = json.loads(clip_json(vocabulary, bos, eos))
-    structure = {bos, eos} | {name for name in files.names.values() if name in vocabulary.ids}
-    return [
-        token
-        for token in with_tokens(spec, files.declared, files.extra)["added_tokens"]
-        if token["content"] not in structure
-    ]
+    added = with_tokens(spec, files.declared, extra).get("added_tokens") or ()
+    return [token for token in added if token["content"] not in structure]
 
 
 def _load_pieces(
@@ -309,9 +311,9 @@ def _added_to_pieces(
             index, following = following, following + 1
         if index >= pieces or token["content"] not in marks:
             added.append({"id": index, **token})
-    if added and not is_siglip and not tokenizer.fairseq_ids:
-        # T5's own additional tokens stand in no text.
-        others = [t["content"] for t in added if not re.fullmatch(r"<extra_id_\d+>", t["content"])]
+    if not is_siglip and not tokenizer.fairseq_ids:
+        # The model finds its own ones itself, and T5's additional tokens stand in no text.
+        others = [t["content"] for t in added if t["id"] >= pieces and not _T5.match(t["content"])]
         if others:
             raise UserError(
                 f"added tokens {', '.join(others[:5])}: only a {TOKENIZER_JSON_NAME} says how they "
@@ -351,109 +353,3 @@ def _load_json(
         options |= {"prefix_ids": [], "suffix_ids": [vocab[eos]]}
     encoded = json.dumps(config).encode()
     return HuggingFaceTokenizer(content, length, cleaning, config=encoded, **options)
-
-
-def to_huggingface_files(tokenizer: object) -> dict[str, bytes]:
-    """{file name: content} of a directory that transformers' AutoTokenizer loads to the same ids.
-
-    transformers does less cleaning: it has no ftfy and no HTML unescaping, so the ids are the same
-    for a text that these leave alone (`clean_text(text, tokenizer.cleaning)` is one). A literal
-    special string is text to us and a special token to transformers. Cleaning "canonicalize" is
-    written as SigLIP's, which deletes "_" instead of making it a space.
-
-    Raises:
-      UserError: the tokenizer has no counterpart in transformers.
-    """
-    if isinstance(tokenizer, ClipBpeTokenizer):
-        return _clip_files(tokenizer)
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        return _piece_files(tokenizer)
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        _, files = tokenizer.to_files()
-        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        config |= parse_json(files[CONFIG_NAME], CONFIG_NAME)
-        config["model_max_length"] = tokenizer.context_length
-        if tokenizer.added_tokens:
-            config["added_tokens_decoder"] = _decoder(tokenizer.all_added_tokens)
-        return {TOKENIZER_JSON_NAME: files[TOKENIZER_JSON_NAME], _CONFIG: _json(config)}
-    raise UserError(f"a {type(tokenizer).__name__} cannot be written as Hugging Face files")
-
-
-def _decoder(tokens: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """`added_tokens_decoder` of a tokenizer_config.json."""
-    return {
-        str(token["id"]): {key: value for key, value in token.items() if key != "id"}
-        for token in tokens
-    }
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _clip_files(tokenizer: ClipBpeTokenizer) -> dict[str, bytes]:
-    vocabulary, bos, eos = tokenizer.vocabulary, tokenizer.bos_token, tokenizer.eos_token
-    vocab, merges = write_huggingface_merges(vocabulary)
-    # A padding token is special to transformers: were it "!" (OpenAI's id 0), every "!" of a text
-    # would become padding. Behind EOS a causal tower sees no padding, so EOS serves as well.
-    names = {"bos_token": bos, "eos_token": eos, "unk_token": eos, "pad_token": eos}
-    added = tokenizer.added_tokens
-    names["pad_token"] = next((t["content"] for t in added if t["id"] == tokenizer.pad_id), eos)
-    config = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": tokenizer.context_length,
-        "do_lower_case": True,
-        **names,
-    }
-    whole = clip_json(vocabulary, bos, eos, added)
-    if added:
-        config["added_tokens_decoder"] = _decoder(json.loads(whole)["added_tokens"])
-    return {
-        VOCAB_FILE_NAME: vocab,
-        MERGES_FILE_NAME: merges,
-        TOKENIZER_JSON_NAME: whole,
-        _CONFIG: _json(config),
-        _SPECIAL_MAP: _json(names),
-    }
-
-
-def _piece_files(tokenizer: SentencePieceTokenizer) -> dict[str, bytes]:
-    model = tokenizer.model
-    config: dict[str, Any]
-    added = tokenizer.added_tokens
-    if added and tokenizer.cleaning != "siglip" and not tokenizer.fairseq_ids:
-        raise UserError(
-            f"added tokens {', '.join(token['content'] for token in added[:5])}: transformers has "
-            f"no tokenizer that finds them after cleaning {tokenizer.cleaning!r}; write clip_jax"
-        )
-    decoder = {"added_tokens_decoder": _decoder(added)} if added else {}
-    if tokenizer.fairseq_ids:
-        config = {
-            "tokenizer_class": "XLMRobertaTokenizer",
-            "model_max_length": tokenizer.context_length,
-            **decoder,
-        }
-        return {"sentencepiece.bpe.model": model, _CONFIG: _json(config)}
-    names = {
-        "eos_token": tokenizer.piece(tokenizer.eos_id),
-        "pad_token": next(
-            (token["content"] for token in added if token["id"] == tokenizer.pad_id), None
-        )
-        or tokenizer.piece(tokenizer.pad_id),
-        "unk_token": tokenizer.piece(tokenizer.unk_id),
-    }
-    config = {"model_max_length": tokenizer.context_length, **names}
-    if tokenizer.cleaning in ("siglip", "canonicalize"):
-        config = {"tokenizer_class": "SiglipTokenizer", "do_lower_case": True, **config, **decoder}
-        return {"spiece.model": model, _CONFIG: _json(config), _SPECIAL_MAP: _json(names)}
-    built = None
-    if not tokenizer.add_bos and tokenizer.cleaning in ("lower", "whitespace"):
-        built = unigram_json(model, tokenizer.eos_id, lowercase=tokenizer.cleaning == "lower")
-    if built is None:
-        raise UserError(
-            f"this SentencePiece tokenizer (cleaning={tokenizer.cleaning!r}) has no counterpart in "
-            "transformers; accepted are SigLIP's, and unigram ones without normalisation of their "
-            "own, without BOS, and with cleaning 'lower' or 'whitespace'"
-        )
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
-    return {TOKENIZER_JSON_NAME: built, _CONFIG: _json(config), _SPECIAL_MAP: _json(names)}

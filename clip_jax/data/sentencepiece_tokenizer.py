@@ -172,13 +172,15 @@ class SentencePieceTokenizer(RowTokenizer):
 
     def _stretch(self, text: str) -> list[int]:
         """Ids of a part of a text as SiglipTokenizer has them: behind an added token the first word
-        is not one that begins with a space."""
+        is not one that begins with a space, and a piece called as an added token is that token."""
         if self.cleaning == "siglip":
             text = text.lower().translate(_PUNCTUATION)
         words = " ".join(text.split())
         unknown = self.piece(self.unk_id)
-        encode = self._processor.encode
-        return encode(unknown + words)[len(encode(unknown)) :]
+        skipped = len(self._processor.encode(unknown))
+        pieces = self._processor.encode(unknown + words, out_type=str)[skipped:]
+        added = {token["content"]: token["id"] for token in self.added_tokens}
+        return [added.get(piece, self._processor.piece_to_id(piece)) for piece in pieces]
 
     def _renumber(self, ids: list[int]) -> list[int]:
         if not self.fairseq_ids:

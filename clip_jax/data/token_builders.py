@@ -25,7 +25,7 @@ def _to_json(backend: tokenizers.Tokenizer) -> bytes:
 
 
 def clip_normalizer() -> Any:
-    """What transformers' CLIPTokenizer does to a text before it looks for added tokens."""
+    """Normalizer of transformers' CLIPTokenizer, which comes before its search for added tokens."""
     return normalizers.Sequence(
         [
             normalizers.NFC(),

@@ -38,7 +38,7 @@ class RowTokenizer:
     vocab_size: int
     eos_id: int
     pad_id: int
-    # Those that a user added to the vocabulary, as in a tokenizer.json.
+    # Tokens that a user added to the vocabulary, in the form of a tokenizer.json.
     added_tokens: Sequence[Mapping[str, Any]] = ()
     _prefix: tuple[int, ...]  # before the ids of a text, mostly BOS
     _suffix: tuple[int, ...]  # after them, EOS last

@@ -14,10 +14,10 @@ from clip_jax.data.bpe import BPE_FILE_NAME, ClipBpeTokenizer, find_bpe_file
 from clip_jax.data.huggingface_tokenizer import (
     HuggingFaceTokenizer,
     load_huggingface_tokenizer,
-    to_huggingface_files,
 )
 from clip_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
 from clip_jax.data.token_rows import RowTokenizer
+from clip_jax.data.tokenizer_export import to_huggingface_files
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from clip_jax.data.huggingface_tokenizer import load_huggingface_tokenizer
+from clip_jax.data.huggingface_tokenizer import has_tokenizer, load_huggingface_tokenizer
 from clip_jax.data.tokenizer import Tokenizer, get_tokenizer
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture, same_function
@@ -185,13 +185,13 @@ def _open_directory(path: Path, architecture: str | None) -> Source:
         refuse_adapter(path)
         checkpoint = newest_trainer_checkpoint(path, HUGGING_FACE_WEIGHTS)
         if checkpoint is not None:
-            return _hugging_face_directory(checkpoint)
+            return _hugging_face_directory(checkpoint, root=path)
     if (path / "config.json").is_file():
         return _hugging_face_directory(path)
     if bare is not None:
         return _open_file(bare, architecture)
     raise UserError(
-        f"{path}: no model found; looked for clip_jax's config.json, model/ or checkpoints/, "
+        f"{path}: no model found; looked for an export or run of clip_jax (model/, checkpoints/), "
         f"Hugging Face's config.json, {OPEN_CLIP_CONFIG}, or weights such as model.safetensors "
         f"or pytorch_model.bin; there is: {inventory(path)}"
     )
@@ -246,7 +246,10 @@ def _open_clip_rules(tensors: Tensors) -> Callable[[ClipConfig], list[Rule]]:
     return lambda config: open_clip.open_clip_rules(config, custom)
 
 
-def _hugging_face_directory(path: Path, file: Path | None = None) -> Source:
+def _hugging_face_directory(
+    path: Path, file: Path | None = None, root: Path | None = None
+) -> Source:
+    """`root`: has the tokenizer and the image transform where the folder itself lacks them."""
     document = _read_json(path / "config.json")
     tensors = open_tensors(file) if file else _weights_in(path, HUGGING_FACE_WEIGHTS)
     rules: Callable[[ClipConfig], list[Rule]]
@@ -257,18 +260,20 @@ def _hugging_face_directory(path: Path, file: Path | None = None) -> Source:
     else:
         config = huggingface.config_from_huggingface(document)
         rules, ignored = huggingface.huggingface_rules, huggingface.IGNORED
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        about = _read_json(path / name) if (path / name).is_file() else {}
+    names = ("preprocessor_config.json", "processor_config.json")
+    for about_path in [folder / name for folder in (path, root) if folder for name in names]:
+        name = about_path.name
+        about = _read_json(about_path) if about_path.is_file() else {}
         # transformers 5 writes processor_config.json for a text-only processor, too.
         if about if name == "preprocessor_config.json" else "image_processor" in about:
             try:
                 image = from_huggingface(about)
             except UserError as error:
-                raise UserError(f"{path / name}: {error}") from error
+                raise UserError(f"{about_path}: {error}") from error
             size = image.pop("image_size", config.image_size)
             if size // config.patch_size != config.vision_grid:
                 raise UserError(
-                    f"{path / name}: images of {size} pixels, but config.json says "
+                    f"{about_path}: images of {size} pixels, but config.json says "
                     f"image_size={config.image_size}"
                 )
             config = override(config, **image)
@@ -279,7 +284,7 @@ def _hugging_face_directory(path: Path, file: Path | None = None) -> Source:
         config,
         tensors,
         rules,
-        lambda: _tokenizer(path, config),
+        lambda: _tokenizer(path if root is None or has_tokenizer(path) else root, config),
         ignored,
     )
 

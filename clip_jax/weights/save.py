@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.data.bpe import ClipBpeTokenizer
-from clip_jax.data.huggingface_tokenizer import to_huggingface_files
 from clip_jax.data.text_cleaning import clean_text
 from clip_jax.data.tokenizer import Tokenizer
+from clip_jax.data.tokenizer_export import to_huggingface_files
 from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig
 from clip_jax.weights import huggingface, open_clip, preprocessing

@@ -68,9 +68,9 @@ class _Inert:
 
 
 def _inert_globals() -> list[tuple[type, str]]:
-    """What training programs keep beside the weights: numbers of numpy, arguments, paths.
+    """Names of values that training programs keep beside the weights, and what stands for each.
 
-    Nothing of these is made; numpy's own constructors would take a crafted dtype at its word.
+    None of these values is built: numpy's own constructors would take a crafted dtype at its word.
     """
     arrays = [
         f"numpy.{core}.multiarray.{name}"

@@ -89,7 +89,7 @@ def _refuse_adapter(names: Iterable[str], where: Path) -> None:
 
 
 def _without_mechanical(names: list[str]) -> dict[str, str]:
-    """{name without the parts of torch's wrappers: name}; as they are where two would be one."""
+    """{name without the parts of torch's wrappers: name}; unchanged where two would be one."""
     shown = {
         ".".join(part for part in name.split(".") if part not in _MECHANICAL): name
         for name in names
@@ -102,7 +102,7 @@ def _without_mechanical(names: list[str]) -> dict[str, str]:
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """What stands before the names of each model that is there."""
+    """Prefixes of the names of each model that is there."""
     scales = [name.removesuffix(SCALE) for name in names if name.endswith(SCALE)]
     candidates = [prefix for prefix in scales if not prefix or prefix.endswith(".")]
     return [
@@ -125,7 +125,7 @@ def _choose(models: list[tuple[str, str]], where: Path) -> tuple[str, str]:
 
 
 def _label(container: str, prefix: str) -> str:
-    """What a model is called in messages: "" for names without any prefix in the outermost."""
+    """Name of a model in messages; "" for one without a prefix in the outermost dictionary."""
     return f"{container}.{prefix}" if container else prefix
 
 
@@ -158,7 +158,7 @@ class Unwrapped:
     def __init__(self, tensors: Tensors):
         """Raises `UserError` as `find_model` does; logs what was taken off or left out."""
         self.where, self._tensors = tensors.where, tensors
-        # Of torch files; their other names begin with that of the dictionary.
+        # Only torch files have dictionaries in dictionaries, whose path begins their names.
         containers = getattr(tensors, "containers", {"": list(tensors.shapes)})
         found = find_model(containers, tensors.where)
         if found.notice:
