@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clip_jax.disk import advice
 from clip_jax.errors import UserError
 
 ASIDE_PREFIX = ".clip_jax-part-"  # of files that are not yet what they will be
@@ -93,7 +94,8 @@ def _one_line(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{what}: cannot be written ({error.strerror or error})") from error
+        reason = f"cannot be written ({error.strerror or error}){advice(error)}"
+        raise UserError(f"{what}: {reason}") from error
 
 
 def write_text(path: Path, text: str) -> None:
