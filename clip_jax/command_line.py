@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
+from clip_jax.disk import unwritable
 from clip_jax.errors import UserError
 from clip_jax.host_memory import keep_freed_memory
 
@@ -22,14 +24,18 @@ def run(
 ) -> None:
     """Parses absl flags, calls `main`, exits 0, its own code, or 2 after a user's mistake.
 
-    A mistake is one line on stderr that begins with "error:"; only our own defects end in a
-    traceback. Ctrl-C prints the line `interrupted` and exits 130.
+    A mistake, or a disk that is full, is one line on stderr that begins with "error:"; only our own
+    defects end in a traceback. Ctrl-C prints the line `interrupted` and exits 130.
     """
     argv = list(sys.argv if argv is None else argv)
     keep_freed_memory()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    # orbax tells by absl of every metadata file that it does without.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # orbax tells by absl of every metadata file that it does without, and of each of its threads
+    # that an error ends, with a page; it raises the error, too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
+    # A program that the cache of compiled ones does not take, on a full disk, is compiled again.
+    warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation cache entry")
     if {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
         program = sys.modules["__main__"]
         print(f"{(program.__doc__ or '').strip()}\n\nFlags:")
@@ -44,7 +50,23 @@ def run(
     except KeyboardInterrupt:
         print("\n" + interrupted, file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        told = unwritable(error)
+        if told is None:
+            raise
+        fail(str(told))
     sys.exit(code or 0)
+
+
+def _without_closed_loops(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The hook, without what tensorstore's threads print when a checkpoint cannot be written: they
+    tell each of their ends to an event loop that the first error has closed."""
+
+    def chosen(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    return chosen
 
 
 def read_config(path: str, overrides: Sequence[str]) -> Any:

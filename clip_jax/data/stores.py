@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from clip_jax.data.options import RemoteOptions
 from clip_jax.data.telemetry import telemetry
+from clip_jax.disk import advice
 from clip_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -67,9 +68,10 @@ def cache_folder() -> Path:
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """One line of what to do where a file of ours cannot be written."""
-    in_cache = path.is_relative_to(cache_folder())
-    how = "; set CLIP_JAX_CACHE to a folder where we may write" if in_cache else ""
+    """Returns one line that says what to do where a file of ours cannot be written."""
+    how = advice(error)
+    if path.is_relative_to(cache_folder()):
+        how += f"{', or' if how else ';'} set CLIP_JAX_CACHE to a folder where we may write"
     return UserError(f"{path} cannot be written: {error.strerror or error}{how}")
 
 

@@ -23,6 +23,7 @@ from clip_jax.data.splits import source_files
 from clip_jax.data.tar_index import read_drops
 from clip_jax.data.tar_indexes import Shard, build_indexes
 from clip_jax.data.webdataset import WebDatasetSource
+from clip_jax.disk import writing
 from clip_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class StreamingSource:
         self.dropped = Drops()
         self.fingerprint = fingerprint_of((path, ()) for path in self.paths)
         # Workers agree here on what each shard holds: the first that finds out says so.
-        self._verdicts = tempfile.TemporaryDirectory(prefix="clip_jax_stream_")
+        with writing(Path(tempfile.gettempdir())):
+            self._verdicts = tempfile.TemporaryDirectory(prefix="clip_jax_stream_")
         self.folder = Path(self._verdicts.name)
         self._reset()
         self._estimate = self._first_count() * len(self.paths)
@@ -118,12 +120,13 @@ class StreamingSource:
             next((_first_drop(found) for found in summary.shards if not found.header.count), None),
         )
         part = self.folder / f"{epoch}-{shard}.{os.getpid()}.{threading.get_ident()}"
-        part.write_text(json.dumps(asdict(held)))
-        try:
-            os.link(part, verdict)  # the first wins
-        except FileExistsError:
-            held = _read(verdict) or held
-        part.unlink()
+        with writing(self.folder):
+            part.write_text(json.dumps(asdict(held)))
+            try:
+                os.link(part, verdict)  # the first wins
+            except FileExistsError:
+                held = _read(verdict) or held
+            part.unlink()
         return held
 
     def is_lost(self, shard: int) -> bool:

@@ -1,5 +1,6 @@
 """The indexes of many archives: found, checked against their archives, and made where missing."""
 
+import contextlib
 import json
 import logging
 import os
@@ -257,12 +258,14 @@ def index_file(path: str, stat: Stat, target: Path, options: SourceOptions) -> P
 
 
 def _write(target: Path, data: bytes) -> None:
+    part = target.with_name(f"{target.name}.part-{os.getpid()}-{time.monotonic_ns()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.part-{os.getpid()}-{time.monotonic_ns()}")
         part.write_bytes(data)
         part.replace(target)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise stores.unwritable(target, error) from error
 
 

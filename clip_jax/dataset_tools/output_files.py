@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.arguments import local_path
+from clip_jax.disk import advice
 from clip_jax.errors import UserError
 
 ASIDE_PREFIX = ".clip_jax-part-"  # of files that are not yet what they will be
@@ -94,7 +95,8 @@ def _one_line(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{what}: cannot be written ({error.strerror or error})") from error
+        reason = f"cannot be written ({error.strerror or error}){advice(error)}"
+        raise UserError(f"{what}: {reason}") from error
 
 
 def write_text(path: Path, text: str) -> None:

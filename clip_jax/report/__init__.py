@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
+
+from clip_jax.disk import write_text, writing
 
 REPORT = "report.html"
 
@@ -16,7 +16,7 @@ def write_report(workdir: Path) -> Path:
     """Writes `workdir`/report.html from what is in the run's folder, and returns its path.
 
     What is missing (no evaluation yet, data that has moved away) is left out with a sentence that
-    says why. Raises `UserError` where `workdir` is not a run.
+    says why. Raises `UserError` where `workdir` is not a run, or cannot be written.
     """
     # Imported here: matplotlib and jax are not needed to name this module.
     from clip_jax.report.inputs import read_run
@@ -24,14 +24,6 @@ def write_report(workdir: Path) -> Path:
 
     workdir = Path(workdir)
     page = build_page(read_run(workdir))
-    # Written aside and renamed: a reader, or a kill, never meets half a page. A path may hold a
-    # lone surrogate (file names need not be UTF-8), which becomes "?".
-    handle, aside = tempfile.mkstemp(dir=workdir, prefix=f".{REPORT}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            file.write(page)
-        os.chmod(aside, 0o644)
-        os.replace(aside, workdir / REPORT)
-    finally:
-        Path(aside).unlink(missing_ok=True)
+    with writing(workdir, "; python -m clip_jax.report then writes the report again"):
+        write_text(workdir / REPORT, page)
     return workdir / REPORT

@@ -54,6 +54,7 @@ class Checkpoints:
         self._timer = SaveTimer(config.every_minutes)
         self._directory = directory
         self._checkpointer: Any = None
+        self._saving: Any = None  # the save in progress
 
     def steps(self) -> list[int]:
         """The steps of which there is a folder, damaged or not, the newest first."""
@@ -81,7 +82,14 @@ class Checkpoints:
         )
 
     def due(self, step: int) -> bool:
-        """Whether a save is due after `step`, by steps or by minutes; asked after every step."""
+        """Whether a save is due after `step`, by steps or by minutes; asked after every step.
+
+        Raises what the last save has failed of, behind the run's back.
+        """
+        if self._saving is not None:
+            with contextlib.suppress(TimeoutError):
+                self._saving.result(timeout=0)
+                self._saving = None
         every = self._config.every_steps
         late = self._timer.due(step)
         return late or bool(every and step % every == 0)
@@ -97,7 +105,7 @@ class Checkpoints:
         if state.ema_params is not None:
             parts["ema"] = state.ema_params
         parts["identity"] = {"json": json.dumps(identity)}
-        self._checkpointer.save_checkpointables_async(step, parts)
+        self._saving = self._checkpointer.save_checkpointables_async(step, parts)
         if wait:
             self._checkpointer.wait()
 
@@ -177,12 +185,11 @@ def _without_echoes() -> Iterator[None]:
 
     There are hundreds of them, each a page, in threads and coroutines that go on for a moment.
     """
-    hooks = sys.excepthook, sys.unraisablehook
+    hook = sys.unraisablehook
     levels = {name: logging.getLogger(name).level for name in ("asyncio", "absl")}
     try:
         for name in levels:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-        sys.excepthook = lambda *_: None
         sys.unraisablehook = lambda _: None
         try:
             yield
@@ -191,7 +198,7 @@ def _without_echoes() -> Iterator[None]:
             gc.collect()  # coroutines that were never awaited say so when they are freed
             raise
     finally:
-        sys.excepthook, sys.unraisablehook = hooks
+        sys.unraisablehook = hook
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 

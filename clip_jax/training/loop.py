@@ -6,6 +6,7 @@ step n are read, and checkpoints are written behind the run's back.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from clip_jax.agreement import check_same, check_shared, from_first, wait_for_all
 from clip_jax.clip import Clip
+from clip_jax.disk import writing
 from clip_jax.evaluation.tasks import Embedders, check_tasks, run_task
 from clip_jax.sharding import check_batch, global_batch, make_mesh
 from clip_jax.training import config as configs
@@ -30,6 +32,8 @@ from clip_jax.training.run import Run, open_run
 from clip_jax.training.state import TrainState
 from clip_jax.training.workdir import enable_compilation_cache, make_workdir, only_trainer
 from clip_jax.weights.bundle import exported_step, write_bundle
+
+_GO_ON = "; the same command then goes on from the newest checkpoint"
 
 
 def train(
@@ -49,24 +53,22 @@ def train(
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_batch(mesh, config.batch_size, "config.batch_size", config.optimizer.microbatches)
     workdir = make_workdir(workdir)
-    with Preemption() as preemption, only_trainer(workdir):
+    with writing(workdir, _GO_ON), Preemption() as preemption, only_trainer(workdir):
         check_shared(workdir, "--workdir")
         enable_compilation_cache(workdir)
         source = open_data(config)
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
             run, state = open_run(config, workdir, source, mesh)
-            try:
-                if run.first_step < run.steps:
-                    state = _train_steps(run, state, preemption, profiling)
-                elif exported_step(workdir / "model") == run.steps:
-                    run.progress.say(f"{workdir}: already trained to step {run.steps:,}")
-                if int(state.step) < run.steps:
-                    return None
-                return _finish(run, state)
-            finally:
-                run.batches.close()
-                run.checkpoints.close()
-                run.log.close()
+            # The last is called first. One that fails, on a full disk, does not spare the others.
+            for part in (run.log, run.checkpoints, run.batches):
+                closing.callback(part.close)
+            if run.first_step < run.steps:
+                state = _train_steps(run, state, preemption, profiling)
+            elif exported_step(workdir / "model") == run.steps:
+                run.progress.say(f"{workdir}: already trained to step {run.steps:,}")
+            if int(state.step) < run.steps:
+                return None
+            return _finish(run, state)
 
 
 def _train_steps(
@@ -145,7 +147,8 @@ def _finish(run: Run, state: TrainState) -> Clip:
     if from_first(exported_step(export)) != run.steps:
         on_host = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
-            write_bundle(export, run.architecture, on_host, run.tokenizer, step=run.steps)
+            with writing(export, _GO_ON):
+                write_bundle(export, run.architecture, on_host, run.tokenizer, step=run.steps)
     if not from_first(run.log.has_evaluation(run.steps)):  # only process 0 has the files
         evaluate_state(run, state, run.steps)
     for kind, count in run.batches.dropped.most_common():

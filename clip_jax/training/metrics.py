@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TextIO
 
+from clip_jax.disk import write_text
+
 Row = dict[str, Any]
+_FLUSH_SECONDS = 30.0  # between those of TensorBoard's file
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -30,40 +36,98 @@ class JsonLines:
 
     def __init__(self, path: Path, resume_step: int):
         self.path = path
-        kept = [row for row in read_rows(path) if row["step"] <= resume_step]
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(aside, path)
-        self.rows = kept
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        self.rows = [row for row in read_rows(path) if row["step"] <= resume_step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed in close)
 
     def append(self, row: Row) -> None:
         """Writes one row, at once."""
         self.extend([row])
 
     def extend(self, rows: list[Row]) -> None:
-        """Writes rows that belong together in one go, so that a kill leaves all or none of them."""
+        """Writes rows that belong together in one go, so that a kill leaves all or none of them.
+
+        Raises OSError where the disk does not take them all; then none is left.
+        """
+        start = self._file.seek(0, os.SEEK_END)
+        data = memoryview("".join(json.dumps(row) + "\n" for row in rows).encode())
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(start)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self.rows.extend(rows)
-        self._file.write("".join(json.dumps(row) + "\n" for row in rows))
-        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
 
-def _summary_writer() -> type:
-    """tensorboardX's class, which would import PyTorch where that is installed: two seconds, for
-    tensors that we do not have."""
-    if "torch" in sys.modules:
-        from tensorboardX import SummaryWriter
+class Board:
+    """The events of TensorBoard, in a file of their own for each start of a run.
 
-        return SummaryWriter
-    sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it then fails
+    They are written here: tensorboardX leaves that to a thread, which a full disk ends, and then
+    the run would wait for it.
+    """
+
+    def __init__(self, folder: Path, resume_step: int):
+        self._parts = _tensorboard()
+        self._flushed = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        with self._named():
+            self._writer = self._parts.EventsWriter(str(folder / "events"))
+            start = self._parts.SessionLog(status=self._parts.SessionLog.START)
+            # Whatever a former start has written of later steps is not shown.
+            self._write(step=resume_step + 1, session_log=start)
+            self._writer.flush()
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        """Writes scalars, at the latest 30 s later; raises OSError where the disk is full."""
+        summary = self._parts.Summary(
+            value=[
+                self._parts.Summary.Value(tag=tag, simple_value=value)
+                for tag, value in values.items()
+            ]
+        )
+        with self._named():
+            self._write(step=step, summary=summary)
+            if time.monotonic() > self._flushed + _FLUSH_SECONDS:
+                self._writer.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with self._named():
+            self._writer.close()
+
+    def _write(self, **values: Any) -> None:
+        self._writer.write_event(self._parts.Event(wall_time=time.time(), **values))
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
+
+
+def _tensorboard() -> Any:
+    """What is needed of tensorboardX, which would import PyTorch where that is installed: two
+    seconds, for tensors that we do not have."""
+    has_torch = "torch" in sys.modules
+    if not has_torch:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it then fails
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
     finally:
-        del sys.modules["torch"]
-    return SummaryWriter
+        if not has_torch:
+            del sys.modules["torch"]
+    return SimpleNamespace(
+        EventsWriter=EventsWriter, Event=Event, SessionLog=SessionLog, Summary=Summary
+    )
 
 
 class RunLog:
@@ -78,9 +142,7 @@ class RunLog:
         self.evaluations = JsonLines(workdir / "evaluation.jsonl", resume_step)
         if self.metrics.rows:
             self.last_seconds = float(self.metrics.rows[-1]["seconds"])
-        self._board = _summary_writer()(
-            str(workdir / "tensorboard"), purge_step=resume_step + 1, flush_secs=30
-        )
+        self._board = Board(workdir / "tensorboard", resume_step)
 
     def log_metrics(self, row: Row) -> None:
         """One logged step."""
@@ -100,9 +162,12 @@ class RunLog:
         return self.enabled and any(row["step"] == step for row in self.evaluations.rows)
 
     def _to_board(self, group: str, row: Row) -> None:
-        for name, value in row.items():
-            if isinstance(value, int | float) and name not in ("step", "failed"):
-                self._board.add_scalar(f"{group}/{name}", value, row["step"])
+        values = {
+            f"{group}/{name}": float(value)
+            for name, value in row.items()
+            if isinstance(value, int | float) and name not in ("step", "failed")
+        }
+        self._board.add(values, row["step"])
 
     def close(self) -> None:
         if self.enabled:

@@ -20,6 +20,7 @@ from clip_jax.data.bad_share import check_opened
 from clip_jax.data.pipeline import BatchIterator, training_batches
 from clip_jax.data.records import Source
 from clip_jax.data.tokenizer import Tokenizer, train_sentencepiece
+from clip_jax.disk import write_text
 from clip_jax.distributed import host_rows
 from clip_jax.errors import UserError
 from clip_jax.loading import fit_tokenizer
@@ -238,7 +239,7 @@ def open_run(
         batches.resume(begin.identity["data"])
     if is_first:
         text = json.dumps(configs.to_dict(config), indent=1) + "\n"
-        (workdir / "config.json").write_text(text, encoding="utf-8")
+        write_text(workdir / "config.json", text)
     run = Run(
         config, workdir, begin.architecture, begin.tokenizer, source, mesh, steps, batches,
         checkpoints,

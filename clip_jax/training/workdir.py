@@ -20,7 +20,8 @@ def make_workdir(workdir: Path) -> Path:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be made ({error})") from error
+        reason = error.strerror or error
+        raise UserError(f"--workdir={workdir}: cannot be made ({reason})") from error
     if not os.access(workdir, os.W_OK):
         raise UserError(f"--workdir={workdir}: cannot be written")
     return workdir.absolute()

@@ -14,6 +14,7 @@ from clip_jax.data.bpe import ClipBpeTokenizer
 from clip_jax.data.text_cleaning import clean_text
 from clip_jax.data.tokenizer import Tokenizer
 from clip_jax.data.tokenizer_export import to_huggingface_files
+from clip_jax.disk import writing
 from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig
 from clip_jax.weights import huggingface, open_clip, preprocessing
@@ -56,10 +57,11 @@ def save_model(
         raise UserError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
     card = model_card(config, params, tokenizer, format, source)
     try:
-        if format == "clip_jax":
-            write_bundle(directory, config, params, tokenizer, card=card)
-        else:
-            _write_foreign(directory, format, config, params, tokenizer, card)
+        with writing(directory):
+            if format == "clip_jax":
+                write_bundle(directory, config, params, tokenizer, card=card)
+            else:
+                _write_foreign(directory, format, config, params, tokenizer, card)
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error.strerror or error})") from error
 

@@ -1,0 +1,106 @@
+"""Disks that take no more: recognised in any error, and told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from clip_jax.errors import UserError
+
+_FULL = "free some space"
+_CLOSED = "give a folder that can be written"
+# What the system says -> what to do. `RLIMIT_FSIZE` gives EFBIG, as Python ignores SIGXFSZ.
+_ADVICE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EROFS: _CLOSED,
+}
+_PERMISSION = (errno.EACCES, errno.EPERM)
+_PATH = re.compile(r'"(/[^"]+)"')  # as tensorstore quotes it
+
+
+def advice(error: OSError) -> str:
+    """Returns "; " and what to do about a full disk, a quota or a limit; otherwise nothing."""
+    how = _ADVICE.get(error.errno or 0, _CLOSED)
+    return "" if how == _CLOSED else f"; {how}"
+
+
+def unwritable(error: BaseException, folder: Path | None = None) -> UserError | None:
+    """A `UserError` that names the file, the reason and what to do, where an error says that a disk
+    is full, over a quota or limit, or cannot be written; otherwise None.
+
+    Libraries wrap such an error in others of theirs: all that it came from are looked at. A missing
+    permission may be one to read, and counts inside `folder` only.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        found = _found_in(seen, folder)
+        if found is not None:
+            path, number = found
+            where, how = path or folder or "a file", _ADVICE.get(number, _CLOSED)
+            return UserError(f"{where}: cannot be written ({os.strerror(number)}); {how}")
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _found_in(error: BaseException, folder: Path | None) -> tuple[str | None, int] | None:
+    """(path, errno) of an error, without those that it came from."""
+    if isinstance(error, OSError):
+        path = None if error.filename is None else os.fspath(error.filename)
+        if error.errno in _ADVICE:
+            return _as_text(path), error.errno
+        if error.errno in _PERMISSION and folder is not None and path is not None:
+            is_inside = Path(_as_text(path) or "").absolute().is_relative_to(folder.absolute())
+            return (_as_text(path), error.errno) if is_inside else None
+    text = str(error)
+    for number in (*_ADVICE, *(_PERMISSION if folder is not None else ())):
+        if os.strerror(number) in text:
+            paths = _PATH.findall(text)
+            if number in _PERMISSION and not any(
+                Path(path).is_relative_to(folder.absolute()) for path in paths if folder
+            ):
+                continue
+            # orbax gives a checkpoint its name when all of it is written.
+            return (paths[0].partition(".orbax-checkpoint-tmp")[0] if paths else None), number
+    return None
+
+
+def _as_text(path: str | bytes | int | None) -> str | None:
+    return os.fsdecode(path) if isinstance(path, str | bytes) else None
+
+
+@contextlib.contextmanager
+def writing(folder: Path, then: str = "") -> Iterator[None]:
+    """Turns an error of the disk into a `UserError`; `folder` is named where the error names no
+    file, and `then` is what to do after the advice."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        told = unwritable(error, folder)
+        if told is None:
+            raise
+        raise UserError(f"{told}{then}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file aside and renames it: a full disk or a kill leaves the old one, or none.
+
+    Raises OSError that names `path`.
+    """
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        # A path in it may hold a lone surrogate (file names need not be UTF-8), which becomes "?".
+        aside.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(aside, path)
+    except OSError as error:  # that of a write names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):  # such as that of a folder that cannot be written
+            aside.unlink(missing_ok=True)
