@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ from clip_jax.weights.table import ArrayTensors
 
 
 def create(
-    name: str, seed: int = 0, tokenizer: str | Path | Tokenizer | None = None, **overrides: Any
+    name: str,
+    seed: int = 0,
+    tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
+    **overrides: Any,
 ) -> Clip:
     """A CLIP with random parameters.
 
@@ -39,7 +43,7 @@ def create(
     for unknown ones.
     """
     config = get_architecture(name, **overrides)
-    if isinstance(tokenizer, str | Path):
+    if isinstance(tokenizer, str | os.PathLike):
         tokenizer = get_tokenizer(tokenizer)
     if tokenizer is not None:
         config, tokenizer = fit_tokenizer(config, tokenizer)
@@ -73,11 +77,11 @@ def fit_tokenizer(
 
 
 def load(
-    source: str | Path,
+    source: str | os.PathLike[str],
     dtype: str = "float32",
     *,
     architecture: str | None = None,
-    tokenizer: str | Path | Tokenizer | None = None,
+    tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     mesh: Mesh | None = None,
     revision: str | None = None,
     **overrides: Any,
@@ -104,7 +108,7 @@ def load(
         raise UserError(f"dtype={dtype!r}: choose float32 or bfloat16")
     found = open_model(resolve_source(source, revision=revision), architecture)
     config = override(found.config, dtype=dtype, **overrides)
-    if isinstance(tokenizer, str | Path):
+    if isinstance(tokenizer, str | os.PathLike):
         tokenizer = get_tokenizer(tokenizer)
     if tokenizer is not None:  # before the long work
         tokenizer = fitting(tokenizer, config, str(source))

@@ -382,3 +382,10 @@ def test_importing_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []
+
+
+@pytest.mark.parametrize("source", [None, 3, "", "~nosuch/x", b"x", ["a"], Path("~nosuch") / "x"])
+def test_what_is_no_source(source: object) -> None:
+    with pytest.raises(UserError, match="source=") as caught:
+        resolve_source(source)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)

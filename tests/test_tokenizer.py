@@ -353,8 +353,15 @@ def test_save_load_pickle(any_tokenizer, tmp_path):
 
 
 def test_wrong_input_type(any_tokenizer):
-    with pytest.raises(TypeError, match=r"texts\[1\] is bytes"):
-        any_tokenizer(["a", b"b"])
+    for texts, message in (
+        (["a", b"b"], r"texts\[1\]=b'b': is of type bytes; give a list of strings"),
+        ([1], r"texts\[0\]=1"),
+        ([None], r"texts\[0\]=None: is missing"),
+        ({"a": 1}, "is a dict"),
+        (None, "texts=None"),
+    ):
+        with pytest.raises(UserError, match=message):
+            any_tokenizer(texts)
 
 
 def damage(folder: Path, name: str, content: bytes | None):

@@ -22,6 +22,7 @@ import numpy as np
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import Drops, Record, fingerprint_of
+from clip_jax.data.stores import cache_folder
 from clip_jax.errors import UserError
 
 IMAGE_SIZE = 32  # pixels, square
@@ -124,10 +125,11 @@ def _cache_path(face: str) -> Path:
     import matplotlib
     import PIL
 
-    root = Path(os.environ.get("CLIP_JAX_CACHE", "~/.cache/clip_jax")).expanduser()
     # What is drawn depends on the fonts, on the engine and on the Unicode version that names it.
     versions = f"{matplotlib.__version__}-{PIL.__version__}-{unicodedata.unidata_version}"
-    return root / "glyphs" / f"v{LAYOUT_VERSION}-{versions}-{face.removesuffix('.ttf')}.npz"
+    return (
+        cache_folder() / "glyphs" / f"v{LAYOUT_VERSION}-{versions}-{face.removesuffix('.ttf')}.npz"
+    )
 
 
 def _load_face(face: str) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 
+from clip_jax.data.stores import cache_folder
 from clip_jax.data.token_merges import BPE_FILE_NAME
 from clip_jax.errors import UserError
 
@@ -33,16 +34,12 @@ def find_bpe_file(path: str | Path | None = None, beside: str | Path | None = No
         return _verified(Path(path), "the given path")
     if named := os.environ.get(BPE_FILE_VARIABLE):
         return _verified(Path(named), f"the environment variable {BPE_FILE_VARIABLE}")
-    cached = _cache_folder() / BPE_FILE_NAME
+    cached = cache_folder() / BPE_FILE_NAME
     near = () if beside is None else (Path(beside) / BPE_FILE_NAME,)
     for candidate in (*near, cached, *_package_candidates()):
         if candidate.is_file():
             return _verified(candidate, "the search for the file")
     return _download(cached)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("CLIP_JAX_CACHE", "~/.cache/clip_jax")).expanduser()
 
 
 def _package_candidates() -> Iterable[Path]:

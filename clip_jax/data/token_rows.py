@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from clip_jax.arguments import text_list
 from clip_jax.data.text_cleaning import check_cleaning
 from clip_jax.errors import UserError
 
@@ -18,14 +19,8 @@ def id_bytes(ids: Iterable[int]) -> bytes:
 
 
 def as_text_list(texts: str | Sequence[str]) -> list[str]:
-    """One string or a sequence of them -> list of strings; TypeError names the wrong element."""
-    if isinstance(texts, str):
-        return [texts]
-    items = list(texts)
-    for i, text in enumerate(items):
-        if not isinstance(text, str):
-            raise TypeError(f"a tokenizer takes strings; texts[{i}] is {type(text).__name__}")
-    return items
+    """The strings of one or of a sequence of them. Raises UserError that names the wrong item."""
+    return [texts] if isinstance(texts, str) else text_list(texts, "texts", "a photo of a cat")
 
 
 class RowTokenizer:

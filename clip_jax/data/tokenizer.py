@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from clip_jax.arguments import with_home
 from clip_jax.data.added_tokens import ADDED_TOKENS_NAME
 from clip_jax.data.bpe import BPE_FILE_NAME, ClipBpeTokenizer, find_bpe_file
 from clip_jax.data.huggingface_tokenizer import (
@@ -141,7 +143,7 @@ def _read(path: Path) -> bytes:
         raise UserError(f"tokenizer file {path} cannot be read: {error.strerror}") from error
 
 
-def get_tokenizer(name_or_path: str | Path) -> Tokenizer:
+def get_tokenizer(name_or_path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a name or path.
 
     Accepted: "clip_bpe" or "openai" (OpenAI's, see `find_bpe_file`), or the name of an architecture
@@ -155,10 +157,10 @@ def get_tokenizer(name_or_path: str | Path) -> Tokenizer:
     """
     if name_or_path in ("clip_bpe", "openai"):
         return ClipBpeTokenizer(find_bpe_file().read_bytes())
-    config = ARCHITECTURES.get(str(name_or_path))
+    config = ARCHITECTURES.get(name_or_path) if isinstance(name_or_path, str) else None
     if config is not None and config.vocab_size == OPENAI_VOCAB_SIZE:
         return ClipBpeTokenizer(find_bpe_file().read_bytes(), config.context_length)
-    path = Path(name_or_path).expanduser()
+    path = Path(with_home(name_or_path, "tokenizer"))
     if path.is_dir():
         return _of_directory(path)
     if path.is_file() and path.name.endswith(".txt.gz"):

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from clip_jax.arguments import shown, with_home
+from clip_jax.data.stores import cache_folder
 from clip_jax.errors import UserError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
@@ -46,7 +48,7 @@ _TRAINER_CHECKPOINT = re.compile(r"(?P<folder>checkpoint-(?P<step>\d+)/)config\.
 _WEIGHT_SUFFIXES = (".safetensors", ".npz", ".bin", ".pt", ".pth", ".json")
 
 
-def resolve_source(source: str | Path, *, revision: str | None = None) -> Path:
+def resolve_source(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
     """The local file or folder that `source` stands for; fetched first where it is elsewhere.
 
     A path that exists is itself. `org/name`, `hf://org/name[@revision]` and `hf-hub:org/name` are
@@ -56,11 +58,13 @@ def resolve_source(source: str | Path, *, revision: str | None = None) -> Path:
 
     Raises `UserError` for what does not exist, cannot be reached, or needs a package.
     """
-    typed = str(source)
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(f"source={shown(source)}: must be a path, a URL or a hub id")
+    typed = os.fspath(source)
     if isinstance(source, Path):  # which folds the slashes of a URL
         typed = re.sub(r"^([a-z0-9+]{2,}):/(?!/)", r"\1://", typed)
     hub_prefix = next((prefix for prefix in _HUB_PREFIXES if typed.startswith(prefix)), None)
-    path = Path(typed.removeprefix("file://")).expanduser()
+    path = Path(with_home(typed.removeprefix("file://"), "source"))
     if hub_prefix is None:
         if path.exists():
             return path
@@ -217,8 +221,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _cache_folder(url: str) -> Path:
-    root = Path(os.environ.get("CLIP_JAX_CACHE") or "~/.cache/clip_jax").expanduser()
-    return root / "sources" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return cache_folder() / "sources" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def _from_url(url: str) -> Path:
