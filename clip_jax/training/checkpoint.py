@@ -26,10 +26,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from clip_jax.disk import writing
 from clip_jax.errors import UserError, one_line
 from clip_jax.training.clock import SaveTimer
 from clip_jax.training.config import CheckpointConfig
 from clip_jax.training.state import TrainState
+
+# What to do after a disk has been full.
+GO_ON = "; the same command then goes on from the newest checkpoint"
 
 policies = ocp.training.preservation_policies
 
@@ -87,7 +91,7 @@ class Checkpoints:
         Raises what the last save has failed of, behind the run's back.
         """
         if self._saving is not None:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError), self._writing():
                 self._saving.result(timeout=0)
                 self._saving = None
         every = self._config.every_steps
@@ -105,9 +109,10 @@ class Checkpoints:
         if state.ema_params is not None:
             parts["ema"] = state.ema_params
         parts["identity"] = {"json": json.dumps(identity)}
-        self._saving = self._checkpointer.save_checkpointables_async(step, parts)
-        if wait:
-            self._checkpointer.wait()
+        with self._writing():
+            self._saving = self._checkpointer.save_checkpointables_async(step, parts)
+            if wait:
+                self._checkpointer.wait()
 
     def identity(self, step: int) -> dict[str, Any]:
         """What a checkpoint says of itself. Raises `DamagedCheckpoint`."""
@@ -129,7 +134,11 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for a save in progress."""
         if self._checkpointer is not None:
-            self._checkpointer.close()
+            with self._writing():
+                self._checkpointer.close()
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(self._directory, GO_ON)
 
 
 def _context() -> ocp.Context:

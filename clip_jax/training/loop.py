@@ -21,6 +21,7 @@ from clip_jax.disk import writing
 from clip_jax.evaluation.tasks import Embedders, check_tasks, run_task
 from clip_jax.sharding import check_batch, global_batch, make_mesh
 from clip_jax.training import config as configs
+from clip_jax.training.checkpoint import GO_ON
 from clip_jax.training.clock import Clock
 from clip_jax.training.config import TrainConfig
 from clip_jax.training.data import open_data
@@ -32,8 +33,6 @@ from clip_jax.training.run import Run, open_run
 from clip_jax.training.state import TrainState
 from clip_jax.training.workdir import enable_compilation_cache, make_workdir, only_trainer
 from clip_jax.weights.bundle import exported_step, write_bundle
-
-_GO_ON = "; the same command then goes on from the newest checkpoint"
 
 
 def train(
@@ -53,7 +52,7 @@ def train(
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_batch(mesh, config.batch_size, "config.batch_size", config.optimizer.microbatches)
     workdir = make_workdir(workdir)
-    with writing(workdir, _GO_ON), Preemption() as preemption, only_trainer(workdir):
+    with writing(workdir, GO_ON), Preemption() as preemption, only_trainer(workdir):
         check_shared(workdir, "--workdir")
         enable_compilation_cache(workdir)
         source = open_data(config)
@@ -147,7 +146,7 @@ def _finish(run: Run, state: TrainState) -> Clip:
     if from_first(exported_step(export)) != run.steps:
         on_host = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
-            with writing(export, _GO_ON):
+            with writing(export, GO_ON):
                 write_bundle(export, run.architecture, on_host, run.tokenizer, step=run.steps)
     if not from_first(run.log.has_evaluation(run.steps)):  # only process 0 has the files
         evaluate_state(run, state, run.steps)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, one_line
 from clip_jax.training.config import OptimizerConfig
 from clip_jax.training.parameter_groups import path_of, stack_of
 
@@ -255,7 +255,7 @@ def _as_tuples(value: Any) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def _rehearse(optimizer: optax.GradientTransformation) -> None:
