@@ -142,3 +142,13 @@ def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'clip_jax\[datasets\]'"):
         open_source(folder)
+
+
+def test_classes_without_a_name_are_no_captions(tmp_path):
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    columns = {"image": stored(PNG, PNG, PNG), "label": [1, -1, None]}
+    source = open_source(save(tmp_path / "x", columns, features))
+    assert (len(source), source.captions(0)) == (1, ("a photo of a dog.",))
+    assert source.dropped.counts == {"caption_missing": 2}
+    assert source.dropped["rows:1"] == "label -1 has no class name"
+    assert source.dropped["rows:2"] == "caption is missing"

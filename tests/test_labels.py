@@ -16,6 +16,7 @@ from pictures import encode, photo
 from shards import write_shard
 
 from clip_jax.data.refine import open_refined
+from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
 from clip_jax.evaluation.labels import UNLABELLED, Labels, read_labels
 from clip_jax.evaluation.task_data import TaskData
@@ -69,6 +70,8 @@ NUMBERS = {
     "blanks around": (" 3\n", 3),
     "whole float as text": ("3.0", 3),
     "plus": ("+3", 3),
+    "true as text": ("True", 1),
+    "false as text": ("false", 0),
 }
 NAMES = {
     "name": ("cat", "cat"),
@@ -85,7 +88,9 @@ NAMES = {
     "number and letter": ("3d", "3d"),
     "decimal": ("3.5", "3.5"),
     "two dots": ("1.0.0", "1.0.0"),
-    "words for nothing": ("none", "none"),
+    "word that may stand for nothing": ("none", "none"),
+    "exponent": ("1e0", "1e0"),
+    "many digits": ("7" * 5000, "7" * 5000),
 }
 NOTHING = {
     "None": None,
@@ -100,6 +105,10 @@ NOTHING = {
     "empty bytes": b"",
     "not UTF-8": b"\xff\xfe\xfd",
     "no field": ABSENT,
+    "NaN as text": "nan",
+    "None as text": "None",
+    "null as text": " null ",
+    "pandas' NA as text": "<NA>",
 }
 NO_CLASS = {
     "half": 0.5,
@@ -160,6 +169,19 @@ def test_what_is_no_class_is_refused(label: Any, tmp_path: Path) -> None:
         (["cat", "2"], ["2", "cat"], [1, 0], "names", None),
         (["cat", "2"], ["cat", "dog"], None, "names", "does not have the class '2'"),
         (["0.0", "1.0", ""], ["1", "0"], [1, 0, -1], "names", "--labels=numbers"),
+        (["01", "02"], ["1", "2", "3"], [0, 1], "names", "--labels=numbers"),
+        (["1", "2"], ["001", "002", "003"], [0, 1], "names", "--labels=numbers"),
+        (["005", "010", "020"], ["5", "10", "20"], [0, 1, 2], "names", None),
+        (["005", "5"], None, [0, 0], "names", "read as class names"),
+        (["01", "1"], ["1", "01"], [1, 0], "names", "--labels=numbers"),
+        ([True, False], ["true", "false"], [0, 1], "names", "--labels=numbers"),
+        (["True", "False"], ["False", "True"], [1, 0], "names", None),
+        (["true", "false"], ["cat", "dog"], [1, 0], "numbers", None),
+        (["true", "false"], None, [1, 0], "names", "read as class names"),
+        ([True, False], None, None, "", "holds class numbers (false, true)"),
+        (["0.0", "nan", "1.0"], ["cat", "dog"], [0, -1, 1], "numbers", None),
+        (["nan", "cat"], ["cat", "nan"], [1, 0], "names", None),
+        (["0", "1e0"], ["cat", "dog"], None, "names", "does not have the class '1e0'"),
         (["1.0", "2.0"], ["2.0", "1.0"], [1, 0], "names", None),
         (["0", "1"], None, None, "", "holds class numbers (0, 1); give their names"),
         ([3, 4], None, None, "", "holds class numbers (3, 4); give their names"),
@@ -282,6 +304,18 @@ def write_tar_cls(folder: Path, labels: Sequence[str | bytes]) -> Path:
     return folder / "data.tar"
 
 
+def write_tar_member(folder: Path, labels: Sequence[str | bytes]) -> Path:
+    samples = []
+    for number, label in enumerate(labels):
+        members = {"png": PNG, "txt": b"a caption"}
+        if label is not ABSENT:
+            members["class"] = label if isinstance(label, bytes) else label.encode()
+        samples.append((str(number), members))
+    write_shard(folder / "data.tar", samples)
+    open_source(folder / "data.tar")  # has made an index that knows of no labels
+    return folder / "data.tar"
+
+
 def write_parquet(folder: Path, labels: Sequence[Any]) -> Path:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
@@ -395,6 +429,8 @@ STORED: dict[str, tuple[Write, list[Any], list[Any]]] = {
         [2, 3, 0, 4, None, None, None, None],
     ),
     "tar cls, names": (write_tar_cls, ["cat\n", b"", DECOMPOSED], ["cat", None, COMPOSED]),
+    "tar cls, no text": (write_tar_cls, ["2", b"\xff\xfe", "0"], [2, None, 0]),
+    "tar member, names": (write_tar_member, ["cat\n", ABSENT, b"\xff"], ["cat", None, None]),
     "tar cls, digits": (write_tar_cls, ["2", "3\n", "-1", ABSENT], [2, 3, None, None]),
     "parquet, names": (write_parquet, ["cat", None, " ", "owl"], ["cat", None, None, "owl"]),
     "parquet, ints": (write_parquet, [2, None, -1, 0], [2, None, None, 0]),

@@ -269,3 +269,67 @@ def test_folders_of_files_named_by_split_in_every_format(kind: str, tmp_path: Pa
     ):
         source = open_source(tmp_path, kind, options)
         assert (len(source), source.captions(0), source.split) == (1, (f"of {chosen}",), chosen)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "huggingface", "webdataset"])
+def test_columns_of_weight_0_are_left_out_in_every_format(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(photo(0))
+    row: dict[str, Any] = {"image": "a.jpg", "caption": "wanted", "alt": "unwanted"}
+    path = tmp_path / f"data.{kind}"
+    if kind == "csv":
+        path.write_text("\n".join((",".join(row), ",".join(row.values()))))
+    elif kind == "jsonl":
+        path.write_text(json.dumps(row))
+    elif kind == "parquet":
+        pa = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pa.table({key: [value] for key, value in row.items()}), path)
+    elif kind == "huggingface":
+        datasets = pytest.importorskip("datasets")
+        datasets.disable_progress_bars()
+        columns = {key: [value] for key, value in row.items()} | {"image": [photo(0)]}
+        datasets.Dataset.from_dict(columns).save_to_disk(str(path))
+    else:
+        fields = json.dumps({"caption": "wanted", "alt": "unwanted"}).encode()
+        write_shard(path, [("a", {"jpg": photo(0), "json": fields})])
+    options = SourceOptions(caption_column="caption,alt", caption_weights=(2.0, 0.0))
+    source = open_source(path, kind, options)
+    assert source.captions(0) == source[0].captions == ("wanted",)
+    assert source[0].weights in ((2.0,), (1.0,))
+
+
+def test_evaluations_of_labels_need_no_columns_of_the_training(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(photo(0))
+    (tmp_path / "l.csv").write_text("filepath,label\na.jpg,cat\n")
+    data = {"path": "elsewhere", "caption_column": "alt,long", "caption_weights": (1.0, 2.0)}
+    evaluation = {"path": str(tmp_path / "l.csv"), "label_key": "label"}
+    config = build_config({"steps": 1, "data": data, "evaluation": evaluation})
+    check_tasks(("zero_shot",), config.task_data(), "config")
+    with pytest.raises(UserError, match="no column 'alt'"):
+        check_tasks(("retrieval",), config.task_data(), "config")
+
+
+def test_an_evaluation_on_what_was_trained_on_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    columns = {"image": [photo(0)], "caption": ["a"]}
+    for names, wanted, said in (
+        (("train",), None, "a model may have seen it"),
+        (("train", "validation"), None, "its split 'validation' is read, of train, validation"),
+        (("train", "test"), "Val", None),
+        (("train", "validation"), "val", ""),
+    ):
+        folder = tmp_path / "-".join((*names, str(wanted)))
+        splits = {name: datasets.Dataset.from_dict(columns) for name in names}
+        datasets.DatasetDict(splits).save_to_disk(str(folder))
+        data = TaskData(path=str(folder), split=wanted)
+        caplog.clear()
+        if said is None:
+            with pytest.raises(UserError, match="has no split 'Val'; its splits are: train, test"):
+                check_tasks(("retrieval",), data, "--tasks")
+            continue
+        check_tasks(("retrieval",), data, "--tasks")
+        assert said in caplog.text
+        assert bool(said) == ("split" in caplog.text)

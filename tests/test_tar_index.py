@@ -305,7 +305,7 @@ def test_fingerprints_do_not_depend_on_the_shards(tmp_path: Path) -> None:
 def described_shards(folder: Path, shards: int, count: int) -> None:
     """Archives that are nothing but a size, with the indexes they would have."""
     (folder / "set").mkdir()
-    table = np.zeros(count, sample_type(SourceOptions()))
+    table = np.zeros(count, sample_type(("txt",)))
     table["image_offset"] = 512 + np.arange(count) * 2048
     table["image_size"] = 1024
     table[".txt_offset"] = table["image_offset"] + 1536

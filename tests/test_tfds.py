@@ -27,6 +27,10 @@ def test_splits(small_set):
     assert [source.key(index) for index in range(7)] == [sample.key for sample in expected]
     assert source[1].image == SAMPLES[3].image
     assert source.fingerprint != open_source(small_set).fingerprint
+    assert (len(open_source(small_set, split="Testing")), source.split) == (
+        4,
+        "train[20%:50%]+test",
+    )
     with pytest.raises(UserError, match=r"no split 'val'.*it has test, train"):
         open_source(small_set, split="val")
 
@@ -98,7 +102,7 @@ def test_a_shard_that_vanished_is_one_line(small_set, tmp_path):
 def test_no_tensorflow_is_loaded(small_set):
     program = (
         "import sys; from clip_jax.data.sources import open_source;"
-        f"assert len(open_source({str(small_set)!r})[0].image) > 0;"
+        f"assert len(open_source({str(small_set)!r}, split='train')[0].image) > 0;"
         "assert 'tensorflow' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -1,5 +1,6 @@
 """Folders that `datasets.save_to_disk` wrote, read where they lie (memory-mapped Arrow files)."""
 
+import dataclasses
 import os
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from clip_jax.data.records import (
     Record,
     fingerprint_of,
 )
-from clip_jax.data.splits import choose_split
+from clip_jax.data.splits import choose_and_say, find_split
 from clip_jax.data.tabular import (
     ENCODED_IMAGE_COLUMNS,
     MANY_CAPTION_COLUMNS,
@@ -58,6 +59,8 @@ class HuggingFaceSource:
         self._options = options
         self._reset()
         dataset, self._split, self.split = _load(self._path, options)
+        # Processes that open it again shall find the same, and not speak of it.
+        self._options = dataclasses.replace(options, split=self.split)
         self._columns = _columns(self._path, dataset.features, options)
         self._classes: dict[str, list[str]] = {
             name: feature.names
@@ -136,12 +139,14 @@ class HuggingFaceSource:
             raise CaptionError("caption is not UTF-8", "caption_not_utf8")
         found = []
         for name in self._columns.captions:
-            class_name = self._class_name(name, cells[name])
-            found.append(
-                cells[name]
-                if name not in self._classes or class_name is None
-                else caption_of_class(self._options.caption_template, class_name)
-            )
+            value = cells[name]
+            if name in self._classes and value is not None:
+                class_name = self._class_name(name, value)
+                if class_name is None and self._options.needs_captions:
+                    raise CaptionError(f"label {value} has no class name", "caption_missing")
+                template = self._options.caption_template
+                value = None if class_name is None else caption_of_class(template, class_name)
+            found.append(value)
         return captions_of(found, self._options)
 
     def _class_name(self, column: str, number: Any) -> str | None:
@@ -245,12 +250,12 @@ def _load(path: str, options: SourceOptions) -> tuple[Any, str, str | None]:
     if isinstance(found, datasets.DatasetDict):
         if not found:
             raise UserError(f"{path} has no splits; give a dataset with at least one")
-        split = choose_split(path, list(found), options.split, options.preferred_splits)
+        split = choose_and_say(path, list(found), options)
         found, name = found[split], str(split)
     else:
         name = str(found.split) if found.split else "rows"
         split = name if found.split else None
-        if options.split is not None and options.split != name:
+        if options.split is not None and find_split([name], options.split) is None:
             raise UserError(
                 f"{path} has no split {options.split!r}; it is a single dataset"
                 + (f", of split {name!r}" if found.split else "")

@@ -28,6 +28,7 @@ from clip_jax.data.tar_index import (
 
 _LARGEST_MEMBER = 2**32 - 1  # bytes
 _READ_BYTES = 64 << 10
+_MOST_UNLISTED = 100  # endings
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gzip -d"),
     b"BZh": ("bzip2", "bzip2 -d"),
@@ -67,7 +68,9 @@ class _Builder:
         self._descriptor = file.fileno()
         self._captions = CaptionReader(options)
         self._texts = text_endings(options)
+        self._listed = {*ALWAYS, *self._texts, *IMAGE_EXTENSIONS}
         self._has_columns = bool(options.caption_columns)
+        self.unlisted: set[str] = set()
         self.rows: list[tuple[int, ...]] = []
         self.keys = bytearray()
         self.drops: list[Dropped] = []
@@ -96,6 +99,7 @@ class _Builder:
                 reason = without_caption(reason, endings, len(self.drops))
             self.drops.append(Dropped(group.key, error.kind, reason, group.start, endings))
             return
+        self.unlisted |= {name for name in endings if name not in self._listed}
         self.keys += group.key.encode("utf-8", "surrogateescape")
         none = Member(0, 0)
         rest = (*ALWAYS[1:], *self._texts)
@@ -150,11 +154,13 @@ def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -
         has_end=end.is_marked,
         drop_counts=dict(Counter(kind for _, kind, _, _ in left_out)),
         drop_bytes=len(drops),
-        row_bytes=sample_type(options).itemsize,
+        row_bytes=sample_type(text_endings(options)).itemsize,
+        texts=text_endings(options),
+        unlisted=tuple(sorted(builder.unlisted)[:_MOST_UNLISTED]),
         options=options_key(options),
         content=content,
     )
-    table = np.array(builder.rows, sample_type(options)).tobytes()
+    table = np.array(builder.rows, sample_type(text_endings(options))).tobytes()
     return pack_index(header, table, bytes(builder.keys), drops)
 
 

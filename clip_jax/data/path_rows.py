@@ -88,8 +88,9 @@ class ImageRows:
             self.drop("row_malformed", row, reason)
             return
         self.dropped.kept_rows += 1
+        weights = self._options.caption_weights
         for column, found in enumerate(texts):
-            for text in found:
+            for text in found if not weights or weights[column] > 0 else ():
                 self.store.add_caption(record, column, text)
 
     def _record(self, image: str, rest: str, label: Any) -> int | None:

@@ -30,6 +30,11 @@ def is_split_name(name: str) -> bool:
     return name.lower() in _ALIASES
 
 
+def is_for_training(name: str) -> bool:
+    """Whether the split is the one that models are trained on."""
+    return _ALIASES.get(name.lower()) == "train"
+
+
 def choose_split(
     where: str, names: Sequence[str], wanted: str | None, preferred: Sequence[str]
 ) -> str:
@@ -49,12 +54,12 @@ def choose_split(
       UserError: `wanted` is not among `names`, or none is preferred of several.
     """
     if wanted is not None:
-        found = _find(names, wanted)
+        found = find_split(names, wanted)
         if found is None:
             raise _none_such(where, names, wanted)
         return found
     for name in (*preferred, "train"):
-        found = _find(names, name)
+        found = find_split(names, name)
         if found is not None:
             return found
     if len(names) == 1:
@@ -68,8 +73,8 @@ def _none_such(where: str, names: Sequence[str], wanted: str) -> UserError:
     )
 
 
-def _find(names: Sequence[str], wanted: str) -> str | None:
-    """`wanted` among `names`: spelt so, else in another case, else by an alias."""
+def find_split(names: Sequence[str], wanted: str) -> str | None:
+    """Returns `wanted` as `names` has it: spelt so, else in another case, else by an alias."""
     if wanted in names:
         return wanted
     lowered = wanted.lower()
@@ -114,7 +119,7 @@ def files_of_split(
 def choose_and_say(where: str, names: Sequence[str], options: SourceOptions) -> str:
     """`choose_split` by the options; a warning says which it is where the user named none."""
     split = choose_split(where, names, options.split, options.preferred_splits)
-    if options.split is None:
+    if options.split is None and len(names) > 1:
         logger.warning("%s: its split %r is read, of %s", where, split, ", ".join(names))
     return split
 

@@ -73,30 +73,22 @@ def find_columns(
     captions = find_caption_columns(where, names, options, caption_columns)
     key = next((name for name in KEY_COLUMNS if name in names), None)
     key = key if key not in (image, *captions) else None
-    return Columns(image, captions, key, find_label(names, options))
-
-
-def find_label(names: Sequence[str], options: SourceOptions) -> str | None:
-    """Returns the column of labels, upper or lower case; None where none is asked for or there."""
-    wanted = options.label_column
-    if wanted is None or wanted in names:
-        return wanted
-    return next((name for name in names if name.lower() == wanted.lower()), None)
+    return Columns(image, captions, key, find_label_column(names, options))
 
 
 def find_caption_columns(
     where: str, names: Sequence[str], options: SourceOptions, known: Sequence[str]
 ) -> tuple[str, ...]:
-    """As in `find_columns`, those of captions."""
-    if not options.needs_captions and not options.caption_columns:
-        lowered = {name.lower() for name in names}
-        known = tuple(name for name in known if name.lower() in lowered)
-        if not known:
-            return ()
-    return tuple(
-        find_column(where, names, given, known, "caption_column")
-        for given in options.caption_columns or (None,)
-    )
+    """As in `find_columns`, those of captions; none where some are missing and not needed."""
+    try:
+        return tuple(
+            find_column(where, names, given, known, "caption_column")
+            for given in options.caption_columns or (None,)
+        )
+    except UserError:
+        if options.needs_captions:
+            raise
+        return ()
 
 
 def find_label_column(names: Sequence[str], options: SourceOptions) -> str | None:
@@ -169,10 +161,9 @@ Captions = tuple[tuple[str, ...], tuple[float, ...] | None]
 def captions_of(cells: Sequence[Any], options: SourceOptions) -> Captions:
     """(captions, weights) of a record, from its cells in the order of the caption columns.
 
-    The captions of one cell share the weight of its column.
+    The captions of one cell share the weight of its column; columns of weight 0 are left out.
 
-    Raises CaptionError where no caption is left, or only captions of columns of weight 0; without
-    `needs_captions` there are none, then.
+    Raises CaptionError where no caption is left; without `needs_captions` there are none, then.
     """
     try:
         return weighted([texts_of(cell) for cell in cells], cells, options)
@@ -193,13 +184,15 @@ def weighted(
         raise CaptionError("caption is empty", "caption_empty")
     if not options.caption_weights:
         return captions, None
-    weights = tuple(
-        weight / len(found)
+    pairs = [
+        (text, weight / len(found))
         for weight, found in zip(options.caption_weights, texts, strict=True)
-        for _ in found
-    )
-    if not any(weights):
+        for text in found
+        if weight > 0
+    ]
+    if not pairs:
         raise CaptionError("all its captions are of columns of weight 0", "caption_empty")
+    captions, weights = zip(*pairs, strict=True)
     return captions, weights
 
 

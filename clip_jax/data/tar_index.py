@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -49,19 +49,23 @@ class IndexHeader:
     drop_bytes: int = 0  # of their list, at the end of the index
     options: str = ""  # `options_key` of what captions are read from
     content: str = ""  # `content_digest` of the archive
+    texts: tuple[str, ...] = ("txt",)  # endings of the text members that the table has
+    unlisted: tuple[str, ...] = ()  # endings of other members of its samples
     version: int = VERSION
 
 
 def text_endings(options: SourceOptions) -> tuple[str, ...]:
-    """Of the members that may hold captions: .txt, and whatever the caption columns name."""
-    return tuple(dict.fromkeys(("txt", *(name.lower() for name in options.caption_columns))))
+    """Returns endings of members that may hold captions or labels: .txt, and what columns name."""
+    columns = (*options.caption_columns, *filter(None, (options.label_column,)))
+    names = (name.lower() for name in columns)
+    return tuple(dict.fromkeys(("txt", *(name for name in names if name not in ALWAYS))))
 
 
-def sample_type(options: SourceOptions) -> np.dtype:
-    """A row of the table: offset and size of each member (0 where there is none), where the key
-    ends among the keys, whether captions need the .json."""
+def sample_type(texts: Sequence[str]) -> np.dtype:
+    """Returns the type of a row of the table: offset and size of each member (0 where there is
+    none), where the key ends among the keys, whether captions need the .json."""
     fields = []
-    for name in (*ALWAYS, *(f".{ending}" for ending in text_endings(options))):
+    for name in (*ALWAYS, *(f".{ending}" for ending in texts)):
         fields += [(f"{name}_offset", "<u8"), (f"{name}_size", "<u4")]
     return np.dtype([*fields, ("key_end", "<u8"), ("needs_json", "u1")])
 
@@ -75,8 +79,11 @@ def options_key(options: SourceOptions) -> str:
 def is_index_for(header: IndexHeader, options: SourceOptions) -> bool:
     """Whether an index lists the samples that these options ask for.
 
-    One that left out no sample for its caption is also good for those who need none.
+    One that left out no sample for its caption is also good for those who need none, and one
+    without the member of the labels where the archive has no such members.
     """
+    if (set(text_endings(options)) - set(header.texts)) & set(header.unlisted):
+        return False
     if header.options == options_key(options):
         return True
     if options.needs_captions or header.options != options_key(_needing(options)):
@@ -201,15 +208,13 @@ class Sample(NamedTuple):
 class Table:
     """Samples of one archive, mapped from its index."""
 
-    def __init__(
-        self, path: str | os.PathLike[str], header: IndexHeader, start: int, options: SourceOptions
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], header: IndexHeader, start: int) -> None:
         """Raises OSError or ValueError where the index is gone or has another size by now."""
         mapped = np.memmap(path, np.uint8, mode="r")
         end = start + header.count * header.row_bytes
-        self._rows = mapped[start:end].view(sample_type(options))
+        self._rows = mapped[start:end].view(sample_type(header.texts))
         self._keys = mapped[end : end + header.key_bytes]
-        self._endings = text_endings(options)
+        self._endings = tuple(header.texts)
 
     def __getitem__(self, index: int) -> Sample:
         *members, key_end, needs_json = self._rows[index].item()
@@ -229,14 +234,15 @@ class Table:
 
 def cached_indexes(path: str, options: SourceOptions) -> tuple[Path, ...]:
     """Returns where the cache may have an index of an archive that these options can use."""
-    own = cached_index(path, options)
-    return (own,) if options.needs_captions else (cached_index(path, _needing(options)), own)
+    unlabelled = replace(options, label_column=None)
+    every = (_needing(unlabelled), unlabelled, options)
+    return tuple(dict.fromkeys(cached_index(path, choice) for choice in every))
 
 
 def cached_index(path: str, options: SourceOptions) -> Path:
     """Returns where the cache keeps the index of an archive."""
     from clip_jax.data.stores import cache_folder
 
-    identity = f"{path}\n{options_key(options)}".encode()
+    identity = f"{path}\n{options_key(options)}\n{text_endings(options)}".encode()
     name = hashlib.blake2b(identity, digest_size=16).hexdigest()
     return cache_folder() / "indexes" / name[:2] / f"{name}{ENDING}"

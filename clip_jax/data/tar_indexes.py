@@ -377,6 +377,7 @@ def _in_processes(
         used = {
             "caption_column": options.caption_column,
             "needs_captions": options.needs_captions,
+            "label_column": options.label_column,
         }
         process.stdin.write(json.dumps({"options": used, "jobs": mine}) + "\n")
         process.stdin.close()

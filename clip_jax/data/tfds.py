@@ -14,7 +14,7 @@ from clip_jax.data.array_record import Examples, ExampleSource, Shard
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.paths import is_remote
 from clip_jax.data.records import Drops
-from clip_jax.data.splits import choose_split
+from clip_jax.data.splits import choose_and_say, find_split
 from clip_jax.data.tabular import (
     ENCODED_IMAGE_COLUMNS,
     KEY_COLUMNS,
@@ -22,7 +22,7 @@ from clip_jax.data.tabular import (
     Columns,
     caption_of_class,
     find_column,
-    find_label,
+    find_label_column,
 )
 from clip_jax.data.tf_example import Feature
 from clip_jax.errors import UserError
@@ -170,8 +170,10 @@ def _shards(where: str, splits: Any, options: SourceOptions) -> tuple[str, list[
     names = sorted(splits)
     if not names:
         raise UserError(f"{where} has no splits; prepare it first")
-    # One that is named may be put together of several: TFDS has a language for that.
-    split = options.split or choose_split(where, names, None, options.preferred_splits)
+    split = options.split
+    if split is None or find_split(names, split) is not None:
+        split = choose_and_say(where, names, options)
+    # Else it may be put together of several: TFDS has a language for that.
     try:
         instructions = splits[split].file_instructions
     except (KeyError, ValueError, AssertionError) as error:
@@ -244,7 +246,7 @@ def _columns(where: str, features: list[_Feature], options: SourceOptions) -> Co
             raise
     key = next((name for name in KEY_COLUMNS if name in names), None)
     key = key if key not in (image, *captions) else None
-    return Columns(image, captions, key, find_label(names, options))
+    return Columns(image, captions, key, find_label_column(names, options))
 
 
 def _first_line(error: Exception) -> str:

@@ -77,7 +77,7 @@ class WebDatasetSource:
             why = next(iter(self.dropped.items()), next(iter(self.damaged.items()), None))
             raise UserError(
                 f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: no sample"
-                f" with an image and a caption"
+                + (" with an image and a caption" if options.needs_captions else " with an image")
                 + (f" ({self.dropped.total} dropped; {why[0]}: {why[1]})" if why else "")
                 + "; give tars with KEY.jpg and KEY.txt members"
             )
@@ -155,7 +155,7 @@ class WebDatasetSource:
 
     def _open_table(self, shard: Shard) -> Table:
         try:
-            return Table(shard.index, shard.header, shard.table_start, self._options)
+            return Table(shard.index, shard.header, shard.table_start)
         except (OSError, ValueError) as error:
             raise _vanished(shard, error) from error
 
@@ -198,10 +198,13 @@ class WebDatasetSource:
         read = self._reader(shard, sample)
         fields = read_json(sample.json, read)
         label = self._options.label_column
-        if label in sample.texts and sample.texts[label].size <= MAX_TEXT_BYTES:
-            fields[label] = read(sample.texts[label])
+        member = None if label is None else sample.texts.get(label.lower())
+        if label is not None and member is not None and member.size <= MAX_TEXT_BYTES:
+            fields[label] = read(member)
         if sample.cls is not None and sample.cls.size <= MAX_TEXT_BYTES:
-            fields["cls"] = read(sample.cls).decode("utf-8", "replace").strip()
+            data = read(sample.cls)
+            # As bytes those who read labels see whether it is text.
+            fields["cls"] = data if label == "cls" else data.decode("utf-8", "replace").strip()
         return fields
 
     def key(self, index: int) -> str:

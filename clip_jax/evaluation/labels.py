@@ -1,7 +1,7 @@
 """Class labels of records, read one way whatever format they come from.
 
-A label is read to one of three things, as the table in docs/data.md says: a number (42, 42.0, True,
-"42", "42.0"), a name ("tabby cat"), or nothing (None, NaN, -1, blank). Records without a label are
+A label is read to one of three things, as the table in docs/data.md says: a number (42, 42.0,
+"042", True), a name ("tabby cat"), or nothing (None, NaN, -1, blank). Records without a label are
 left out and counted.
 """
 
@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,10 @@ from clip_jax.evaluation.prompts import read_classnames
 from clip_jax.evaluation.task_data import TaskData
 
 UNLABELLED = -1
-_NUMBER = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
+_NUMBER = re.compile(r"([+-]?\d{1,18})(\.0*)?", re.ASCII)
+_BOOLEANS = {"true": 1, "false": 0}
+# What tables have for a missing value when it was written as text.
+_WORDS_FOR_NOTHING = {"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT"}
 _SHOWN = 5  # labels or keys in a message
 
 
@@ -54,6 +57,11 @@ class _Label:
     number: int | None
     is_text: bool  # written as text and not as a number
 
+    @property
+    def plain(self) -> str:
+        """The form in which labels and names are compared by value."""
+        return _plain(self.text)
+
 
 class LabelledRecords(Protocol):
     """What of a `Source` is looked at here."""
@@ -81,7 +89,8 @@ def read_labels(source: LabelledRecords, data: TaskData) -> Labels:
     among the names, or numbers without a file of names.
     """
     notes: list[str] = []
-    found, missing = _all_labels(source, data)
+    names = () if data.classnames is None else read_classnames(data.classnames)
+    found, missing = _all_labels(source, data, names)
     labels = [label for label in found if label is not None]
     if missing:
         key, why = missing[0]
@@ -95,7 +104,6 @@ def read_labels(source: LabelledRecords, data: TaskData) -> Labels:
     if data.classnames is None:
         names = _unnamed(labels, data, notes)
     else:
-        names = read_classnames(data.classnames)
         notes += _about_repeated(names, data)
     by_name = _by_name(labels, names)
     numbers_fit = all(x.number is not None and 0 <= x.number < len(names) for x in labels)
@@ -119,13 +127,16 @@ def read_labels(source: LabelledRecords, data: TaskData) -> Labels:
 
 
 def _all_labels(
-    source: LabelledRecords, data: TaskData
+    source: LabelledRecords, data: TaskData, names: Sequence[str]
 ) -> tuple[list[_Label | None], list[tuple[str, str]]]:
-    """(the label of each record or None, (key, reason) of those without one)."""
+    """(the label of each record or None, (key, reason) of those without one).
+
+    `names`: those of the file, which may be words that otherwise stand for nothing.
+    """
     found: list[_Label | None] = []
     missing: list[tuple[str, str]] = []
     fields: Counter[str] = Counter()
-    column = ""
+    column, is_unreadable = "", len(source) > 0
     for index in range(len(source)):
         try:
             metadata = source.metadata(index)
@@ -134,14 +145,18 @@ def _all_labels(
             if column not in metadata:
                 fields.update(metadata)
                 raise _NoLabel(f"no field {data.label_key!r}")
-            found.append(_parse(metadata[column]))
+            label = _parse(metadata[column])
+            if label.text in _WORDS_FOR_NOTHING and label.text not in names:
+                raise _NoLabel(f"label is {label.text}, which stands for none")
+            found.append(label)
         except (_NoLabel, DecodeError) as error:
+            is_unreadable &= isinstance(error, DecodeError)
             found.append(None)
             missing.append((source.key(index), str(error)))
         except UserError as error:
             raise UserError(f"record {source.key(index)}: {error}") from None
     if not column:
-        if missing and not fields:
+        if is_unreadable:
             raise UserError(f"record {missing[0][0]}: {missing[0][1]}")
         raise UserError(
             f"record {source.key(0)}: no metadata field {data.label_key!r} for the label "
@@ -173,10 +188,13 @@ def _parse(value: Any) -> _Label:
         text = unicodedata.normalize("NFC", value).strip()
         if not text:
             raise _NoLabel("label is blank")
-        number = int(_whole(text)) if _NUMBER.fullmatch(text) else None
+        whole = _NUMBER.fullmatch(text)
+        number = int(whole[1]) if whole else _BOOLEANS.get(text.lower())
         if number == UNLABELLED:
             raise _NoLabel(f"label is {text}")
         return _Label(text, number, is_text=True)
+    if isinstance(value, bool):
+        return _Label(str(value), int(value), is_text=False)
     if isinstance(value, int | float):
         if isinstance(value, float) and math.isnan(value):
             raise _NoLabel("label is NaN")
@@ -190,19 +208,14 @@ def _parse(value: Any) -> _Label:
     )
 
 
-def _whole(text: str) -> str:
-    """The number without ".0", as tables have it whose column had a gap."""
-    return text.partition(".")[0]
-
-
 def _unnamed(labels: Sequence[_Label], data: TaskData, notes: list[str]) -> tuple[str, ...]:
     """Class names for data without a file of them: the labels themselves.
 
     Raises UserError where they are numbers of classes, which say nothing to a text tower.
     """
     are_numbers = all(label.number is not None for label in labels)
-    texts = sorted({_whole(label.text) if are_numbers else label.text for label in labels})
-    look_counted = any(label.number == 0 or not label.is_text for label in labels)
+    texts = sorted({label.plain if are_numbers else label.text for label in labels})
+    look_counted = any(label.plain == "0" or not label.is_text for label in labels)
     if data.labels == "numbers" or (data.labels == "auto" and are_numbers and look_counted):
         raise UserError(
             f"label_key={data.label_key!r}: holds class numbers ({_list(texts)}); give their names,"
@@ -226,22 +239,36 @@ def _canonical(name: str) -> str:
 def _by_name(labels: Sequence[_Label], names: Sequence[str]) -> dict[str, int]:
     """Text of a label -> number of the first class of that name, for the labels that are names.
 
-    An exact match comes before one by the canonical form, which must be that of one name only.
+    An exact match comes before one by the canonical form, and that before one by the value of the
+    number or the boolean; either must be that of one name only.
     """
     exact: dict[str, int] = {}
     for number, name in enumerate(names):
         exact.setdefault(unicodedata.normalize("NFC", name), number)
-    forms = Counter(_canonical(name) for name in exact)
-    canonical = {_canonical(name): number for name, number in exact.items()}
-    canonical = {form: number for form, number in canonical.items() if forms[form] == 1}
+    canonical = _unique(exact, _canonical)
+    by_value = _unique(exact, _plain)
     found = {}
     for label in labels:
         class_number = exact.get(label.text, canonical.get(_canonical(label.text)))
-        if class_number is None and label.number is not None:
-            class_number = exact.get(_whole(label.text))
+        if class_number is None:
+            class_number = by_value.get(label.plain)
         if class_number is not None:
             found[label.text] = class_number
     return found
+
+
+def _unique(names: Mapping[str, int], form_of: Callable[[str], str]) -> dict[str, int]:
+    """Form -> number of the class, for forms that only one of the names has."""
+    forms = Counter(map(form_of, names))
+    return {form_of(name): n for name, n in names.items() if forms[form_of(name)] == 1}
+
+
+def _plain(text: str) -> str:
+    """A number without zeros around it, a boolean in small letters; other text as it is."""
+    whole = _NUMBER.fullmatch(text)
+    if whole:
+        return str(int(whole[1]))
+    return text.lower() if text.lower() in _BOOLEANS else text
 
 
 def _about_repeated(names: Sequence[str], data: TaskData) -> list[str]:
@@ -276,7 +303,9 @@ def _about_ambiguous(
 def _check_names(
     labels: Sequence[_Label], by_name: dict[str, int], names: Sequence[str], data: TaskData
 ) -> None:
-    unknown = sorted({label.text for label in labels} - by_name.keys())
+    # The one that made names of labels that are numbers otherwise comes first.
+    number_of = {label.text: label.number for label in labels if label.text not in by_name}
+    unknown = sorted(number_of, key=lambda text: (number_of[text] is not None, text))
     if unknown:
         import difflib
 

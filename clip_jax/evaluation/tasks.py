@@ -17,6 +17,7 @@ from clip_jax.data.evaluation_batches import evaluation_batches
 from clip_jax.data.image import ImageTransform
 from clip_jax.data.records import Source, split_of
 from clip_jax.data.refine import open_refined
+from clip_jax.data.splits import is_for_training
 from clip_jax.errors import UserError
 from clip_jax.evaluation.labels import UNLABELLED, read_labels
 from clip_jax.evaluation.prompts import get_templates
@@ -89,11 +90,13 @@ def retrieval(embedders: Embedders, data: TaskData) -> list[Row]:
     """Recall at 1, 5, 10 both ways; a caption that occurs for several images is right for each."""
     source = _open(data, "retrieval")
     embeds, used = [], []
-    for indices, images in evaluation_batches(source, embedders.transform, data.batch_size):
+    bad: dict[str, str] = {}
+    for indices, images in evaluation_batches(source, embedders.transform, data.batch_size, bad):
         embeds.append(embedders.embed_image(images))
         used.extend(indices.tolist())
     if not embeds:
-        raise UserError(f"{data.path}: no image can be decoded")
+        key, reason = next(iter(bad.items()), ("", "there is none"))
+        raise UserError(f"{data.path}: no image can be used; the first is {key}: {reason}")
     captions = [source.captions(index) for index in used]
     texts = [text for group in captions for text in group]
     image_of_text = np.repeat(np.arange(len(used)), [len(group) for group in captions])
@@ -171,8 +174,8 @@ def check_tasks(tasks: tuple[str, ...], data: TaskData, key: str) -> None:
         for note in read_labels(source, data).notes:
             logger.warning("%s", note)
     split = None if source is None else split_of(source)
-    if split is not None and data.split is None:
-        note = "%s: evaluated on split %r; --split (config: evaluation.split) names another"
+    if split is not None and data.split is None and is_for_training(split):
+        note = "%s: evaluated on split %r, as there is none for tests; a model may have seen it"
         logger.warning(note, data.path, split)
 
 
