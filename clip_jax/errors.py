@@ -27,3 +27,16 @@ def one_line(error: BaseException | str, limit: int = 300) -> str:
     if not text[limit - 1].isspace() and " " in cut:
         cut = cut.rpartition(" ")[0]
     return cut.rstrip(" ,;:.(") + "…"
+
+
+def first_line(error: BaseException, with_type: bool = False) -> str:
+    """The first line of an error's message, of at most 300 letters; its type where it is empty.
+
+    `with_type`: the type comes first, as in "OSError: no route".
+    """
+    name = type(error).__name__
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return name
+    text = one_line(lines[0].rstrip("."))
+    return f"{name}: {text}" if with_type else text

@@ -24,7 +24,7 @@ from clip_jax.data.tabular import (
     local_copy,
 )
 from clip_jax.data.tf_example import Feature, make_example, parse_example
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, one_line
 
 METADATA_FEATURE = "json"  # of what `write_array_records` writes: one JSON object
 
@@ -354,7 +354,3 @@ def _size(path: str, remote: RemoteOptions) -> int:
     from clip_jax.data.stores import stat
 
     return stat(path, remote).size
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -27,7 +27,7 @@ from clip_jax.data.tabular import (
     find_columns,
     read_image,
 )
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, one_line
 
 _ROWS_AT_ONCE = 1000  # when captions are looked through
 
@@ -242,9 +242,9 @@ def _load(path: str, options: SourceOptions) -> tuple[Any, str, str | None]:
     try:
         found = datasets.load_from_disk(path)
     except Exception as error:  # of the library, of Arrow, of JSON
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
-            f"{path} cannot be read ({reason}); give a folder that datasets.save_to_disk wrote"
+            f"{path} cannot be read ({one_line(error)});"
+            " give a folder that datasets.save_to_disk wrote"
         ) from error
     split: str | None
     if isinstance(found, datasets.DatasetDict):

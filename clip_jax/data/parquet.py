@@ -24,7 +24,7 @@ from clip_jax.data.tabular import (
     find_columns,
     read_image,
 )
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class ParquetSource:
                 table = self._groups.read(file, number, self._text_columns)
             except _unreadable() as error:
                 for row in range(size):
-                    reason = f"row group {number}: {_one_line(error)}"
+                    reason = f"row group {number}: {one_line(error)}"
                     self.dropped.add("shard_unreadable", self._place(group, row), reason)
                 continue
             cells = [_values(table.column(name)) for name in self._columns.captions]
@@ -207,8 +207,8 @@ class ParquetSource:
     def _shard_failed(self, path: str, error: Exception) -> None:
         from_store = "://" in path
         if from_store and self._options.remote.on_failure == "stop":
-            raise UserError(f"{_one_line(error)} (remote.on_failure=stop)") from error
-        self.dropped.add("shard_unreadable", path, _one_line(error))
+            raise UserError(f"{one_line(error)} (remote.on_failure=stop)") from error
+        self.dropped.add("shard_unreadable", path, one_line(error))
 
     def _check_images(self) -> None:
         file = self._groups.paths[self._file_of_group[self._group(0)[0]]]
@@ -228,7 +228,7 @@ class ParquetSource:
         try:
             table = self._groups.texts(file, number, columns)
         except _unreadable() as error:
-            raise DecodeError(_one_line(error), "shard_unreadable") from error
+            raise DecodeError(one_line(error), "shard_unreadable") from error
         return [_value(table.column(name)[row]) for name in columns]
 
     def _captions(self, index: int) -> Captions:
@@ -249,7 +249,7 @@ class ParquetSource:
         try:
             value = self._groups.images(file, number, self._columns.image)[row].as_py()
         except _unreadable() as error:
-            raise DecodeError(_one_line(error), "shard_unreadable") from error
+            raise DecodeError(one_line(error), "shard_unreadable") from error
         if self._image_kind == "struct" and value is not None:
             path = value.get("path")
             value = value["bytes"]
@@ -291,10 +291,6 @@ class ParquetSource:
 def _unreadable() -> tuple[type[Exception], ...]:
     """What reading a file may raise: pyarrow's own are not all of OSError."""
     return (OSError, import_pyarrow()[0].ArrowException)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _bytes_of(footer: Any, column: str) -> int:

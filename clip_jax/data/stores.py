@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from clip_jax.data.options import RemoteOptions
 from clip_jax.data.telemetry import telemetry
 from clip_jax.disk import advice
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -221,7 +221,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
         raise UserError(f"{url}: {protocol}:// is unknown; known are {known}") from error
     except Exception as error:  # each client library has its own
         _raise_if_refused(error, url)
-        raise UserError(f"{url}: cannot be opened ({_first_line(error)})") from error
+        raise UserError(f"{url}: cannot be opened ({first_line(error, with_type=True)})") from error
 
 
 def _retried(function: Callable[[], T], url: str, remote: RemoteOptions) -> T:
@@ -236,8 +236,10 @@ def _retried(function: Callable[[], T], url: str, remote: RemoteOptions) -> T:
                 raise Unavailable(f"{url}: no such file") from error
             _raise_if_refused(error, url)
             if _is_malformed(error):
-                raise Unavailable(f"{url}: is no address there ({_first_line(error)})") from error
-            reason = _first_line(error.__cause__ or error)
+                raise Unavailable(
+                    f"{url}: is no address there ({first_line(error, with_type=True)})"
+                ) from error
+            reason = first_line(error.__cause__ or error, with_type=True)
         telemetry.add(store_retries=1)
         if attempt < remote.attempts:
             logger.info("%s: %s; attempt %d in %.1f s", url, reason, attempt + 1, pause)
@@ -289,9 +291,6 @@ def _raise_if_refused(error: Exception, url: str) -> None:
         return
     protocol = {"gcs": "gs", "s3a": "s3"}.get(url.partition("://")[0], url.partition("://")[0])
     how = _CREDENTIALS.get(protocol, "check what the store wants")
-    raise UserError(f"{url}: the store refuses us ({_first_line(error)}); {how}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    raise UserError(
+        f"{url}: the store refuses us ({first_line(error, with_type=True)}); {how}"
+    ) from error

@@ -25,7 +25,7 @@ from clip_jax.data.tabular import (
     find_label_column,
 )
 from clip_jax.data.tf_example import Feature
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, first_line
 
 
 class TfdsSource(ExampleSource):
@@ -135,13 +135,13 @@ def _builder(path: str) -> Any:
         try:
             return tfds.builder_from_directory(folder)
         except Exception as error:  # of the library, of stores, of JSON
-            raise UserError(f"{path} is no dataset of TFDS: {_first_line(error)}") from error
+            raise UserError(f"{path} is no dataset of TFDS: {first_line(error)}") from error
     try:
         name, options = tfds.core.naming.parse_builder_name_kwargs(path)
         return tfds.core.read_only_builder.builder_from_files(str(name), **options)
     except Exception as error:  # the library has many for what it does not know
         raise UserError(
-            f"TFDS dataset {path!r} is not prepared here ({_first_line(error)}); give the folder"
+            f"TFDS dataset {path!r} is not prepared here ({first_line(error)}); give the folder"
             " with its dataset_info.json, or prepare it: pip install tensorflow-datasets"
             f" tensorflow, then tfds build {path} --file_format=array_record"
         ) from error
@@ -178,7 +178,7 @@ def _shards(where: str, splits: Any, options: SourceOptions) -> tuple[str, list[
         instructions = splits[split].file_instructions
     except (KeyError, ValueError, AssertionError) as error:
         raise UserError(
-            f"{where} has no split {split!r} ({_first_line(error)}); it has {', '.join(names)},"
+            f"{where} has no split {split!r} ({first_line(error)}); it has {', '.join(names)},"
             " and parts of these, such as train[:80%]"
         ) from error
     return split, [Shard(str(part.filename), part.skip, part.take) for part in instructions]
@@ -247,8 +247,3 @@ def _columns(where: str, features: list[_Feature], options: SourceOptions) -> Co
     key = next((name for name in KEY_COLUMNS if name in names), None)
     key = key if key not in (image, *captions) else None
     return Columns(image, captions, key, find_label_column(names, options))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clip_jax.errors import UserError, one_line
+from clip_jax.errors import UserError, first_line
 from clip_jax.training.config import OptimizerConfig
 from clip_jax.training.parameter_groups import path_of, stack_of
 
@@ -98,12 +98,12 @@ def named_optimizer(
         if options:
             defaults = {key: parameters[key].default for key in options}
             raise UserError(
-                f"{OPTIONS}={options}: {config.name} cannot take these ({_first_line(error)}); by "
+                f"{OPTIONS}={options}: {config.name} cannot take these ({first_line(error)}); by "
                 f"default {defaults}"
             ) from error
         raise UserError(
             f"{NAME}={config.name!r}: cannot be built from a learning rate and gradients "
-            f"({_first_line(error)}); {_accepted()}"
+            f"({first_line(error)}); {_accepted()}"
         ) from error
     return optimizer
 
@@ -252,10 +252,6 @@ def _check_kind(where: str, value: Any, default: Any) -> None:
 
 def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def _first_line(error: Exception) -> str:
-    return one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def _rehearse(optimizer: optax.GradientTransformation) -> None:

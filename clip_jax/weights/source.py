@@ -13,7 +13,7 @@ from typing import Any
 
 from clip_jax.arguments import shown, with_home
 from clip_jax.data.stores import cache_folder
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, first_line
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 _HUB_PREFIXES = ("hf-hub:", "hf://")
@@ -162,7 +162,7 @@ def _from_hub(repository: str, revision: str | None) -> Path:
     except Exception as error:
         _raise_if_refused(error, repository, revision)
         raise UserError(
-            f"{repository}: the download failed ({_first_line(error)}); run it again"
+            f"{repository}: the download failed ({first_line(error, with_type=True)}); run it again"
         ) from error
 
 
@@ -208,16 +208,11 @@ def _from_hub_cache(repository: str, revision: str | None, unreachable: Exceptio
     at = f" --revision {revision}" if revision else ""
     raise UserError(
         f"{repository}: not in the hub's cache on this machine, and the hub cannot be reached "
-        f"({_first_line(unreachable)}). Where there is a connection run `hf download {repository}"
-        f"{at} --local-dir FOLDER` (formerly huggingface-cli download), or place config.json, "
+        f"({first_line(unreachable, with_type=True)}). Where there is a connection run"
+        f" `hf download {repository}{at} --local-dir FOLDER` (formerly huggingface-cli download), or place config.json, "
         "model.safetensors, preprocessor_config.json and tokenizer.json (or vocab.json and "
         "merges.txt) in a folder; then give that FOLDER as the source"
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _cache_folder(url: str) -> Path:
@@ -237,7 +232,7 @@ def _from_url(url: str) -> Path:
         if not found:
             raise FileNotFoundError("no such file or folder")
     except Exception as error:  # each filesystem raises what its client library has
-        raise UserError(f"{url}: cannot be read ({_first_line(error)})") from error
+        raise UserError(f"{url}: cannot be read ({first_line(error, with_type=True)})") from error
     base = root.rstrip("/")
     is_file = list(found) == [base]
     relative = {name.removeprefix(base).lstrip("/"): name for name in found}
@@ -266,13 +261,13 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
         return url_to_fs(url)
     except ImportError as error:
         package = _INSTALL.get(protocol)
-        how = f"run `pip install {package}`" if package else _first_line(error)
+        how = f"run `pip install {package}`" if package else first_line(error, with_type=True)
         raise UserError(f"{url}: {protocol}:// needs another package; {how}") from error
     except ValueError as error:
         known = ", ".join(sorted(fsspec.available_protocols()))
         raise UserError(f"{url}: {protocol}:// is unknown; known are {known}") from error
     except Exception as error:  # as in _from_url
-        raise UserError(f"{url}: cannot be opened ({_first_line(error)})") from error
+        raise UserError(f"{url}: cannot be opened ({first_line(error, with_type=True)})") from error
 
 
 def _tag(about: Mapping[str, Any]) -> list[str]:
@@ -337,6 +332,8 @@ def _fetch_file(filesystem: Any, remote: str, path: Path, bar: Any) -> None:
         filesystem.get_file(remote, str(aside), callback=Progress())
         os.replace(aside, path)
     except Exception as error:  # as in _from_url
-        raise UserError(f"{remote}: cannot be fetched ({_first_line(error)})") from error
+        raise UserError(
+            f"{remote}: cannot be fetched ({first_line(error, with_type=True)})"
+        ) from error
     finally:
         aside.unlink(missing_ok=True)

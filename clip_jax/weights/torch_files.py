@@ -20,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, first_line
 from clip_jax.weights.tensors import listed
 
 # Pages of a mapped file that were read count as resident memory until it is mapped anew.
@@ -39,11 +39,6 @@ def _torch(path: Path) -> Any:
     return torch
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
 def _to_numpy(tensor: Any, path: Path, name: str) -> np.ndarray:
     """A copy that shares nothing with the file; bfloat16, which numpy lacks, by its bits."""
     import torch
@@ -54,7 +49,7 @@ def _to_numpy(tensor: Any, path: Path, name: str) -> np.ndarray:
             return np.array(tensor.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
         return np.array(tensor.numpy())
     except (TypeError, RuntimeError) as error:
-        raise UserError(f"{path}: {name} cannot become an array ({_first_line(error)})") from error
+        raise UserError(f"{path}: {name} cannot become an array ({first_line(error)})") from error
 
 
 class _Inert:
@@ -142,14 +137,14 @@ class TorchTensors:
                     content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             named = re.search(r"GLOBAL (\S+)", str(error))
-            reason = f"asks for {named[1]}" if named else _first_line(error)
+            reason = f"asks for {named[1]}" if named else first_line(error)
             raise UserError(
                 f"{path}: holds more than tensors ({reason}) and could run code when unpickled; "
                 "refused. Save its state_dict alone, best as .safetensors"
             ) from error
         except Exception as error:  # the loader raises nearly anything on damaged bytes
             raise UserError(
-                f"{path}: is damaged or truncated ({_first_line(error)}); download it again"
+                f"{path}: is damaged or truncated ({first_line(error)}); download it again"
             ) from error
         self.containers = {}
         found: dict[str, Any] = {}
@@ -211,7 +206,7 @@ class ScriptTensors:
                 state = torch.jit.load(str(self.where), map_location="cpu").state_dict()
         except Exception as error:  # as above: anything, on damaged bytes
             raise UserError(
-                f"{self.where}: is a damaged TorchScript archive ({_first_line(error)}); "
+                f"{self.where}: is a damaged TorchScript archive ({first_line(error)}); "
                 "download it again"
             ) from error
         return dict(state)
