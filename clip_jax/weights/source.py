@@ -209,7 +209,8 @@ def _from_hub_cache(repository: str, revision: str | None, unreachable: Exceptio
     raise UserError(
         f"{repository}: not in the hub's cache on this machine, and the hub cannot be reached "
         f"({first_line(unreachable, with_type=True)}). Where there is a connection run"
-        f" `hf download {repository}{at} --local-dir FOLDER` (formerly huggingface-cli download), or place config.json, "
+        f" `hf download {repository}{at} --local-dir FOLDER` (formerly huggingface-cli download),"
+        " or place config.json, "
         "model.safetensors, preprocessor_config.json and tokenizer.json (or vocab.json and "
         "merges.txt) in a folder; then give that FOLDER as the source"
     )
