@@ -48,6 +48,9 @@ def text_list(values: Any, name: str, example: str, *, allow_blank: bool = True)
         raise UserError(f"{name}={shown(values)}: is a {kind}; {wanted}")
     if not isinstance(values, Iterable):
         raise UserError(f"{name}={shown(values)}: {wanted}")
+    dimensions = getattr(values, "ndim", 1)
+    if dimensions != 1:  # a table would give the names of its columns
+        raise UserError(f"{name}: has {dimensions} dimensions; {wanted}, or one column")
     items = list(values)
     for i, item in enumerate(items):
         if not isinstance(item, str):
@@ -111,14 +114,17 @@ def with_home(path: Any, name: str) -> str:
 
 
 def config_with_home(argv: Sequence[str]) -> list[str]:
-    """A program's arguments, "~" replaced in --config=~/FILE, where shells leave it as it is."""
-    return [
-        f"{flag}={with_home(value, '--config')}"
-        if flag in ("--config", "-config") and value.startswith("~")
-        else argument
-        for argument in argv
-        for flag, _, value in [argument.partition("=")]
-    ]
+    """A program's arguments, "~" replaced in --config=~/FILE, where shells leave it as it is, and
+    in --config "~/FILE"."""
+    replaced: list[str] = []
+    for argument in argv:
+        flag, _, value = argument.partition("=")
+        if flag in ("--config", "-config") and value.startswith("~"):
+            argument = f"{flag}={with_home(value, '--config')}"
+        elif replaced and replaced[-1] in ("--config", "-config") and argument.startswith("~"):
+            argument = with_home(argument, "--config")
+        replaced.append(argument)
+    return replaced
 
 
 def local_path(path: Any, name: str) -> Path:

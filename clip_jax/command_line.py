@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -15,6 +16,8 @@ from absl import app, flags
 from clip_jax.disk import unwritable
 from clip_jax.errors import UserError
 from clip_jax.host_memory import keep_freed_memory
+
+_BROKEN_PIPE = 128 + 13  # as a shell tells of a program that SIGPIPE ended
 
 
 def run(
@@ -50,6 +53,10 @@ def run(
     except KeyboardInterrupt:
         print("\n" + interrupted, file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # such as of `| head`
+        # What is still to be written at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_BROKEN_PIPE)
     except Exception as error:
         told = unwritable(error)
         if told is None:

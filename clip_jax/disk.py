@@ -6,10 +6,13 @@ import contextlib
 import errno
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from clip_jax.errors import UserError
+
+ASIDE_PREFIX = ".clip_jax-part-"  # of files that are not yet what they will be
 
 _FULL = "free some space"
 _CLOSED = "give a folder that can be written"
@@ -26,8 +29,8 @@ _PATH = re.compile(r'"(/[^"]+)"')  # as tensorstore quotes it
 
 def advice(error: OSError) -> str:
     """Returns "; " and what to do about a full disk, a quota or a limit; otherwise nothing."""
-    how = _ADVICE.get(error.errno or 0, _CLOSED)
-    return "" if how == _CLOSED else f"; {how}"
+    how = _ADVICE.get(error.errno or 0)
+    return "" if how in (None, _CLOSED) else f"; {how}"
 
 
 def unwritable(error: BaseException, folder: Path | None = None) -> UserError | None:
@@ -42,7 +45,7 @@ def unwritable(error: BaseException, folder: Path | None = None) -> UserError | 
         found = _found_in(seen, folder)
         if found is not None:
             path, number = found
-            where, how = path or folder or "a file", _ADVICE.get(number, _CLOSED)
+            where, how = path or folder or "the output", _ADVICE.get(number, _CLOSED)
             return UserError(f"{where}: cannot be written ({os.strerror(number)}); {how}")
         seen = seen.__cause__ or seen.__context__
     return None
@@ -89,12 +92,29 @@ def writing(folder: Path, then: str = "") -> Iterator[None]:
         raise UserError(f"{told}{then}") from error
 
 
+@contextlib.contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Turns any OSError into a `UserError` that begins with `what`, such as "--output=x.json"."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror or error}){advice(error)}"
+        raise UserError(f"{what}: {reason}") from error
+
+
+def aside_of(path: Path) -> Path:
+    """Returns where a file is written until it is complete: beside it, by a short name."""
+    # The name of the file may have as many letters as a name can.
+    number = zlib.crc32(os.fsencode(path.name))
+    return path.with_name(f"{ASIDE_PREFIX}{os.getpid()}-{number:08x}")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file aside and renames it: a full disk or a kill leaves the old one, or none.
 
     Raises OSError that names `path`.
     """
-    aside = path.with_name(f".{path.name}.part")
+    aside = aside_of(path)
     try:
         # A path in it may hold a lone surrogate (file names need not be UTF-8), which becomes "?".
         aside.write_text(text, encoding="utf-8", errors="replace")

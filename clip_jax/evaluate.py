@@ -16,6 +16,7 @@ from absl import flags
 
 from clip_jax import command_line, source_flags
 from clip_jax.arguments import local_path
+from clip_jax.disk import telling, write_text
 from clip_jax.errors import UserError
 from clip_jax.evaluation.task_data import TaskData
 from clip_jax.source_flags import SourceFlags
@@ -55,10 +56,8 @@ def main() -> int:
     print(format_rows(rows))
     if output is not None:
         text = json.dumps({"model": _MODEL.value, "results": rows}, indent=1)
-        try:
-            output.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--output={output}: cannot be written ({error.strerror})") from error
+        with telling(f"--output={output}"):
+            write_text(output, text + "\n")
         print(f"written: {output}")
     return 0
 

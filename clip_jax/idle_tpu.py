@@ -33,10 +33,10 @@ def leave_idle_tpu_alone(root: str = "/") -> None:
     """Makes jax choose the CPU where libtpu is installed and no TPU is there.
 
     Where jax has plugins (for GPUs) it has to choose among them, and libtpu is told to be silent. A
-    choice of the user (JAX_PLATFORMS, or jax's configuration) stays. Call it before jax chooses its
-    devices; `root` is the folder that has /sys and /dev.
+    choice of the user (JAX_PLATFORMS that is not empty, or jax's configuration) stays. Call it
+    before jax chooses its devices; `root` is the folder that has /sys and /dev.
     """
-    if "JAX_PLATFORMS" in os.environ or find_spec("libtpu") is None or _has_tpu(root):
+    if os.environ.get("JAX_PLATFORMS") or find_spec("libtpu") is None or _has_tpu(root):
         return
     if find_spec("jax_plugins") is not None:
         for name, value in QUIET_LIBTPU.items():
@@ -46,7 +46,7 @@ def leave_idle_tpu_alone(root: str = "/") -> None:
     else:
         import jax
 
-        if jax.config.jax_platforms is None:  # type: ignore[attr-defined]
+        if not jax.config.jax_platforms:  # type: ignore[attr-defined]
             with contextlib.suppress(RuntimeError):  # jax has its devices already
                 jax.config.update("jax_platforms", "cpu")
 

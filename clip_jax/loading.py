@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from clip_jax.arguments import shown, whole_number
 from clip_jax.clip import Clip
 from clip_jax.data.tokenizer import Tokenizer, get_tokenizer
 from clip_jax.errors import UserError
@@ -43,12 +44,23 @@ def create(
     for unknown ones.
     """
     config = get_architecture(name, **overrides)
-    if isinstance(tokenizer, str | os.PathLike):
-        tokenizer = get_tokenizer(tokenizer)
+    key = jax.random.key(whole_number(seed, "seed", least=0, greatest=2**32 - 1))
+    tokenizer = _tokenizer(tokenizer)
     if tokenizer is not None:
         config, tokenizer = fit_tokenizer(config, tokenizer)
-    params = jax.jit(lambda: init_params(config, jax.random.key(seed)))()
+    params = jax.jit(lambda: init_params(config, key))()
     return Clip(config, params, tokenizer)
+
+
+def _tokenizer(given: str | os.PathLike[str] | Tokenizer | None) -> Tokenizer | None:
+    """The tokenizer that is given or named. Raises `UserError` for what is neither."""
+    if isinstance(given, str | os.PathLike):
+        return get_tokenizer(given)
+    if given is None or hasattr(given, "with_context_length"):
+        return given
+    raise UserError(
+        f"tokenizer={shown(given)}: must be a name or path that get_tokenizer takes, or a tokenizer"
+    )
 
 
 def fit_tokenizer(
@@ -104,12 +116,13 @@ def load(
     Raises:
       UserError: says what is missing, damaged or contradictory.
     """
+    if architecture is not None:
+        get_architecture(architecture)
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype={dtype!r}: choose float32 or bfloat16")
     found = open_model(resolve_source(source, revision=revision), architecture)
     config = override(found.config, dtype=dtype, **overrides)
-    if isinstance(tokenizer, str | os.PathLike):
-        tokenizer = get_tokenizer(tokenizer)
+    tokenizer = _tokenizer(tokenizer)
     if tokenizer is not None:  # before the long work
         tokenizer = fitting(tokenizer, config, str(source))
     mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh

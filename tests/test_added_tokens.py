@@ -528,3 +528,21 @@ def test_marks_of_structure_stay_text(tmp_path):
             assert set(row[end + 1 :]) <= {ours.pad_id}, (family, name)
             plain = ours(f"{name}")[0].tolist()
             assert end > plain.index(ours.eos_id) + 1, (family, name)
+
+
+@pytest.mark.parametrize("wrong", [0, 7, 500])
+def test_ids_that_the_library_would_not_give_are_refused(wrong: int, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = write(tmp_path / "hf", full_clip_files())
+    theirs = transformers.CLIPTokenizer.from_pretrained(folder)
+    theirs.add_tokens(["<sks>"])
+    theirs.save_pretrained(folder)
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    for token in spec["added_tokens"]:
+        if token["content"] == "<sks>":
+            token["id"] = wrong
+    config = json.loads((folder / CONFIG).read_text())
+    config.pop("added_tokens_decoder", None)
+    write(folder, {"tokenizer.json": spec, CONFIG: config})
+    with pytest.raises(UserError, match=f"added token '<sks>' has id {wrong}, but in this"):
+        load_huggingface_tokenizer(folder)

@@ -311,7 +311,7 @@ WRONG_LISTS: dict[str, tuple[Any, str]] = {
     "NaN among them": (["cat", float("nan")], r"\[1\]=nan: is of type float"),
     "bytes among them": (["cat", b"dog"], r"\[1\]=b'dog': is of type bytes"),
     "nested": ([["cat"], ["dog"]], r"\[0\]=\['cat'\]: is of type list"),
-    "nested array": (np.array([["cat"]]), r"\[0\]=.*: is of type ndarray"),
+    "nested array": (np.array([["cat"]]), "has 2 dimensions"),
     "half a surrogate pair": (["cat", "a\ud83d"], r"\[1\]=.*: is not Unicode text \(character 1"),
 }
 
@@ -448,3 +448,18 @@ def test_where_nothing_can_be_saved(clip: Clip, home: Path, directory: Any, mess
             bare.save(directory, format)
     assert [entry.name for entry in here.iterdir()] == ["file.txt"]
     assert (here / "file.txt").read_text() == "mine"
+
+
+def test_tables_are_no_lists(clip: Clip, path: Path) -> None:
+    """Iterated, a table gives the names of its columns."""
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"name": ["cat", "dog", "bird"], "a {}": [1, 2, 3]})
+    for call in (
+        lambda: clip.classify(path, table),
+        lambda: clip.classify(path, ["cat"], templates=table),
+        lambda: clip.encode_text(table),
+        lambda: clip.classify(path, np.array([["cat", "dog"]])),
+    ):
+        with pytest.raises(UserError, match="has 2 dimensions; give a list of strings"):
+            call()
+    assert clip.classify(path, table["name"]).shape == (1, 3)

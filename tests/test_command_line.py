@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from clip_jax import command_line
@@ -23,3 +28,35 @@ def test_ends(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
             command_line.run(lambda error=error: raising(error), ["program"], "stopped here")
         assert ended.value.code == code
         assert capsys.readouterr().err == line
+
+
+def test_a_pipe_that_is_closed_and_a_full_output(tmp_path: Path) -> None:
+    code = (
+        "from clip_jax import command_line\n"
+        "def main():\n    for n in range(100000): print(n)\n"
+        "command_line.run(main, ['program'])"
+    )
+    python = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    closed = subprocess.run(["bash", "-c", f"{python} | head -1"], capture_output=True, text=True)
+    assert (closed.stdout, closed.stderr) == ("0\n", "")
+    if Path("/dev/full").exists():
+        full = subprocess.run(
+            ["bash", "-c", f"{python} > /dev/full"], capture_output=True, text=True
+        )
+        assert full.returncode == 2
+        assert full.stderr.startswith("error: the output: cannot be written (No space left")
+
+
+def test_a_result_on_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
+    old = tmp_path / "result.json"
+    old.write_text("{}")
+    code = (
+        "import resource\nfrom pathlib import Path\nfrom clip_jax import command_line, disk\n"
+        "def main():\n    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        f"    with disk.telling('--output=x'): disk.write_text(Path({str(old)!r}), 'a' * 1000)\n"
+        "command_line.run(main, ['program'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: --output=x: cannot be written (File too large); raise")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("result.json", "{}")]

@@ -118,11 +118,19 @@ def nothing(workdir: Path) -> None:
     pass
 
 
+def swollen(workdir: Path) -> None:
+    """Leaves room in metrics.jsonl for less than a row more, where other files have enough."""
+    rows = read_rows(workdir / "metrics.jsonl")
+    rows[0]["padding"] = "x" * (5900 - (workdir / "metrics.jsonl").stat().st_size)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (workdir / "metrics.jsonl").write_text(text)
+
+
 # Place -> (the run that it begins with, what is done to it, the limit in bytes, flags, where).
 Place = tuple[str | None, Callable[[Path], None], int, tuple[str, ...], str]
 PLACES: dict[str, Place] = {
     "start": (None, nothing, 200, (), "/config.json: "),
-    "metrics": ("half", nothing, 3000, (), "/metrics.jsonl: "),
+    "metrics": ("half", swollen, 6000, (), "/metrics.jsonl: "),
     "checkpoint": ("half", nothing, 12_000, (), "/checkpoints/6: "),
     "export": ("whole", without_model, 30_000, (), "/model"),
     "report": ("whole", nothing, 40_000, ("--config.report=true",), "/report.html: "),

@@ -71,6 +71,8 @@ def test_configuration_files(home: Path) -> None:
     arguments = ["program", "--config=~/c.py:small", "-config=~/d.py", "--config.data.path=~/x"]
     expected = [f"--config={home}/c.py:small", f"-config={home}/d.py"]
     assert config_with_home(arguments) == ["program", *expected, "--config.data.path=~/x"]
+    apart = ["program", "--config", "~/c.py", "~/d.py"]
+    assert config_with_home(apart) == ["program", "--config", f"{home}/c.py", "~/d.py"]
 
 
 def test_the_commands_of_data(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

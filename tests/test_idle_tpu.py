@@ -104,7 +104,13 @@ def test_python_is_silent_where_jax_has_plugins(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "cpu\n", "")
 
 
-@pytest.mark.parametrize("choice", ["", "cpu", "tpu"])
+@needs_libtpu
+def test_an_empty_choice_is_none(tmp_path: Path) -> None:
+    result = run("-c", USES["first"], cwd=tmp_path, JAX_PLATFORMS="")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "cpu\n", "")
+
+
+@pytest.mark.parametrize("choice", ["cpu", "tpu"])
 def test_a_choice_of_the_user_stays(choice: str, tmp_path: Path) -> None:
     code = "import clip_jax, os\nprint(os.environ['JAX_PLATFORMS'])"
     assert run("-c", code, cwd=tmp_path, JAX_PLATFORMS=choice).stdout == choice + "\n"

@@ -300,3 +300,22 @@ def test_exact_gelu_of_siglip_survives_open_clip(tmp_path: Path) -> None:
         config = get_architecture("ViT-B-16-SigLIP", **both)
         back = config_from_open_clip(config_to_open_clip(config))
         assert (back.vision_activation, back.text_activation) == (activation, activation)
+
+
+def test_what_cannot_be_given(tmp_path: Path) -> None:
+    tiny().save(tmp_path / "m")
+    for call, message in (
+        (lambda: clip_jax.load(tmp_path / "m", tokenizer=5), "tokenizer=5: must be a name or path"),
+        (lambda: clip_jax.create("ViT-B-32", tokenizer=5), "tokenizer=5: must be a name or path"),
+        (lambda: clip_jax.create(5), "model 5: must be a name"),
+        (lambda: clip_jax.count_parameters(None), "model None: must be a name"),
+        (lambda: clip_jax.create("ViT-B-32", seed="a"), "seed='a': must be a whole number"),
+        (lambda: clip_jax.create("ViT-B-32", seed=-1), "seed=-1"),
+        (
+            lambda: clip_jax.load(tmp_path / "m", architecture="nonsense"),
+            "unknown model 'nonsense'",
+        ),
+        (lambda: clip_jax.load(tmp_path / "m", architecture=5), "model 5: must be a name"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()

@@ -12,7 +12,7 @@ from typing import Any
 import tokenizers
 from tokenizers import models
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, first_line
 
 ADDED_TOKENS_NAME = "added_tokens.json"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -114,12 +114,15 @@ def add_tokens(
     new = [token for token in without if token["content"] not in known]
     backend.add_tokens([as_library(token) for token in (*with_id, *new)])
     for token in with_id:
-        index = backend.token_to_id(token["content"])
-        if index != token["id"]:
-            raise UserError(
-                f"added token {token['content']!r} has id {token['id']}, but in this vocabulary "
-                f"transformers gives it {index}: the files do not belong together"
-            )
+        _check_id(token, backend.token_to_id(token["content"]))
+
+
+def _check_id(token: Mapping[str, Any], index: int | None) -> None:
+    if index != token["id"]:
+        raise UserError(
+            f"added token {token['content']!r} has id {token['id']}, but in this vocabulary "
+            f"transformers gives it {index}: the files do not belong together"
+        )
 
 
 def with_tokens(
@@ -130,15 +133,24 @@ def with_tokens(
     """A parsed `tokenizer.json` with more added tokens; the same where it has them all."""
     there = [{**token} for token in spec.get("added_tokens") or ()]
     contents = {token["content"] for token in there}
-    if all(token in there for token in with_id) and all(
+    has_all = all(token in there for token in with_id) and all(
         token["content"] in contents for token in without
-    ):
+    )
+    words = (spec.get("model") or {}).get("vocab")
+    # A token that is a word of the vocabulary has its id; of others the library counts the ids.
+    is_plain = isinstance(words, dict) and all(
+        words.get(token["content"]) == token["id"] for token in there
+    )
+    if has_all and is_plain:
         return spec
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
     except Exception as error:  # the library raises plain Exception for any damage
-        reason = str(error).splitlines()[0]
-        raise UserError(f"tokenizer.json cannot be used: {reason}") from error
+        raise UserError(f"tokenizer.json cannot be used: {first_line(error)}") from error
+    for token in there:
+        _check_id(token, backend.token_to_id(token["content"]))
+    if has_all:
+        return spec
     add_tokens(backend, with_id, without)
     return {**spec, "added_tokens": added_tokens_of(backend)}
 

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 
+from clip_jax.arguments import with_home
 from clip_jax.data.stores import cache_folder
 from clip_jax.data.token_merges import BPE_FILE_NAME
 from clip_jax.errors import UserError
@@ -31,9 +32,12 @@ def find_bpe_file(path: str | Path | None = None, beside: str | Path | None = No
       UserError: there is none and none can be had, or its SHA-256 is not that of OpenAI's file.
     """
     if path is not None:
-        return _verified(Path(path), "the given path")
+        return _verified(Path(with_home(path, "path")), "the given path")
     if named := os.environ.get(BPE_FILE_VARIABLE):
-        return _verified(Path(named), f"the environment variable {BPE_FILE_VARIABLE}")
+        return _verified(
+            Path(with_home(named, BPE_FILE_VARIABLE)),
+            f"the environment variable {BPE_FILE_VARIABLE}",
+        )
     cached = cache_folder() / BPE_FILE_NAME
     near = () if beside is None else (Path(beside) / BPE_FILE_NAME,)
     for candidate in (*near, cached, *_package_candidates()):

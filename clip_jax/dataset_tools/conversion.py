@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.data.records import Source
-from clip_jax.dataset_tools.output_files import ASIDE_PREFIX, names_in, write_json
+from clip_jax.dataset_tools.output_files import names_in, write_json
+from clip_jax.disk import ASIDE_PREFIX, telling
 from clip_jax.errors import UserError
 
 RECORD = "convert.json"
@@ -155,11 +156,9 @@ def begin(folder: Path, settings: Settings, source_facts: dict[str, Any], size: 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Makes the folder and keeps it for this process. Raises UserError where another has it."""
-    try:
+    with telling(f"--output={folder}"):
         (folder / ASIDE).mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"--output={folder}: cannot be written ({error.strerror})") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Of a run that was killed.

@@ -39,6 +39,7 @@ from clip_jax.dataset_tools.recode import ENCODINGS, Recoding
 from clip_jax.dataset_tools.tar_writer import Sample, plain, write_tar
 from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.dataset_tools.workers import Count, each, work_on
+from clip_jax.disk import advice
 from clip_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -227,7 +228,9 @@ def convert_shard(source: Source, job: ShardJob, count: Count) -> ShardResult:
         else:
             target.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror or error}){advice(error)}"
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
     return result

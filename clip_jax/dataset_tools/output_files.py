@@ -6,15 +6,13 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clip_jax import disk
 from clip_jax.arguments import local_path
-from clip_jax.disk import advice
+from clip_jax.disk import telling
 from clip_jax.errors import UserError
-
-ASIDE_PREFIX = ".clip_jax-part-"  # of files that are not yet what they will be
 
 
 def output_file(value: str | None, flag: str = "--output") -> Path | None:
@@ -22,11 +20,11 @@ def output_file(value: str | None, flag: str = "--output") -> Path | None:
     if not value:
         return None
     path = local_path(value, flag)
-    with _one_line(f"{flag}={path}"):
+    with telling(f"{flag}={path}"):
         is_none = _kind(path) == "folder" or _kind(path.absolute().parent) != "folder"
     if is_none:
         raise UserError(f"{flag}={path}: must be a file in a folder that exists")
-    with _one_line(f"{flag}={path}"):
+    with telling(f"{flag}={path}"):
         _try(path.parent)
     return path
 
@@ -41,11 +39,11 @@ def output_folder(value: str | None, what: str) -> Path:
             f"--output={value}: is a URL; give a folder here and copy {what} afterwards"
         )
     path = local_path(value, "--output")
-    with _one_line(f"--output={path}"):
+    with telling(f"--output={path}"):
         kind = _kind(path)
     if kind == "file":
         raise UserError(f"--output={path}: is a file; give a new folder")
-    with _one_line(f"--output={path}"):
+    with telling(f"--output={path}"):
         missing = [folder for folder in (path, *path.parents) if _kind(folder) is None]
         made: list[Path] = []
         try:
@@ -62,7 +60,7 @@ def output_folder(value: str | None, what: str) -> Path:
 
 def names_in(folder: Path) -> list[str]:
     """What a folder of --output has, in order; [] where it is not there. Raises UserError."""
-    with _one_line(f"--output={folder}"):
+    with telling(f"--output={folder}"):
         return sorted(os.listdir(folder)) if _kind(folder) else []
 
 
@@ -78,39 +76,19 @@ def _kind(path: Path) -> str | None:
 
 def _try(folder: Path) -> None:
     """Raises OSError where no file can be made there: better now than after hours of work."""
-    aside = _aside(folder)
+    aside = disk.aside_of(folder / "x")
     try:
         aside.write_bytes(b"")
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _aside(folder: Path) -> Path:
-    # Without the name of the file, which may have as many letters as a name can.
-    return folder / f"{ASIDE_PREFIX}{os.getpid()}"
-
-
-@contextlib.contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror or error}){advice(error)}"
-        raise UserError(f"{what}: {reason}") from error
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON as `write_text` does."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Aside and renamed, so that a kill leaves the old file or the new one. Raises UserError."""
-    aside = _aside(path.parent)
-    with _one_line(str(path)):
-        try:
-            # A path or key may hold a lone surrogate, which becomes "?".
-            aside.write_text(text, encoding="utf-8", errors="replace")
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """As `write_text`."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Writes a file aside and renames it. Raises UserError where it cannot be written."""
+    with telling(str(path)):
+        disk.write_text(path, text)

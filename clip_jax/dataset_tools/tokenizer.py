@@ -25,6 +25,7 @@ from clip_jax.data.tokenizer import (
 from clip_jax.dataset_tools.data_flags import define_data_flags
 from clip_jax.dataset_tools.output_files import names_in, output_folder
 from clip_jax.dataset_tools.token_lengths import token_lengths
+from clip_jax.disk import telling
 from clip_jax.errors import UserError
 from clip_jax.training.config import TokenizerConfig
 
@@ -117,7 +118,5 @@ def pieces(tokenizer: Tokenizer, row: np.ndarray) -> str:
 
 
 def _save(tokenizer: Tokenizer, folder: Path) -> None:
-    try:
+    with telling(f"--output={folder}"):
         save_tokenizer(tokenizer, folder)
-    except OSError as error:
-        raise UserError(f"--output={folder}: cannot be written ({error.strerror})") from error

@@ -13,6 +13,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from clip_jax.arguments import shown
 from clip_jax.errors import UserError
 from clip_jax.models.architecture_rows import Row
 from clip_jax.models.architecture_rows import text as _text
@@ -324,6 +325,8 @@ def list_models() -> tuple[str, ...]:
 def get_architecture(name: str, **overrides: Any) -> ClipConfig:
     """The row called `name`, with fields changed. Raises `UserError` naming the nearest known
     name."""
+    if not isinstance(name, str):
+        raise UserError(f"model {shown(name)}: must be a name of clip_jax.list_models()")
     if name == "custom":
         return override(ClipConfig(), **overrides)
     if name not in ARCHITECTURES:

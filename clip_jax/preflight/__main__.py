@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from clip_jax import command_line
 from clip_jax.arguments import config_with_home, local_path
+from clip_jax.disk import telling, write_text
 from clip_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -68,10 +69,8 @@ def main() -> int:
         report["suggestions"] = suggest(run, report, 60 * _MINUTES.value)
         print("\n" + format_suggestions(report["suggestions"]))
     if output is not None:
-        try:
-            output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--output={output}: cannot be written ({error.strerror})") from error
+        with telling(f"--output={output}"):
+            write_text(output, json.dumps(report, indent=1) + "\n")
         print(f"written: {output}")
     return 0 if report["fits"] else 1
 
