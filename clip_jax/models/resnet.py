@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.constraints import constrain_batch
@@ -81,6 +82,24 @@ def update_running_statistics(params: Any, batch_statistics: Mapping[str, Any]) 
     return jax.tree_util.tree_map_with_path(blend, params)
 
 
+def _convolve(
+    x_BHWC: jax.Array, kernel_KKCD: jax.Array, strides: Any, padding: Any, **more: Any
+) -> jax.Array:
+    """Calls `jax.lax.conv_general_dilated`, or one matrix product where each output sees all pixels.
+
+    XLA's fast convolution for CPUs takes no kernel that is larger than the image; the loop that it
+    falls back to was half of a training step for a tower whose last stage has 2x2 pixels.
+    """
+    (height, width), reach = x_BHWC.shape[1:3], kernel_KKCD.shape[0] // 2
+    if max(height, width) > reach + 1 or set(strides) != {1}:
+        return jax.lax.conv_general_dilated(x_BHWC, kernel_KKCD, strides, padding, **more)
+    # The tap of the kernel that lies over input row h where the output is in row p.
+    rows_HP = np.arange(height)[:, None] - np.arange(height) + reach
+    columns_WQ = np.arange(width)[:, None] - np.arange(width) + reach
+    matrix_HWPQCD = kernel_KKCD[rows_HP[:, None, :, None], columns_WQ[None, :, None, :]]
+    return jnp.einsum("bhwc,hwpqcd->bpqd", x_BHWC, matrix_HWPQCD)
+
+
 def _conv(
     features: int, kernel: int, inputs: int, dtype: jnp.dtype, name: str, stride: int = 1
 ) -> nn.Conv:
@@ -92,6 +111,7 @@ def _conv(
         use_bias=False,
         dtype=dtype,
         kernel_init=torch_uniform(inputs * kernel * kernel),
+        conv_general_dilated=_convolve,
         name=name,
     )
 
