@@ -85,7 +85,7 @@ def update_running_statistics(params: Any, batch_statistics: Mapping[str, Any]) 
 def _convolve(
     x_BHWC: jax.Array, kernel_KKCD: jax.Array, strides: Any, padding: Any, **more: Any
 ) -> jax.Array:
-    """Calls `jax.lax.conv_general_dilated`, or one matrix product where each output sees all pixels.
+    """Convolves as `jax.lax` does, or by one matrix product where each output sees all pixels.
 
     XLA's fast convolution for CPUs takes no kernel that is larger than the image; the loop that it
     falls back to was half of a training step for a tower whose last stage has 2x2 pixels.
