@@ -59,7 +59,7 @@ def get_config():
 
 
 def sweep():
-    """Six short runs for `launch/sweep.py`: learning rate against batch size.
+    """Six short runs for `python -m clip_jax.sweep`: learning rate against batch size.
 
     STIX is the test: to choose by such a sweep, train without the validation face and measure on
     it, `-- --config.data.path=train_without_validation

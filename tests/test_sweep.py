@@ -1,4 +1,4 @@
-"""clip_jax/sweep.py and launch/sweep.py, with a small script in the trainer's place."""
+"""clip_jax.sweep, with a small script in the trainer's place."""
 
 import csv
 import json
@@ -17,13 +17,12 @@ from clip_jax.sweep import (
     choice,
     cross,
     grid,
-    is_exported,
     log_uniform,
-    plan_runs,
     random_search,
     uniform,
     zipped,
 )
+from clip_jax.sweep.plan import is_exported, plan_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = ROOT / "launch" / "sweep.py"

@@ -2,31 +2,19 @@
 
 import csv
 import difflib
-import itertools
-import json
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from clip_jax.errors import UserError
-from clip_jax.sweep import Run
+from clip_jax.sweep.plan import Run
+from clip_jax.sweep.results import Row, read_rows
 
 CSV_FILE = "sweep.csv"
 PLOT_FILE = "sweep.png"
 OWN_COLUMNS = ("run", "state", "step", "samples_seen", "loss")
 MAX_DEFAULT_METRICS = 4
 LOWER_IS_BETTER = ("loss", "rank", "error")
-
-
-@dataclass
-class Row:
-    """One run: what was set, and what came out (`loss`, `task/metric`, … to number)."""
-
-    run: Run
-    state: str
-    results: dict[str, float] = field(default_factory=dict)
 
 
 def write_report(runs: Sequence[Run], workdir: Path, metrics: Sequence[str] | None) -> None:
@@ -43,92 +31,12 @@ def write_report(runs: Sequence[Run], workdir: Path, metrics: Sequence[str] | No
         return
     chosen = [resolve_metric(m, plottable) for m in metrics] if metrics else defaults(plottable)
     print(text_table(rows, chosen))
-    import sweep_plot  # matplotlib takes a second to import, and only this needs it
+    from clip_jax.sweep.plot import (
+        write_plot,  # matplotlib takes a second to import, and only this needs it
+    )
 
-    sweep_plot.write_plot(rows, chosen, workdir / PLOT_FILE, workdir.name)
+    write_plot(rows, chosen, workdir / PLOT_FILE, workdir.name)
     print(f"\ntable: {workdir / CSV_FILE}\nplot:  {workdir / PLOT_FILE}")
-
-
-def read_rows(runs: Sequence[Run]) -> list[Row]:
-    """Reads every run's last metrics and, for each task and data set, its last evaluation."""
-    evaluations = {run.name: last_evaluations(Path(run.workdir)) for run in runs}
-    prefixes = column_prefixes({key for of_run in evaluations.values() for key in of_run})
-    rows = []
-    for run in runs:
-        row = Row(run, run.state(), last_metrics(Path(run.workdir)))
-        for key, values in evaluations[run.name].items():
-            row.results |= {f"{prefixes[key]}/{name}": value for name, value in values.items()}
-        rows.append(row)
-    return rows
-
-
-def column_prefixes(evaluated: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """(task, data set) to the task and as much of the data set as tells it from the task's others.
-
-    A task's only data set, or one that the others are parts of, leaves the task's name alone:
-    `retrieval` on glyphs/test and glyphs/test/seen give `retrieval` and `retrieval/seen`.
-    """
-    parts: dict[str, list[list[str]]] = {}
-    for task, dataset in evaluated:
-        parts.setdefault(task, []).append(dataset.split("/"))
-    shared = {
-        task: len(list(itertools.takewhile(lambda c: len(set(c)) == 1, zip(*lists, strict=False))))
-        for task, lists in parts.items()
-    }
-    return {
-        (task, dataset): "/".join([task, *dataset.split("/")[shared[task] :]])
-        for task, dataset in evaluated
-    }
-
-
-def last_metrics(directory: Path) -> dict[str, float]:
-    """The newest values of `step`, `samples_seen` and `loss` in metrics.jsonl."""
-    latest: dict[str, float] = {}
-    for record in read_lines(directory / "metrics.jsonl"):
-        latest |= numbers(record, only=("step", "samples_seen", "loss"))
-    return {name: latest[name] for name in ("step", "samples_seen", "loss") if name in latest}
-
-
-def last_evaluations(directory: Path) -> dict[tuple[str, str], dict[str, float]]:
-    """(task, data set) to the metrics of its last evaluation in evaluation.jsonl."""
-    latest: dict[tuple[str, str], dict[str, float]] = {}
-    for record in read_lines(directory / "evaluation.jsonl"):
-        key = (str(record.get("task", "")), str(record.get("dataset", "")))
-        latest[key] = {name: v for name, v in numbers(record).items() if name != "step"}
-    return latest
-
-
-def numbers(record: dict[str, Any], only: Sequence[str] = ()) -> dict[str, float]:
-    """The numeric values of a record."""
-    return {
-        name: value
-        for name, value in record.items()
-        if isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and (not only or name in only)
-    }
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, none where it is missing.
-
-    A last line that a killed trainer left unfinished is passed over.
-    """
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise UserError(f"{path}: line {number} is not JSON: {error}") from error
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 def write_csv(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sweep_report import Row
+
+from clip_jax.sweep.results import Row
 
 MAX_LINES = 8
 MIN_HEAT_MAP_VALUES = 4

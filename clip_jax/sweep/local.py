@@ -1,4 +1,4 @@
-"""Runs trainers as child processes of this one, N at a time; used by sweep.py."""
+"""Runs trainers as child processes of this one, N at a time."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clip_jax.sweep import Run, is_exported
+from clip_jax.sweep.plan import Run, is_exported
 
 LOG_FILE = "train.log"
 POLL_SECONDS = 0.1
