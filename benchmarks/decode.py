@@ -27,7 +27,7 @@ from typing import Any
 
 from absl import app, flags
 
-from clip_jax.host_memory import keep_freed_memory
+from clip_jax.hosts.memory import keep_freed_memory
 
 _TARS = flags.DEFINE_string("tars", None, "Archives of photos, a glob pattern.", required=True)
 _PEER = flags.DEFINE_string("peer_python", None, "Python of an environment with torchvision.")
@@ -95,7 +95,7 @@ class Torchvision:
 def our_seconds(files: list[bytes], scale: tuple[float, float], is_fast: bool) -> float:
     import numpy as np
 
-    from clip_jax.data.augmentation import Augmentation, training_image
+    from clip_jax.images.augmentation import Augmentation, training_image
 
     augmentation = Augmentation(crop_scale=scale, fast_decode=is_fast)
     rng = np.random.default_rng(0)

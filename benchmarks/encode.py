@@ -25,7 +25,7 @@ from absl import app, flags
 from peer import Peer, PeerError, matmul_flops_per_second
 
 import clip_jax
-from clip_jax.host_memory import keep_freed_memory
+from clip_jax.hosts.memory import keep_freed_memory
 
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each; the first warms up.", lower_bound=3)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images a batch.")

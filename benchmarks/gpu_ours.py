@@ -89,10 +89,10 @@ def train_rate(config: Any, batch_size: int, **objective: Any) -> float:
     import jax
 
     from clip_jax.training.config import OptimizerConfig
-    from clip_jax.training.gradient import Objective
-    from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
-    from clip_jax.training.state import create_state
-    from clip_jax.training.step import make_train_step
+    from clip_jax.training.step.gradient import Objective
+    from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
+    from clip_jax.training.step.state import create_state
+    from clip_jax.training.step.update import make_train_step
 
     settings = OptimizerConfig(learning_rate=1e-5, first_moment_dtype="bfloat16", clip_norm=None)
     optimizer = make_optimizer(settings, 10**6)
@@ -134,7 +134,7 @@ def encode_rate(config: Any, batch_size: int) -> float:
     import jax
 
     from clip_jax.models.two_tower import TwoTower, init_params
-    from clip_jax.training.gradient import normalize_images
+    from clip_jax.training.step.gradient import normalize_images
 
     params = jax.jit(functools.partial(init_params, config))(jax.random.key(0))
     images = make_batch(config, batch_size)["images"]

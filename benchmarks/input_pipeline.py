@@ -31,15 +31,15 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from clip_jax.data.augmentation import Augmentation, training_image
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.pipeline import training_batches
 from clip_jax.data.records import Source
 from clip_jax.data.sources import open_source
-from clip_jax.data.stores import Stat
-from clip_jax.data.tar_indexes import index_file
-from clip_jax.data.tokenizer import get_tokenizer
-from clip_jax.host_memory import keep_freed_memory
+from clip_jax.data.stream.pipeline import training_batches
+from clip_jax.data.tars.collection import index_file
+from clip_jax.files.stores import Stat
+from clip_jax.hosts.memory import keep_freed_memory
+from clip_jax.images.augmentation import Augmentation, training_image
+from clip_jax.text.tokenizer import get_tokenizer
 
 _TARS = flags.DEFINE_string("tars", None, "Archives of photos.", required=True)
 _PEER = flags.DEFINE_string("peer_python", None, "Python of an environment with open_clip.")

@@ -22,10 +22,10 @@ import numpy as np
 from absl import app, flags
 
 from clip_jax.models.architectures import get_architecture
-from clip_jax.weights.open_clip import open_clip_rules
-from clip_jax.weights.open_clip_export import config_to_open_clip
-from clip_jax.weights.table import KINDS, our_shapes, part_shape
-from clip_jax.weights.tensors import save_safetensors
+from clip_jax.weights.files.tensors import save_safetensors
+from clip_jax.weights.layouts.open_clip import open_clip_rules
+from clip_jax.weights.layouts.open_clip_export import config_to_open_clip
+from clip_jax.weights.rules.table import KINDS, our_shapes, part_shape
 
 _MODEL = flags.DEFINE_string("model", "ViT-bigG-14", "A name of clip_jax.list_models().")
 _STORED = flags.DEFINE_enum("stored", "bfloat16", ["float32", "bfloat16"], "In the file.")

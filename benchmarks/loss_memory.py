@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from clip_jax.losses import IMPLEMENTATIONS, effective_implementation, sigmoid_loss, softmax_loss
-from clip_jax.preflight.counting import program_cost
+from clip_jax.preflight.hlo.counting import program_cost
 from clip_jax.preflight.topology import find_target
 from clip_jax.sharding import batch_sharding, make_mesh, replicated
 

@@ -35,10 +35,10 @@ def lowered(name: str, scan: bool, batch_size: int) -> tuple[Any, Any, Any]:
     from clip_jax.models.architectures import get_architecture
     from clip_jax.models.two_tower import dummy_inputs
     from clip_jax.training.config import OptimizerConfig
-    from clip_jax.training.gradient import Objective
-    from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
-    from clip_jax.training.state import create_state
-    from clip_jax.training.step import make_train_step
+    from clip_jax.training.step.gradient import Objective
+    from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
+    from clip_jax.training.step.state import create_state
+    from clip_jax.training.step.update import make_train_step
 
     config, settings = get_architecture(name, scan_layers=scan), OptimizerConfig()
     optimizer = make_optimizer(settings, 1000)
@@ -110,7 +110,7 @@ def compilation_figures() -> dict[str, Any]:
 def main(_: list[str]) -> None:
     import jax
 
-    from clip_jax.host_memory import keep_freed_memory
+    from clip_jax.hosts.memory import keep_freed_memory
 
     keep_freed_memory()  # as our programs do
     jax.config.update("jax_enable_compilation_cache", False)

@@ -18,12 +18,12 @@ from typing import Any
 
 from absl import app, flags
 
-from clip_jax.data.augmentation import Augmentation
-from clip_jax.data.mixture import MixtureSource
-from clip_jax.data.pipeline import training_batches
 from clip_jax.data.sources import open_source
-from clip_jax.data.tokenizer import get_tokenizer
-from clip_jax.host_memory import keep_freed_memory
+from clip_jax.data.stream.mixture import MixtureSource
+from clip_jax.data.stream.pipeline import training_batches
+from clip_jax.hosts.memory import keep_freed_memory
+from clip_jax.images.augmentation import Augmentation
+from clip_jax.text.tokenizer import get_tokenizer
 
 _DATA = flags.DEFINE_string("data", None, "Anything open_source takes.", required=True)
 _ALSO = flags.DEFINE_string("also", None, "A second source.", required=True)

@@ -29,9 +29,9 @@ import numpy as np
 import regex
 from absl import app, flags
 
-from clip_jax.data.bpe import ClipBpeTokenizer
-from clip_jax.data.token_merges import byte_symbols, byte_values
-from clip_jax.data.tokenizer import find_bpe_file
+from clip_jax.text.byte_pairs import byte_symbols, byte_values
+from clip_jax.text.clip_bpe import ClipBpeTokenizer
+from clip_jax.text.tokenizer import find_bpe_file
 
 _PEER = flags.DEFINE_string("peer_python", None, "Python of an environment with open_clip.")
 _PEER_PATH = flags.DEFINE_string("peer_pythonpath", "", "PYTHONPATH for the peer.")

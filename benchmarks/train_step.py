@@ -20,7 +20,7 @@ from typing import Any
 from absl import app, flags
 from peer import Peer, PeerError, matmul_flops_per_second
 
-from clip_jax.host_memory import keep_freed_memory
+from clip_jax.hosts.memory import keep_freed_memory
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig
 
@@ -54,10 +54,10 @@ class Ours:
 
         from clip_jax.models.two_tower import TwoTower, count_trainable
         from clip_jax.training.config import OptimizerConfig
-        from clip_jax.training.gradient import Objective
-        from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
-        from clip_jax.training.state import create_state
-        from clip_jax.training.step import make_train_step
+        from clip_jax.training.step.gradient import Objective
+        from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
+        from clip_jax.training.step.state import create_state
+        from clip_jax.training.step.update import make_train_step
 
         optimizer_config = OptimizerConfig(learning_rate=1e-5, warmup_steps=10, clip_norm=None)
         optimizer = make_optimizer(optimizer_config, 10**6)

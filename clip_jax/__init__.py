@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from clip_jax.idle_tpu import leave_idle_tpu_alone
+from clip_jax.hosts.idle_tpu import leave_idle_tpu_alone
 
 __version__ = "0.1.0"
 
@@ -22,7 +22,7 @@ _EXPORTS = {
     "ClipConfig": "clip_jax.models.config",
     "count_parameters": "clip_jax.models.two_tower",
     "CLIPOutput": "clip_jax.models.two_tower",
-    "get_tokenizer": "clip_jax.data.tokenizer",
+    "get_tokenizer": "clip_jax.text.tokenizer",
     "UserError": "clip_jax.errors",
 }
 _MODULES = ("losses",)
@@ -32,7 +32,6 @@ __all__ = sorted([*_EXPORTS, *_MODULES, "__version__"])
 if TYPE_CHECKING:
     from clip_jax import losses as losses
     from clip_jax.clip import Clip as Clip
-    from clip_jax.data.tokenizer import get_tokenizer as get_tokenizer
     from clip_jax.errors import UserError as UserError
     from clip_jax.loading import create as create
     from clip_jax.loading import load as load
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from clip_jax.models.config import ClipConfig as ClipConfig
     from clip_jax.models.two_tower import CLIPOutput as CLIPOutput
     from clip_jax.models.two_tower import count_parameters as count_parameters
+    from clip_jax.text.tokenizer import get_tokenizer as get_tokenizer
 
 
 # Here, as everything of this package that imports jax imports the package first.

@@ -16,25 +16,25 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from clip_jax.arguments import local_path, text_list, whole_number, yes_or_no
-from clip_jax.data.image import ImageLike, ImageTransform
-from clip_jax.data.image_input import image_batches
-from clip_jax.data.tokenizer import Tokenizer
 from clip_jax.errors import UserError
 from clip_jax.evaluation.prompts import Templates
 from clip_jax.evaluation.zero_shot import zero_shot_classifier
-from clip_jax.generation import (
+from clip_jax.images.inputs import image_batches
+from clip_jax.images.transform import ImageLike, ImageTransform
+from clip_jax.losses import similarity_logits
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.features import Features, in_order, tower_features
+from clip_jax.models.generation import (
     SEEDS,
     Generation,
     check_decoder,
     generate_tokens,
     generation_settings,
 )
-from clip_jax.losses import similarity_logits
-from clip_jax.models.config import ClipConfig
-from clip_jax.models.features import Features, in_order, tower_features
 from clip_jax.models.two_tower import TwoTower, count_trainable, l2_normalize
 from clip_jax.sharding import batch_sharding, make_mesh, replicated
-from clip_jax.training.gradient import normalize_images
+from clip_jax.text.tokenizer import Tokenizer
+from clip_jax.training.step.gradient import normalize_images
 from clip_jax.weights.load import NoTokenizerError
 from clip_jax.weights.save import save_model
 
@@ -114,7 +114,7 @@ class Clip:
     @functools.cached_property
     def transform(self) -> ImageTransform:
         """PIL image, path, bytes, open file, or pixels (H, W) or (H, W, 1, 3 or 4) -> uint8
-        (S, S, 3); the evaluation transform. `clip_jax.data.levels` says what pixels may be."""
+        (S, S, 3); the evaluation transform. `clip_jax.images.levels` says what pixels may be."""
         config = self.config
         return ImageTransform(
             image_size=config.image_size,
@@ -260,9 +260,9 @@ class Clip:
         """A caption of each image, by a model with a caption decoder (CoCa).
 
         Images are what `encode_image` takes. `method` is "beam", "greedy", "top_p" or "top_k";
-        `clip_jax.generation.Generation` explains the settings of each. `seed` fixes what the last
-        two draw, whatever the batch size. Raises `UserError` for a model without a decoder or a
-        value that cannot be.
+        `clip_jax.models.generation.Generation` explains the settings of each. `seed` fixes what the
+        last two draw, whatever the batch size. Raises `UserError` for a model without a decoder or
+        a value that cannot be.
         """
         check_decoder(self.config)
         chunks = self._image_chunks(images, batch_size)

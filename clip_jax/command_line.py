@@ -13,9 +13,9 @@ from typing import Any
 
 from absl import app, flags
 
-from clip_jax.disk import unwritable
 from clip_jax.errors import UserError
-from clip_jax.host_memory import keep_freed_memory
+from clip_jax.files.disk import unwritable
+from clip_jax.hosts.memory import keep_freed_memory
 
 _BROKEN_PIPE = 128 + 13  # as a shell tells of a program that SIGPIPE ended
 

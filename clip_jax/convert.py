@@ -47,13 +47,13 @@ def main() -> int:
         raise UserError("--output: is missing; give a new folder")
     import dataclasses
 
-    from clip_jax.data.tokenizer import Tokenizer, get_tokenizer
     from clip_jax.loading import open_model
     from clip_jax.models.config import override
     from clip_jax.models.two_tower import count_trainable
+    from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
     from clip_jax.weights.load import NoTokenizerError, fitting
+    from clip_jax.weights.resolve import resolve_source
     from clip_jax.weights.save import check_output, save_model
-    from clip_jax.weights.source import resolve_source
 
     output = local_path(_OUTPUT.value, "--output")
     path = resolve_source(_SOURCE.value, revision=_REVISION.value)

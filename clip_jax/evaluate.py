@@ -14,12 +14,13 @@ import time
 
 from absl import flags
 
-from clip_jax import command_line, source_flags
+from clip_jax import command_line
 from clip_jax.arguments import local_path
-from clip_jax.disk import telling, write_text
+from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
-from clip_jax.evaluation.task_data import TaskData
-from clip_jax.source_flags import SourceFlags
+from clip_jax.files.disk import telling, write_text
+from clip_jax.training import source_flags
+from clip_jax.training.source_flags import SourceFlags
 
 _MODEL = flags.DEFINE_string("model", None, "What clip_jax.load takes: an export, a training run.")
 _TASKS = flags.DEFINE_list("tasks", None, "Comma-separated tasks.")
@@ -35,7 +36,7 @@ def main() -> int:
         raise UserError("--model: is missing; give a training run or an export")
     from clip_jax.evaluation.tasks import TASKS, Embedders, check_tasks, run_task
     from clip_jax.loading import load
-    from clip_jax.training.summary import format_rows
+    from clip_jax.training.log.summary import format_rows
 
     if not _TASKS.value:
         raise UserError(f"--tasks: is missing; choose of {', '.join(TASKS)}")

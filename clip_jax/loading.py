@@ -12,23 +12,28 @@ from jax.sharding import Mesh
 
 from clip_jax.arguments import shown, whole_number
 from clip_jax.clip import Clip
-from clip_jax.data.tokenizer import Tokenizer, get_tokenizer
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import init_params
 from clip_jax.sharding import make_mesh
-from clip_jax.training.checkpoint import (
+from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
+from clip_jax.training.run.checkpoint import (
     DamagedCheckpoint,
     newest_checkpoint,
     read_identity,
     read_params,
     readable_before,
 )
-from clip_jax.weights.bundle import bundle_rules, flatten, is_bundle, tokenizer_from_identity
+from clip_jax.weights.layouts.bundle import (
+    bundle_rules,
+    flatten,
+    is_bundle,
+    tokenizer_from_identity,
+)
 from clip_jax.weights.load import Source, fitting, on_mesh, open_source
-from clip_jax.weights.source import resolve_source
-from clip_jax.weights.table import ArrayTensors
+from clip_jax.weights.resolve import resolve_source
+from clip_jax.weights.rules.table import ArrayTensors
 
 
 def create(

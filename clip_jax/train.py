@@ -63,21 +63,21 @@ def main() -> int:
         raise UserError("--workdir: is missing; give a folder, such as --workdir=runs/quickstart")
     workdir = None if _WORKDIR.value is None else local_path(_WORKDIR.value, "--workdir")
     from clip_jax.training.config import build_config
-    from clip_jax.training.profiling import Profiling, parse_steps
+    from clip_jax.training.log.profile import Profiling, parse_steps
 
     config = build_config(config_dict)
     steps = None if _PROFILE_STEPS.value is None else parse_steps(_PROFILE_STEPS.value)
-    from clip_jax.distributed import find_job, joined
+    from clip_jax.hosts.join import find_job, joined
 
     job = find_job(_MULTIHOST.value, _ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     with joined(job, _JOIN_TIMEOUT.value, _PEER_TIMEOUT.value):
         import jax
 
-        from clip_jax.training.loop import train
-        from clip_jax.training.summary import print_summary
+        from clip_jax.training.log.summary import print_summary
+        from clip_jax.training.run.loop import train
 
         if _EXPLAIN_SHARDING.value or workdir is None:
-            from clip_jax.training.explain import explain_sharding
+            from clip_jax.training.run.explain import explain_sharding
 
             text = explain_sharding(config)
             if jax.process_index() == 0:

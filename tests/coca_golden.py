@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clip_jax.models.config import ClipConfig, override
-from clip_jax.weights.open_clip import from_state_dict
+from clip_jax.weights.layouts.open_clip import from_state_dict
 
 NAMES = ("coca", "coca_class_token")
 

@@ -37,7 +37,7 @@ def shared_data() -> Path:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training run on glyphs, with both glyph evaluations."""
     from clip_jax.training.config import build_config
-    from clip_jax.training.loop import train
+    from clip_jax.training.run.loop import train
 
     workdir = tmp_path_factory.mktemp("tiny_run") / "run"
     tasks = ("glyphs/letters", "glyphs/retrieval")

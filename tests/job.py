@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from conftest import REPOSITORY
 
-from clip_jax.training.metrics import read_rows
+from clip_jax.training.log.metrics import read_rows
 
 VALUES = ("loss", "grad_norm", "logit_scale")
 

@@ -97,7 +97,7 @@ def write_parquet(folder: Path) -> Path:
 
 
 def write_array_record(folder: Path) -> Path:
-    from clip_jax.data.array_record import write_array_records
+    from clip_jax.data.sources.array_record import write_array_records
 
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(2):

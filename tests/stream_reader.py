@@ -20,10 +20,10 @@ from typing import Any
 
 from shards import words
 
-from clip_jax.data.augmentation import Augmentation
-from clip_jax.data.pipeline import training_batches
 from clip_jax.data.sources import open_source
-from clip_jax.data.streaming import StreamingSource
+from clip_jax.data.stream.pipeline import training_batches
+from clip_jax.data.stream.shards import StreamingSource
+from clip_jax.images.augmentation import Augmentation
 
 
 def read(folder: Path, pattern: str, batches: int, workers: int, streaming: bool) -> None:

@@ -25,8 +25,9 @@ from tiny_clip import tiny
 
 import clip_jax
 from clip_jax.clip import Clip
-from clip_jax.data.text_cleaning import clean_text
-from clip_jax.data.tokenizer import (
+from clip_jax.errors import UserError
+from clip_jax.text.cleaning import clean_text
+from clip_jax.text.tokenizer import (
     get_tokenizer,
     load_huggingface_tokenizer,
     load_tokenizer,
@@ -34,7 +35,6 @@ from clip_jax.data.tokenizer import (
     to_huggingface_files,
     tokenizer_from_files,
 )
-from clip_jax.errors import UserError
 from clip_jax.weights.save import open_clip_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -90,7 +90,7 @@ TOKENS: list[Any] = [
 
 
 def roberta_files() -> dict[str, bytes | dict]:
-    from clip_jax.data.token_merges import byte_symbols
+    from clip_jax.text.byte_pairs import byte_symbols
 
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     symbols = [*special, *byte_symbols(), "ca", "cat", "lo", "low", "<mask>"]
@@ -109,7 +109,7 @@ def siglip_files() -> dict[str, bytes | dict]:
 
 def full_clip_files() -> dict[str, bytes | dict]:
     """With every byte, so that nothing is unknown (to transformers that is the end of text)."""
-    from clip_jax.data.token_merges import byte_symbols
+    from clip_jax.text.byte_pairs import byte_symbols
 
     symbols = [*byte_symbols(), *(f"{c}</w>" for c in byte_symbols())]
     symbols += ["ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
@@ -335,7 +335,7 @@ def model_with_tokens(family: str, folder: Path) -> tuple[Clip, Any]:
     if family == "siglip":
         from tiny_clip import TINY, random_params
 
-        from clip_jax.weights.huggingface_config import siglip_config
+        from clip_jax.weights.layouts.huggingface_config import siglip_config
 
         sizes = {"embed_dim": 32, "context_length": 60, "vocab_size": ours.vocab_size}
         config = siglip_config(**(TINY | sizes))

@@ -7,10 +7,10 @@ import struct
 import pytest
 from pictures import encode, photo
 
-from clip_jax.data.array_record import write_array_records
 from clip_jax.data.records import DecodeError
 from clip_jax.data.sources import open_source
-from clip_jax.data.tf_example import make_example, parse_example
+from clip_jax.data.sources.array_record import write_array_records
+from clip_jax.data.sources.tf_example import make_example, parse_example
 from clip_jax.errors import UserError
 
 array_record_module = pytest.importorskip("array_record.python.array_record_module")
@@ -266,7 +266,7 @@ def test_a_damaged_stretch_costs_its_records_only(tmp_path):
 
 
 def test_more_files_than_may_be_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("clip_jax.data.array_record._MAX_OPEN_FILES", 2)
+    monkeypatch.setattr("clip_jax.data.sources.array_record._MAX_OPEN_FILES", 2)
     for shard in range(5):
         write_array_records(tmp_path / f"{shard}.array_record", [(f"{shard}", PNG, ("a",), {})])
     source = open_source(tmp_path)

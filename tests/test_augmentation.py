@@ -5,10 +5,10 @@ import pytest
 from pictures import encode, photo
 from PIL import Image
 
-from clip_jax.data.augmentation import Augmentation, training_image
-from clip_jax.data.colour import Jitter, jitter, turn_hue
-from clip_jax.data.rand_augment import OPERATIONS, rand_augment
 from clip_jax.errors import UserError
+from clip_jax.images.augmentation import Augmentation, training_image
+from clip_jax.images.colour import Jitter, jitter, turn_hue
+from clip_jax.images.rand_augment import OPERATIONS, rand_augment
 
 
 def test_nothing_to_do_returns_the_array_itself():

@@ -13,18 +13,18 @@ import pytest
 from shards import png, write_shard
 from tiny import tiny_config
 
-from clip_jax.data.augmentation import Augmentation
-from clip_jax.data.bad_share import Opened, Tally, check_opened, opened
-from clip_jax.data.mixture import MixtureSource
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.pipeline import BatchIterator, training_batches
 from clip_jax.data.records import Drops, Source
-from clip_jax.data.refine import FilterOptions, RefinedSource
 from clip_jax.data.sources import open_source
-from clip_jax.data.streaming import StreamingSource
+from clip_jax.data.sources.refine import FilterOptions, RefinedSource
+from clip_jax.data.stream.bad_share import Opened, Tally, check_opened, opened
+from clip_jax.data.stream.mixture import MixtureSource
+from clip_jax.data.stream.pipeline import BatchIterator, training_batches
+from clip_jax.data.stream.shards import StreamingSource
 from clip_jax.errors import UserError
+from clip_jax.images.augmentation import Augmentation
 from clip_jax.training.config import build_config
-from clip_jax.training.loop import train
+from clip_jax.training.run.loop import train
 
 GOOD = 30
 Rows = list[tuple[str, bytes, str | None]]  # name, image, caption
@@ -91,7 +91,7 @@ def as_parquet(folder: Path, content: Rows) -> Path:
 
 def as_array_record(folder: Path, content: Rows) -> Path:
     pytest.importorskip("array_record")
-    from clip_jax.data.array_record import write_array_records
+    from clip_jax.data.sources.array_record import write_array_records
 
     folder.mkdir(parents=True)
     records = ((name, image, (caption or "",), {}) for name, image, caption in content)
@@ -301,7 +301,7 @@ def test_a_stream_goes_on_counting_when_it_is_resumed(tmp_path: Path) -> None:
 def test_a_run_stops_before_it_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = as_csv(tmp_path / "set", rows(3 * GOOD))
     monkeypatch.setattr(
-        "clip_jax.training.run.sharded_state", lambda *_: pytest.fail("began to compile")
+        "clip_jax.training.run.opening.sharded_state", lambda *_: pytest.fail("began to compile")
     )
     config = build_config(
         tiny_config(data__path=str(path), data__format="auto", batch_size=8, mesh__data=8)

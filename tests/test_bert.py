@@ -16,9 +16,9 @@ import clip_jax
 from clip_jax.errors import UserError
 from clip_jax.models.bert import BertTextTransformer
 from clip_jax.models.config import ClipConfig, override
-from clip_jax.weights.bert import bert_rules
-from clip_jax.weights.dual_encoder import config_from_dual_encoder, dual_encoder_rules
-from clip_jax.weights.table import ArrayTensors, read_params, write_tensors
+from clip_jax.weights.layouts.bert import bert_rules
+from clip_jax.weights.layouts.dual_encoder import config_from_dual_encoder, dual_encoder_rules
+from clip_jax.weights.rules.table import ArrayTensors, read_params, write_tensors
 
 pytestmark = pytest.mark.slow
 
@@ -113,11 +113,11 @@ def our_config(kind: str, pool: str, **changes: Any) -> ClipConfig:
 
 def our_features(config: ClipConfig, state: dict[str, np.ndarray], tokens: np.ndarray) -> Any:
     """(B, D) and the parameters of the text tower, read from a bare BERT's tensors."""
-    from clip_jax.weights.table import our_shapes
+    from clip_jax.weights.rules.table import our_shapes
 
     table = bert_rules(config, "")
     vision = [path for path in our_shapes(config) if not path.startswith("text/")]
-    from clip_jax.weights.table import Rule
+    from clip_jax.weights.rules.table import Rule
 
     rest = {path: np.ones(our_shapes(config)[path], np.float32) for path in vision}
     rules = [*table, *(Rule(path, path) for path in vision)]

@@ -10,14 +10,14 @@ from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import TwoTower
-from clip_jax.weights.big_vision import (
+from clip_jax.weights.files.tensors import open_tensors
+from clip_jax.weights.layouts.big_vision import (
     IGNORED,
     big_vision_rules,
     config_from_big_vision,
     merge_position_tables,
 )
-from clip_jax.weights.table import KINDS, ArrayTensors, our_shapes, read_params, write_tensors
-from clip_jax.weights.tensors import open_tensors
+from clip_jax.weights.rules.table import KINDS, ArrayTensors, our_shapes, read_params, write_tensors
 
 pytestmark = pytest.mark.slow
 

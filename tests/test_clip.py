@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import clip_jax
-from clip_jax.data import glyphs
+from clip_jax.data.sources import glyphs
 from clip_jax.errors import UserError
 from clip_jax.losses import similarity_logits
 

@@ -19,7 +19,7 @@ from conftest import REPOSITORY
 
 from clip_jax.sharding import check_batch, make_mesh
 from clip_jax.training.config import TrainConfig, build_config, to_dict
-from clip_jax.training.program import abstract_batch, abstract_run_state, jit_train_step
+from clip_jax.training.step.compiled import abstract_batch, abstract_run_state, jit_train_step
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
 GOLDEN = Path(__file__).parent / "golden" / "configs"

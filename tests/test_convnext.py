@@ -22,7 +22,7 @@ from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import override
 from clip_jax.models.two_tower import TwoTower, init_params
-from clip_jax.weights.timm_convnext import convnext_rules
+from clip_jax.weights.layouts.timm_convnext import convnext_rules
 
 pytestmark = pytest.mark.slow
 

@@ -16,13 +16,13 @@ from tiny import tiny_config
 import clip_jax
 from clip_jax.errors import UserError, one_line
 from clip_jax.sharding import make_mesh
-from clip_jax.training.checkpoint import Checkpoints
 from clip_jax.training.config import TrainConfig, build_config
-from clip_jax.training.data import open_data
-from clip_jax.training.loop import train
-from clip_jax.training.metrics import read_rows
-from clip_jax.training.optimizer import make_optimizer
-from clip_jax.training.run import _Begin, _Opening
+from clip_jax.training.log.metrics import read_rows
+from clip_jax.training.run.checkpoint import Checkpoints
+from clip_jax.training.run.data import open_data
+from clip_jax.training.run.loop import train
+from clip_jax.training.run.opening import _Begin, _Opening
+from clip_jax.training.step.optimizer import make_optimizer
 
 
 def config_of(steps: int) -> TrainConfig:

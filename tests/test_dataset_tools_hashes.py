@@ -8,11 +8,11 @@ import pytest
 from dataset_tools_runs import make_tar, mistake, run
 from pictures import encode, photo
 
-from clip_jax.data.perceptual_hash import HashList, perceptual_hash
 from clip_jax.data.records import DecodeError
-from clip_jax.data.refine import RefinedSource
 from clip_jax.data.sources import open_source
+from clip_jax.data.sources.refine import RefinedSource
 from clip_jax.dataset_tools.hashes import later_ones
+from clip_jax.images.perceptual_hash import HashList, perceptual_hash
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from pictures import encode, photo
 from PIL import Image
 
 from clip_jax.data.sources import open_source
-from clip_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_sentencepiece
 from clip_jax.dataset_tools import program, throughput
 from clip_jax.dataset_tools.as_trained import AsTrained
 from clip_jax.dataset_tools.duplicates import (
@@ -40,6 +39,7 @@ from clip_jax.dataset_tools.throughput import (
 )
 from clip_jax.dataset_tools.token_lengths import token_lengths
 from clip_jax.report.charts import LIGHT
+from clip_jax.text.tokenizer import load_tokenizer, save_tokenizer, train_sentencepiece
 
 HOSTILE = "<script>alert('x')</script> & more"
 

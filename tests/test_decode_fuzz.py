@@ -84,9 +84,9 @@ def run_child(what: str, count: int) -> None:
 
     import numpy as np
 
-    from clip_jax.data.augmentation import Augmentation, training_image
-    from clip_jax.data.decoding import decode
     from clip_jax.data.records import DecodeError
+    from clip_jax.images.augmentation import Augmentation, training_image
+    from clip_jax.images.decoding import decode
 
     warnings.simplefilter("ignore")  # Pillow's, about broken EXIF blocks
     outcomes: Counter[str] = Counter()

@@ -10,9 +10,9 @@ import pytest
 from pictures import encode
 from PIL import Image
 
-from clip_jax.data import augmentation as augmentation_module
-from clip_jax.data.augmentation import Augmentation, training_image
-from clip_jax.data.decoding import _UPRIGHT
+from clip_jax.images import augmentation as augmentation_module
+from clip_jax.images.augmentation import Augmentation, training_image
+from clip_jax.images.decoding import _UPRIGHT
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "grocery" / "train"
 

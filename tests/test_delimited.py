@@ -9,9 +9,9 @@ import pytest
 from dataset_tools_runs import run
 from pictures import encode, photo
 
-from clip_jax.data.delimited import Lines
 from clip_jax.data.records import Source
 from clip_jax.data.sources import open_source
+from clip_jax.data.sources.delimited import Lines
 from clip_jax.errors import UserError
 
 JPEG = encode(photo(8, 6), "JPEG")

@@ -25,11 +25,11 @@ import pytest
 from conftest import REPOSITORY
 from shards import write_shards
 
-from clip_jax.data import stores
 from clip_jax.dataset_tools.output_files import write_text as write_output
-from clip_jax.disk import unwritable, write_text, writing
 from clip_jax.errors import UserError
-from clip_jax.training.metrics import Board, JsonLines, read_rows
+from clip_jax.files import stores
+from clip_jax.files.disk import unwritable, write_text, writing
+from clip_jax.training.log.metrics import Board, JsonLines, read_rows
 
 CONFIG = """
 import sys

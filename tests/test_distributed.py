@@ -13,11 +13,11 @@ import pytest
 from conftest import REPOSITORY
 from job import Job, explicit, free_port
 
-from clip_jax import distributed
-from clip_jax.abort_filter import CONTROL, Filter
-from clip_jax.distributed import Job as Found
-from clip_jax.distributed import alone_on_its_node, find_job, host_rows, is_peer_error
 from clip_jax.errors import UserError
+from clip_jax.hosts import join as distributed
+from clip_jax.hosts.abort_filter import CONTROL, Filter
+from clip_jax.hosts.join import Job as Found
+from clip_jax.hosts.join import alone_on_its_node, find_job, host_rows, is_peer_error
 from clip_jax.sharding import make_mesh
 
 ADDRESS = "10.0.0.1:8476"
@@ -198,7 +198,9 @@ def test_errors_that_come_of_another_process(message, by_peer):
 SCRIPT = """
 import sys
 from pathlib import Path
-from clip_jax import agreement, command_line, distributed
+from clip_jax import command_line
+from clip_jax.hosts import agreement
+from clip_jax.hosts import join as distributed
 from clip_jax.errors import UserError
 
 def main():

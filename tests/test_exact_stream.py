@@ -14,13 +14,13 @@ from conftest import REPOSITORY
 from shards import words, write_shards
 from stream_reader import written
 
-from clip_jax.data.augmentation import Augmentation
-from clip_jax.data.mixture import MixtureSource
-from clip_jax.data.order import ShuffledOrder, check_weights
-from clip_jax.data.pipeline import shuffled_order, training_batches
 from clip_jax.data.records import Source
 from clip_jax.data.sources import open_source
+from clip_jax.data.stream.mixture import MixtureSource
+from clip_jax.data.stream.order import ShuffledOrder, check_weights
+from clip_jax.data.stream.pipeline import shuffled_order, training_batches
 from clip_jax.errors import UserError
+from clip_jax.images.augmentation import Augmentation
 
 SIZES = (7, 1, 0, 22, 5, 13)  # 48 samples, unevenly
 BATCH = 12

@@ -27,7 +27,7 @@ from clip_jax import count_parameters
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.fastvit import entry_squeeze
-from clip_jax.weights.timm_fastvit import fastvit_rules
+from clip_jax.weights.layouts.timm_fastvit import fastvit_rules
 
 pytestmark = pytest.mark.slow
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from small_sets import SAMPLES, WRITERS
 
-from clip_jax.data.augmentation import Augmentation
-from clip_jax.data.make_batch import MakeBatch
-from clip_jax.data.order import ShuffledOrder
 from clip_jax.data.sources import detect_format, open_source
-from clip_jax.data.telemetry import telemetry
+from clip_jax.data.stream.make_batch import MakeBatch
+from clip_jax.data.stream.order import ShuffledOrder
 from clip_jax.errors import UserError
+from clip_jax.files.telemetry import telemetry
+from clip_jax.images.augmentation import Augmentation
 
 
 @pytest.fixture(scope="module", params=list(WRITERS))

@@ -15,16 +15,16 @@ from PIL import Image
 
 from clip_jax.clip import Clip
 from clip_jax.errors import UserError
-from clip_jax.generation import (
+from clip_jax.models.architectures import get_architecture
+from clip_jax.models.attention import CACHE, MEMORY
+from clip_jax.models.config import override
+from clip_jax.models.generation import (
     Generation,
     check_decoder,
     check_generation,
     filter_logits,
     generate_tokens,
 )
-from clip_jax.models.architectures import get_architecture
-from clip_jax.models.attention import CACHE, MEMORY
-from clip_jax.models.config import override
 from clip_jax.models.two_tower import TwoTower
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_jax.data import glyphs
+from clip_jax.data.sources import glyphs
 from clip_jax.errors import UserError
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from clip_jax.preflight.hlo import Frame, Shape, parse
+from clip_jax.preflight.hlo.program_text import Frame, Shape, parse
 
 # A loop as the TPU's compiler writes it: no trip count is noted, and the bound is in the state.
 LOOP = """HloModule loop

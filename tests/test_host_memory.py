@@ -10,7 +10,7 @@ import pytest
 CODE = """
 import resource, sys, threading
 if sys.argv[1] == "keep":
-    from clip_jax.host_memory import keep_freed_memory
+    from clip_jax.hosts.memory import keep_freed_memory
     if not keep_freed_memory():
         print("unsupported")
         raise SystemExit

@@ -25,7 +25,7 @@ from timm_goldens import (
 from clip_jax import count_parameters
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
-from clip_jax.weights.timm_hybrid import hybrid_rules
+from clip_jax.weights.layouts.timm_hybrid import hybrid_rules
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from clip_jax import idle_tpu
+from clip_jax.hosts import idle_tpu
 
 GOOGLE, INTEL = "0x1ae0", "0x8086"
 needs_libtpu = pytest.mark.skipif(

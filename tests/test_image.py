@@ -9,14 +9,14 @@ import pytest
 from pictures import encode, photo
 from PIL import Image
 
-from clip_jax.data.augmentation import Augmentation, training_image
-from clip_jax.data.image import (
+from clip_jax.errors import UserError
+from clip_jax.images.augmentation import Augmentation, training_image
+from clip_jax.images.transform import (
     OPENAI_MEAN,
     DecodeError,
     ImageTransform,
     decode,
 )
-from clip_jax.errors import UserError
 
 
 def torchvision_rule(image: Image.Image, size: int) -> np.ndarray:

@@ -11,10 +11,10 @@ import pytest
 from pictures import encode, photo
 from PIL import Image
 
-from clip_jax.data import decoding
-from clip_jax.data.augmentation import Augmentation, training_image
-from clip_jax.data.decoding import decode
 from clip_jax.data.records import DecodeError
+from clip_jax.images import decoding
+from clip_jax.images.augmentation import Augmentation, training_image
+from clip_jax.images.decoding import decode
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
@@ -193,7 +193,7 @@ def test_odd_exif_data_are_not_spoken_of(tmp_path):
 MEASURE = """
 import sys
 import numpy as np
-from clip_jax.data.augmentation import Augmentation, training_image
+from clip_jax.images.augmentation import Augmentation, training_image
 data = open(sys.argv[1], "rb").read()
 training_image(data, 224, "bicubic", Augmentation(), np.random.default_rng(0))
 [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]

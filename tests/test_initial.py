@@ -19,22 +19,22 @@ from tiny import tiny_config
 from tiny_clip import TINY, tiny
 
 from clip_jax.clip import Clip
-from clip_jax.data.tokenizer import Tokenizer, save_tokenizer, train_sentencepiece
 from clip_jax.errors import UserError
 from clip_jax.loading import fit_tokenizer
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import TwoTower
 from clip_jax.sharding import make_mesh
+from clip_jax.text.tokenizer import Tokenizer, save_tokenizer, train_sentencepiece
 from clip_jax.training.config import TrainConfig, build_config
-from clip_jax.training.initial import initial_state, open_initial
-from clip_jax.training.loop import train
-from clip_jax.training.metrics import read_rows
-from clip_jax.training.optimizer import make_optimizer
-from clip_jax.training.run import make_tokenizer, resolve_architecture
-from clip_jax.training.state import TrainState, abstract_state, sharded_state
-from clip_jax.weights.open_clip import to_state_dict
-from clip_jax.weights.positions import resize_grid, resize_line
-from clip_jax.weights.tensors import save_safetensors
+from clip_jax.training.log.metrics import read_rows
+from clip_jax.training.run.initial import initial_state, open_initial
+from clip_jax.training.run.loop import train
+from clip_jax.training.run.opening import make_tokenizer, resolve_architecture
+from clip_jax.training.step.optimizer import make_optimizer
+from clip_jax.training.step.state import TrainState, abstract_state, sharded_state
+from clip_jax.weights.files.tensors import save_safetensors
+from clip_jax.weights.layouts.open_clip import to_state_dict
+from clip_jax.weights.rules.positions import resize_grid, resize_line
 
 
 def config_of(source: Any, only: tuple[str, ...] = (), **changes: Any) -> TrainConfig:

@@ -9,7 +9,7 @@ from pictures import encode, photo
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import CaptionError, DecodeError
 from clip_jax.data.sources import open_source
-from clip_jax.data.tabular import captions_of, texts_of
+from clip_jax.data.sources.columns import captions_of, texts_of
 from clip_jax.errors import UserError
 
 PNG = encode(photo(8, 6), "PNG")

@@ -15,11 +15,11 @@ import pytest
 from pictures import encode, photo
 from shards import write_shard
 
-from clip_jax.data.refine import open_refined
 from clip_jax.data.sources import open_source
+from clip_jax.data.sources.refine import open_refined
+from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation.labels import UNLABELLED, Labels, read_labels
-from clip_jax.evaluation.task_data import TaskData
 
 PNG = encode(photo(8, 6), "PNG")
 LINES = ("zero", "one", "two", "three", "four", "five")  # a file of names
@@ -349,7 +349,7 @@ def write_tfds(folder: Path, labels: Sequence[Any], feature: Any) -> Path:
     pytest.importorskip("array_record")
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    from clip_jax.data.tf_example import make_example
+    from clip_jax.data.sources.tf_example import make_example
 
     features = tfds.features.FeaturesDict(
         {"image": tfds.features.Image(shape=(None, None, 3)), "class": feature(tfds.features)}

@@ -10,11 +10,11 @@ import pytest
 from pictures import encode
 from PIL import Image
 
-from clip_jax.data.augmentation import Augmentation, training_image
-from clip_jax.data.decoding import decode
-from clip_jax.data.image import ImageTransform
-from clip_jax.data.perceptual_hash import perceptual_hash
 from clip_jax.data.records import DecodeError
+from clip_jax.images.augmentation import Augmentation, training_image
+from clip_jax.images.decoding import decode
+from clip_jax.images.perceptual_hash import perceptual_hash
+from clip_jax.images.transform import ImageTransform
 
 RAMP = np.linspace(0, 255, 24 * 24).round().reshape(24, 24)  # levels; the last is 255
 

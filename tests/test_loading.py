@@ -22,11 +22,11 @@ from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES, get_architecture, same_function
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import init_params
-from clip_jax.weights.open_clip import to_state_dict
-from clip_jax.weights.open_clip_config import config_from_open_clip
-from clip_jax.weights.open_clip_export import config_to_open_clip
-from clip_jax.weights.positions import resize_grid, resize_line
-from clip_jax.weights.tensors import save_safetensors
+from clip_jax.weights.files.tensors import save_safetensors
+from clip_jax.weights.layouts.open_clip import to_state_dict
+from clip_jax.weights.layouts.open_clip_config import config_from_open_clip
+from clip_jax.weights.layouts.open_clip_export import config_to_open_clip
+from clip_jax.weights.rules.positions import resize_grid, resize_line
 
 EXPORTS = [
     ("clip_jax", {}),
@@ -293,7 +293,7 @@ def test_transformers_reads_our_export_and_prepares_alike(
 
 
 def test_exact_gelu_of_siglip_survives_open_clip(tmp_path: Path) -> None:
-    from clip_jax.weights.open_clip_config import config_from_open_clip
+    from clip_jax.weights.layouts.open_clip_config import config_from_open_clip
 
     for activation in ("gelu", "gelu_tanh"):
         both = {"vision_activation": activation, "text_activation": activation}

@@ -13,8 +13,8 @@ from tiny_clip import images, tiny
 
 import clip_jax
 from clip_jax.errors import UserError
-from clip_jax.weights.open_clip import to_state_dict
-from clip_jax.weights.tensors import save_safetensors
+from clip_jax.weights.files.tensors import save_safetensors
+from clip_jax.weights.layouts.open_clip import to_state_dict
 
 
 def error_of(source: Any, **options: Any) -> str:
@@ -111,7 +111,7 @@ def test_folders_that_hold_something_else_are_left_alone(tmp_path: Path) -> None
 def test_a_tokenizer_of_another_vocabulary_is_refused(shared_data: Path, tmp_path: Path) -> None:
     clip = tiny(context_length=20)
     tokenizer = clip_jax.get_tokenizer(shared_data / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz")
-    from clip_jax.data.tokenizer_export import to_huggingface_files
+    from clip_jax.text.huggingface_export import to_huggingface_files
 
     clip.save(tmp_path / "m", "huggingface")
     for name, content in to_huggingface_files(tokenizer).items():

@@ -17,7 +17,7 @@ from clip_jax import losses
 from clip_jax.errors import UserError
 from clip_jax.losses import IMPLEMENTATIONS, effective_implementation, sigmoid_loss, softmax_loss
 from clip_jax.losses.blocks import LogSumExp
-from clip_jax.preflight.counting import program_cost
+from clip_jax.preflight.hlo.counting import program_cost
 from clip_jax.sharding import batch_sharding, make_mesh, replicated
 
 SLOW = pytest.mark.slow

@@ -17,7 +17,7 @@ from clip_jax import sharding
 from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import init_params
-from clip_jax.training.gradient import Objective, loss_gradient
+from clip_jax.training.step.gradient import Objective, loss_gradient
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import equality

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from test_train_program import SMALL
 
-from clip_jax.training.metrics import read_rows
+from clip_jax.training.log.metrics import read_rows
 
 pytestmark = pytest.mark.slow
 

@@ -16,13 +16,13 @@ from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.training.config import OptimizerConfig
-from clip_jax.training.named_optimizer import (
+from clip_jax.training.step.named_optimizer import (
     OWN_STEP_SIZE,
     UNFIT,
     WHOLE_LEAF,
     known_optimizers,
 )
-from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
 
 STEPS = 3
 DEEP = override(VIT, vision_layers=2, logit_bias_init=None)

@@ -16,10 +16,10 @@ from flax.traverse_util import flatten_dict
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import init_params
 from clip_jax.training.config import OptimizerConfig
-from clip_jax.training.gradient import Objective
-from clip_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
-from clip_jax.training.state import TrainState, create_state
-from clip_jax.training.step import make_train_step
+from clip_jax.training.step.gradient import Objective
+from clip_jax.training.step.optimizer import decay_mask, learning_rate_schedule, make_optimizer
+from clip_jax.training.step.state import TrainState, create_state
+from clip_jax.training.step.update import make_train_step
 
 VIT = ClipConfig(
     embed_dim=8,

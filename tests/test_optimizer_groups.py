@@ -16,11 +16,11 @@ from test_optimizer import RESNET, VIT, batch
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.training.config import OptimizerConfig, TowerOptimizerConfig
-from clip_jax.training.gradient import Objective
-from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from clip_jax.training.parameter_groups import NO_DECAY, paths_of, rate_multipliers
-from clip_jax.training.state import create_state
-from clip_jax.training.step import make_train_step
+from clip_jax.training.step.gradient import Objective
+from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
+from clip_jax.training.step.parameter_groups import NO_DECAY, paths_of, rate_multipliers
+from clip_jax.training.step.state import create_state
+from clip_jax.training.step.update import make_train_step
 
 DEEP = override(VIT, vision_layers=2)
 FAST = {"xla_backend_optimization_level": 0}

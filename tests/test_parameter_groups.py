@@ -15,7 +15,7 @@ from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.training.config import OptimizerConfig, TowerOptimizerConfig
-from clip_jax.training.parameter_groups import (
+from clip_jax.training.step.parameter_groups import (
     frozen_mask,
     keep_frozen,
     rate_multipliers,

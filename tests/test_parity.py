@@ -21,7 +21,7 @@ from clip_jax.losses import sigmoid_loss, softmax_loss
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.resnet import BATCH_STATISTICS, update_running_statistics
 from clip_jax.models.two_tower import CLIPOutput, TwoTower
-from clip_jax.weights.open_clip import from_state_dict, to_state_dict
+from clip_jax.weights.layouts.open_clip import from_state_dict, to_state_dict
 
 GOLDENS = Path(__file__).parent / "goldens"
 MODELS = ("vit_quickgelu", "vit_average_pool", "resnet")

@@ -28,20 +28,20 @@ import pytest
 
 import clip_jax
 from clip_jax.clip import Clip
-from clip_jax.generation import Generation, generate_tokens
 from clip_jax.losses import sigmoid_loss, similarity_logits, softmax_loss
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.generation import Generation, generate_tokens
 from clip_jax.models.two_tower import TwoTower, l2_normalize
 from clip_jax.sharding import make_mesh
 from clip_jax.training.config import OptimizerConfig
-from clip_jax.training.gradient import Objective
-from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from clip_jax.training.state import TrainState
-from clip_jax.training.step import make_train_step
-from clip_jax.weights import open_clip_config
-from clip_jax.weights.open_clip import has_timm_tower, to_state_dict
-from clip_jax.weights.tensors import open_tensors
+from clip_jax.training.step.gradient import Objective
+from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
+from clip_jax.training.step.state import TrainState
+from clip_jax.training.step.update import make_train_step
+from clip_jax.weights.files.tensors import open_tensors
+from clip_jax.weights.layouts import open_clip_config
+from clip_jax.weights.layouts.open_clip import has_timm_tower, to_state_dict
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # At the end: tests/ and tests/oracle/ have a module of the same name.

@@ -8,10 +8,9 @@ import threading
 import pytest
 from pictures import encode, photo
 
-from clip_jax.data import row_groups
 from clip_jax.data.records import DecodeError
-from clip_jax.data.row_groups import ByteCache
-from clip_jax.data.sources import open_source
+from clip_jax.data.sources import open_source, row_groups
+from clip_jax.data.sources.row_groups import ByteCache
 from clip_jax.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -219,7 +218,7 @@ def test_row_groups_are_read_once_while_they_fit(tmp_path, monkeypatch):
 
 def test_large_row_groups_are_warned_about(tmp_path, monkeypatch, caplog):
     path = write(tmp_path / "a.parquet", {"image": [PNG] * 2, "caption": ["a", "b"]})
-    monkeypatch.setattr("clip_jax.data.parquet._LARGE_GROUP_BYTES", 10)
+    monkeypatch.setattr("clip_jax.data.sources.parquet._LARGE_GROUP_BYTES", 10)
     with caplog.at_level(logging.WARNING):
         open_source(path)  # all of it fits into memory
         assert caplog.text == ""

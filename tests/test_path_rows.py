@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from shards import png
 
-from clip_jax.data.record_store import GatheringStore, PackedTexts
 from clip_jax.data.sources import open_source
+from clip_jax.data.sources.record_store import GatheringStore, PackedTexts
 from clip_jax.errors import UserError
 
 

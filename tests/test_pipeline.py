@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data.augmentation import Augmentation
-from clip_jax.data.evaluation_batches import evaluation_batches
-from clip_jax.data.image import ImageTransform
-from clip_jax.data.pipeline import training_batches
 from clip_jax.data.records import Drops, Record
+from clip_jax.data.stream.evaluation_batches import evaluation_batches
+from clip_jax.data.stream.pipeline import training_batches
 from clip_jax.errors import UserError
+from clip_jax.images.augmentation import Augmentation
+from clip_jax.images.transform import ImageTransform
 
 SIZE = 8
 PLAIN = Augmentation(crop_scale=(1, 1))

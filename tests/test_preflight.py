@@ -16,7 +16,7 @@ from clip_jax.preflight import compile as compiling
 from clip_jax.preflight.advice import LOSS_COPIES, loss_bytes
 from clip_jax.preflight.checks import batch_gathers, whole_optimizer_leaves
 from clip_jax.preflight.compile import Compiled, Run, TooLargeError
-from clip_jax.preflight.counting import Collective, Cost, Shape
+from clip_jax.preflight.hlo.counting import Collective, Cost, Shape
 from clip_jax.preflight.report import Report, format_report
 from clip_jax.preflight.run import preflight
 from clip_jax.preflight.suggest import cost

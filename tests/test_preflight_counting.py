@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.preflight.counting import program_cost
+from clip_jax.preflight.hlo.counting import program_cost
 from clip_jax.sharding import make_mesh
 
 

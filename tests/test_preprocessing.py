@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pictures import photo
 
-from clip_jax.data.image import OPENAI_MEAN, OPENAI_STD, ImageTransform
 from clip_jax.errors import UserError
-from clip_jax.weights.preprocessing import (
+from clip_jax.images.transform import OPENAI_MEAN, OPENAI_STD, ImageTransform
+from clip_jax.weights.rules.preprocessing import (
     from_huggingface,
     from_open_clip,
     to_huggingface,

@@ -14,10 +14,10 @@ from tiny import tiny_config
 
 from clip_jax.errors import UserError
 from clip_jax.training.config import build_config
-from clip_jax.training.explain import explain_sharding
-from clip_jax.training.loop import train
-from clip_jax.training.metrics import read_rows
-from clip_jax.training.profiling import CompileWatch, Profiling, Tracer, parse_steps
+from clip_jax.training.log.metrics import read_rows
+from clip_jax.training.log.profile import CompileWatch, Profiling, Tracer, parse_steps
+from clip_jax.training.run.explain import explain_sharding
+from clip_jax.training.run.loop import train
 
 
 def test_ranges_of_steps():

@@ -128,7 +128,7 @@ def test_evaluation_table_has_the_last_row_of_each_dataset(glyph_report, tiny_ru
 
 def test_quiz_shows_the_models_own_probabilities(glyph_report, tiny_run):
     import clip_jax
-    from clip_jax.data.glyphs import is_ascii_letter, open_glyphs
+    from clip_jax.data.sources.glyphs import is_ascii_letter, open_glyphs
 
     body = sections(glyph_report)["Which letter is this?"]
     cards = body.split('class="card guess"')[1:]

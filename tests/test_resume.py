@@ -16,7 +16,7 @@ import pytest
 from conftest import REPOSITORY
 from safetensors.numpy import load_file
 
-from clip_jax.training.metrics import read_rows
+from clip_jax.training.log.metrics import read_rows
 
 STEPS = 24
 CONFIG = """

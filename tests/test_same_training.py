@@ -8,11 +8,11 @@ import pytest
 from shards import write_shard
 from tiny import tiny_config
 
-from clip_jax.data.array_record import write_array_records
 from clip_jax.data.sources import open_source
+from clip_jax.data.sources.array_record import write_array_records
 from clip_jax.training.config import build_config
-from clip_jax.training.loop import train
-from clip_jax.training.metrics import read_rows
+from clip_jax.training.log.metrics import read_rows
+from clip_jax.training.run.loop import train
 
 Samples = list[tuple[str, bytes, str]]  # key, JPEG, caption
 

@@ -14,10 +14,10 @@ from clip_jax.models.architectures import get_architecture
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.sharding import batch_sharding, global_batch, make_mesh
 from clip_jax.training.config import OptimizerConfig, build_config
-from clip_jax.training.gradient import Objective
-from clip_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from clip_jax.training.state import create_state, sharded_state
-from clip_jax.training.step import make_train_step
+from clip_jax.training.step.gradient import Objective
+from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
+from clip_jax.training.step.state import create_state, sharded_state
+from clip_jax.training.step.update import make_train_step
 
 BATCH = 32
 

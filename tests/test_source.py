@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.weights.source import resolve_source, wanted_files
+from clip_jax.weights.resolve import resolve_source, wanted_files
 
 fsspec = pytest.importorskip("fsspec")
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -302,7 +302,7 @@ def test_hub_id_that_is_not_in_the_cache_says_what_to_place_where(tmp_path):
 def test_offline_switch_of_the_hub_in_a_process_of_its_own(tmp_path):
     """Without a network even the client's own switch and cache folder are honoured."""
     snapshot = hub_cache(tmp_path / "mine", "org/name", {"model.safetensors": b"x"})
-    code = "from clip_jax.weights.source import resolve_source; print(resolve_source('org/name'))"
+    code = "from clip_jax.weights.resolve import resolve_source; print(resolve_source('org/name'))"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "mine")}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
@@ -377,7 +377,7 @@ def test_malformed_hub_ids(typed):
 
 def test_importing_is_light():
     code = (
-        "import sys, clip_jax.weights.source as s; "
+        "import sys, clip_jax.weights.resolve as s; "
         "print(sorted({'huggingface_hub','fsspec','torch','tqdm','jax'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

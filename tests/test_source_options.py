@@ -13,17 +13,16 @@ import pytest
 from absl import flags
 from shards import photo, samples, write_shard
 
-from clip_jax.data import refine
-from clip_jax.data.array_record import write_array_records
 from clip_jax.data.options import SourceConfig, SourceOptions
-from clip_jax.data.sources import open_source
+from clip_jax.data.sources import open_source, refine
+from clip_jax.data.sources.array_record import write_array_records
+from clip_jax.data.task_data import TaskData
 from clip_jax.dataset_tools.data_flags import gather_overrides
 from clip_jax.errors import UserError
-from clip_jax.evaluation.task_data import TaskData
 from clip_jax.evaluation.tasks import check_tasks
-from clip_jax.source_flags import SourceFlags, as_flags, command_flags
 from clip_jax.training.config import build_config
-from clip_jax.training.data import open_data
+from clip_jax.training.run.data import open_data
+from clip_jax.training.source_flags import SourceFlags, as_flags, command_flags
 
 # A value of each option that is not its default, as a flag spells it and as it is.
 VALUES: dict[str, tuple[str, Any]] = {

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data.image import decode
 from clip_jax.data.records import DecodeError
 from clip_jax.data.sources import open_source
 from clip_jax.errors import UserError
+from clip_jax.images.transform import decode
 
 
 def png(colour=(200, 30, 30), size=(8, 6)) -> bytes:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_jax.data.augmentation import Augmentation, training_image
-from clip_jax.data.image import DecodeError, ImageTransform, decode
 from clip_jax.data.sources import open_source
+from clip_jax.images.augmentation import Augmentation, training_image
+from clip_jax.images.transform import DecodeError, ImageTransform, decode
 
 HOSTILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "hostile"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_jax.data.splits import choose_split, is_split_name
+from clip_jax.data.sources.splits import choose_split, is_split_name
 from clip_jax.errors import UserError
 
 ALL = ("train", "validation", "test")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from loopback import Loopback
 
-from clip_jax.data import stores
 from clip_jax.data.options import RemoteOptions
-from clip_jax.data.stores import Unavailable
 from clip_jax.errors import UserError
+from clip_jax.files import stores
+from clip_jax.files.stores import Unavailable
 
 pytest.importorskip("aiohttp")
 

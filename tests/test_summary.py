@@ -7,7 +7,13 @@ import sys
 
 import pytest
 
-from clip_jax.training.summary import WIDTH, format_rows, next_commands, print_summary, shown_path
+from clip_jax.training.log.summary import (
+    WIDTH,
+    format_rows,
+    next_commands,
+    print_summary,
+    shown_path,
+)
 
 LETTERS = {
     "task": "glyphs/letters",

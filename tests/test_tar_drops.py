@@ -17,8 +17,8 @@ import pytest
 from shards import png
 
 from clip_jax.data.sources import open_source
-from clip_jax.data.streaming import StreamingSource
-from clip_jax.data.tar_drops import Dropped, join_apart, without_image
+from clip_jax.data.stream.shards import StreamingSource
+from clip_jax.data.tars.drops import Dropped, join_apart, without_image
 from clip_jax.errors import UserError
 
 IMAGE = png(1)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data.image import ImageTransform
 from clip_jax.errors import UserError
 from clip_jax.evaluation.tasks import Embedders, TaskData, check_tasks, run_task
+from clip_jax.images.transform import ImageTransform
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 

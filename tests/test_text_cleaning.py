@@ -6,7 +6,7 @@ import ftfy
 import numpy as np
 import pytest
 
-from clip_jax.data.text_cleaning import clean_text
+from clip_jax.text.cleaning import clean_text
 
 
 @pytest.mark.parametrize(

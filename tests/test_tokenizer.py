@@ -15,8 +15,10 @@ import pytest
 import sentencepiece
 from textbook_tokenizer import TextbookClip
 
-from clip_jax.data import bpe, token_files
-from clip_jax.data.tokenizer import (
+from clip_jax.errors import UserError
+from clip_jax.text import clip_bpe as bpe
+from clip_jax.text import merges_file as token_files
+from clip_jax.text.tokenizer import (
     TOKENIZER_CONFIG_NAME,
     ClipBpeTokenizer,
     SentencePieceTokenizer,
@@ -28,7 +30,6 @@ from clip_jax.data.tokenizer import (
     tokenizer_from_files,
     train_sentencepiece,
 )
-from clip_jax.errors import UserError
 
 BPE_FILE = Path(__file__).parents[2] / "shared" / "data" / "clip_bpe" / bpe.BPE_FILE_NAME
 
@@ -264,7 +265,7 @@ def test_one_caption_and_many_characters():
 def test_training_is_deterministic_across_processes():
     names = [unicodedata.name(chr(c), "") for c in range(0x20, 0x2000)]
     code = (
-        "import sys, hashlib; from clip_jax.data.tokenizer import train_sentencepiece\n"
+        "import sys, hashlib; from clip_jax.text.tokenizer import train_sentencepiece\n"
         "t = train_sentencepiece(sys.stdin.read().split('\\n'), 1000)\n"
         "print(hashlib.sha256(t.to_files()[1]['tokenizer.model']).hexdigest())"
     )

@@ -18,9 +18,9 @@ import pytest
 import sentencepiece
 from textbook_tokenizer import PHRASES, SCRIPTS, TextbookClip, random_strings
 
-from clip_jax.data.bpe import BPE_FILE_NAME
-from clip_jax.data.text_cleaning import clean_text
-from clip_jax.data.tokenizer import (
+from clip_jax.text.cleaning import clean_text
+from clip_jax.text.clip_bpe import BPE_FILE_NAME
+from clip_jax.text.tokenizer import (
     SentencePieceTokenizer,
     get_tokenizer,
     load_huggingface_tokenizer,

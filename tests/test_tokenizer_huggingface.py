@@ -13,7 +13,8 @@ import sentencepiece
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from clip_jax.data.tokenizer import (
+from clip_jax.errors import UserError
+from clip_jax.text.tokenizer import (
     ClipBpeTokenizer,
     HuggingFaceTokenizer,
     SentencePieceTokenizer,
@@ -26,7 +27,6 @@ from clip_jax.data.tokenizer import (
     tokenizer_from_files,
     train_sentencepiece,
 )
-from clip_jax.errors import UserError
 
 TEXTS = ["a cat on a mat", "", "A CAT'S low mat", "lower lowest newer"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

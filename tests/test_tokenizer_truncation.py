@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import clip_jax
-from clip_jax.data.tokenizer import train_sentencepiece
 from clip_jax.errors import UserError
+from clip_jax.text.tokenizer import train_sentencepiece
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from tiny import tiny_config
 
 from clip_jax.errors import UserError
 from clip_jax.training.config import build_config
-from clip_jax.training.loop import train
-from clip_jax.training.metrics import JsonLines, format_seconds, read_rows
+from clip_jax.training.log.metrics import JsonLines, format_seconds, read_rows
+from clip_jax.training.run.loop import train
 
 
 def test_a_run_logs_every_step_and_both_evaluations(tiny_run: Path) -> None:
@@ -60,7 +60,7 @@ def test_loss_that_is_not_finite_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A poisoned batch: the state before it is saved, and its records are named."""
-    from clip_jax.training import loop
+    from clip_jax.training.run.opening import loop
 
     config = build_config(tiny_config(mesh__data=8, steps=20))
     real = loop.global_batch
@@ -127,8 +127,8 @@ def test_average_of_parameters_is_exported(tmp_path: Path) -> None:
         build_config(tiny_config(mesh__data=8, steps=10, optimizer__ema_decay=0.99)),
         tmp_path / "run",
     )
-    from clip_jax.training.checkpoint import read_params
-    from clip_jax.weights.bundle import flatten
+    from clip_jax.training.run.checkpoint import read_params
+    from clip_jax.weights.layouts.bundle import flatten
 
     averaged = flatten(read_params(tmp_path / "run" / "checkpoints" / "10"))
     exported = flatten(jax.tree.map(np.asarray, clip.params))

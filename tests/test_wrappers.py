@@ -16,7 +16,7 @@ from tiny_clip import assert_same_params, tiny
 import clip_jax
 from clip_jax.clip import Clip
 from clip_jax.errors import UserError
-from clip_jax.weights.tensors import save_safetensors
+from clip_jax.weights.files.tensors import save_safetensors
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
@@ -470,7 +470,7 @@ def test_scale_of_any_shape_in_the_other_layouts(shape, layout, tmp_path):
 def siglip() -> Clip:
     from tiny_clip import TINY, random_params
 
-    from clip_jax.weights.huggingface_config import siglip_config
+    from clip_jax.weights.layouts.huggingface_config import siglip_config
 
     fields = TINY | {"embed_dim": 32, "vision_width": 32, "text_width": 32}
     config = siglip_config(**fields)

@@ -17,8 +17,8 @@ from clip_jax.losses import softmax_loss
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.resnet import BATCH_STATISTICS, update_running_statistics
 from clip_jax.models.two_tower import TwoTower, l2_normalize
-from clip_jax.weights.open_clip import IGNORED, open_clip_rules
-from clip_jax.weights.table import ArrayTensors, Rule, read_params, write_tensors
+from clip_jax.weights.layouts.open_clip import IGNORED, open_clip_rules
+from clip_jax.weights.rules.table import ArrayTensors, Rule, read_params, write_tensors
 
 GOLDENS = Path(__file__).parent / "goldens"
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from clip_jax.data.options import LISTED_DROPS
-from clip_jax.data.text_encoding import utf16_problem
 from clip_jax.errors import UserError
+from clip_jax.files.text_encoding import utf16_problem
 
 IMAGE_EXTENSIONS = (
     "jpg",

@@ -7,13 +7,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_jax.data.augmentation import Augmentation
 from clip_jax.data.records import Source
-from clip_jax.data.tokenizer import Tokenizer, train_sentencepiece
 from clip_jax.dataset_tools.survey import Survey
 from clip_jax.dataset_tools.throughput import Loader
 from clip_jax.errors import UserError
+from clip_jax.images.augmentation import Augmentation
 from clip_jax.models.config import ClipConfig
+from clip_jax.text.tokenizer import Tokenizer, train_sentencepiece
 from clip_jax.training.config import TokenizerConfig, TrainConfig, build_config
 
 _DEFAULT_IMAGE_SIZE = 224
@@ -101,7 +101,7 @@ def of_model(name: str, given: Tokenizer | None, given_name: str | None) -> AsTr
     Raises UserError where it is no model, or has no tokenizer and none is given.
     """
     from clip_jax.loading import open_model
-    from clip_jax.weights.source import resolve_source
+    from clip_jax.weights.resolve import resolve_source
 
     path = resolve_source(name)
     found = open_model(path)
@@ -143,8 +143,8 @@ def of_config(config: TrainConfig) -> AsTrained | None:
 
     Raises UserError for a tokenizer or model that is not to be had.
     """
-    from clip_jax.training.initial import open_initial, takes_tokens
-    from clip_jax.training.run import make_tokenizer
+    from clip_jax.training.run.initial import open_initial, takes_tokens
+    from clip_jax.training.run.opening import make_tokenizer
 
     initial = open_initial(config)
     if initial is not None and takes_tokens(config):
@@ -158,7 +158,7 @@ def of_config(config: TrainConfig) -> AsTrained | None:
 
 def of_config_and_captions(config: TrainConfig, source: Source, found: Survey) -> AsTrained:
     """As a run of that configuration would, with a tokenizer trained as the trainer does it."""
-    from clip_jax.training.data import captions_of
+    from clip_jax.training.run.data import captions_of
 
     settings = config.tokenizer
     whole = len(source) <= _RECORDS

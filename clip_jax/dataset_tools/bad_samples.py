@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from clip_jax.data.records import DecodeError, Source
-from clip_jax.data.refine import RefinedSource
+from clip_jax.data.sources.refine import RefinedSource
 
 
 @runtime_checkable

@@ -20,8 +20,8 @@ from typing import Any
 
 from clip_jax.data.records import Source
 from clip_jax.dataset_tools.output_files import names_in, write_json
-from clip_jax.disk import ASIDE_PREFIX, telling
 from clip_jax.errors import UserError
+from clip_jax.files.disk import ASIDE_PREFIX, telling
 
 RECORD = "convert.json"
 ASIDE = ".convert"  # folder in it

@@ -39,8 +39,8 @@ from clip_jax.dataset_tools.recode import ENCODINGS, Recoding
 from clip_jax.dataset_tools.tar_writer import Sample, plain, write_tar
 from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.dataset_tools.workers import Count, each, work_on
-from clip_jax.disk import advice
 from clip_jax.errors import UserError
+from clip_jax.files.disk import advice
 
 FLAGS = flags.FlagValues()
 _DATA = define_data_flags(FLAGS)
@@ -251,7 +251,7 @@ def _writer(to: str) -> Callable[[Path, Iterable[Sample]], object]:
         import array_record.python.array_record_module  # noqa: F401
     except ImportError as error:
         raise UserError(f"--to={to}: needs another package; pip install array_record") from error
-    from clip_jax.data.array_record import write_array_records
+    from clip_jax.data.sources.array_record import write_array_records
 
     return write_array_records
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from clip_jax.data.paths import expand_paths, is_remote
 from clip_jax.data.sources import detect_format
+from clip_jax.files.patterns import expand_paths, is_remote
 
 _ENDINGS = {"webdataset": ".tar", "array_record": ".array_record", "parquet": ".parquet"}
 

@@ -15,10 +15,10 @@ from clip_jax.arguments import with_home
 from clip_jax.command_line import read_config
 from clip_jax.data.options import SourceConfig
 from clip_jax.data.records import Source
-from clip_jax.data.refine import open_refined
+from clip_jax.data.sources.refine import open_refined
 from clip_jax.errors import UserError
-from clip_jax.source_flags import SourceFlags, as_flags
 from clip_jax.training.config import DataConfig, TrainConfig, build_config
+from clip_jax.training.source_flags import SourceFlags, as_flags
 
 _OVERRIDES = "config.KEY"  # the name shows in the help
 _OVERRIDE = re.compile(r"--?(no)?config\.")
@@ -85,7 +85,7 @@ class DataFlags:
                 "config.data.streaming=True: a stream has no numbers by which samples are looked"
                 " at; set it to False"
             )
-        from clip_jax.training.data import open_data
+        from clip_jax.training.run.data import open_data
 
         return open_data(config)
 

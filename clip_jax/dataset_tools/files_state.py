@@ -6,13 +6,13 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 
-from clip_jax.data.mixture import MixtureSource
-from clip_jax.data.paths import is_remote
 from clip_jax.data.records import Source
-from clip_jax.data.refine import RefinedSource
 from clip_jax.data.sources import detect_format
-from clip_jax.data.tabular import image_place
+from clip_jax.data.sources.columns import image_place
+from clip_jax.data.sources.refine import RefinedSource
+from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.dataset_tools.data_files import local_files
+from clip_jax.files.patterns import is_remote
 
 # Formats whose keys are paths of images, relative to the folder or to that of the file.
 _KEYS_ARE_PATHS = ("folder", "csv", "jsonl")

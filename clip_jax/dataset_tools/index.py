@@ -14,11 +14,11 @@ from absl import flags
 from tqdm import tqdm
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.paths import expand_paths
-from clip_jax.data.tar_index import NO_END, read_drops
-from clip_jax.data.tar_indexes import IndexSummary, Shard, build_indexes
+from clip_jax.data.tars.collection import IndexSummary, Shard, build_indexes
+from clip_jax.data.tars.index import NO_END, read_drops
 from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.errors import UserError
+from clip_jax.files.patterns import expand_paths
 
 FLAGS = flags.FlagValues()
 _DATA = flags.DEFINE_string(

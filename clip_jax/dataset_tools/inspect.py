@@ -13,7 +13,6 @@ from __future__ import annotations
 from absl import flags
 
 from clip_jax.data.records import Source
-from clip_jax.data.tokenizer import get_tokenizer
 from clip_jax.dataset_tools.as_trained import (
     AsTrained,
     of_captions,
@@ -28,6 +27,7 @@ from clip_jax.dataset_tools.survey import Survey, evenly, survey
 from clip_jax.dataset_tools.throughput import CHIP_MODELS
 from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.errors import UserError
+from clip_jax.text.tokenizer import get_tokenizer
 from clip_jax.training.config import TrainConfig
 
 FLAGS = flags.FlagValues()

@@ -9,10 +9,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from clip_jax import disk
 from clip_jax.arguments import local_path
-from clip_jax.disk import telling
 from clip_jax.errors import UserError
+from clip_jax.files import disk
+from clip_jax.files.disk import telling
 
 
 def output_file(value: str | None, flag: str = "--output") -> Path | None:

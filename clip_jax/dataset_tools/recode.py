@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from clip_jax.data.decoding import decode, open_header
 from clip_jax.data.records import DecodeError, Record
+from clip_jax.images.decoding import decode, open_header
 
 ENCODINGS = ("keep", "jpeg", "webp", "png")
 

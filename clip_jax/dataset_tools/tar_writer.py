@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.records import IMAGE_EXTENSIONS
-from clip_jax.data.tar_captions import SEVERAL_FIELD
+from clip_jax.data.tars.captions import SEVERAL_FIELD
 from clip_jax.dataset_tools.recode import extension_of
 
 Sample = tuple[str, bytes, tuple[str, ...], dict[str, Any]]  # key, image, captions, metadata

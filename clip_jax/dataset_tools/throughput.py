@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clip_jax.data.augmentation import Augmentation, training_image
-from clip_jax.data.make_batch import choose_caption
 from clip_jax.data.records import DecodeError, Record, Source
-from clip_jax.data.tokenizer import Tokenizer
+from clip_jax.data.stream.make_batch import choose_caption
+from clip_jax.images.augmentation import Augmentation, training_image
+from clip_jax.text.tokenizer import Tokenizer
 
 CHIP = "TPU v5e"
 UTILISATION = 0.5  # of the peak, assumed of a good training run

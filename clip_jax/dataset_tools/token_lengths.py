@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clip_jax.data.tokenizer import Tokenizer
+from clip_jax.text.tokenizer import Tokenizer
 
 LONGEST = 4096  # tokens; a longer caption counts as so many
 _CAPTIONS_AT_ONCE = 256  # rows of LONGEST ids: 4 MiB

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from clip_jax.data.records import DecodeError
+from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation.prompts import read_classnames
-from clip_jax.evaluation.task_data import TaskData
 
 UNLABELLED = -1
 _NUMBER = re.compile(r"([+-]?\d{1,18})(\.0*)?", re.ASCII)

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.data import glyphs
-from clip_jax.data.evaluation_batches import evaluation_batches
-from clip_jax.data.image import ImageTransform
 from clip_jax.data.records import Source, split_of
-from clip_jax.data.refine import open_refined
-from clip_jax.data.splits import is_for_training
+from clip_jax.data.sources import glyphs
+from clip_jax.data.sources.refine import open_refined
+from clip_jax.data.sources.splits import is_for_training
+from clip_jax.data.stream.evaluation_batches import evaluation_batches
+from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation.labels import UNLABELLED, read_labels
 from clip_jax.evaluation.prompts import get_templates
 from clip_jax.evaluation.retrieval import retrieval_recalls
-from clip_jax.evaluation.task_data import TaskData
 from clip_jax.evaluation.zero_shot import evaluate_zero_shot
+from clip_jax.images.transform import ImageTransform
 
 logger = logging.getLogger(__name__)
 

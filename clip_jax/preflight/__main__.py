@@ -14,8 +14,8 @@ from ml_collections import config_flags
 
 from clip_jax import command_line
 from clip_jax.arguments import config_with_home, local_path
-from clip_jax.disk import telling, write_text
 from clip_jax.errors import UserError
+from clip_jax.files.disk import telling, write_text
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, such as configs/openai_vit_b32.py.", lock_config=True

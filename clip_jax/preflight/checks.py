@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from clip_jax.preflight.compile import Run
-from clip_jax.preflight.counting import Collective, Cost
+from clip_jax.preflight.hlo.counting import Collective, Cost
 from clip_jax.sharding import FSDP_MIN_BYTES, STACKED, batch_shards
 
 

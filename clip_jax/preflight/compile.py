@@ -14,17 +14,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clip_jax.clip import embed_images, embed_tokens
-from clip_jax.data.tokenizer import OPENAI_VOCAB_SIZE, get_tokenizer
 from clip_jax.errors import UserError
 from clip_jax.losses import effective_implementation
 from clip_jax.models.config import ClipConfig
-from clip_jax.preflight.counting import Cost, program_cost
+from clip_jax.preflight.hlo.counting import Cost, program_cost
 from clip_jax.preflight.topology import Target
 from clip_jax.sharding import batch_sharding, batch_shards, check_batch, make_mesh, replicated
+from clip_jax.text.tokenizer import OPENAI_VOCAB_SIZE, get_tokenizer
 from clip_jax.training.config import TrainConfig
-from clip_jax.training.program import abstract_batch, abstract_run_state, jit_train_step
-from clip_jax.training.run import resolve_architecture
-from clip_jax.training.state import TrainState
+from clip_jax.training.run.opening import resolve_architecture
+from clip_jax.training.step.compiled import abstract_batch, abstract_run_state, jit_train_step
+from clip_jax.training.step.state import TrainState
 
 NOMINAL_STEPS = 100_000  # of a run whose length is given in epochs of data that are not here
 

@@ -10,8 +10,8 @@ from clip_jax.models.flops import peak_flops
 from clip_jax.models.two_tower import count_trainable
 from clip_jax.preflight.checks import batch_gathers, whole_optimizer_leaves
 from clip_jax.preflight.compile import Compiled, Run, bytes_per_device
-from clip_jax.preflight.counting import Collective
-from clip_jax.training.program import abstract_batch, run_flops
+from clip_jax.preflight.hlo.counting import Collective
+from clip_jax.training.step.compiled import abstract_batch, run_flops
 
 PLANNED_UTILIZATION = (0.4, 0.5)  # of the device's peak, in operations of the model
 LARGEST = 5  # exchanges that are shown

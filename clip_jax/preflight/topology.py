@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from clip_jax.errors import UserError
-from clip_jax.idle_tpu import QUIET_LIBTPU
+from clip_jax.hosts.idle_tpu import QUIET_LIBTPU
 
 _NAME = re.compile(r"(?:(?P<slices>\d+)x)?(?P<generation>[a-z]\w*):(?P<shape>\d+(?:x\d+)*)")
 MOST_CPU_DEVICES = 4096

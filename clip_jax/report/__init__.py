@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clip_jax.disk import write_text, writing
+from clip_jax.files.disk import write_text, writing
 
 REPORT = "report.html"
 

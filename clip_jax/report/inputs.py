@@ -10,8 +10,8 @@ from typing import Any
 from clip_jax.clip import Clip
 from clip_jax.errors import UserError
 from clip_jax.loading import load
-from clip_jax.training.metrics import read_rows
-from clip_jax.training.summary import Row, read_config
+from clip_jax.training.log.metrics import read_rows
+from clip_jax.training.log.summary import Row, read_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from clip_jax.report import page
 from clip_jax.report.charts import DARK, LIGHT, Chart, Curve, draw
 from clip_jax.report.gallery import gallery_sections
 from clip_jax.report.inputs import RunFiles
-from clip_jax.training.metrics import format_seconds
-from clip_jax.training.summary import (
+from clip_jax.training.log.metrics import format_seconds
+from clip_jax.training.log.summary import (
     Column,
     Row,
     last_evaluation,

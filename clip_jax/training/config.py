@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from ml_collections import config_dict
 
-from clip_jax.data.augmentation import Augmentation
 from clip_jax.data.options import SourceConfig, SourceFields
+from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
-from clip_jax.evaluation.task_data import TaskData
+from clip_jax.images.augmentation import Augmentation
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig
 from clip_jax.training.config_values import build, coerce, optional, to_config_dict, unknown_key

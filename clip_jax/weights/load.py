@@ -18,19 +18,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from clip_jax.data.huggingface_tokenizer import has_tokenizer, load_huggingface_tokenizer
-from clip_jax.data.tokenizer import Tokenizer, get_tokenizer
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture, same_function
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.sharding import leaf_spec
-from clip_jax.weights import big_vision, dual_encoder, huggingface, open_clip, openai
-from clip_jax.weights.bundle import bundle_rules, is_bundle, open_bundle
-from clip_jax.weights.folders import inventory, newest_trainer_checkpoint, refuse_adapter
-from clip_jax.weights.open_clip_config import config_from_open_clip
-from clip_jax.weights.preprocessing import from_huggingface
-from clip_jax.weights.table import Place, Rule, Tensors, read_params
-from clip_jax.weights.tensors import find_weights, is_index, open_tensors
+from clip_jax.text.huggingface_files import has_tokenizer, load_huggingface_tokenizer
+from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
+from clip_jax.weights.files.folders import inventory, newest_trainer_checkpoint, refuse_adapter
+from clip_jax.weights.files.tensors import find_weights, is_index, open_tensors
+from clip_jax.weights.layouts import big_vision, dual_encoder, huggingface, open_clip, openai
+from clip_jax.weights.layouts.bundle import bundle_rules, is_bundle, open_bundle
+from clip_jax.weights.layouts.open_clip_config import config_from_open_clip
+from clip_jax.weights.rules.preprocessing import from_huggingface
+from clip_jax.weights.rules.table import Place, Rule, Tensors, read_params
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from clip_jax.data.tokenizer import Tokenizer
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import count_trainable
+from clip_jax.text.tokenizer import Tokenizer
 
 LOADING = {
     "clip_jax": """```python

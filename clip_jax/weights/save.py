@@ -10,19 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clip_jax.data.bpe import ClipBpeTokenizer
-from clip_jax.data.text_cleaning import clean_text
-from clip_jax.data.tokenizer import Tokenizer
-from clip_jax.data.tokenizer_export import to_huggingface_files
-from clip_jax.disk import writing
 from clip_jax.errors import UserError
+from clip_jax.files.disk import writing
 from clip_jax.models.config import ClipConfig
-from clip_jax.weights import huggingface, open_clip, preprocessing
-from clip_jax.weights.bundle import CONFIG, write_bundle
+from clip_jax.text.cleaning import clean_text
+from clip_jax.text.clip_bpe import ClipBpeTokenizer
+from clip_jax.text.huggingface_export import to_huggingface_files
+from clip_jax.text.tokenizer import Tokenizer
+from clip_jax.weights.files.tensors import save_safetensors
+from clip_jax.weights.layouts import huggingface, open_clip
+from clip_jax.weights.layouts.bundle import CONFIG, write_bundle
+from clip_jax.weights.layouts.open_clip_export import config_to_open_clip
 from clip_jax.weights.model_card import model_card
-from clip_jax.weights.open_clip_export import config_to_open_clip
-from clip_jax.weights.table import write_tensors
-from clip_jax.weights.tensors import save_safetensors
+from clip_jax.weights.rules import preprocessing
+from clip_jax.weights.rules.table import write_tensors
 
 OPEN_CLIP_CONFIG, OPENAI_VOCAB_SIZE = "open_clip_config.json", 49408
 # Our modes of cleaning -> the nearest of open_clip's.

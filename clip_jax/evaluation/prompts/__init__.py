@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clip_jax.arguments import shown, text_list, with_home
-from clip_jax.data.text_encoding import utf16_problem
 from clip_jax.errors import UserError
+from clip_jax.files.text_encoding import utf16_problem
 
 # A name or file of templates, or templates.
 Templates = str | os.PathLike[str] | Iterable[str]

@@ -1,0 +1,250 @@
+"""A folder of images, captioned by `.txt` files beside them or by the names of their subfolders."""
+
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.records import (
+    IMAGE_EXTENSIONS,
+    CaptionError,
+    Drops,
+    Record,
+    decode_caption,
+    fingerprint_of,
+    read_file,
+)
+from clip_jax.data.sources.record_store import PackedTexts, RecordStore
+from clip_jax.errors import UserError
+
+_TABLES = ("csv", "tsv", "jsonl", "ndjson")
+# Files of these kinds are often something else, unless they have such a name.
+_SELDOM_TABLES = ("json", "parquet", "txt", "token")
+_TABLE_STEM = re.compile(r"metadata|captions?|annotations|\btoken\b")
+
+
+class FolderContents:
+    """What lies below a folder; hidden files and folders are skipped.
+
+    Attributes:
+      images: paths relative to the folder, with "/", sorted by folder.
+      caption_files: for each image the name of the `.txt` beside it; "" for none.
+      captioned: how many images have one.
+      tables: relative paths of the files that may be tables of captions, by their names; those
+        that are named as an image beside them are not.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.images = PackedTexts()
+        self.caption_files = PackedTexts()
+        self.captioned = 0
+        self.tables: list[str] = []
+        self._root = Path(root)
+        self._seen: set[str] = set()
+        self._walk("")
+
+    def _walk(self, folder: str) -> None:
+        # Linked class folders are common; the real path guards against a link to a parent.
+        real = os.path.realpath(self._root / folder)
+        if real in self._seen:
+            return
+        self._seen.add(real)
+        folders, files = list_folder(self._root / folder)
+        captions = caption_files(files)
+        self.tables += (posixpath.join(folder, name) for name in tables_among(files))
+        for name in sorted((*folders, *files)):
+            path = posixpath.join(folder, name)
+            if name in captions:
+                self.images.append(path)
+                self.caption_files.append(captions[name])
+                self.captioned += bool(captions[name])
+            elif name in folders:
+                self._walk(path)
+
+
+def list_folder(folder: Path) -> tuple[set[str], list[str]]:
+    """(names of the folders, names of the files) in `folder`, without hidden ones.
+
+    Raises UserError where it cannot be read.
+    """
+    folders, files = set(), []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                if entry.is_dir():
+                    folders.add(entry.name)
+                else:
+                    files.append(entry.name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+    return folders, files
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file is an image by its ending, in any case."""
+    return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
+
+
+def tables_among(names: list[str]) -> list[str]:
+    """The files in one folder that may be tables of captions, sorted."""
+    stems = {name.rpartition(".")[0].lower() for name in filter(is_image_name, names)}
+    found = []
+    for name in names:
+        stem, _, ending = name.lower().rpartition(".")
+        is_table = ending in _TABLES or (ending in _SELDOM_TABLES and is_named_as_captions(name))
+        if is_table and not stems & {stem, stem.rpartition(".")[0]}:
+            found.append(name)
+    return sorted(found)
+
+
+def is_named_as_captions(name: str) -> bool:
+    """Whether a file is called metadata, captions or the like."""
+    return _TABLE_STEM.search(posixpath.basename(name).lower()) is not None
+
+
+def caption_files(names: list[str]) -> dict[str, str]:
+    """Image -> its caption file, of the files in one folder; "" where it has none.
+
+    `a.jpg` is captioned by `a.jpg.txt`, else `a.txt`, else by one that differs from these in upper
+    or lower case and is not that of another image.
+    """
+    texts = {name for name in names if name.lower().endswith(".txt")}
+    found, taken = {}, set()
+    for name in filter(is_image_name, names):
+        candidates = (f"{name}.txt", f"{name.rpartition('.')[0]}.txt")
+        found[name] = next((text for text in candidates if text in texts), "")
+        taken.add(found[name])
+    by_lower = {text.lower(): text for text in sorted(texts - taken, reverse=True)}
+    for name, text in found.items():
+        if not text:
+            lowered = name.lower()
+            candidates = (f"{lowered}.txt", f"{lowered.rpartition('.')[0]}.txt")
+            found[name] = next((by_lower[text] for text in candidates if text in by_lower), "")
+    return found
+
+
+class FolderSource:
+    """Images below a folder, in sorted order.
+
+    A `.txt` beside an image holds its captions, one a line. Only where no image has one, the name
+    of the image's subfolder, `_` and `-` read as spaces, is its class (`metadata["class"]`), and
+    the caption is `caption_template` with the class in it. The key is the path relative to the
+    folder. Without `needs_captions` every image is a record, with its class in any case.
+
+    Args:
+      path: the folder.
+      contents: of it, or of the subfolder `inside`.
+      inside: where in the folder the images are, such as "train"; "" for all.
+
+    Raises:
+      UserError: the folder has no image, or no image with a caption.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        options: SourceOptions,
+        contents: FolderContents,
+        inside: str = "",
+    ) -> None:
+        if options.image_column is not None:
+            raise UserError(
+                f"image_column={options.image_column!r}: data of format folder has no such columns"
+                " (every image file is one); leave it out"
+            )
+        if "{}" not in options.caption_template:
+            raise UserError(
+                f"caption_template {options.caption_template!r} has no '{{}}' where the class name"
+                " goes"
+            )
+        self._root = Path(path)
+        self._options = options
+        self._captioned = contents.captioned
+        self._store = RecordStore()  # the rest: the class
+        self.dropped = Drops(options.listed_drops)
+        for image, caption_file in _pairs(contents):
+            self._add(posixpath.join(inside, image), caption_file, has_class="/" in image)
+        if not len(self._store) and not (options.skip_unreadable and self.dropped.total):
+            raise UserError(self._nothing_usable(path))
+        self.fingerprint = fingerprint_of(
+            (self.key(index), self.captions(index)) for index in range(len(self))
+        )
+
+    def _nothing_usable(self, path: str | os.PathLike[str]) -> str:
+        if not self._options.needs_captions:
+            return f"folder {path} has no image; give one with files such as 1.jpg"
+        why = next(iter(self.dropped.items()), None)
+        return (
+            f"folder {path} has no image with a caption"
+            + (f" ({self.dropped.total} without; {why[0]}: {why[1]})" if why else "")
+            + "; give images with .txt captions beside them, or in subfolders named by class"
+        )
+
+    def _add(self, key: str, caption_file: str, has_class: bool) -> None:
+        needs_captions = self._options.needs_captions
+        class_name = class_of(key) if has_class else ""
+        captions: tuple[str, ...] = ()
+        try:
+            if caption_file:
+                captions = self._read_captions(key, caption_file)
+            elif self._captioned and needs_captions:
+                some = f"{self._captioned:,} other image{'s have' * (self._captioned > 1)}"
+                some += " has" * (self._captioned == 1)
+                raise CaptionError(f"no .txt caption beside it, which {some}", "caption_missing")
+            elif has_class:
+                if not class_name:
+                    raise CaptionError("the name of its folder has no letters", "caption_empty")
+                captions = (self._options.caption_template.replace("{}", class_name),)
+            else:
+                raise CaptionError(
+                    "no .txt caption beside it and not in a subfolder named by class",
+                    "caption_missing",
+                )
+        except CaptionError as error:
+            if needs_captions:
+                self.dropped.add(error.kind, key, str(error))
+                return
+        keeps_class = not caption_file or not needs_captions
+        self._store.add(key, captions, class_name if keeps_class else "")
+
+    def _read_captions(self, key: str, caption_file: str) -> tuple[str, ...]:
+        try:
+            text = decode_caption((self._root / key).with_name(caption_file).read_bytes())
+        except CaptionError as error:
+            raise CaptionError(f"{caption_file}: {error}", error.kind) from None
+        except OSError as error:
+            reason = f"{caption_file} cannot be read: {error.strerror}"
+            raise CaptionError(reason, "caption_missing") from None
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: int) -> Record:
+        key = self.key(index)
+        return Record(key, read_file(self._root / key), self.captions(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._store.captions(index)
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        class_name = self._store.rest[index]
+        return {"class": class_name} if class_name else {}
+
+    def key(self, index: int) -> str:
+        return self._store.keys[index]
+
+
+def class_of(key: str) -> str:
+    """The class that the folder of an image names, with spaces for `_` and `-`."""
+    return " ".join(key.split("/")[-2].replace("_", " ").replace("-", " ").split())
+
+
+def _pairs(contents: FolderContents) -> Iterator[tuple[str, str]]:
+    for index in range(len(contents.images)):
+        yield contents.images[index], contents.caption_files[index]

@@ -1,0 +1,112 @@
+"""Single images on the web, as rows name them by URL: many are dead, and none is waited for.
+
+Shards of a store are worth minutes of patience (`stores.py`); of an image there are millions more.
+"""
+
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+
+from clip_jax.data.options import RemoteOptions
+from clip_jax.data.records import DecodeError
+from clip_jax.files.stores import in_time
+from clip_jax.files.telemetry import telemetry
+
+MAX_IMAGE_BYTES = 64 << 20
+_ATTEMPTS = 2
+_SECONDS = 2.0  # of an attempt without a byte, its connection included
+_ALL_SECONDS = 5.0  # of all attempts
+_PAUSE_SECONDS = 0.25
+
+# A host that failed so often in a row is not asked for a while.
+_FAILURES = 3
+_REST_SECONDS = 300.0
+_MAX_HOSTS = 10_000  # that are remembered
+
+_HEADERS = {"User-Agent": "clip_jax", "Accept": "image/*,*/*;q=0.5"}
+_BUSY = (408, 425, 429)  # what may be otherwise a moment later, as all from 500 on
+_SAFE = "%/:?=&#+,;@!$'()*[]~"  # of a URL; the rest, such as spaces and letters, is to be quoted
+_PIECE_BYTES = 1 << 16
+
+
+@dataclass
+class _Host:
+    failures: int = 0  # in a row
+    asked_again: float = 0.0  # monotonic time
+
+
+_failing: dict[str, _Host] = {}
+
+
+class _Refused(Exception):
+    """The host answers, but there is no such image for us."""
+
+
+def read_linked_image(url: str, remote: RemoteOptions) -> bytes:
+    """The file at an http:// or https:// URL; within 5 s, whatever the host does.
+
+    Raises DecodeError where it cannot be had, has more than `MAX_IMAGE_BYTES`, or its host has
+    failed several times of late.
+    """
+    end = time.monotonic() + _ALL_SECONDS
+    timeout = min(_SECONDS, remote.timeout_seconds)
+    host = url.split("/")[2]
+    if host in _failing and time.monotonic() < _failing[host].asked_again:
+        raise DecodeError(f"{url}: {host} has not answered before", "image_missing")
+    reason = ""
+    for attempt in range(min(_ATTEMPTS, remote.attempts)):
+        if attempt:
+            telemetry.add(store_retries=1)
+            time.sleep(_PAUSE_SECONDS)
+        try:
+            # In a thread: looking up a host knows no timeout.
+            data = in_time(lambda: _get(url, timeout, end), max(timeout, end - time.monotonic()))
+        except _Refused as error:
+            _failing.pop(host, None)
+            raise DecodeError(f"{url}: {error}", "image_missing") from None
+        except Exception as error:  # of sockets, TLS, HTTP, and of URLs that are none
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if time.monotonic() + timeout > end:
+                break
+            continue
+        _failing.pop(host, None)
+        telemetry.add(bytes_fetched=len(data))
+        return data
+    _remember(host)
+    raise DecodeError(f"{url}: cannot be read ({reason})", "image_missing")
+
+
+def _remember(host: str) -> None:
+    if len(_failing) >= _MAX_HOSTS:
+        _failing.pop(next(iter(_failing)), None)
+    known = _failing.setdefault(host, _Host())
+    known.failures += 1
+    if known.failures >= _FAILURES:
+        known.asked_again = time.monotonic() + _REST_SECONDS
+
+
+def _get(url: str, timeout: float, end: float) -> bytes:
+    """Raises _Refused, or nearly anything; what it has read by then is lost at `end`."""
+    request = urllib.request.Request(urllib.parse.quote(url, safe=_SAFE), headers=_HEADERS)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            declared = int(response.headers.get("Content-Length") or 0)
+            data = bytearray()
+            while declared <= MAX_IMAGE_BYTES and len(data) <= MAX_IMAGE_BYTES:
+                piece = response.read1(_PIECE_BYTES)
+                if not piece:
+                    break
+                data += piece
+                if time.monotonic() > end:
+                    raise TimeoutError(f"not complete after {_ALL_SECONDS:g} s")
+    except urllib.error.HTTPError as error:
+        if error.code < 500 and error.code not in _BUSY:
+            raise _Refused(f"the server says {error.code} {error.reason}") from None
+        raise
+    if max(declared, len(data)) > MAX_IMAGE_BYTES:
+        raise _Refused(f"has more than {MAX_IMAGE_BYTES:,} bytes")
+    if len(data) < declared:
+        raise OSError(f"{len(data)} bytes came instead of {declared}")
+    return bytes(data)

@@ -1,0 +1,236 @@
+"""Rows whose images are files that they name: what CSV and JSON lines have in common."""
+
+import os
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.records import CaptionError, Drops, Record, fingerprint_of
+from clip_jax.data.sources.columns import (
+    captions_of,
+    check_images_exist,
+    image_place,
+    local_copy,
+    read_image,
+    texts_of,
+    weighted,
+)
+from clip_jax.data.sources.record_store import GatheringStore
+from clip_jax.data.sources.splits import files_of_split
+from clip_jax.errors import UserError
+from clip_jax.files.patterns import expand_paths, is_remote
+
+_LOOKED_AT_RECORDS = 20  # of each file, for images that are on the web
+
+
+class ImageRows:
+    """Rows of (image path, captions, the rest), those of one image gathered into one record.
+
+    Attributes:
+      store: the records, in the order of their first rows.
+      files: of each record that of its first row.
+    """
+
+    def __init__(self, paths: Sequence[str], options: SourceOptions) -> None:
+        self._paths = paths
+        self._options = options
+        self._by_folder: dict[str, dict[str, int]] = {}  # folder -> image -> record
+        self.begin(0)
+        self.files = array("L")
+        self._labels: list[Any] = []  # of the records, where labels are wanted
+        self.store = GatheringStore()
+        self.dropped = Drops(options.listed_drops)
+
+    def begin(self, file: int) -> None:
+        """The rows of a file come now."""
+        self.file = file
+        # The same relative path is another image in another folder.
+        self._seen = self._by_folder.setdefault(os.path.dirname(self._paths[file]), {})
+
+    def drop(self, kind: str, row: str, reason: str) -> None:
+        """`row` names it in its file."""
+        if len(self._paths) > 1:
+            row = f"{os.path.basename(self._paths[self.file])} {row}"
+        self.dropped.add(kind, row, reason)
+
+    def add(self, row: str, image: Any, cells: Sequence[Any], rest: str, label: Any = None) -> None:
+        """Adds a row, or drops it by the name `row`.
+
+        The first of an image's rows tells its `rest` and its `label`; a later row of another label
+        is dropped, and one without is not.
+        """
+        if image is None or (isinstance(image, str) and not image.strip()):
+            self.drop("image_missing", row, "image path is empty")
+            return
+        try:
+            if not isinstance(image, str) or "\0" in image or not image.encode():
+                raise ValueError
+        except ValueError:  # also half a surrogate pair
+            reason = f"image is {type(image).__name__} {str(image)[:40]!r}, not a path"
+            self.drop("row_malformed", row, reason)
+            return
+        try:
+            texts = [texts_of(cell) for cell in cells]
+            weighted(texts, cells, self._options)
+        except CaptionError as error:
+            if self._options.needs_captions:
+                self.drop(error.kind, row, str(error))
+                return
+            texts = []
+        record = self._record(image.strip(), rest, label)
+        if record is None:
+            first = self._labels[self._seen[image.strip()]]
+            reason = f"label {label!r} where the image's first row has {first!r}"
+            self.drop("row_malformed", row, reason)
+            return
+        self.dropped.kept_rows += 1
+        weights = self._options.caption_weights
+        for column, found in enumerate(texts):
+            for text in found if not weights or weights[column] > 0 else ():
+                self.store.add_caption(record, column, text)
+
+    def _record(self, image: str, rest: str, label: Any) -> int | None:
+        """The number of the image's record, which is new or not; None where labels contradict."""
+        new = len(self.files)
+        record = self._seen.setdefault(image, new)
+        if record == new:
+            self.store.keys.append(image)
+            self.store.rest.append(rest)
+            self.files.append(self.file)
+            if self._options.label_column is not None:
+                self._labels.append(label)
+        elif label is not None and label != self._labels[record]:
+            return None
+        return record
+
+
+class PathSource:
+    """Records whose images are files that rows name; base of the formats of text.
+
+    The key is the path as the file has it. Relative paths are relative to the file.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        options: SourceOptions,
+        endings: tuple[str, ...],
+        elsewhere: Sequence[str] = (),
+    ) -> None:
+        """Reads all rows.
+
+        Args:
+          endings: of the files that are meant, such as ".csv".
+          elsewhere: folders in which the images are looked for where none of the first is beside
+            the file; the only one that has any is taken.
+
+        Raises UserError: file missing, no usable row, or none of the first images there.
+        """
+        self._paths, self.split = _expanded(os.fspath(path), endings, options)
+        self._options = options
+        rows = ImageRows(self._paths, options)
+        for number, name in enumerate(self._paths):
+            rows.begin(number)
+            try:
+                self._read(name, local_copy(name, options.remote), rows)
+            except OSError as error:
+                raise UserError(f"{name} cannot be read: {error.strerror or error}") from None
+        self.dropped: Drops = rows.dropped
+        self._store = rows.store
+        self._store.gather(keep_columns=bool(options.caption_weights))
+        # Where the records of each file begin.
+        self._starts = np.searchsorted(np.asarray(rows.files), np.arange(len(self._paths)))
+        if not len(self._store) and not (options.skip_unreadable and self.dropped.total):
+            why = next(iter(self.dropped.items()), None)
+            wanted = "an image and a caption" if options.needs_captions else "an image"
+            raise UserError(
+                f"{path} has no row with {wanted}; give at least one"
+                + (f" ({self.dropped.total} dropped; {why[0]}: {why[1]})" if why else "")
+            )
+        # Of each file the one that its relative paths begin at.
+        self._folders = [os.path.dirname(name) for name in self._paths]
+        self._check_images(elsewhere)
+        self.fingerprint = fingerprint_of(
+            (self.key(index), self.captions(index)) for index in range(len(self))
+        )
+
+    def _read(self, name: str, path: Path, rows: ImageRows) -> None:
+        """Adds all rows of the file called `name`, which lies at `path`."""
+        raise NotImplementedError
+
+    def _check_images(self, elsewhere: Sequence[str]) -> None:
+        ends = [*self._starts[1:].tolist(), len(self)]
+        for file, (start, end) in enumerate(zip(self._starts.tolist(), ends, strict=True)):
+            first = [
+                self.key(index) for index in range(start, min(end, start + _LOOKED_AT_RECORDS))
+            ]
+            if not first:
+                continue
+            if all(key.startswith(("http://", "https://")) for key in first):
+                raise UserError(
+                    f"{self._paths[file]}: its images are on the web (such as {first[0]}); download"
+                    " the images first (img2dataset does), so that the column holds paths"
+                )
+            having = [folder for folder in elsewhere if _has_any(folder, first)]
+            if len(having) == 1 and not _has_any(self._folders[file], first):
+                self._folders[file] = having[0]
+            check_images_exist(self._paths[file], self._folders[file], first)
+
+    def _file(self, index: int) -> int:
+        """Number of the file that a record comes from."""
+        index = index if index >= 0 else index + len(self)
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: int) -> Record:
+        key, captions, weights = self.key(index), self.captions(index), None
+        if self._options.caption_weights:
+            texts: list[list[str]] = [[] for _ in self._options.caption_weights]
+            for column, caption in zip(self._store.columns(index), captions, strict=True):
+                texts[column].append(caption)
+            captions, weights = captions_of(texts, self._options)
+        return Record(
+            key, read_image(self.folder(index), key, self._options.remote), captions, weights
+        )
+
+    def folder(self, index: int) -> str:
+        """The one that the path of a record is relative to."""
+        return self._folders[self._file(index)]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._store.captions(index)
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def key(self, index: int) -> str:
+        return self._store.keys[index]
+
+
+def _has_any(folder: str, images: Sequence[str]) -> bool:
+    """Whether any of the images is in a folder of this machine."""
+    return any(os.path.isfile(image_place(folder, image)) for image in images)
+
+
+def _expanded(
+    path: str, endings: tuple[str, ...], options: SourceOptions
+) -> tuple[list[str], str | None]:
+    """(the files that a path means, the split that they are). Raises UserError for none."""
+    if is_remote(path) and not any(sign in path for sign in "*?[{,"):
+        return [path], None  # whatever its ending
+    if os.path.isdir(path):
+        there = [ending for ending in endings if any(Path(path).glob(f"*{ending}"))]
+        found = [
+            name
+            for ending in there or endings[:1]
+            for name in expand_paths(path, ending, options.remote)
+        ]
+        return files_of_split(path, found, options)
+    ending = next((ending for ending in endings if ending in path.lower()), endings[0])
+    return expand_paths(path, ending, options.remote), None

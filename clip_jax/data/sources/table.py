@@ -1,0 +1,222 @@
+"""A CSV or TSV file of image paths and captions."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.records import IMAGE_EXTENSIONS
+from clip_jax.data.sources.columns import (
+    Columns,
+    find_columns,
+    find_label_column,
+    image_place,
+    with_label,
+)
+from clip_jax.data.sources.delimited import (
+    Broken,
+    Lines,
+    Quoting,
+    Shape,
+    is_plainly_quoted,
+    read_rows,
+)
+from clip_jax.data.sources.path_rows import ImageRows, PathSource
+from clip_jax.errors import UserError
+from clip_jax.files.patterns import is_remote
+from clip_jax.files.text_encoding import utf16_problem
+
+_DELIMITERS = (",", "\t", ";", "|")
+_START_BYTES = 1 << 16  # in which the encoding and the line end show
+_IMAGE_NAME = re.compile(rf"[^\r\n]+\.({'|'.join(IMAGE_EXTENSIONS)})(#\d+)?", re.IGNORECASE)
+# A line of Flickr8k's and Flickr30k's token files, which have no header.
+_TOKEN_LINE = re.compile(rf"(?P<image>[^\t]+\.({'|'.join(IMAGE_EXTENSIONS)}))#\d+\t", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the first lines of a table tell."""
+
+    delimiter: str
+    names: list[str]  # of the columns
+    columns: Columns
+    has_quoted_names: bool = False
+    is_token_file: bool = False  # `image.jpg#0<TAB>caption`, and no header
+
+    @property
+    def image_at(self) -> int:
+        return self.names.index(self.columns.image)
+
+    @property
+    def captions_at(self) -> list[int]:
+        return [self.names.index(column) for column in self.columns.captions]
+
+
+class TableSource(PathSource):
+    """Rows (image path, caption, anything else); relative paths are relative to the file.
+
+    Rows with the same image are one record with several captions. The other columns, from the
+    image's first row, are its metadata. The key is the path as the file has it.
+
+    A row with more cells than the header, or with quotes that cannot be read in one way, is dropped
+    by the number of its line. A file in tabs is read without quoting, unless it is plainly quoted
+    (`delimited.is_plainly_quoted`).
+
+    Args:
+      path: a file, glob, brace pattern or comma list, or a folder of them. UTF-8, with a header
+        line, or of lines `image.jpg#0<TAB>caption`. `.tsv` is split at tabs; otherwise the
+        delimiter is the one of `,` tab `;` `|` that the header has most of.
+      options: `image_column` and `caption_column` are names in the header; by default the first
+        known one (`IMAGE_COLUMNS`, `CAPTION_COLUMNS`), upper or lower case.
+      elsewhere: folders in which the images are looked for where none of the first is beside the
+        file.
+
+    Raises:
+      UserError: file missing, not UTF-8, a column missing, no usable row, or none of the first
+        images on disk.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
+        elsewhere: tuple[str, ...] = (),
+    ) -> None:
+        self._rest_columns: list[tuple[str, ...]] = []  # of each file
+        super().__init__(path, options, (".csv", ".tsv"), elsewhere)
+
+    def _read(self, name: str, path: Path, rows: ImageRows) -> None:
+        try:
+            head = read_head(name, path, self._options)
+            shape = self._shape(name, head)
+            is_quoted = head.delimiter != "\t" or _is_quoted(path, head, shape)
+            with _lines(path, head) as lines:
+                self._add_rows(head, lines, shape, is_quoted, rows)
+        except UnicodeDecodeError:
+            raise UserError(f"{name} {_where_not_utf8(path)}") from None
+
+    def _shape(self, name: str, head: Head) -> Shape:
+        needed = 1 + max(head.image_at, *head.captions_at, 0)
+        return Shape(len(head.names), needed, head.image_at, _image_test(os.path.dirname(name)))
+
+    def _add_rows(
+        self, head: Head, lines: Lines, shape: Shape, is_quoted: bool, rows: ImageRows
+    ) -> None:
+        label = find_label_column(head.names, self._options)
+        label_at = -1 if label is None else head.names.index(label)
+        used = {head.image_at, *head.captions_at} - {label_at}
+        rest_at = [at for at in range(len(head.names)) if at not in used]
+        self._rest_columns.append(tuple(head.names[at] for at in rest_at))
+        image_at, captions_at = head.image_at, head.captions_at
+        for line, row, _ in read_rows(lines, head.delimiter, shape, is_quoted=is_quoted):
+            where = f"row {line}"
+            if isinstance(row, Broken):
+                rows.drop("row_malformed", where, row.reason)
+                continue
+            if head.is_token_file:
+                row[0] = row[0].rpartition("#")[0]
+            rest = ""
+            if rest_at:
+                cells = [row[at] for at in rest_at if at < len(row)]
+                rest = json.dumps(cells, ensure_ascii=False)
+            given = row[label_at].strip() if 0 <= label_at < len(row) else None
+            rows.add(where, row[image_at], [row[at] for at in captions_at], rest, given or None)
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        rest = self._store.rest[index]
+        columns = self._rest_columns[self._file(index)]
+        if not rest:
+            return {}
+        return with_label(dict(zip(columns, json.loads(rest), strict=False)), self._options)
+
+
+def read_head(name: str, path: Path, options: SourceOptions) -> Head:
+    """The columns of the table called `name`, which lies at `path`.
+
+    Raises UserError where it has none for images or captions, UnicodeDecodeError or OSError where
+    its beginning cannot be read.
+    """
+    with open(path, "rb") as file:
+        problem = utf16_problem(file.read(_START_BYTES))
+    if problem is not None:
+        raise UserError(f"{name} {problem}")
+    with _lines(path) as lines:
+        line = next((line for line in lines if line.strip()), "").rstrip("\r\n")
+    if _TOKEN_LINE.match(line):
+        names = ["image", "caption"]
+        return Head("\t", names, find_columns(name, names, options), is_token_file=True)
+    # Commas in a quoted name part nothing.
+    bare = re.sub(r'"[^"]*"', "", line)
+    delimiters = sorted(_DELIMITERS, key=bare.count, reverse=True)
+    if name.lower().endswith(".tsv"):
+        delimiters.sort(key=lambda delimiter: delimiter != "\t")
+    error = None
+    for delimiter in delimiters:
+        cells = Quoting(delimiter).doubled(line) or line.split(delimiter)
+        names = [cell.strip() for cell in cells] if line else []
+        is_quoted = all(f'"{column}"' in line for column in names)
+        try:
+            return Head(delimiter, names, find_columns(name, names, options), is_quoted)
+        except UserError as mistake:
+            error = error or mistake
+    assert error is not None
+    raise error
+
+
+@contextmanager
+def _lines(path: Path, head: Head | None = None) -> Iterator[Lines]:
+    """All lines of a file; with `head` those after the header.
+
+    The line end is that of the header, `\\n` or `\\r`: the other is a character of a caption, or
+    another program's line end, which `read_rows` can tell.
+    """
+    with open(path, "rb") as binary:
+        first = re.search(rb"\r*\n|\r", binary.read(_START_BYTES))
+    newline = "\r" if first is not None and first[0] == b"\r" else "\n"
+    with open(path, encoding="utf-8-sig", newline=newline) as file:
+        lines = Lines(file)
+        if head is not None and not head.is_token_file:
+            next((line for line in lines if line.strip()), None)
+        yield lines
+
+
+def _is_quoted(path: Path, head: Head, shape: Shape) -> bool:
+    """Whether quotes in a file of tabs are those of CSV."""
+    if head.has_quoted_names:
+        return True
+    with _lines(path, head) as lines:
+        return is_plainly_quoted(read_rows(lines, head.delimiter, shape), head.delimiter)
+
+
+def _image_test(folder: str) -> Callable[[str], bool]:
+    """A test whether a cell could name an image: by its ending, or because it is there."""
+
+    def is_image(cell: str) -> bool:
+        cell = cell.strip()
+        if _IMAGE_NAME.fullmatch(cell):
+            return True
+        place = image_place(folder, cell)
+        if is_remote(place):
+            return len(cell.split()) == 1
+        return bool(cell) and os.path.isfile(place.removeprefix("file://"))
+
+    return is_image
+
+
+def _where_not_utf8(path: Path) -> str:
+    """What is wrong with a file of another encoding, and what to do."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return (
+                    f"line {number} is not UTF-8 (byte 0x{line[error.start]:02x} at position"
+                    f" {error.start + 1}); save it as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8)"
+                )
+    return "is not UTF-8; save it as UTF-8"

@@ -1,0 +1,245 @@
+"""WebDataset archives: uncompressed tar files whose neighbouring members share a key.
+
+The headers are read once, into an index that is kept (`clip_jax.data.tars.index`); nothing is ever
+extracted to disk, and links, folders and devices in an archive are not followed. Samples are then
+read by offset, in any order, which is what lets plain tar files be shuffled globally and a run
+resume at any batch.
+"""
+
+import logging
+import os
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.records import DecodeError, Drop, Drops, Fingerprint, Record
+from clip_jax.data.sources.splits import source_files
+from clip_jax.data.tars.captions import (
+    MAX_TEXT_BYTES,
+    CaptionReader,
+    Captions,
+    Member,
+    read_json,
+)
+from clip_jax.data.tars.collection import IndexSummary, Shard, build_indexes
+from clip_jax.data.tars.index import NO_END, Sample, Table, read_drops
+from clip_jax.data.tars.reads import ShardFiles
+from clip_jax.errors import UserError
+from clip_jax.files.stores import Stat
+
+logger = logging.getLogger(__name__)
+
+_OPEN_TABLES = 256  # each holds a file handle
+_SHOWN_SECONDS = 5.0  # indexing that takes longer shows how far it is
+
+
+class WebDatasetSource:
+    """Samples of tar files, in the order of the archives.
+
+    A key is a member's name up to the first dot of its last component, the rest its extension.
+    Of a sample are read: the image (`IMAGE_EXTENSIONS`), its captions (see `CaptionReader`),
+    `.json` as metadata (left out where invalid) and `.cls` as `metadata["cls"]`. A sample without
+    image, or whose caption is missing, blank or not UTF-8, goes to `dropped`. A truncated archive
+    gives its complete samples and a warning, and is named and counted in `dropped`, too.
+
+    Attributes:
+      damaged: archive -> why some or all of its samples are missing, or may be.
+
+    Raises:
+      UserError: a named file is missing, no sample is usable, or an archive cannot be read or is no
+        uncompressed tar: the only one, or any where `remote.on_failure` is "stop"; not with
+        `options.skip_unreadable`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
+    ) -> None:
+        self._options = options
+        self._captions_of = CaptionReader(options)
+        self.dropped = Drops(options.listed_drops)
+        self.damaged: dict[str, str] = {}
+        paths, self.split = source_files(path, ".tar", options)
+        summary = _indexed(paths, options)
+        for failed, reason in summary.failed.items():
+            self._fail(failed, reason, is_only=len(paths) == 1)
+        self._shards = summary.shards
+        self._ends = np.cumsum([shard.header.count for shard in self._shards], dtype=np.int64)
+        self.fingerprint = self._look_at_headers()
+        if not len(self) and not (options.skip_unreadable and self.dropped.total):
+            why = next(iter(self.dropped.items()), next(iter(self.damaged.items()), None))
+            raise UserError(
+                f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: no sample"
+                + (" with an image and a caption" if options.needs_captions else " with an image")
+                + (f" ({self.dropped.total} dropped; {why[0]}: {why[1]})" if why else "")
+                + "; give tars with KEY.jpg and KEY.txt members"
+            )
+        self._files = ShardFiles(
+            [shard.path for shard in self._shards],
+            [Stat(shard.header.size, shard.header.tag) for shard in self._shards],
+            options.remote,
+        )
+        self._reset()
+
+    def _fail(self, path: str, reason: str, is_only: bool) -> None:
+        is_fatal = is_only or self._options.remote.on_failure == "stop"
+        if is_fatal and not self._options.skip_unreadable:
+            raise UserError(reason)
+        logger.warning("archive left out: %s", reason)
+        self.damaged[path] = reason
+        self.dropped.add("shard_unreadable", path, reason)
+
+    def _look_at_headers(self) -> str:
+        """Collects what was dropped; the fingerprint of the whole."""
+        fingerprint = Fingerprint()
+        endless = []
+        for shard in self._shards:
+            header = shard.header
+            self.dropped.counts.update(header.drop_counts)
+            if header.drop_counts and len(self.dropped.listed) < self.dropped.room:
+                self.dropped.list(_drops(shard))
+            if header.damage is not None:
+                logger.warning("%s %s", shard.path, header.damage)
+                self.damaged[shard.path] = header.damage
+                where = f"{shard.path}:{header.damage_at}"
+                self.dropped.add("shard_damaged", shard.path, header.damage, where)
+            elif not header.has_end:
+                endless.append(shard.path)
+                self.damaged[shard.path] = NO_END
+            fingerprint.extend(Fingerprint(int(header.fingerprint), header.count))
+        if endless:
+            more = f" (and {len(endless) - 1} more)" if len(endless) > 1 else ""
+            logger.warning("%s%s %s", endless[0], more, NO_END)
+        return fingerprint.hexdigest()
+
+    def _reset(self) -> None:
+        self._tables: OrderedDict[int, Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        hidden = ("_tables", "_lock")
+        return {name: value for name, value in self.__dict__.items() if name not in hidden}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """(number of the archive, number in it)."""
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
+
+    def _table(self, shard: int) -> Table:
+        with self._lock:
+            table = self._tables.get(shard)
+            if table is not None:
+                self._tables.move_to_end(shard)
+                return table
+        table = self._open_table(self._shards[shard])
+        with self._lock:
+            self._tables[shard] = table
+            if len(self._tables) > _OPEN_TABLES:
+                self._tables.popitem(last=False)
+        return table
+
+    def _open_table(self, shard: Shard) -> Table:
+        try:
+            return Table(shard.index, shard.header, shard.table_start)
+        except (OSError, ValueError) as error:
+            raise _vanished(shard, error) from error
+
+    def _sample(self, index: int) -> tuple[int, Sample]:
+        shard, number = self._locate(index)
+        return shard, self._table(shard)[number]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Record:
+        shard, sample = self._sample(index)
+        image = self._read(shard, sample, sample.image)
+        captions = self._captions(shard, sample)
+        return Record(sample.key, image, captions.texts, captions.weights)
+
+    def _read(self, shard: int, sample: Sample, member: Member) -> bytes:
+        try:
+            return self._files.read(shard, member)
+        except OSError as error:
+            if self._options.remote.on_failure == "stop":
+                raise UserError(f"{error}; config.data.remote.on_failure is 'stop'") from error
+            path = self._shards[shard].path
+            reason = f"{sample.key} cannot be read: {error}"
+            raise DecodeError(reason, "shard_unreadable", path) from error
+
+    def _reader(self, shard: int, sample: Sample) -> Callable[[Member], bytes]:
+        return lambda member: self._read(shard, sample, member)
+
+    def _captions(self, shard: int, sample: Sample) -> Captions:
+        # A .json that adds nothing to the caption is not worth a read a sample.
+        json_member = sample.json if sample.needs_json else None
+        return self._captions_of.read(sample.texts, json_member, self._reader(shard, sample))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._captions(*self._sample(index)).texts
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        shard, sample = self._sample(index)
+        read = self._reader(shard, sample)
+        fields = read_json(sample.json, read)
+        label = self._options.label_column
+        member = None if label is None else sample.texts.get(label.lower())
+        if label is not None and member is not None and member.size <= MAX_TEXT_BYTES:
+            fields[label] = read(member)
+        if sample.cls is not None and sample.cls.size <= MAX_TEXT_BYTES:
+            data = read(sample.cls)
+            # As bytes those who read labels see whether it is text.
+            fields["cls"] = data if label == "cls" else data.decode("utf-8", "replace").strip()
+        return fields
+
+    def key(self, index: int) -> str:
+        shard, number = self._locate(index)
+        return self._table(shard).key(number)
+
+    def position(self, index: int) -> str:
+        """Where the sample's image is: archive and byte, such as "00000.tar:10240"."""
+        shard, sample = self._sample(index)
+        return f"{self._shards[shard].path}:{sample.image.offset}"
+
+
+def _drops(shard: Shard) -> list[tuple[str, Drop]]:
+    try:
+        drops = read_drops(shard.index, shard.header, shard.table_start)
+    except (OSError, ValueError) as error:
+        raise _vanished(shard, error) from error
+    return [(key, Drop(kind, why, f"{shard.path}:{start}")) for key, kind, why, start in drops]
+
+
+def _vanished(shard: Shard, error: Exception) -> UserError:
+    return UserError(
+        f"{shard.index}: the index of {shard.path} vanished or changed ({error});"
+        " start again, and it is made anew"
+    )
+
+
+def _indexed(paths: list[str], options: SourceOptions) -> IndexSummary:
+    with tqdm(
+        desc="indexing", unit="tar", delay=_SHOWN_SECONDS, disable=not sys.stderr.isatty()
+    ) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        workers = os.cpu_count() or 1
+        return build_indexes(paths, workers=workers, options=options, progress=progress)

@@ -1,0 +1,79 @@
+"""Every record of a source once, in order, as evaluations read it."""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+
+from clip_jax.data.records import DecodeError, Source
+from clip_jax.errors import UserError
+from clip_jax.images.transform import ImageTransform
+
+logger = logging.getLogger(__name__)
+
+_MAX_THREADS = 4
+_CHUNK = 32  # images a thread decodes at a time
+
+
+def evaluation_batches(
+    source: Source,
+    transform: ImageTransform,
+    batch_size: int,
+    bad_records: dict[str, str] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every decodable record once, in order: (int64 (B,) record numbers, uint8 (B, S, S, 3)).
+
+    The last batch may be shorter. Records that cannot be decoded are logged and left out; they are
+    also put into `bad_records` (key -> reason) where one is given.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}; accepted is a whole number of at least 1")
+    indices: list[int] = []
+    images: list[np.ndarray] = []
+    for index, image in _in_order(source, transform, batch_size):
+        if isinstance(image, str):
+            logger.warning("record %s left out: %s", source.key(index), image)
+            if bad_records is not None:
+                bad_records[source.key(index)] = image
+            continue
+        indices.append(index)
+        images.append(image)
+        if len(indices) == batch_size:
+            yield np.asarray(indices, np.int64), np.stack(images)
+            indices, images = [], []
+    if indices:
+        yield np.asarray(indices, np.int64), np.stack(images)
+
+
+def _in_order(
+    source: Source, transform: ImageTransform, batch_size: int
+) -> Iterator[tuple[int, np.ndarray | str]]:
+    """(record number, image or the reason why there is none); threads stay a batch ahead."""
+
+    def read(start: int) -> list[tuple[int, np.ndarray | str]]:
+        results: list[tuple[int, np.ndarray | str]] = []
+        for index in range(start, min(start + _CHUNK, len(source))):
+            try:
+                results.append((index, transform(source[index].image)))
+            except DecodeError as error:
+                results.append((index, str(error)))
+        return results
+
+    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    starts = iter(range(0, len(source), _CHUNK))
+    ahead = threads + batch_size // _CHUNK
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[list[tuple[int, np.ndarray | str]]]] = deque(
+            pool.submit(read, start) for start in islice(starts, ahead)
+        )
+        try:
+            while pending:
+                yield from pending.popleft().result()
+                pending.extend(pool.submit(read, start) for start in islice(starts, 1))
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,158 @@
+"""From a batch's number to the batch: what workers compute, of nothing but the data and a seed."""
+
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clip_jax.data.records import DecodeError, Record, Source
+from clip_jax.data.stream.order import Order
+from clip_jax.data.stream.shard_order import StreamOrder
+from clip_jax.errors import UserError
+from clip_jax.files.telemetry import telemetry
+from clip_jax.hosts.memory import keep_freed_memory
+from clip_jax.images.augmentation import Augmentation, training_image
+
+Tokenize = Callable[[list[str]], np.ndarray]
+_MAX_TRIES = 1000  # records tried for one place in a batch before the data is called bad
+# In shards that cannot be read, one after another: the store is down. Each may cost all attempts.
+_MAX_LOST = 64
+
+
+class Bad(NamedTuple):
+    """A record that was not used."""
+
+    number: int  # of the record
+    key: str
+    reason: str
+    kind: str  # of `records.KINDS`
+    shard: str | None  # that cannot be read, whatever is in it
+
+
+@dataclass(frozen=True)
+class MakeBatch:
+    """Batch number -> batch; pickled to the workers.
+
+    Each record draws from a random stream of its own, named by (seed, position in the global
+    stream): global batch k holds the same records with the same augmentation, in the same rows, on
+    any number of hosts.
+    """
+
+    source: Source
+    order: Order
+    tokenize: Tokenize
+    image_size: int
+    interpolation: str
+    augmentation: Augmentation
+    batch_size: int  # of the global batch
+    rows: Sequence[int]
+    seed: int
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        """{"images", "tokens", "indices", "report"}; only "report" where there is no batch.
+
+        The report travels as one string: workers hand over arrays and plain values only. It has
+        "bad" (a list of `Bad`), "counts" (of `telemetry`), where the run must end "fatal", and of
+        a stream its "cursor" after the batch and the shards "begun" with it.
+        """
+        _set_up_worker()
+        size, count = self.image_size, len(self.rows)
+        images = np.empty((count, size, size, 3), np.uint8)
+        used = np.empty(count, np.int64)
+        captions: list[str] = []
+        bad: list[Bad] = []
+        bytes_read = 0
+        rng = np.random.Generator(np.random.Philox(key=self.seed))
+        state: Any = rng.bit_generator.state
+        positions = [number * self.batch_size + row for row in self.rows]
+        try:
+            numbers = self.order.numbers(positions)
+            for place, (position, index) in enumerate(zip(positions, numbers, strict=True)):
+                state["state"]["counter"][3] = position
+                # Setting the state is eight times cheaper than making a generator.
+                rng.bit_generator.state = state
+                found = self._first_good(position, index, images[place], rng, bad)
+                if found is None:
+                    return {"report": _report(bad)}
+                used[place], caption, size_bytes = found
+                captions.append(caption)
+                bytes_read += size_bytes
+        except UserError as error:
+            return {"report": _report(bad, fatal=str(error))}
+        tokens = np.asarray(self.tokenize(captions), np.int32)
+        telemetry.add(bytes_read=bytes_read)
+        stream: dict[str, Any] = {}
+        if isinstance(self.order, StreamOrder):
+            stream["cursor"] = self.order.cursor(positions)
+            stream["begun"] = self.order.begun(positions)
+        report = _report(bad, **stream)
+        return {"images": images, "tokens": tokens, "indices": used, "report": report}
+
+    def _first_good(
+        self, position: int, index: int, out: np.ndarray, rng: np.random.Generator, bad: list[Bad]
+    ) -> tuple[int, str, int] | None:
+        """Writes the first usable image, of `index` or else of what replaces it; its record number,
+        caption and bytes."""
+        lost_in_a_row = 0
+        others = (other for other in self.order.replacements(position) if other != index)
+        for tried in itertools.islice(itertools.chain((index,), others), _MAX_TRIES):
+            try:
+                record = self.source[tried]
+                caption = choose_caption(record, rng)
+                out[:] = training_image(
+                    record.image, self.image_size, self.interpolation, self.augmentation, rng
+                )
+                size = (
+                    record.image.nbytes
+                    if isinstance(record.image, np.ndarray)
+                    else len(record.image)
+                )
+                return tried, caption, size
+            except DecodeError as error:
+                key = self.source.key(tried) if error.shard is None else error.shard
+                bad.append(Bad(tried, key, str(error), error.kind, error.shard))
+                lost_in_a_row = 0 if error.shard is None else lost_in_a_row + 1
+            if lost_in_a_row == _MAX_LOST:
+                break
+        return None
+
+
+def choose_caption(record: Record, rng: np.random.Generator) -> str:
+    """One of the captions, by weight where they have some; draws only where there is a choice."""
+    captions = record.captions
+    if len(captions) == 1:
+        return captions[0]
+    draw = rng.random()
+    if record.weights is None or not sum(record.weights) > 0:
+        return captions[int(draw * len(captions))]
+    ends = np.cumsum(record.weights)
+    return captions[int(np.searchsorted(ends, draw * ends[-1], side="right"))]
+
+
+def _report(bad: list[Bad], **more: Any) -> str:
+    return json.dumps({"bad": bad, "counts": telemetry.take(), **more})
+
+
+@functools.cache
+def _set_up_worker() -> None:
+    """In a worker: ends it when the trainer is gone. One that was killed leaves it waiting.
+
+    Buffers of images are kept for the next ones, as the programs do for themselves.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    keep_freed_memory()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()

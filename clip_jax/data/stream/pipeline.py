@@ -1,0 +1,388 @@
+"""Source -> shuffled, augmented, tokenised batches of this host, the same for any worker count.
+
+A batch is a pure function of (data, seed, batch number). It can be computed in any thread or
+process and in any order, and a resume at batch k needs no state but k. grain's part is to compute
+the batches ahead, in threads or processes, and to hand them over in order:
+
+    MapDataset.range(∞) -> map(batch number -> batch) -> [start_batch:] -> threads or processes
+
+Shuffling is inside the map: grain's `index_shuffle`, which needs no memory, anew for each epoch,
+over the endless global stream of records; a host makes the rows of each global batch that it is
+told to. The usual chain of per-record links (seed, shuffle, repeat, slice, random_map, batch) does
+the same, but brings a small in-memory image without augmentation to 33 µs; the one map to 15. It
+also lets a batch be tokenised in one call and its pixels be written in place.
+
+Each record draws from a random stream of its own, named by (seed, position in the global stream):
+global batch k holds the same records with the same augmentation, in the same rows, on any number of
+hosts.
+"""
+
+import json
+import logging
+import os
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import absl.flags
+import grain
+import numpy as np
+
+from clip_jax.data.records import Source
+from clip_jax.data.sources.refine import RefinedSource
+from clip_jax.data.stream.bad_share import BY_RULE, Opened, Tally, check_opened, opened
+from clip_jax.data.stream.make_batch import Bad, MakeBatch, Tokenize
+from clip_jax.data.stream.mixture import MixtureSource
+from clip_jax.data.stream.order import Order, ShuffledOrder
+from clip_jax.data.stream.shard_order import Begun, Cursor, StreamOrder
+from clip_jax.data.stream.shards import StreamingSource
+from clip_jax.errors import UserError
+from clip_jax.files.telemetry import telemetry
+from clip_jax.images.augmentation import Augmentation
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
+
+_ENDLESS = 2**53  # batches
+_READ_THREADS = 4  # without workers; each makes whole batches
+# A state may be saved for a batch a little before the last: a resume can go on from an older place
+# in a stream, not from a newer one.
+_CURSORS = 4
+_LISTED = 1000  # bad records by name; all are counted
+_DIED = "Worker process was terminated unexpectedly"  # how grain says it
+
+
+class BatchIterator:
+    """Endless batches of one host; made by `training_batches`.
+
+    Attributes:
+      next_batch: number of the batch that `next` gives; what a resume passes as `start_batch`.
+      lost_shards: file -> reason, of those that could not be read; `max_bad_fraction` is not about
+        what was in them.
+      counts: of `telemetry`, since the source was opened.
+    """
+
+    def __init__(
+        self,
+        iterator: Any,
+        source: Source,
+        order: Order,
+        *,
+        seed: int,
+        batch_size: int,
+        host_rows: int,
+        workers: int,
+        start_batch: int,
+        max_bad_fraction: float,
+    ) -> None:
+        self._iterator = iterator
+        self._source = source
+        self._order = order
+        self._seed = seed
+        self._batch_size = batch_size
+        self._host_rows = host_rows
+        self._workers = workers
+        self._max_bad_fraction = max_bad_fraction
+        # By number: keys of different archives may be equal.
+        self._bad_indices: set[int] = set()
+        self.lost_shards: dict[str, str] = {}
+        self._left_out: Counter[str] = Counter()  # while reading
+        # A stream finds out as it goes what opening leaves out.
+        self._streams = isinstance(order, StreamOrder)
+        self._tally = Tally(Opened() if self._streams else opened(source), len(source))
+        self._cursors: deque[Cursor] = deque(maxlen=_CURSORS)
+        # Of workers, the batches tell; of this process, which opened the source, nobody else does.
+        self.counts = Counter(telemetry.take())
+        del self.counts["bytes_read"]  # by opening: no part of the rate
+        self.next_batch = start_batch
+
+    def __iter__(self) -> "BatchIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        """{"images": uint8 (B, S, S, 3), "tokens": int32 (B, L), "indices": int64 (B,)}.
+
+        `indices` are the records used. An image that cannot be decoded is replaced by another
+        record, and logged once. Raises UserError where too many are bad, or a reader process died.
+        """
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if _DIED not in str(error):
+                raise
+            raise UserError(
+                "a reader process was killed (out of memory?); fewer config.data.workers (now"
+                f" {self._workers}) need less; the same command resumes"
+            ) from error
+        report = json.loads(batch.pop("report"))
+        self.counts.update(report["counts"])
+        self.counts.update(telemetry.take())
+        if "cursor" in report:
+            self._cursors.append(report["cursor"])
+        for begun in (Begun(*entry) for entry in report.get("begun", ())):
+            if begun.lost is not None:
+                self._lose(begun.path, begun.lost)
+            if begun.epoch == 0:  # each sample once
+                self._left_out.update(begun.drops)
+                if wrong := self._tally.opened.add(begun.samples, begun.drops):
+                    self._tally.opened.show(begun.path, f"{wrong:,} of its samples")
+        fatal = report.get("fatal")
+        is_complete = "images" in batch or fatal
+        self._judge([Bad(*entry) for entry in report["bad"]], is_complete=is_complete)
+        if fatal:
+            raise UserError(fatal)
+        self.next_batch += 1
+        return batch
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Kind (of `records.KINDS`) -> how many records were left out: when the source was opened,
+        and while reading; bad ones once each, shards that cannot be read once each, filtered ones
+        each time their turn came."""
+        return Counter(self._source.dropped.counts) + self._left_out
+
+    def _judge(self, bad: list[Bad], is_complete: bool) -> None:
+        judged = [entry for entry in bad if self._is_bad(entry)]
+        self._tally.tried += self._host_rows + len(judged)
+        if not is_complete and bad[-1].shard is not None:
+            raise UserError(
+                f"{len(self.lost_shards)} shards cannot be read, and too many of them one after"
+                f" another, such as {bad[-1].shard}: {bad[-1].reason}; the same command goes on"
+                " when they are back"
+            )
+        if not is_complete and not self._bad_indices:
+            counts = ", ".join(f"{n} x {kind}" for kind, n in self._left_out.items())
+            raise UserError(
+                f"the filters leave nothing of {len(bad)} records in a row ({counts}; such as"
+                f" {bad[0].key}: {bad[0].reason}); loosen config.data.filters"
+            )
+        if not is_complete or self._tally.exceeds(self._max_bad_fraction):
+            raise self._tally.error(self._max_bad_fraction)
+
+    def _is_bad(self, entry: Bad) -> bool:
+        """Counts what was left out; whether something is wrong with the record itself."""
+        if entry.shard is not None:
+            self._lose(entry.shard, entry.reason)
+            return False
+        if entry.kind in BY_RULE:
+            self._left_out[entry.kind] += 1
+            return False
+        if entry.number not in self._bad_indices:
+            self._bad_indices.add(entry.number)
+            self._left_out[entry.kind] += 1
+            self._tally.bad[entry.kind] += 1
+            if len(self.bad_records) < _LISTED:
+                self.bad_records[entry.key] = entry.reason
+                logger.warning("record %s left out: %s", entry.key, entry.reason)
+        return True
+
+    def _lose(self, shard: str, reason: str) -> None:
+        if shard not in self.lost_shards:
+            self.lost_shards[shard] = reason
+            self._left_out["shard_unreadable"] += 1
+            logger.warning("shard %s left out: %s", shard, reason)
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able: what a checkpoint keeps, and what `resume` takes back."""
+        bad = sorted(self._bad_indices)
+        return {
+            "next_batch": self.next_batch,
+            **self._identity(),
+            "tried": self._tally.tried,
+            "bad": bad,
+            "bad_kinds": dict(self._tally.bad),
+            "bad_records": self.bad_records,
+            "lost_shards": self.lost_shards,
+            # Without what opening the source tells again.
+            "dropped": dict(self._left_out),
+            "opened": vars(self._tally.opened) if self._streams else None,
+            "cursor": self._cursors[0] if self._cursors else {},
+        }
+
+    @property
+    def bad_records(self) -> dict[str, str]:
+        """Key -> reason, of the first records that could not be used."""
+        return self._tally.examples
+
+    @property
+    def bad_count(self) -> int:
+        """Records of this run that could not be used; those that a rule leaves out not counted."""
+        return len(self._bad_indices)
+
+    def _identity(self) -> dict[str, Any]:
+        identity = {
+            "seed": self._seed,
+            "global_batch_size": self._batch_size,
+            "fingerprint": self._source.fingerprint,
+        }
+        if isinstance(self._order, StreamOrder):  # what cursors mean
+            identity |= {"streams": self._order.streams, "window_shards": self._order.width}
+        return identity
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Takes over the count of bad records of the run that `state` was saved by.
+
+        Raises UserError where that run had other data, seed, global batch size or streams. The
+        position is not moved: it is `start_batch`.
+        """
+        for name, now in self._identity().items():
+            if state.get(name) != now:
+                what = "data (keys or captions)" if name == "fingerprint" else name
+                lost = self._source.dropped.counts["shard_unreadable"]
+                how = "restore it or start a new run"
+                if name == "fingerprint" and lost:
+                    how = f"{lost} of its files cannot be read now: go on when they can"
+                raise UserError(
+                    f"cannot resume: the checkpoint was made with other {what}:"
+                    f" {name}={state.get(name)!r} there, {now!r} now; {how}"
+                )
+        self._bad_indices = set(state["bad"])
+        self.lost_shards = dict(state["lost_shards"])
+        self._left_out = Counter(state["dropped"])
+        was = state["opened"]
+        self._tally = Tally(
+            Opened(**was | {"kinds": Counter(was["kinds"])}) if was else self._tally.opened,
+            len(self._source),
+            state["tried"],
+            Counter(state["bad_kinds"]),
+            dict(state["bad_records"]),
+        )
+        if state.get("cursor"):
+            self._cursors.append(dict(state["cursor"]))
+
+    def close(self) -> None:
+        """Ends threads and worker processes; nothing comes after it."""
+        self._order.close()  # before: a batch may wait for a shard
+        if hasattr(self._iterator, "close"):
+            self._iterator.close()
+        # Let go of now: what grain's iterators do when the interpreter ends prints a traceback.
+        self._iterator = iter(())
+
+
+def training_batches(
+    source: Source,
+    tokenize: Tokenize,
+    image_size: int,
+    interpolation: str,
+    augmentation: Augmentation,
+    *,
+    batch_size: int,
+    seed: int,
+    rows: Sequence[int] | None = None,
+    workers: int = 0,
+    start_batch: int = 0,
+    max_bad_fraction: float = 0.1,
+    streams: int | None = None,
+    window_shards: int = 2,
+    cursor: Mapping[str, Sequence[int]] | None = None,
+) -> BatchIterator:
+    """Endless shuffled batches, or this host's share of them.
+
+    Args:
+      source: the records; pickled to workers.
+      tokenize: list[str] of N -> int32 (N, L); pickled to workers.
+      image_size: pixels, both sides.
+      interpolation: "bicubic" or "bilinear".
+      augmentation: what is done to the images.
+      batch_size: records of the global batch.
+      seed: of order, augmentation and choice of captions; not negative.
+      rows: which rows of the global batch this host makes, in this order; None: all.
+      workers: processes; 0 makes batches in threads of this one. Changes no value.
+      start_batch: the first batch's number, for a resume; costs nothing.
+      max_bad_fraction: share of unusable records, found when the source was opened or when they
+        were read, above which the run stops.
+      streams, window_shards: of a streaming source, see `StreamOrder`.
+      cursor: of a streaming source, from the state that a checkpoint keeps.
+
+    Raises:
+      UserError: fewer records than the global batch, too many of them unusable, or a number out of
+        its range.
+    """
+    _check_numbers(
+        batch_size=(batch_size, 1),
+        seed=(seed, 0),
+        workers=(workers, 0),
+        start_batch=(start_batch, 0),
+    )
+    check_opened(source, max_bad_fraction)
+    if len(source) < batch_size:
+        raise UserError(
+            f"the data has {len(source)} records, fewer than the global batch of"
+            f" {batch_size}; give more data or a smaller batch size"
+        )
+    rows = range(batch_size) if rows is None else [int(row) for row in rows]
+    order: Order
+    if (stream := streaming_of(source)) is not None:
+        order = StreamOrder(stream, seed, batch_size, streams, window_shards, cursor)
+        _say_what_hosts_share(len(stream.paths), order.streams, batch_size // max(1, len(rows)))
+    else:
+        order = shuffled_order(source, seed)
+    make_batch = MakeBatch(
+        source=source,
+        order=order,
+        tokenize=tokenize,
+        image_size=image_size,
+        interpolation=interpolation,
+        augmentation=augmentation,
+        batch_size=batch_size,
+        rows=rows,
+        seed=seed,
+    )
+    batches = grain.MapDataset.range(_ENDLESS).map(make_batch)[start_batch:]
+    return BatchIterator(
+        iter(_parallel(batches, workers)),
+        source,
+        order,
+        seed=seed,
+        batch_size=batch_size,
+        host_rows=len(rows),
+        workers=workers,
+        start_batch=start_batch,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+def streaming_of(source: Source) -> StreamingSource | None:
+    """The stream that a source reads, itself or below its rules; None where there is none."""
+    inner = source.source if isinstance(source, RefinedSource) else source
+    return inner if isinstance(inner, StreamingSource) else None
+
+
+def shuffled_order(source: Source, seed: int) -> ShuffledOrder:
+    """The order of a run's records: shuffled, and mixed where the source is a mixture."""
+    if isinstance(source, MixtureSource):
+        return ShuffledOrder(source.sizes, seed, source.weights)
+    return ShuffledOrder((len(source),), seed)
+
+
+def _say_what_hosts_share(shards: int, streams: int, hosts: int) -> None:
+    if hosts > streams:
+        logger.warning(
+            "%d hosts read %d streams of %d shards: several hosts copy the same shards; %s",
+            hosts,
+            streams,
+            shards,
+            "raise config.data.streams" if shards >= hosts else "more and smaller ones spare that",
+        )
+
+
+def _check_numbers(**values: tuple[int, int]) -> None:
+    for name, (value, least) in values.items():
+        if value < least:
+            raise UserError(f"{name}={value}; accepted is a whole number of at least {least}")
+
+
+def _parallel(batches: Any, workers: int) -> Any:
+    if workers == 0:
+        # grain's default buffer of 500 elements would be 500 batches here.
+        threads = min(_READ_THREADS, os.cpu_count() or 1)
+        return batches.to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+        )
+    # grain reads absl flags, which nobody has parsed in a notebook or a test.
+    if not absl.flags.FLAGS.is_parsed():
+        absl.flags.FLAGS.mark_as_parsed()
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    one_at_a_time = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    return batches.to_iter_dataset(one_at_a_time).mp_prefetch(options)

@@ -1,0 +1,329 @@
+"""The order of a stream of shards: which are read side by side, and how their samples are shuffled.
+
+The shards are dealt out to a fixed number of streams, anew in each epoch. A stream reads its shards
+in windows of a few, copied to this machine; within a window samples are shuffled. Each stream fills
+rows of its own of every batch. So the order depends on the seed, the shards, the batch size and the
+number of streams, not on hosts or workers; a host copies the shards of its own rows' streams only.
+An epoch of one stream may end before that of another: shards differ in length.
+
+A checkpoint has the window that each stream is in; a resume begins with that window.
+"""
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from clip_jax.data.stream.order import shuffled
+from clip_jax.data.stream.shards import SHIFT, Held, StreamingSource
+from clip_jax.errors import UserError
+
+T = TypeVar("T")
+
+_MOST_STREAMS = 64  # where the configuration leaves it open
+MAX_STREAMS = 4096
+_BATCHES_IN_FLIGHT = 64  # at most; threads and buffers make it a few
+_WINDOWS_TRIED = 64  # for a record that takes the place of another
+_EMPTY_EPOCHS = 8  # of one stream, after which the data is called bad: a few may be bad luck
+_CLOSED_SECONDS = 0.2  # between looks whether nobody waits any more
+
+# Of each stream: epoch, window in it, position in the stream at which the window begins.
+Cursor = dict[str, tuple[int, int, int]]
+
+
+class Begun(NamedTuple):
+    """A shard that a stream begins to read."""
+
+    epoch: int
+    path: str
+    samples: int  # that can be used
+    drops: dict[str, int]  # kind -> samples that are left out
+    lost: str | None  # why it cannot be had at all
+
+
+@dataclass(frozen=True)
+class _Window:
+    start: int  # position in the stream of its first sample
+    epoch: int
+    number: int
+    shards: tuple[int, ...]
+    ends: np.ndarray  # of its shards, in samples
+    # Of its shards, and of windows before it that are empty: epoch, file, what is in it.
+    begun: tuple[tuple[int, str, Held], ...]
+
+    @property
+    def size(self) -> int:
+        return int(self.ends[-1])
+
+    @property
+    def end(self) -> int:
+        return self.start + self.size
+
+    def record(self, place: int) -> int:
+        """The number of the record at a place in the window, before shuffling."""
+        at = int(np.searchsorted(self.ends, place, side="right"))
+        first = int(self.ends[at - 1]) if at else 0
+        return self.shards[at] << SHIFT | place - first
+
+
+class _Stream:
+    """The windows of one stream, found one after the other."""
+
+    def __init__(
+        self,
+        source: StreamingSource,
+        streams: int,
+        index: int,
+        seed: int,
+        width: int,
+        rows: int,
+        cursor: Sequence[int],
+        is_closed: Callable[[], bool],
+    ) -> None:
+        self._source = source
+        self._streams = streams
+        self._index = index
+        self._seed = seed
+        self._width = width
+        self._kept = rows * _BATCHES_IN_FLIGHT  # positions
+        self._begin = self._next = tuple(cursor)  # epoch, window, start
+        self._is_closed = is_closed
+        self._windows: list[_Window] = []
+        self._ahead: dict[tuple[int, int], Future[list[Held]]] = {}
+        self._lock = threading.Lock()
+
+    def window(self, position: int) -> _Window:
+        """The one that holds the sample at `position`."""
+        with self._lock:
+            if self._windows and position < self._windows[0].start:
+                # Let go of already: walked through anew, of what is known to be in the shards.
+                self._windows, self._next = [], self._begin
+            while not self._windows or position >= self._windows[-1].end:
+                self._windows.append(self._find())
+            for window in reversed(self._windows):
+                if window.start <= position:
+                    return window
+        raise AssertionError(f"position {position} of stream {self._index} is before its cursor")
+
+    def _let_go(self, position: int) -> None:
+        """Of the windows that no batch in flight with that of `position` can need."""
+        with self._lock:
+            while self._windows[0].end <= position - self._kept:
+                del self._windows[0]
+
+    def _find(self) -> _Window:
+        epoch, number, start = self._next
+        last_epoch = epoch + _EMPTY_EPOCHS
+        begun: list[tuple[int, str, Held]] = []
+        while True:
+            shards, is_last = self._shards(epoch, number)
+            held = self._copied(epoch, number)
+            paths = [self._source.paths[shard] for shard in shards]
+            begun += [(epoch, path, what) for path, what in zip(paths, held, strict=True)]
+            ends = np.cumsum([what.count for what in held])
+            window = _Window(start, epoch, number, shards, ends, tuple(begun))
+            epoch, number = (epoch + 1, 0) if is_last else (epoch, number + 1)
+            if window.size:
+                break
+            if epoch > last_epoch:
+                raise UserError(
+                    f"no shard of stream {self._index} had samples in {_EMPTY_EPOCHS} epochs, such"
+                    f" as {paths[-1]}: {held[-1].lost or 'none that could be used'}"
+                )
+        self._next = (epoch, number, start + window.size)
+        self._copy(epoch, number)  # while this window is read
+        return window
+
+    def _copy(self, epoch: int, number: int) -> Future[list[Held]]:
+        """What is in each shard of a window, once they are copied."""
+
+        def copy() -> list[Held]:
+            found = []
+            for shard in self._shards(epoch, number)[0]:
+                if self._is_closed():
+                    raise UserError("the batches are closed")
+                found.append(self._source.held(shard, epoch))
+            return found
+
+        if (epoch, number) not in self._ahead:
+            self._ahead[epoch, number] = _in_background(copy)
+        return self._ahead[epoch, number]
+
+    def _copied(self, epoch: int, number: int) -> list[Held]:
+        copying = self._copy(epoch, number)
+        while not copying.done():
+            wait_for([copying], timeout=_CLOSED_SECONDS)
+            if self._is_closed():
+                raise UserError("the batches are closed")
+        del self._ahead[epoch, number]
+        return copying.result()
+
+    def _shards(self, epoch: int, number: int) -> tuple[tuple[int, ...], bool]:
+        """(shards of a window, whether it is the last of its epoch)."""
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch, 2])))
+        mine = rng.permutation(len(self._source.paths))[self._index :: self._streams].tolist()
+        end = (number + 1) * self._width
+        return tuple(mine[number * self._width : end]), end >= len(mine)
+
+    def record(self, position: int) -> int:
+        """The number of the record at a position of the stream."""
+        window = self.window(position)
+        self._let_go(position)
+        seed = self._seed_of(window, 3)
+        return window.record(shuffled(position - window.start, window.size, seed))
+
+    def replacements(self, position: int) -> Iterator[int]:
+        """Other records of the same window, then of those after it."""
+        at = position
+        for _ in range(_WINDOWS_TRIED):
+            window = self.window(at)
+            seed = self._seed_of(window, position - self.window(position).start, 4)
+            # What is lost would fail one by one; left out here it fails at once.
+            is_lost = all(map(self._source.is_lost, window.shards))
+            for attempt in range(0 if is_lost else window.size):
+                number = window.record(shuffled(attempt, window.size, seed))
+                if not self._source.is_lost(number >> SHIFT):
+                    yield number
+            at = window.end
+
+    def _seed_of(self, window: _Window, *parts: int) -> int:
+        whole = [self._seed, window.epoch, window.number, self._index, *parts]
+        return int(np.random.SeedSequence(whole).generate_state(1)[0])
+
+
+def _in_background(function: Callable[[], T]) -> "Future[T]":
+    """Its value to come. Unlike a pool's, the thread does not hold up the end of the process."""
+    future: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, name="shards", daemon=True).start()
+    return future
+
+
+class StreamOrder:
+    """The order of a `StreamingSource`; an `Order` that also has cursors.
+
+    Args:
+      source: whose shards are dealt out.
+      seed: of the order.
+      batch_size: of the global batch; `streams` divides it.
+      streams: how many; None: the largest divisor of the batch size up to 64 and the shards.
+      width: shards of a window.
+      cursor: where to begin, from a checkpoint; {}: at the start.
+
+    Raises UserError for more streams than shards, or a number that does not divide the batch.
+    """
+
+    def __init__(
+        self,
+        source: StreamingSource,
+        seed: int,
+        batch_size: int,
+        streams: int | None = None,
+        width: int = 2,
+        cursor: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        shards = len(source.paths)
+        if streams is None:
+            most = min(_MOST_STREAMS, shards)
+            streams = max(n for n in range(1, most + 1) if batch_size % n == 0)
+        if not 1 <= streams <= min(shards, MAX_STREAMS) or batch_size % streams:
+            raise UserError(
+                f"config.data.streams={streams}: must divide config.batch_size={batch_size} and be"
+                f" at most the number of shards, {shards}, and {MAX_STREAMS}"
+            )
+        self.streams = streams
+        self.width = width
+        self._source = source
+        self._seed = seed
+        self._batch_size = batch_size
+        self._rows = batch_size // streams  # of a batch, by each stream
+        self._cursor = dict(cursor or {})
+        self._end_mark = source.folder / f"closed-{uuid.uuid4().hex}"  # that all processes see
+        self._reset()
+
+    def _reset(self) -> None:
+        self._open: dict[int, _Stream] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: x for name, x in self.__dict__.items() if name not in ("_open", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """(stream, position in it) of a position in the global stream."""
+        batch, row = divmod(position, self._batch_size)
+        stream, within = divmod(row, self._rows)
+        return stream, batch * self._rows + within
+
+    def _stream(self, index: int) -> _Stream:
+        with self._lock:
+            stream = self._open.get(index)
+            if stream is None:
+                begin = self._cursor.get(str(index), (0, 0, 0))
+                stream = self._open[index] = _Stream(
+                    self._source,
+                    self.streams,
+                    index,
+                    self._seed,
+                    self.width,
+                    self._rows,
+                    begin,
+                    self._end_mark.exists,
+                )
+            return stream
+
+    def close(self) -> None:
+        """Nobody waits for shards any more, in this process or in workers."""
+        with contextlib.suppress(FileNotFoundError):  # the source is gone, folder and all
+            self._end_mark.touch()
+
+    def numbers(self, positions: Sequence[int]) -> Iterator[int]:
+        for position in positions:
+            stream, within = self._place(position)
+            yield self._stream(stream).record(within)
+
+    def replacements(self, position: int) -> Iterator[int]:
+        stream, within = self._place(position)
+        return self._stream(stream).replacements(within)
+
+    def begun(self, positions: Sequence[int]) -> list[Begun]:
+        """The shards whose window begins at one of these positions: all of the first epoch, later
+        those that leave something out.
+
+        Told by the batch, whoever has copied them: once, in any number of workers and through
+        resumes.
+        """
+        found = []
+        for position in positions:
+            stream, within = self._place(position)
+            window = self._stream(stream).window(within)
+            if window.start == within:
+                found += [Begun(n, path, x.count, x.drops, x.lost) for n, path, x in window.begun]
+        return [entry for entry in found if entry.drops or entry.lost or entry.epoch == 0]
+
+    def cursor(self, positions: Sequence[int]) -> Cursor:
+        """Of each stream that has one of these positions, the window of the last of them."""
+        last: dict[int, int] = {}
+        for position in positions:
+            stream, within = self._place(position)
+            last[stream] = max(last.get(stream, 0), within)
+        found: Cursor = {}
+        for index, within in last.items():
+            window = self._stream(index).window(within)
+            found[str(index)] = (window.epoch, window.number, window.start)
+        return found

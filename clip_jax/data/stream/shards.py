@@ -1,0 +1,213 @@
+"""Tar files of a store, read one after the other: no index of the whole set, a local shuffle.
+
+`clip_jax.data.stream.shard_order` deals them out; here they are copied, and read.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.records import DecodeError, Drops, Record, fingerprint_of
+from clip_jax.data.sources.splits import source_files
+from clip_jax.data.sources.webdataset import WebDatasetSource
+from clip_jax.data.tars.collection import Shard, build_indexes
+from clip_jax.data.tars.index import read_drops
+from clip_jax.data.tars.reads import FORGIVEN_SECONDS
+from clip_jax.errors import UserError
+from clip_jax.files.disk import writing
+
+logger = logging.getLogger(__name__)
+
+SHIFT = 32  # a record's number is its shard's, shifted by so many bits, and its place in the shard
+_OPEN_SHARDS = 128
+_TRIED_SHARDS = 64  # at the start, for one with samples: each may cost all attempts
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is in a shard, in one epoch."""
+
+    count: int  # samples; 0 where it cannot be had
+    drops: dict[str, int]  # kind -> samples that are left out
+    lost: str | None = None  # why it cannot be had
+    first: str | None = None  # of a shard without samples: what is left out first, and why
+
+
+class StreamingSource:
+    """Records of shards by (shard, place); what a shard holds is found when it is copied.
+
+    `len` is an estimate, from the first shard that has samples. A shard that cannot be had, or is
+    no tar, counts as empty. `dropped` is empty: what is left out is found on the way.
+
+    Raises:
+      UserError: no shard there, or none of the first that could be read.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
+    ) -> None:
+        self._options = options
+        self.paths, self.split = source_files(path, ".tar", options)
+        self.dropped = Drops()
+        self.fingerprint = fingerprint_of((path, ()) for path in self.paths)
+        # Workers agree here on what each shard holds: the first that finds out says so.
+        with writing(Path(tempfile.gettempdir())):
+            self._verdicts = tempfile.TemporaryDirectory(prefix="clip_jax_stream_")
+        self.folder = Path(self._verdicts.name)
+        self._reset()
+        self._estimate = self._first_count() * len(self.paths)
+
+    def _first_count(self) -> int:
+        tried = self.paths[:_TRIED_SHARDS]
+        for shard, path in enumerate(tried):
+            held = self.held(shard, 0)
+            if held.count:
+                return held.count
+            drops = ", ".join(f"{count} x {kind}" for kind, count in held.drops.items())
+            details = f"{drops or 'it is empty'}{f'; {held.first}' if held.first else ''}"
+            reason = held.lost or f"{path} has no sample that could be used ({details})"
+            logger.warning("left out: %s", reason)
+        more = f"; nor has any of the first {len(tried)}" if len(tried) > 1 else ""
+        raise UserError(f"{reason}{more}; give tars with KEY.jpg and KEY.txt members")
+
+    def _reset(self) -> None:
+        self._open: dict[int, WebDatasetSource] = {}
+        self._failed: dict[int, tuple[float, str]] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        hidden = ("_open", "_failed", "_lock", "_verdicts")
+        return {name: value for name, value in self.__dict__.items() if name not in hidden}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def held(self, shard: int, epoch: int) -> Held:
+        """What a shard has, which is copied for it.
+
+        Raises UserError where it cannot be had and `remote.on_failure` is "stop".
+        """
+        verdict = self.folder / f"{epoch}-{shard}"
+        known = _read(verdict)
+        if known is not None:
+            return known
+        path = self.paths[shard]
+        summary = build_indexes([path], options=self._options)
+        lost = summary.failed.get(path)
+        if lost is not None and self._options.remote.on_failure == "stop":
+            raise UserError(f"{lost}; config.data.remote.on_failure is 'stop'")
+        drops: Counter[str] = Counter()
+        for found in summary.shards:
+            drops.update(found.header.drop_counts)
+            drops["shard_damaged"] += found.header.damage is not None
+        held = Held(
+            sum(found.header.count for found in summary.shards),
+            {kind: n for kind, n in drops.items() if n},
+            lost,
+            next((_first_drop(found) for found in summary.shards if not found.header.count), None),
+        )
+        part = self.folder / f"{epoch}-{shard}.{os.getpid()}.{threading.get_ident()}"
+        with writing(self.folder):
+            part.write_text(json.dumps(asdict(held)))
+            try:
+                os.link(part, verdict)  # the first wins
+            except FileExistsError:
+                held = _read(verdict) or held
+            part.unlink()
+        return held
+
+    def is_lost(self, shard: int) -> bool:
+        """Whether it could not be read a moment ago, by this process."""
+        return time.monotonic() < self._failed.get(shard, (0.0, ""))[0]
+
+    def _lose(self, shard: int, reason: str) -> DecodeError:
+        if self._options.remote.on_failure == "stop":
+            raise UserError(f"{reason}; config.data.remote.on_failure is 'stop'")
+        self._failed[shard] = (time.monotonic() + FORGIVEN_SECONDS, reason)
+        return DecodeError(reason, "shard_unreadable", self.paths[shard])
+
+    def _shard(self, shard: int) -> WebDatasetSource:
+        with self._lock:
+            source = self._open.get(shard)
+        if source is None:
+            if self.is_lost(shard):
+                reason = self._failed[shard][1]
+                raise DecodeError(reason, "shard_unreadable", self.paths[shard])
+            try:
+                source = WebDatasetSource(self.paths[shard], self._options)
+            except UserError as error:  # it was there when its samples were counted
+                raise self._lose(shard, str(error)) from error
+            with self._lock:
+                while len(self._open) >= _OPEN_SHARDS:
+                    self._open.pop(next(iter(self._open)))
+                self._open[shard] = source
+        return source
+
+    def _find(self, number: int) -> tuple[WebDatasetSource, int]:
+        """(shard, place in it). Raises DecodeError where it cannot be had any more."""
+        shard, place = number >> SHIFT, number & (1 << SHIFT) - 1
+        source = self._shard(shard)
+        if place >= len(source):
+            raise self._lose(shard, f"{self.paths[shard]} has fewer samples than it had")
+        return source, place
+
+    def __len__(self) -> int:
+        return self._estimate
+
+    def __getitem__(self, number: int) -> Record:
+        source, place = self._find(number)
+        try:
+            return source[place]
+        except DecodeError as error:
+            if error.shard is not None:
+                raise self._lose(number >> SHIFT, str(error)) from error
+            raise
+
+    def captions(self, number: int) -> tuple[str, ...]:
+        source, place = self._find(number)
+        return source.captions(place)
+
+    def metadata(self, number: int) -> dict[str, Any]:
+        source, place = self._find(number)
+        return source.metadata(place)
+
+    def key(self, number: int) -> str:
+        with contextlib.suppress(DecodeError):  # it may be gone by now
+            source, place = self._find(number)
+            return source.key(place)
+        return f"{self.paths[number >> SHIFT]}:{number & (1 << SHIFT) - 1}"
+
+    def sample_numbers(self, shards: int) -> Iterator[int]:
+        """Records of so many shards, spread over the set."""
+        step = max(1, len(self.paths) // shards)
+        for shard in range(0, len(self.paths), step):
+            for place in range(self.held(shard, 0).count):
+                yield shard << SHIFT | place
+
+
+def _first_drop(shard: Shard) -> str | None:
+    """Key and reason of the first that a shard leaves out."""
+    with contextlib.suppress(OSError, ValueError):  # its index may be gone by now
+        for key, _, reason, _ in read_drops(shard.index, shard.header, shard.table_start):
+            return f"{key}: {reason}"
+    return None
+
+
+def _read(verdict: Path) -> Held | None:
+    try:
+        return Held(**json.loads(verdict.read_text()))
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""Tar shards: index, captions, reads."""

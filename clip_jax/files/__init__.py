@@ -1,0 +1,1 @@
+"""Bytes here or in a store: patterns, retries, cache."""

@@ -1,0 +1,111 @@
+"""From a pattern to the files it means: globs, braces, comma lists; here or in a store."""
+
+import glob
+import os
+import re
+from pathlib import Path
+
+from clip_jax.data.options import RemoteOptions
+from clip_jax.errors import UserError
+
+
+def is_remote(path: str) -> bool:
+    """Whether it is a URL of a store (`gs://`, `s3://`, …); file:// is not."""
+    return "://" in path and not path.startswith("file://")
+
+
+def expand_paths(
+    pattern: str,
+    ending: str = ".tar",
+    remote: RemoteOptions = RemoteOptions(),  # noqa: B008 (frozen)
+) -> list[str]:
+    """The files of a file, folder, glob, brace pattern `{00000..00006}`, or comma list.
+
+    `ending`: of the files that a folder is searched for. A list goes on at the URL it began with:
+    each part names its own. So does `~` for the home folder. Files of a store that are named one by
+    one are not looked for.
+
+    Raises UserError where any part of it names no file, or a folder cannot be read.
+    """
+    pattern = _local_name(pattern)
+    paths: list[str] = []
+    # What exists under that very name is meant, whatever signs are in it.
+    parts = [pattern] if os.path.exists(pattern) else _split_commas(pattern)
+    for part in map(_local_name, parts):
+        names = [part] if os.path.exists(part) else _expand_braces(part)
+        for name in map(_local_name, names):
+            found = _remote(name, ending, remote) if is_remote(name) else _local(name, ending)
+            if os.path.islink(name) and not os.path.exists(name):
+                raise UserError(f"data path {name} {what_is_wrong(name)}; give a {ending} file")
+            if not found:
+                raise UserError(
+                    f"data path {name}: no {ending.lstrip('.')} file there; give a {ending} file,"
+                    " a folder of them, a glob, a brace pattern such as"
+                    f" {{00000..00006}}{ending} or a comma list"
+                )
+            paths.extend(found)
+    if not paths:
+        raise UserError(f"data path {pattern!r} names no {ending} file")
+    return paths
+
+
+def what_is_wrong(path: str) -> str:
+    """The end of a sentence that says why nothing can be read at `path`."""
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        return f"cannot be read: {error.strerror}"
+    except (OSError, ValueError):  # none there, or no name that a file could have
+        if os.path.islink(path):
+            return f"is a link to {os.readlink(path)}, which does not exist"
+        return "does not exist"
+    return "cannot be read"
+
+
+def _local_name(name: str) -> str:
+    """Without file://, and with the home folder for ~."""
+    return name if os.path.exists(name) else os.path.expanduser(name.removeprefix("file://"))
+
+
+def _local(name: str, ending: str) -> list[str]:
+    if os.path.isdir(name):
+        try:
+            # All that contain ".tar" would be indexes and halves of downloads, too.
+            return sorted(str(Path(name, file)) for file in os.listdir(name) if _ends(file, ending))
+        except OSError as error:
+            raise UserError(f"data path {name} cannot be read: {error.strerror}") from error
+    return [name] if os.path.isfile(name) else sorted(glob.glob(name))
+
+
+def _remote(name: str, ending: str, remote: RemoteOptions) -> list[str]:
+    from clip_jax.files import stores
+
+    if any(sign in name for sign in "*?["):
+        return stores.find(name, remote)
+    if _ends(name.rpartition("/")[2].partition("?")[0], ending):
+        return [name]
+    return stores.find(f"{name.rstrip('/')}/*{ending}", remote)
+
+
+def _ends(name: str, ending: str) -> bool:
+    """Also as TFDS names its files: train.array_record-00000-of-00008."""
+    return re.fullmatch(rf".*{re.escape(ending)}(-\d+-of-\d+)?", name) is not None
+
+
+def _split_commas(pattern: str) -> list[str]:
+    """Splits at the commas outside braces."""
+    return [part.strip() for part in re.split(r",(?![^{]*\})", pattern) if part.strip()]
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if span:
+        width = len(span[1]) if span[1].startswith("0") else 0
+        choices = [f"{n:0{width}d}" for n in range(int(span[1]), int(span[2]) + 1)]
+    else:
+        choices = match[1].split(",")
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [name for choice in choices for name in _expand_braces(f"{head}{choice}{tail}")]

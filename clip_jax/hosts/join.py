@@ -1,0 +1,364 @@
+"""Several processes that train one run: how they find each other, and end together.
+
+jax's own coordination service does the joining and watches for silent processes. What is added
+here: flags and environment variables with clear mistakes, one reason for all processes when one of
+them stops, one line instead of a page of C++ when one of them is gone, and the rows of the global
+batch that a process makes.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from clip_jax.errors import INTERRUPTED, UserError
+from clip_jax.hosts import abort_filter
+from clip_jax.sharding import batch_sharding
+
+_ENDED = "clip_jax/ended"  # key of the coordination service: who stopped first, and why
+_POLL_SECONDS = 1.0
+_GONE = (
+    "error: {who} of this job is gone (killed, or its machine or network is down: {status}); this "
+    "one ends too; the same command on every machine goes on from the newest checkpoint"
+)
+# How the backends tell that another process does not answer.
+_PEER_ERROR = re.compile(
+    r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Hh]eartbeat|[Cc]oordination service|"
+    r"Connection (closed|reset|refused)"
+)
+_SIZE_VARIABLES = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE")
+_RANK_VARIABLES = ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """How a process finds the others of its job; what is None is left to jax's own detection."""
+
+    coordinator_address: str | None = None  # HOST:PORT, where process 0 listens
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def find_job(
+    multihost: bool = False,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Job | None:
+    """The job that flags and environment describe, or None where this process is alone.
+
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID stand for flags that are not
+    given. With `multihost` jax finds what is missing (TPU pod, SLURM, Open MPI, Kubernetes);
+    without, all three are needed. Raises `UserError` for what does not fit together.
+    """
+    given = {
+        "coordinator_address": coordinator_address,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
+    asked = any(value is not None for value in given.values())
+    asked = asked or any(environment.get(v[0]) for v in (_SIZE_VARIABLES, _RANK_VARIABLES))
+    alone = all(value is None for value in given.values()) and any(
+        environment.get(name) == "1" for name in _SIZE_VARIABLES
+    )
+    if not multihost and (alone or not asked):
+        return None
+    job = Job(
+        coordinator_address or environment.get("JAX_COORDINATOR_ADDRESS") or None,
+        _number(num_processes, "num_processes", _SIZE_VARIABLES, environment),
+        _number(process_id, "process_id", _RANK_VARIABLES, environment),
+    )
+    missing = [f"--{name}" for name, value in dataclasses.asdict(job).items() if value is None]
+    if missing and not multihost:
+        raise UserError(
+            f"{', '.join(missing)}: missing; give --coordinator_address=HOST:PORT, --num_processes "
+            "and --process_id together, or --multihost to have them found"
+        )
+    _check(job)
+    return job
+
+
+def _number(
+    value: int | None, flag: str, variables: tuple[str, ...], environment: Mapping[str, str]
+) -> int | None:
+    if value is not None:
+        return value
+    for name in variables:
+        if text := environment.get(name):
+            if not text.isdecimal():
+                raise UserError(f"{name}={text}: must be a whole number (as --{flag})")
+            return int(text)
+    return None
+
+
+def _check(job: Job) -> None:
+    address, count, index = job.coordinator_address, job.num_processes, job.process_id
+    if address is not None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise UserError(
+                f"--coordinator_address={address}: must be HOST:PORT, such as 10.0.0.1:8476"
+            )
+    if count is not None and count < 1:
+        raise UserError(f"--num_processes={count}: must be at least 1")
+    if index is not None and (index < 0 or (count is not None and index >= count)):
+        highest = "" if count is None else f" to {count - 1}"
+        raise UserError(f"--process_id={index}: must be 0{highest}, another for each process")
+
+
+@contextlib.contextmanager
+def joined(job: Job | None, join_seconds: int, peer_seconds: int) -> Iterator[None]:
+    """Joins the job, and sees to it that its processes end together; does nothing for None.
+
+    All processes have to come within `join_seconds`; one that is silent for `peer_seconds` counts
+    as gone.
+
+    An exception that leaves the block ends this process at once, with the exit code and the line
+    that it would have had, and the others with the same code and a line that names the reason: jax
+    would have both wait for each other. Raises `UserError` where the job cannot be joined.
+    """
+    if job is None:
+        yield
+        return
+    if job.process_id == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+        _check_port(job.coordinator_address)
+    with _FilteredStderr() as stderr:
+        _join(job, join_seconds, peer_seconds, stderr)
+        with _Watch(stderr) as watch:
+            try:
+                _check_devices()
+                yield
+            except BaseException as error:
+                watch.leave(error)
+                raise
+        jax.distributed.shutdown()  # waits for the others
+
+
+def _join(job: Job, join_seconds: int, peer_seconds: int, stderr: _FilteredStderr) -> None:
+    where = job.coordinator_address or "the coordinator"
+    count = "the" if job.num_processes is None else f"the {job.num_processes}"
+    stderr.say_on_abort(
+        f"error: not all of {count} processes of this job met at {where} within {join_seconds} s "
+        "({status}); look whether each is running, and can reach that address"
+    )
+    # The service aborts; the memory of a trainer is no use as a file.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    try:
+        jax.distributed.initialize(
+            **dataclasses.asdict(job),
+            initialization_timeout=join_seconds,
+            heartbeat_timeout_seconds=peer_seconds,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(_why_not_joined(job, str(error))) from error
+    if not os.environ.get("JAX_LOCAL_DEVICE_IDS") and alone_on_its_node(os.environ):
+        # jax takes one process a GPU for granted, and would use the first one only.
+        for platform in ("cuda", "rocm"):
+            jax.config.update(f"jax_{platform}_visible_devices", "all")
+    stderr.say_on_abort(_GONE)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_own_error)
+
+
+def _check_port(address: str | None) -> None:
+    """Raises `UserError` where process 0 cannot listen; jax itself sometimes crashes there."""
+    if address is None:
+        return
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    with socket.socket(family) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(("", int(address.rpartition(":")[2])))
+        except OSError as error:
+            raise UserError(
+                f"--coordinator_address={address}: process 0 cannot listen there "
+                f"({error.strerror}); give a free port"
+            ) from error
+
+
+def _check_devices() -> None:
+    """Raises `UserError` where the processes have different numbers of devices."""
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    for index, count in counts.items():
+        if count != counts[0]:
+            raise UserError(
+                f"process {index} of this job has {count} devices, and process 0 {counts[0]}; "
+                "give each process as many"
+            )
+
+
+def _why_not_joined(job: Job, error: str) -> str:
+    if "should be defined" in error or "must be defined" in error:
+        return (
+            "--multihost: no TPU pod, SLURM, Open MPI or Kubernetes job is found around this "
+            "process; give --coordinator_address=HOST:PORT, --num_processes and --process_id"
+        )
+    address = f"--coordinator_address={job.coordinator_address}" if job.coordinator_address else ""
+    return f"{address or '--multihost'}: the other processes cannot be joined: {error}"
+
+
+def alone_on_its_node(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM or Open MPI started one process a node, which then has all its devices."""
+    if tasks := environment.get("SLURM_STEP_TASKS_PER_NODE"):
+        return {part.split("(")[0] for part in tasks.split(",")} == {"1"}
+    return environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+
+
+class _FilteredStderr:
+    """Puts `abort_filter` between this process and its stderr."""
+
+    def __enter__(self) -> _FilteredStderr:
+        sys.stderr.flush()
+        self._direct = os.dup(2)
+        command = [sys.executable, "-I", "-S", abort_filter.__file__]
+        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        assert self._child.stdin is not None
+        os.dup2(self._child.stdin.fileno(), 2)
+        self._child.stdin.close()
+        return self
+
+    def say_on_abort(self, line: str) -> None:
+        """What is written if the service ends this process."""
+        os.write(2, abort_filter.CONTROL + line.encode() + b"\n")
+
+    def say_last(self, text: str) -> None:
+        """Writes this and nothing more, at once: the filter may not live to do it."""
+        self.say_on_abort("")
+        os.write(self._direct, text.encode() + b"\n")
+
+    def __exit__(self, *_: Any) -> None:
+        sys.stderr.flush()
+        os.dup2(self._direct, 2)
+        os.close(self._direct)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a reader process still has it open
+            self._child.wait(timeout=1)
+
+
+class _Watch:
+    """Tells the others why this process stops, and stops it when one of them has told so."""
+
+    def __init__(self, stderr: _FilteredStderr) -> None:
+        self._client = service()
+        self._stderr = stderr
+        self._end = threading.Event()
+        self._last_words = threading.Lock()  # taken, never released, by the thread that ends us
+        self._thread = threading.Thread(target=self._poll, name="peers", daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _poll(self) -> None:
+        while not self._end.wait(_POLL_SECONDS):
+            try:
+                told = json.loads(self._client.key_value_try_get(_ENDED))
+            except (jax.errors.JaxRuntimeError, ValueError):
+                continue  # nobody has, or the service is gone, which jax itself reports
+            if told["process"] != jax.process_index():
+                line = f"error: process {told['process']} of this job stopped: {told['reason']}"
+                self._exit(line, told["code"])
+
+    def leave(self, error: BaseException) -> None:
+        """Ends this process for an exception, and the others with it."""
+        if isinstance(error, SystemExit | GeneratorExit):
+            return
+        code, reason = 1, f"{type(error).__name__}: {error}"
+        if isinstance(error, UserError):
+            code, reason, line = 2, str(error), f"error: {error}"
+        elif isinstance(error, KeyboardInterrupt):
+            code, reason = 130, "interrupted"
+            line = INTERRUPTED
+        elif jax.process_count() > 1 and is_peer_error(error):
+            time.sleep(3 * _POLL_SECONDS)  # it may have told why
+            other = f"process {1 - jax.process_index()}"
+            who = other if jax.process_count() == 2 else "another process"
+            status = str(error).strip().partition("\n")[0]
+            self._exit(_GONE.format(who=who, status=status), code)
+        else:
+            line = "".join(traceback.format_exception(error)).rstrip()
+        told = {"process": jax.process_index(), "code": code, "reason": reason}
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first, or all are gone
+            self._client.key_value_set(_ENDED, json.dumps(told))
+        if jax.process_index() == 0 and jax.process_count() > 1:
+            time.sleep(3 * _POLL_SECONDS)  # the service ends with this process
+        self._exit(line, code)
+
+    def _exit(self, line: str, code: int) -> None:
+        """Writes the line and ends the process, without waiting for the others as jax would."""
+        self._last_words.acquire()
+        sys.stdout.flush()
+        # A traceback of our own keeps its lines.
+        text = " ".join(line.split()) if line.startswith("error: ") else line
+        sys.stderr.flush()
+        self._stderr.say_last(text)
+        for child in multiprocessing.active_children():  # readers of data
+            child.kill()
+        os._exit(code)
+
+
+def service() -> Any:
+    """The client of the coordination service, which has no public name in jax."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _is_own_error(record: logging.LogRecord) -> bool:
+    """False for a traceback that a thread of a library logs because another process is gone."""
+    return not (record.exc_info and is_peer_error(record.exc_info[1]))
+
+
+def is_peer_error(error: BaseException | None) -> bool:
+    """Whether an exception says that another process does not answer."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and _PEER_ERROR.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def host_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> list[int]:
+    """The rows of a global batch that a process (default: this one) makes, in order.
+
+    They follow from where the mesh has put its devices, which need not be in the order of the
+    processes; processes that share a tensor axis make the same rows. Raises `UserError` where the
+    devices of a process do not form such a share.
+    """
+    where: Any = batch_sharding(mesh).devices_indices_map((batch_size,))
+    shares: dict[int, set[tuple[int, int]]] = {}
+    for device, (part,) in where.items():
+        start, stop, _ = part.indices(batch_size)
+        shares.setdefault(device.process_index, set()).add((start, stop))
+    mine = shares[jax.process_index() if process is None else process]
+    for index, share in shares.items():
+        if len(share) != len(mine) or (share != mine and share & mine):
+            sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
+            raise UserError(
+                f"mesh {sizes}: the devices of process {index} would hold a part of the batch "
+                "that another process holds only half of; choose tensor as a divisor or a multiple "
+                "of the devices a process"
+            )
+    return [row for start, stop in sorted(mine) for row in range(start, stop)]

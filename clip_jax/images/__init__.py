@@ -1,0 +1,1 @@
+"""From encoded bytes to uint8 pixels."""

@@ -1,0 +1,405 @@
+"""From an image to uint8 (S, S, 3), as training sees it.
+
+In this order: crop or squash, mirror, RandAugment, colour jitter, grayscale, affine map, strokes,
+blur.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from clip_jax.data.records import read_file
+from clip_jax.errors import UserError
+from clip_jax.images.colour import Jitter, grayscale, jitter
+from clip_jax.images.decoding import (
+    JPEG_FORMATS,
+    ImageLike,
+    decode,
+    open_header,
+    orientation,
+    scaled_jpeg,
+    upright_rgb,
+)
+from clip_jax.images.rand_augment import GREATEST_MAGNITUDE, rand_augment
+from clip_jax.images.resampling import Box, exact_resize, fast_resize, is_fast
+from clip_jax.images.transform import interpolation_filter
+
+_DARKEST, _LIGHTEST = ImageFilter.MinFilter(3), ImageFilter.MaxFilter(3)
+
+# Shrink from which a JPEG is decoded at 1 / factor. For each pixel of the result 1.5 must be left:
+# the decoder's way of shrinking is sharper than a resize.
+_DECODED_AT = ((12.0, 8), (6.0, 4), (1.9, 2))
+_GRID = ((1024, 8), (64, 2))  # least side of a crop, pixels that its edges are multiples of
+
+# From here a pixel of the result covers a whole stored colour of a 4:2:0 file.
+_COARSE_FROM = 2.0
+
+# EXIF orientation -> (rows and columns change places, then mirrored left-right, then top-bottom).
+_TURNS = {
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to an image. The defaults are open_clip's; every other step is off.
+
+    Raises UserError where a value is out of its range.
+    """
+
+    # A random crop, or the whole image whatever its aspect (CLIPA, SigLIP); then no crop_… counts.
+    resize: Literal["crop", "squash"] = "crop"
+    crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the area; (1, 1): the central square
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, drawn on a log scale
+    flip_probability: float = 0.0  # of mirroring left and right; wrong where text can be read
+    randaugment_operations: int = 0  # drawn for each image, of 14; 2 is usual
+    randaugment_magnitude: float = 9.0  # of 30, how far each of them goes
+    # Colour jitter: factors of up to 1 ± so much (hue: turns of the colour circle), as torchvision.
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    jitter_probability: float = 1.0  # of all four together
+    grayscale_probability: float = 0.0
+    rotation_degrees: float = 0.0  # greatest angle, either way
+    shift: float = 0.0  # greatest shift along each axis, as a fraction of the side
+    zoom: tuple[float, float] = (1.0, 1.0)  # factor, drawn on a log scale; above 1 enlarges
+    shear: float = 0.0  # greatest slant either way: horizontal shift a unit of height
+    stretch: tuple[float, float] = (1.0, 1.0)  # width over height, drawn on a log scale
+    thicken_probability: float = 0.0  # of widening dark strokes by a part of a pixel
+    thin_probability: float = 0.0  # of narrowing them; never both
+    blur_probability: float = 0.0  # of a Gaussian blur of 0.3 to 0.9 pixels
+    # Files are decoded and resized in a third of the time, about a level of 255 off on the mean.
+    fast_decode: bool = True
+
+    def __post_init__(self) -> None:
+        if self.resize not in ("crop", "squash"):
+            raise UserError(
+                f"augmentation's resize is {self.resize!r}; accepted are 'crop' and 'squash'"
+            )
+        operations = self.randaugment_operations
+        if not isinstance(operations, int) or operations < 0:
+            raise UserError(
+                f"augmentation's randaugment_operations is {operations!r}; accepted is a whole"
+                " number of at least 0"
+            )
+        for name in ("crop_scale", "crop_ratio", "zoom", "stretch"):
+            value = tuple(float(bound) for bound in getattr(self, name))
+            top = 1.0 if name == "crop_scale" else math.inf
+            if len(value) != 2 or not 0 < value[0] <= value[1] <= top:
+                raise UserError(
+                    f"augmentation's {name} is {value}; accepted is (low, high) with"
+                    f" 0 < low <= high{' <= 1' if name == 'crop_scale' else ''}"
+                )
+            object.__setattr__(self, name, value)
+        limits = {
+            "flip_probability": 1.0,
+            "randaugment_magnitude": GREATEST_MAGNITUDE,
+            "brightness": 10.0,
+            "contrast": 10.0,
+            "saturation": 10.0,
+            "hue": 0.5,
+            "jitter_probability": 1.0,
+            "grayscale_probability": 1.0,
+            "rotation_degrees": 180.0,
+            "shift": 1.0,
+            "shear": 2.0,
+            "thicken_probability": 1.0,
+            "thin_probability": 1.0,
+            "blur_probability": 1.0,
+        }
+        for name, limit in limits.items():
+            if not 0 <= getattr(self, name) <= limit:
+                raise UserError(
+                    f"augmentation's {name} is {getattr(self, name)}; accepted is 0 to {limit:g}"
+                )
+        if self.thicken_probability + self.thin_probability > 1:
+            raise UserError(
+                f"augmentation's thicken_probability + thin_probability is "
+                f"{self.thicken_probability + self.thin_probability:g}; accepted is at most 1"
+            )
+
+    @property
+    def crops(self) -> bool:
+        return self.resize == "crop" and self.crop_scale != (1.0, 1.0)
+
+    @property
+    def jitter(self) -> Jitter:
+        return Jitter(self.brightness, self.contrast, self.saturation, self.hue)
+
+    @property
+    def recolours(self) -> bool:
+        jitters = self.jitter_probability and any(self.jitter)
+        return bool(self.randaugment_operations or jitters or self.grayscale_probability)
+
+    @property
+    def is_affine(self) -> bool:
+        steps = (self.rotation_degrees, self.shift, self.shear)
+        return any(steps) or self.zoom != (1.0, 1.0) or self.stretch != (1.0, 1.0)
+
+    @property
+    def filters(self) -> bool:
+        return any((self.thicken_probability, self.thin_probability, self.blur_probability))
+
+
+def training_image(
+    image: ImageLike,
+    image_size: int,
+    interpolation: str,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """image -> uint8 (image_size, image_size, 3).
+
+    Steps that are off cost nothing and draw nothing. Equal `rng` state, equal pixels. May return
+    `image` itself, where nothing is to be done; do not write into the result.
+
+    Raises DecodeError where the image cannot be decoded.
+    """
+    if (
+        isinstance(image, np.ndarray)
+        and image.shape == (image_size, image_size, 3)
+        and image.dtype == np.uint8
+        and not augmentation.crops
+    ):
+        pixels = image
+    else:
+        interpolation_filter(interpolation)
+        pixels = _crop(image, image_size, interpolation, augmentation, rng)
+    if augmentation.flip_probability and rng.random() < augmentation.flip_probability:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    if augmentation.recolours:
+        pixels = _recolour(pixels, augmentation, rng)
+    if augmentation.is_affine or augmentation.filters:
+        pixels = _redraw(pixels, augmentation, rng)
+    return pixels
+
+
+def _crop(
+    image: ImageLike,
+    image_size: int,
+    interpolation: str,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    if isinstance(image, str | os.PathLike):
+        image = read_file(image)
+    if isinstance(image, bytes) and augmentation.fast_decode:
+        return _crop_file(image, image_size, interpolation, augmentation, rng)
+    picture = decode(image)
+    box = _crop_box(*picture.size, augmentation, rng)
+    return exact_resize(picture, box, image_size, interpolation)
+
+
+def _crop_file(
+    data: bytes,
+    image_size: int,
+    interpolation: str,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The crop in full-size pixels; a JPEG's from no more pixels than it needs."""
+    opened = open_header(data)
+    if opened.format not in JPEG_FORMATS:
+        picture = upright_rgb(opened)
+        return _resize(
+            picture, _crop_box(*picture.size, augmentation, rng), image_size, interpolation
+        )
+    width, height = opened.size
+    # Of a JPEG it is in the header; other formats would decode their pixels for it.
+    turn = _TURNS[orientation(opened)]
+    if turn[0]:
+        width, height = height, width
+    box = _crop_box(width, height, augmentation, rng)
+    shrink = min(box[2] - box[0], box[3] - box[1]) / image_size
+    factor = next((factor for least, factor in _DECODED_AT if shrink >= least), 1)
+    pixels = scaled_jpeg(data, opened, factor, is_coarse=shrink >= _COARSE_FROM)
+    if pixels is None:
+        return _resize(upright_rgb(opened), box, image_size, interpolation)
+    box = _as_stored(box, width, height, turn)
+    # Rounded to whole pixels of the smaller picture, it would be 3 levels off.
+    box = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
+    if is_fast(box, image_size, factor):
+        left, top, right, bottom = _whole(box)
+        result = fast_resize(
+            pixels[top:bottom, left:right], image_size, interpolation, is_halved=factor == 2
+        )
+    else:
+        result = exact_resize(Image.fromarray(pixels), box, image_size, interpolation)
+    return _turned(result, turn)
+
+
+def _resize(picture: Image.Image, box: Box, image_size: int, interpolation: str) -> np.ndarray:
+    if not is_fast(box, image_size):
+        return exact_resize(picture, box, image_size, interpolation)
+    return fast_resize(np.asarray(picture.crop(_whole(box))), image_size, interpolation)
+
+
+def _whole(box: Box) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box
+    return int(left), int(top), int(right), int(bottom)
+
+
+def _as_stored(box: Box, width: int, height: int, turn: tuple[bool, bool, bool]) -> Box:
+    """A box of the upright image of this size, where it lies in the image as stored."""
+    swaps, mirrors, flips = turn
+    left, top, right, bottom = box
+    if mirrors:
+        left, right = width - right, width - left
+    if flips:
+        top, bottom = height - bottom, height - top
+    return (top, left, bottom, right) if swaps else (left, top, right, bottom)
+
+
+def _turned(pixels: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
+    """Stored -> upright, (S, S, 3)."""
+    swaps, mirrors, flips = turn
+    if not any(turn):
+        return pixels
+    upright = pixels.transpose(1, 0, 2) if swaps else pixels
+    return np.ascontiguousarray(upright[:: -1 if flips else 1, :: -1 if mirrors else 1])
+
+
+def _crop_box(width: int, height: int, augmentation: Augmentation, rng: np.random.Generator) -> Box:
+    """(left, top, right, bottom) in pixels, by the rule of torchvision's RandomResizedCrop."""
+    if augmentation.resize == "squash":
+        return (0, 0, width, height)
+    if not augmentation.crops:
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return (left, top, left + side, top + side)
+    low, high = augmentation.crop_scale
+    ratio_low, ratio_high = augmentation.crop_ratio
+    log_low, log_span = math.log(ratio_low), math.log(ratio_high / ratio_low)
+    for _ in range(10):
+        scale, ratio, across, down = rng.random(4).tolist()
+        area = width * height * (low + (high - low) * scale)
+        aspect = math.exp(log_low + log_span * ratio)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
+            return _on_grid((left, top, left + w, top + h))
+    # Too long or too wide for every draw: the largest central part within the allowed aspects.
+    w, h = width, height
+    if width < ratio_low * height:
+        h = max(1, round(width / ratio_low))
+    elif width > ratio_high * height:
+        w = max(1, round(height * ratio_high))
+    left, top = (width - w) // 2, (height - h) // 2
+    return (left, top, left + w, top + h)
+
+
+def _on_grid(box: tuple[int, int, int, int]) -> Box:
+    """With edges where pixels of a JPEG that is decoded smaller end: a pixel or so aside."""
+    side = min(box[2] - box[0], box[3] - box[1])
+    step = next((step for least, step in _GRID if side >= least), 1)
+    left, top, right, bottom = (edge // step * step for edge in box)
+    return (left, top, right, bottom)
+
+
+def _recolour(
+    pixels: np.ndarray, augmentation: Augmentation, rng: np.random.Generator
+) -> np.ndarray:
+    """RandAugment, colour jitter, grayscale."""
+    picture = Image.fromarray(pixels)
+    if augmentation.randaugment_operations:
+        picture = rand_augment(
+            picture,
+            augmentation.randaugment_operations,
+            augmentation.randaugment_magnitude,
+            rng,
+        )
+    limits, probability = augmentation.jitter, augmentation.jitter_probability
+    if probability and any(limits) and rng.random() < probability:
+        picture = jitter(picture, limits, rng)
+    if augmentation.grayscale_probability and rng.random() < augmentation.grayscale_probability:
+        picture = grayscale(picture)
+    return np.asarray(picture)
+
+
+def _redraw(pixels: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """The affine map, then strokes and blur.
+
+    What comes in from outside has the median colour of the border, channel by channel: a plain
+    background stays plain.
+    """
+    size = pixels.shape[0]
+    red = pixels[:, :, 0].tobytes()
+    # Drawings and glyphs: one channel takes half the time of three.
+    is_grey = red == pixels[:, :, 1].tobytes() == pixels[:, :, 2].tobytes()
+    fill: Any
+    if is_grey:
+        picture = Image.frombuffer("L", (size, size), red, "raw", "L", 0, 1)
+        fill = _border_median(np.frombuffer(red, np.uint8).reshape(size, size))
+    else:
+        picture = Image.fromarray(pixels)
+        fill = tuple(_border_median(pixels))
+    if augmentation.is_affine:
+        picture = picture.transform(
+            picture.size,
+            Image.Transform.AFFINE,
+            _affine_matrix(size, augmentation, rng),
+            Image.Resampling.BILINEAR,
+            fillcolor=fill,
+        )
+    if augmentation.filters:
+        picture = _filter(picture, augmentation, rng)
+    if is_grey:
+        return np.repeat(np.frombuffer(picture.tobytes(), np.uint8), 3).reshape(size, size, 3)
+    return np.asarray(picture)
+
+
+def _affine_matrix(
+    size: int, augmentation: Augmentation, rng: np.random.Generator
+) -> tuple[float, ...]:
+    """Rotation, slant, zoom, stretch and shift about the centre, in one step: output -> input."""
+    turn, slant, zoom, across, down, stretch = rng.random(6).tolist()
+    angle = math.radians(augmentation.rotation_degrees * (2 * turn - 1))
+    slant = augmentation.shear * (2 * slant - 1)
+    factor = _log_uniform(augmentation.zoom, zoom)
+    aspect = math.sqrt(_log_uniform(augmentation.stretch, stretch))
+    # Pillow wants the inverse of shift · rotation · shear · zoom · stretch.
+    wide, high = 1 / (factor * aspect), aspect / factor
+    cos, sin = math.cos(angle), math.sin(angle)
+    a, b = (cos + slant * sin) * wide, (sin - slant * cos) * wide
+    d, e = -sin * high, cos * high
+    centre = size / 2
+    x = centre + augmentation.shift * size * (2 * across - 1)
+    y = centre + augmentation.shift * size * (2 * down - 1)
+    return (a, b, centre - a * x - b * y, d, e, centre - d * x - e * y)
+
+
+def _log_uniform(bounds: tuple[float, float], share: float) -> float:
+    low, high = bounds
+    return low * (high / low) ** share
+
+
+def _filter(
+    picture: Image.Image, augmentation: Augmentation, rng: np.random.Generator
+) -> Image.Image:
+    """Strokes a part of a pixel wider or narrower (blended with a 3x3 minimum or maximum), blur."""
+    stroke, strength, blur, radius = rng.random(4).tolist()
+    thicken, thin = augmentation.thicken_probability, augmentation.thin_probability
+    if stroke < thicken + thin:
+        changed = picture.filter(_DARKEST if stroke < thicken else _LIGHTEST)
+        picture = Image.blend(picture, changed, 0.2 + 0.6 * strength)
+    if blur < augmentation.blur_probability:
+        picture = picture.filter(ImageFilter.GaussianBlur(0.3 + 0.6 * radius))
+    return picture
+
+
+def _border_median(pixels: np.ndarray) -> Any:
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    border.sort(axis=0)
+    return border[len(border) // 2].tolist()

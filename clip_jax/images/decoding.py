@@ -1,0 +1,345 @@
+"""Decoding of whatever the web has to upright RGB; what is broken or a bomb is refused.
+
+OpenAI resizes and crops first and converts to RGB last, so palette, alpha and CMYK images are
+resized in their own mode there (palette images by nearest neighbour). Here every image is upright
+RGB, alpha on white, before it is resized: the same for RGB and grey images, and the only sane
+result for the others.
+"""
+
+import io
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from clip_jax.arguments import shown
+from clip_jax.data.records import DecodeError, read_file
+from clip_jax.images.levels import SIXTEEN_BITS, eight_bits, to_levels, white_of
+
+# One image; an "array" is anything that numpy can make one of, such as a tensor.
+ImageLike = Image.Image | np.ndarray | bytes | os.PathLike[str] | str | IO[bytes]
+
+# More declared pixels than these are taken for a decompression bomb: up to them every format and
+# mode stays below 1 GiB and 5 s. WebP takes 17 bytes a pixel, progressive JPEG 10; cameras that
+# write JPEGs of 102 million pixels are the largest there are.
+MAX_IMAGE_PIXELS = 52_000_000
+MAX_JPEG_PIXELS = 102_000_000
+_STRIP_PIXELS = 4_000_000  # converted at once where a conversion makes copies
+
+# A decoder goes through the whole picture for each scan, and a scan may be a dozen bytes.
+_MAX_SCANS = 100  # a progressive JPEG has about ten
+_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")  # those with a length, and begin and end
+_BEGIN, _END = b"\xd8", b"\xd9"
+
+# An odd EXIF block makes no bad image; without this each worker says so of each.
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # our limits are below
+
+# A list of its own: among Pillow's other formats is one that starts Ghostscript (EPS).
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+
+JPEG_FORMATS = ("JPEG", "MPO")
+
+_ORIENTATION_TAG = 0x0112
+_BITS_TAG = 0x0102  # of TIFF
+_TWELVE_BITS = 4095
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(image: ImageLike) -> Image.Image:
+    """Any image -> upright PIL image of mode RGB.
+
+    Takes a PIL image, encoded bytes, a path, a file opened for reading bytes (which is read from
+    its beginning), or an array of pixels (H, W), (H, W, 1), (H, W, 3) or (H, W, 4 with alpha) of
+    any numbers: see `clip_jax.images.levels`. EXIF orientation is applied; alpha is put on white;
+    of an animation the first frame is taken.
+
+    Raises:
+      DecodeError: unreadable, truncated, corrupt, without pixels, not an image of a known format,
+        declaring more than `MAX_IMAGE_PIXELS`, a JPEG `MAX_JPEG_PIXELS` (found in the header,
+        before anything is allocated), a JPEG of more than a hundred scans, or numbers whose range
+        has no plain meaning.
+    """
+    if isinstance(image, Image.Image):
+        return upright_rgb(image)
+    if is_array(image):
+        return _to_rgb(_from_array(as_array(image)))
+    return upright_rgb(open_header(image))
+
+
+def is_array(value: Any) -> bool:
+    """Whether numpy can make an array of it, such as of a tensor; not for text and pictures."""
+    return hasattr(value, "__array__") and not isinstance(value, str | bytes | Image.Image)
+
+
+def as_array(value: Any) -> np.ndarray:
+    """Raises DecodeError where numpy cannot read it, such as a tensor on another device."""
+    try:
+        return np.asarray(value)
+    except Exception as error:  # a foreign object's own code
+        raise DecodeError(f"array cannot be read: {_reason(error)}") from error
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    shape = pixels.shape
+    known = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
+    if 0 in shape and len(shape) in (2, 3):
+        raise DecodeError(f"image has no pixels: array of shape {shape}")
+    if not known:
+        hint = ""
+        if len(shape) == 3 and shape[0] in (1, 3, 4):
+            hint = "; its channels come first: give image.transpose(1, 2, 0)"
+        raise DecodeError(
+            f"image array is {pixels.dtype} {shape}; accepted is (H, W), (H, W, 1), (H, W, 3) or"
+            f" (H, W, 4){hint}"
+        )
+    if len(shape) == 3 and shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(eight_bits(pixels)))
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _read(image: Any) -> bytes:
+    """The bytes of an encoded image in any container. Raises DecodeError."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if hasattr(image, "read"):
+        return _read_opened(image)
+    if not isinstance(image, str | os.PathLike):
+        raise DecodeError(
+            f"{shown(image)} is no image; accepted are paths, bytes, files opened with mode 'rb',"
+            " PIL images and arrays"
+        )
+    path = os.fspath(image)
+    if not os.path.exists(path):
+        path = os.path.expanduser(path)
+    try:
+        if os.path.isdir(path):
+            raise DecodeError(f"{os.fsdecode(path)} is a folder; give its images", "image_missing")
+        return read_file(path)
+    except ValueError as error:  # a null byte
+        raise DecodeError(f"{shown(path)} is not a path: {error}", "image_missing") from None
+
+
+def _read_opened(file: IO[bytes]) -> bytes:
+    """All of a file, wherever it has been read to. Raises DecodeError."""
+    data: Any
+    try:
+        # What cannot go back, such as a download, is read from where it is.
+        if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
+            file.seek(0)
+        data = file.read()
+    except UnicodeDecodeError:
+        data = ""
+    except Exception as error:  # closed, or opened for writing, or a foreign object's own code
+        raise DecodeError(f"file cannot be read: {_reason(error)}", "image_missing") from error
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise DecodeError("file was opened as text; open images with mode 'rb'")
+    return bytes(data)
+
+
+def open_header(image: Any) -> Image.Image:
+    """Reads the header only, no pixels yet; refuses decompression bombs. Raises DecodeError.
+
+    `image`: what `decode` takes, if it is encoded.
+    """
+    data = _read(image)
+    if not data:
+        raise DecodeError("image is empty (0 bytes)")
+    try:
+        opened = Image.open(io.BytesIO(data), formats=_known_formats())
+    except Image.DecompressionBombError as error:
+        raise DecodeError(f"decompression bomb: {error}", "image_bomb") from None
+    except Exception as error:  # Pillow's parsers raise nearly anything on hostile bytes
+        raise DecodeError(_reason(error, data)) from error
+    width, height = opened.size
+    # Pillow has the same limit, but programs that use it often lift that.
+    limit = MAX_JPEG_PIXELS if opened.format in JPEG_FORMATS else MAX_IMAGE_PIXELS
+    if width * height > limit:
+        raise DecodeError(
+            f"decompression bomb: declares {width}x{height} pixels, more than {limit:,}",
+            "image_bomb",
+        )
+    if opened.format in JPEG_FORMATS:
+        _check_scans(opened, data)
+    return opened
+
+
+def _check_scans(opened: Image.Image, data: bytes) -> None:
+    """Raises DecodeError where a JPEG has absurdly many scans."""
+    scans = _scans(data)
+    first = next(scans, None)
+    if first is None:
+        return
+    # Most files need no more: a baseline scan of all channels is the only one.
+    channels = int.from_bytes(data[first + 2 : first + 3])
+    if channels == len(opened.getbands()) and not opened.info.get("progressive"):
+        return
+    # A quick look: what is in headers and after the picture, such as a film, counts too here.
+    if data.count(_SCAN) > _MAX_SCANS and (count := 1 + sum(1 for _ in scans)) > _MAX_SCANS:
+        raise DecodeError(f"JPEG of {count} scans, more than {_MAX_SCANS}")
+
+
+def _scans(data: bytes) -> Iterator[int]:
+    """Where the headers of a JPEG's scans begin, after the marker; thumbnails do not count."""
+    at = 0
+    while (marker := _MARKER.search(data, at)) and marker[1] != _END:
+        at = marker.end()
+        if marker[0] == _SCAN:
+            yield at
+        if marker[1] != _BEGIN:
+            at += int.from_bytes(data[at : at + 2], "big")
+
+
+def _reason(error: Exception, data: bytes | None = None) -> str:
+    """One line without object addresses, the same in every process."""
+    if isinstance(error, Image.UnidentifiedImageError) and data is not None:
+        return f"not an image of a known format (begins with {data[:8]!r})"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; 1 where there is none or the EXIF block is nonsense."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # parsing untrusted bytes; a broken EXIF block does not make a bad image
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Decodes an opened image, turns it upright and makes it RGB; `DecodeError` where it cannot."""
+    try:
+        if 0 in image.size:
+            raise DecodeError(f"image has no pixels: {image.width}x{image.height}")
+        # load() does nothing where it was done; it decodes completely or not at all.
+        image.load()
+        # After load: some formats (TIFF) turn the picture there and take the tag away.
+        transpose = _UPRIGHT.get(orientation(image))
+        image = _to_rgb(image)
+        if transpose is not None:
+            image = image.transpose(transpose)
+            image.info = {}  # with the tag still there, the next to read it would turn it again
+        return image
+    except DecodeError:
+        raise
+    except Exception as error:  # as in open_header
+        raise DecodeError(_reason(error)) from error
+
+
+def scaled_jpeg(
+    data: bytes, opened: Image.Image, factor: int = 1, is_coarse: bool = False
+) -> np.ndarray | None:
+    """JPEG bytes -> RGB uint8 (ceil(H / factor), ceil(W / factor), 3), as stored, not upright.
+
+    Args:
+      data: the file.
+      opened: its header, from `open_header`.
+      factor: 1, 2, 4 or 8; the decoder then computes so many pixels fewer each way.
+      is_coarse: colours between the stored ones of 4:2:0 files are not interpolated; for images
+        that are shrunk to half or less afterwards.
+
+    Returns:
+      None where it has four channels, or where the decoder finds anything odd, be it only a
+      warning: Pillow is to judge then, as for every other format.
+    """
+    simplejpeg = _simplejpeg()
+    if simplejpeg is None or opened.format not in JPEG_FORMATS or opened.mode not in ("RGB", "L"):
+        return None
+    width, height = opened.size
+    try:
+        # The header as this decoder reads it: what was checked for bombs must be what is decoded.
+        if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
+            return None
+        smaller = (math.ceil(height / factor), math.ceil(width / factor))
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            "RGB",
+            fastupsample=is_coarse,
+            min_height=smaller[0],
+            min_width=smaller[1],
+        )
+    except ValueError:
+        return None
+    return pixels if pixels.shape[:2] == smaller else None
+
+
+@cache
+def _simplejpeg() -> Any:
+    """The module; None on machines for which there is no wheel of it."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow's own conversion clips at 255: 16 bits would be nearly all white.
+        white = _stated_white(image) or white_of(np.asarray(part) for _, part in _strips(image))
+        return _by_strips(image, lambda part: Image.fromarray(to_levels(np.asarray(part), white)))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        return _by_strips(image, _on_white)
+    return image.convert("RGB")
+
+
+def _stated_white(image: Image.Image) -> int | None:
+    """The whitest value of a grey image whose format or mode states it."""
+    if image.mode.startswith("I;16"):
+        tags = getattr(image, "tag_v2", {})
+        return _TWELVE_BITS if tags.get(_BITS_TAG) == (12,) else SIXTEEN_BITS
+    # Pillow scales these to 16 bits, whatever they declare.
+    return SIXTEEN_BITS if image.mode == "I" and image.format in ("PNG", "PPM") else None
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """(first row, these rows) of `_STRIP_PIXELS` or less, from the top; small images whole."""
+    rows = max(1, _STRIP_PIXELS // max(1, image.width))
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """RGB, each strip converted alone: copies of a whole large image would take gigabytes."""
+    result = None
+    for top, strip in _strips(image):
+        converted = convert(strip).convert("RGB")
+        if strip is image:
+            return converted
+        if result is None:
+            result = Image.new("RGB", image.size)
+        result.paste(converted, (0, top))
+    assert result is not None
+    return result
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba)

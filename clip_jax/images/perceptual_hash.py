@@ -1,0 +1,148 @@
+"""A 64-bit hash that stays nearly the same when an image is resized, recompressed or brightened.
+
+The difference hash (dHash): on a grey picture of 9 x 8 pixels each bit tells whether a pixel is
+lighter than its left neighbour. Images whose hashes differ in a few bits look alike; those of one
+colour have all the same.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clip_jax.errors import UserError
+from clip_jax.images.decoding import ImageLike, decode, open_header, upright_rgb
+
+BITS = 64
+ONLY = "only"  # in a list: the hash counts for the record whose key follows, and for no other
+_DRAFT = 64  # pixels; a JPEG is decoded at an eighth where that leaves so many
+
+
+def perceptual_hash(image: ImageLike) -> int:
+    """0 to 2^64 - 1. Raises DecodeError where the image cannot be decoded.
+
+    That of a JPEG, which is decoded in part only, may be a few bits off that of its pixels.
+    """
+    if isinstance(image, bytes):
+        opened = open_header(image)
+        opened.draft("L", (_DRAFT, _DRAFT))
+        picture = upright_rgb(opened)
+    else:
+        picture = decode(image)
+    small = picture.convert("L").resize((9, 8), Image.Resampling.BOX)
+    grey = np.asarray(small, np.int16)
+    bits = np.packbits(grey[:, 1:] > grey[:, :-1])
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+class HashList:
+    """Hashes of images that are to be left out, and how far off still counts as the same.
+
+    Raises UserError where the distance is out of its range.
+    """
+
+    def __init__(
+        self,
+        hashes: Iterable[int],
+        distance: int = 0,
+        only: Iterable[tuple[str, int]] = (),
+    ) -> None:
+        """`distance`: bits that may differ. `only`: (key, hash), for the records of that key."""
+        if not 0 <= distance <= BITS // 4:
+            raise UserError(
+                f"config.data.exclude_distance={distance}; accepted is 0 to {BITS // 4} bits"
+            )
+        self._distance = distance
+        self._hashes = np.unique(np.fromiter(hashes, np.uint64))
+        by_key: dict[str, set[int]] = {}
+        for key, value in only:
+            by_key.setdefault(key, set()).add(value)
+        self._only: Mapping[str, np.ndarray] = {
+            key: np.array(sorted(values), np.uint64) for key, values in by_key.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self._hashes) + sum(len(hashes) for hashes in self._only.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all hashes and the distance."""
+        digest = hashlib.blake2b(f"{self._distance}\n".encode(), digest_size=16)
+        digest.update(self._hashes.astype("<u8").tobytes())
+        for key in sorted(self._only):
+            digest.update(f"\n{key!r}\n".encode())
+            digest.update(self._only[key].astype("<u8").tobytes())
+        return digest.hexdigest()
+
+    def has(self, key: str, image: ImageLike) -> bool:
+        """Whether the image of the record of this key is on the list; decoded if need be only."""
+        only = self._only.get(key)
+        if only is None and not len(self._hashes):
+            return False
+        value = perceptual_hash(image)
+        return value in self or (only is not None and self._is_near(only, value))
+
+    def __contains__(self, value: int) -> bool:
+        """Whether a hash is on the list for every record."""
+        if not len(self._hashes):
+            return False
+        if self._distance == 0:
+            place = int(np.searchsorted(self._hashes, np.uint64(value)))
+            return place < len(self._hashes) and int(self._hashes[place]) == value
+        return self._is_near(self._hashes, value)
+
+    def _is_near(self, hashes: np.ndarray, value: int) -> bool:
+        different = np.bitwise_count(hashes ^ np.uint64(value))
+        return bool(different.min() <= self._distance)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], distance: int = 0) -> "HashList":
+        """From a text file: a hash a line, as 16 hexadecimal digits. "only KEY" may follow: then it
+        counts for the record of this key; what else follows is ignored.
+
+        Raises UserError where the file cannot be read, or a line is no hash.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"config.data.exclude={path}: cannot be read ({error})") from error
+        hashes: list[int] = []
+        only: list[tuple[str, int]] = []
+        for number, line in enumerate(io.StringIO(text), start=1):
+            words = line.split(maxsplit=2)
+            if not words or words[0].startswith("#"):
+                continue
+            value = _parse(words[0])
+            if value is None:
+                raise UserError(
+                    f"config.data.exclude={path}: line {number} is {line.strip()[:40]!r}; accepted"
+                    " are 16 hexadecimal digits"
+                )
+            if len(words) == 3 and words[1] == ONLY:
+                only.append((_key(words[2].strip()), value))
+            else:
+                hashes.append(value)
+        return cls(hashes, distance, only)
+
+
+def _parse(digits: str) -> int | None:
+    """None: no hash."""
+    try:
+        value = int(digits, 16)
+    except ValueError:
+        return None
+    return value if 0 <= value < 2**BITS else None
+
+
+def _key(text: str) -> str:
+    """As `python -m clip_jax.data hashes` writes it, or bare."""
+    try:
+        key = json.loads(text)
+    except ValueError:
+        return text
+    return key if isinstance(key, str) else text

@@ -1,0 +1,133 @@
+"""From an image to uint8 (S, S, 3), as evaluation does it; training is in `augmentation.py`.
+
+Scaling to [0, 1], mean and standard deviation are applied on the device, so that a quarter of the
+bytes crosses to it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clip_jax.data.records import DecodeError
+from clip_jax.errors import UserError
+from clip_jax.images.decoding import (
+    MAX_IMAGE_PIXELS,
+    ImageLike,
+    decode,
+)
+from clip_jax.images.resampling import INTERPOLATIONS
+from clip_jax.models.config import OPENAI_MEAN, OPENAI_STD
+
+__all__ = [
+    "INTERPOLATIONS",
+    "MAX_IMAGE_PIXELS",
+    "OPENAI_MEAN",
+    "OPENAI_STD",
+    "DecodeError",
+    "ImageLike",
+    "ImageTransform",
+    "decode",
+]
+
+RESIZES = ("shortest", "longest", "squash")
+
+# A picture of 100,000 x 1 pixels would grow to gigabytes: beyond this aspect only the part that the
+# crop keeps is computed, which is the same up to rounding.
+_LONGEST_RESIZED_SIDES = 64
+
+
+def interpolation_filter(name: str) -> Image.Resampling:
+    if name not in INTERPOLATIONS:
+        raise UserError(f"interpolation {name!r} is unknown; known are {', '.join(INTERPOLATIONS)}")
+    return INTERPOLATIONS[name]
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """The evaluation transform: image -> uint8 (image_size, image_size, 3).
+
+    "shortest" equals torchvision's `Resize(image_size)` on PIL images and `CenterCrop`, to the
+    bit, for images that are RGB: the longer side is truncated to an integer, the offset of the crop
+    rounded half to even. "longest" equals open_clip's: the whole image at most image_size wide and
+    high, centred on `fill`; the odd pixel of the border is right or below. "squash" ignores the
+    aspect. `mean` and `std` are not applied here; they travel along because the device applies
+    them.
+    """
+
+    image_size: int = 224  # pixels, both sides
+    resize: str = "shortest"  # or "longest", "squash"
+    interpolation: str = "bicubic"  # or "bilinear"; both antialiased
+    mean: tuple[float, float, float] = OPENAI_MEAN  # of channels scaled to [0, 1]
+    std: tuple[float, float, float] = OPENAI_STD
+    fill: int = 0  # 0 to 255 in all channels: the border that "longest" leaves
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise UserError(f"resize {self.resize!r} is unknown; known are {', '.join(RESIZES)}")
+        interpolation_filter(self.interpolation)
+        if not isinstance(self.image_size, int) or self.image_size < 1:
+            raise UserError(f"image_size {self.image_size!r} is not a positive whole number")
+        if not isinstance(self.fill, int) or not 0 <= self.fill <= 255:
+            raise UserError(f"image transform's fill is {self.fill!r}; accepted is 0 to 255")
+        for name in ("mean", "std"):
+            values = tuple(float(value) for value in getattr(self, name))
+            if len(values) != 3:
+                raise UserError(f"image transform's {name} has {len(values)} values instead of 3")
+            object.__setattr__(self, name, values)
+
+    def __call__(self, image: ImageLike) -> np.ndarray:
+        """Raises DecodeError where the image cannot be decoded."""
+        size = self.image_size
+        picture = decode(image)
+        width, height = picture.size
+        if (width, height) == (size, size):
+            return np.asarray(picture)
+        resample = INTERPOLATIONS[self.interpolation]
+        if self.resize == "squash":
+            return np.asarray(picture.resize((size, size), resample))
+        if self.resize == "longest":
+            return self._longest(picture)
+        if width <= height:
+            new_width, new_height = size, int(size * height / width)
+        else:
+            new_width, new_height = int(size * width / height), size
+        left = round((new_width - size) / 2.0)  # Python rounds half to even, as torchvision does
+        top = round((new_height - size) / 2.0)
+        if max(new_width, new_height) > _LONGEST_RESIZED_SIDES * size:
+            x, y = width / new_width, height / new_height
+            box = (left * x, top * y, (left + size) * x, (top + size) * y)
+            return np.asarray(picture.resize((size, size), resample, box=box))
+        resized = picture.resize((new_width, new_height), resample)
+        return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+    def _longest(self, picture: Image.Image) -> np.ndarray:
+        size = self.image_size
+        # open_clip's rule, its order of operations, and Python's rounding of halves to even.
+        ratio = max(picture.width / size, picture.height / size)
+        width, height = (max(1, round(side / ratio)) for side in picture.size)
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), INTERPOLATIONS[self.interpolation])
+        canvas = Image.new("RGB", (size, size), (self.fill,) * 3)
+        canvas.paste(picture, ((size - width) // 2, (size - height) // 2))
+        return np.asarray(canvas)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` gives an equal transform."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":
+        """Raises UserError on an unknown key or value."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UserError(
+                    f"image transform has unknown key {name!r}; known are {', '.join(known)}"
+                )
+        return cls(**values)

@@ -1,0 +1,1 @@
+"""What a compiled program costs, from its text."""

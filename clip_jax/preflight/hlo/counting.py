@@ -1,0 +1,287 @@
+"""What one run of a compiled program does on each device: arithmetic, and what crosses between
+devices. Loop bodies count as often as they run; the compiler's own analysis counts them once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Callable, Iterable
+
+from clip_jax.preflight.hlo.program_text import Frame, Instruction, Shape, parse
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+_KINDS = {name: name for name in COLLECTIVES} | {"ragged-all-to-all": "all-to-all"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One exchange between devices, as often as its loops run it."""
+
+    kind: str  # of COLLECTIVES
+    operands: tuple[Shape, ...]  # what a device puts in
+    results: tuple[Shape, ...]  # what it gets out
+    dims: tuple[int, ...]  # "all-gather": the axis that grows
+    group: int  # devices that take part together; 0: not known
+    op_name: str  # the line of the model that it comes from
+    chain: str = ""  # TPU: the parts of one exchange that is spread over several fusions share it
+    begins: bool = False  # whether this is the part that the exchange begins with
+    trips: int = 1
+
+    @property
+    def bytes(self) -> int:
+        """Bytes a device and time: of the larger of operand and result, as each kind has its
+        whole on one side."""
+        return max(sum(s.bytes for s in self.operands), sum(s.bytes for s in self.results))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one run, on each device."""
+
+    flops: float = 0.0  # of matrix products and convolutions, two a multiply-add
+    collectives: tuple[Collective, ...] = ()
+    unknown_loops: tuple[str, ...] = ()  # loops of unknown length; counted as running once
+
+    def times(self, trips: int) -> Cost:
+        """The cost of a loop of so many rounds."""
+        repeated = (dataclasses.replace(c, trips=c.trips * trips) for c in self.collectives)
+        return Cost(self.flops * trips, tuple(repeated), self.unknown_loops)
+
+    @property
+    def collective_counts(self) -> dict[str, int]:
+        """How many of each kind run, of those that do."""
+        return self._sum(lambda collective: collective.trips)
+
+    @property
+    def collective_bytes(self) -> dict[str, int]:
+        """Bytes a device by kind; see `Collective.bytes`."""
+        return self._sum(lambda collective: collective.trips * collective.bytes)
+
+    def _sum(self, amount: Callable[[Collective], int]) -> dict[str, int]:
+        totals: dict[str, int] = {}
+        for collective in self.collectives:
+            totals[collective.kind] = totals.get(collective.kind, 0) + amount(collective)
+        return totals
+
+
+def program_cost(text: str) -> Cost:
+    """The cost of a compiled program, from its text.
+
+    Matrix products and convolutions are counted wherever they stand: loops times their length, the
+    dearest branch of a conditional, fusions, calls and asynchronous wrappers. Custom kernels are
+    not, but for the libraries' matrix products and convolutions on a GPU.
+    """
+    module = parse(text)
+    cost = _cost(Frame(module, module.entry))
+    return dataclasses.replace(cost, collectives=_once(cost.collectives))
+
+
+def _once(collectives: tuple[Collective, ...]) -> tuple[Collective, ...]:
+    """Each exchange that is spread over several fusions by its beginning alone: the rest of it may
+    stand in a loop that it is hidden behind."""
+    begun = {c.chain for c in collectives if c.begins}
+    kept: list[Collective] = []
+    seen: set[str] = set()
+    for collective in collectives:
+        chain = collective.chain
+        if not chain or collective.begins or (chain not in begun and chain not in seen):
+            kept.append(collective)
+        seen.add(chain)
+    return tuple(kept)
+
+
+def _cost(frame: Frame) -> Cost:
+    """The cost of a computation that runs once: the program, or a loop's body."""
+    costs = [_step_cost(frame, step) for step in frame.computation.instructions.values()]
+    return _join(costs)
+
+
+def _join(costs: Iterable[Cost]) -> Cost:
+    costs = list(costs)
+    collectives = tuple(c for cost in costs for c in cost.collectives)
+    unknown = tuple(name for cost in costs for name in cost.unknown_loops)
+    return Cost(sum(cost.flops for cost in costs), collectives, unknown)
+
+
+def _step_cost(frame: Frame, step: Instruction) -> Cost:
+    opcode = step.opcode.removesuffix("-start")
+    if opcode.endswith(("-done", "-update")):
+        return Cost()
+    if opcode == "dot":
+        return Cost(_dot_flops(frame, step))
+    if opcode == "convolution":
+        return Cost(_convolution_flops(frame, step))
+    if opcode in _KINDS:
+        return Cost(collectives=(_collective(frame, step, _KINDS[opcode]),))
+    if opcode == "while":
+        trips, body = frame.loop(step)
+        cost = _cost(body).times(1 if trips is None else trips)
+        unknown = (step.name,) if trips is None else ()
+        return dataclasses.replace(cost, unknown_loops=cost.unknown_loops + unknown)
+    if opcode == "conditional":
+        names = step.called("branch_computations") or (
+            *step.called("true_computation"),
+            *step.called("false_computation"),
+        )
+        branches = [_cost(frame.call(name)) for name in names]
+        return max(branches, key=lambda cost: cost.flops)
+    if opcode in ("fusion", "call", "async"):
+        names = step.called("calls", "to_apply")
+        return _join(_cost(frame.call(name)) for name in names)
+    if opcode == "custom-call":
+        return Cost(_library_flops(frame, step))
+    return Cost()
+
+
+def _dot_flops(frame: Frame, step: Instruction) -> float:
+    left = frame.computation.shape(step.operands[0])
+    contracted = math.prod(left.dims[axis] for axis in step.dims("lhs_contracting_dims"))
+    return 2.0 * step.shapes[0].elements * contracted
+
+
+def _convolution_flops(frame: Frame, step: Instruction) -> float:
+    left, right = (frame.computation.shape(name) for name in step.operands[:2])
+    return _window_flops(step, left, right, step.shapes[0])
+
+
+def _window_flops(step: Instruction, left: Shape, right: Shape, out: Shape) -> float:
+    """Two a pair of output and kernel positions that meet inside the input.
+
+    XLA's TPU compiler writes batched matrix products as convolutions whose batch axes are spatial
+    ones, most positions of which fall on padding: positions that do not meet cost nothing
+    (XLA's HloCostAnalysis counts the same).
+    """
+    labels = re.split("_|->", step.attribute("dim_labels"))
+    in_axes, _, out_axes = (
+        _by_label(shape, text) for shape, text in zip((left, right, out), labels, strict=True)
+    )
+    window = _window(step.attribute("window"))
+    pairs = 1
+    for axis in range(len(labels[0]) - 2):
+        settings = {key: values[axis] for key, values in window.items()}
+        pairs *= _meetings(in_axes[str(axis)], out_axes[str(axis)], **settings)
+    groups = int(step.attribute("feature_group_count") or 1)
+    batch_groups = int(step.attribute("batch_group_count") or 1)
+    channels = in_axes["f"] // groups * out_axes["f"] * (in_axes["b"] // batch_groups)
+    return 2.0 * channels * pairs
+
+
+def _by_label(shape: Shape, labels: str) -> dict[str, int]:
+    return dict(zip(labels, shape.dims, strict=True))
+
+
+def _window(text: str) -> dict[str, list[int]]:
+    """`{size=3x3 pad=1_1x1_1 stride=2x2}` -> the numbers of each spatial axis."""
+    found = dict(item.split("=") for item in text.strip("{}").split())
+    sizes = found.get("size", "")
+    axes = len(sizes.split("x")) if sizes else 0
+    pads = found.get("pad", "x".join(["0_0"] * axes)).split("x") if axes else []
+    ones = "x".join(["1"] * axes)
+
+    def numbers(key: str) -> list[int]:
+        return [int(n) for n in found.get(key, ones).split("x")] if axes else []
+
+    return {
+        "size": numbers("size"),
+        "pad": [int(pad.split("_")[0]) for pad in pads],
+        "stride": numbers("stride"),
+        "base_dilation": numbers("lhs_dilate"),
+        "window_dilation": numbers("rhs_dilate"),
+    }
+
+
+@functools.lru_cache(maxsize=4096)
+def _meetings(
+    inputs: int, outputs: int, size: int, pad: int, stride: int, base_dilation: int,
+    window_dilation: int,
+) -> int:  # fmt: skip
+    """Pairs (output o, kernel k) of one axis for which o·stride − pad + k·window_dilation is an
+    input, `base_dilation` apart from the next."""
+    common = math.gcd(stride, base_dilation)
+    period = base_dilation // common
+    inverse = pow(stride // common, -1, period)
+    total = 0
+    for k in range(size):
+        shift = pad - k * window_dilation
+        if shift % common:
+            continue
+        low = max(0, -(-shift // stride))
+        high = min(outputs - 1, ((inputs - 1) * base_dilation + shift) // stride)
+        first = low + (shift // common * inverse - low) % period
+        total += max(0, (high - first) // period + 1)
+    return total
+
+
+def _library_flops(frame: Frame, step: Instruction) -> float:
+    """Of a GPU library's matrix product or convolution; 0 for any other custom call."""
+    target = step.attribute("custom_call_target").strip('"')
+    if not target.startswith(("__cublas$", "__cudnn$conv")):
+        return 0.0
+    left, right = (frame.computation.shape(name) for name in step.operands[:2])
+    out = step.shapes[0]
+    if target.startswith("__cublas$"):
+        begin = step.attributes.index("backend_config=") + len("backend_config=")
+        config, _ = json.JSONDecoder().raw_decode(step.attributes, begin)
+        axes = config["gemm_backend_config"]["dot_dimension_numbers"]["lhs_contracting_dimensions"]
+        return 2.0 * out.elements * math.prod(left.dims[int(axis)] for axis in axes)
+    # The window is that of the forward convolution, whatever is asked for.
+    if target == "__cudnn$convBackwardInput":
+        left, right, out = out, right, left
+    elif target == "__cudnn$convBackwardFilter":
+        left, right, out = left, out, right
+    return _window_flops(step, left, right, out)
+
+
+def _collective(frame: Frame, step: Instruction, kind: str) -> Collective:
+    operands = tuple(
+        shape for name in step.operands for shape in frame.computation.instructions[name].shapes
+    )
+    results = step.shapes
+    if step.opcode.endswith("-start") and kind in ("all-gather", "collective-permute"):
+        # The start also returns its operands, and on a TPU two counters.
+        results = results[len(operands) : 2 * len(operands)]
+    if kind == "all-reduce" and frame.computation.name.startswith("all-reduce-scatter"):
+        # The TPU compiler's reduce-scatter: a fusion of an all-reduce and the slice that is kept.
+        kind = "reduce-scatter"
+        root = frame.computation.instructions[frame.computation.root]
+        results = root.shapes
+    named = re.search(r'op_name="([^"]*)"', step.attributes)
+    chain = re.search(r'chain_id="(\d+)"', step.attributes)
+    others = frame.computation.instructions.values()
+    return Collective(
+        kind,
+        operands,
+        results,
+        step.dims("dimensions"),
+        _group_size(step.attributes),
+        named[1] if named else "",
+        f"{step.attribute('channel_id')}/{chain[1]}" if chain else "",
+        any('custom_call_target="AsyncCollectiveStart"' in other.attributes for other in others),
+    )
+
+
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}")
+
+
+def _group_size(attributes: str) -> int:
+    """Devices a group, from `{{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=4,'b'=2] {'a'}`."""
+    if mesh := _MESH_GROUPS.search(attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        # An axis, or a part of one: 'a' or 'a':(2)4.
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[name]) for name, part in axes)
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
+        return int(iota[2])
+    listed = re.search(r"replica_groups=\{(.*?)\}\}", attributes)
+    groups = listed[1].split("}") if listed else []
+    return max((group.strip(",{").count(",") + 1 for group in groups), default=0)

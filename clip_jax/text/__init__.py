@@ -1,0 +1,1 @@
+"""From strings to int32 ids."""

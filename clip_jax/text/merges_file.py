@@ -1,0 +1,92 @@
+"""Where CLIP's merges file is found: on disk, in an installed package, or downloaded once."""
+
+import hashlib
+import importlib.util
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
+
+from clip_jax.arguments import with_home
+from clip_jax.errors import UserError
+from clip_jax.files.stores import cache_folder
+from clip_jax.text.byte_pairs import BPE_FILE_NAME
+
+BPE_FILE_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+BPE_FILE_VARIABLE = "CLIP_JAX_BPE"
+BPE_FILE_URL = f"https://raw.githubusercontent.com/openai/CLIP/main/clip/{BPE_FILE_NAME}"
+_DOWNLOAD_TIMEOUT_SECONDS = 30
+
+
+def find_bpe_file(path: str | Path | None = None, beside: str | Path | None = None) -> Path:
+    """The verified merges file of CLIP: `bpe_simple_vocab_16e6.txt.gz`.
+
+    Looks at `path` and nowhere else if it is given; else at the environment variable CLIP_JAX_BPE;
+    else in the folder `beside` (that of the weights); else in the cache (~/.cache/clip_jax, or
+    CLIP_JAX_CACHE); else inside an installed `open_clip` or `clip` package (found, not imported);
+    else downloads it from OpenAI's repository into the cache.
+
+    Raises:
+      UserError: there is none and none can be had, or its SHA-256 is not that of OpenAI's file.
+    """
+    if path is not None:
+        return _verified(Path(with_home(path, "path")), "the given path")
+    if named := os.environ.get(BPE_FILE_VARIABLE):
+        return _verified(
+            Path(with_home(named, BPE_FILE_VARIABLE)),
+            f"the environment variable {BPE_FILE_VARIABLE}",
+        )
+    cached = cache_folder() / BPE_FILE_NAME
+    near = () if beside is None else (Path(beside) / BPE_FILE_NAME,)
+    for candidate in (*near, cached, *_package_candidates()):
+        if candidate.is_file():
+            return _verified(candidate, "the search for the file")
+    return _download(cached)
+
+
+def _package_candidates() -> Iterable[Path]:
+    for package in ("open_clip", "clip"):
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            yield Path(folder) / BPE_FILE_NAME
+
+
+def _verified(path: Path, origin: str) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path} (from {origin}) is not a file; expected {BPE_FILE_NAME} of CLIP")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != BPE_FILE_SHA256:
+        raise UserError(
+            f"{path} (from {origin}) has SHA-256 {digest}; CLIP's {BPE_FILE_NAME} has "
+            f"{BPE_FILE_SHA256}"
+        )
+    return path
+
+
+def _download(target: Path) -> Path:
+    """Downloads the merges file to `target`, which appears whole and verified or not at all."""
+    try:
+        with urllib.request.urlopen(BPE_FILE_URL, timeout=_DOWNLOAD_TIMEOUT_SECONDS) as response:
+            content = response.read()
+    except (OSError, urllib.error.URLError) as error:
+        raise UserError(
+            f"CLIP's merges file {BPE_FILE_NAME} was not found, and downloading {BPE_FILE_URL} "
+            f"failed ({error}): place it at {target} or set {BPE_FILE_VARIABLE} to its path "
+            f"(SHA-256 {BPE_FILE_SHA256})"
+        ) from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != BPE_FILE_SHA256:
+        raise UserError(
+            f"{BPE_FILE_URL} gave a file with SHA-256 {digest}, not OpenAI's {BPE_FILE_NAME}: "
+            f"place that at {target} (SHA-256 {BPE_FILE_SHA256})"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as partial:
+            partial.write(content)
+        os.replace(partial.name, target)
+    except OSError as error:
+        raise UserError(f"{BPE_FILE_NAME} cannot be stored at {target}: {error}") from error
+    return target

@@ -1,0 +1,217 @@
+"""The short table that ends a run, and what to try next."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from clip_jax.data.task_data import TaskData
+from clip_jax.errors import UserError
+from clip_jax.training.config import build_config
+from clip_jax.training.log.metrics import format_seconds, read_rows
+from clip_jax.training.source_flags import command_flags
+
+Row = dict[str, Any]
+
+WIDTH = 100  # characters that the table may take in a terminal
+NO_VALUE = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A metric that deserves a place in the table."""
+
+    group: str
+    title: str  # a few letters, for a terminal
+    name: str  # spelled out
+    metric: str  # its key in evaluation.jsonl
+
+
+COLUMNS = (
+    Column("zero-shot", "top-1", "top-1", "accuracy_top1"),
+    Column("zero-shot", "top-5", "top-5", "accuracy_top5"),
+    Column("zero-shot", "/class", "mean per class", "mean_per_class_accuracy"),
+    *(
+        Column(f"{query}→{found}", f"R@{k}", f"R@{k}", f"{query}_to_{found}_recall_at_{k}")
+        for query, found in (("image", "text"), ("text", "image"))
+        for k in (1, 5, 10)
+    ),
+)
+
+
+def used_columns(rows: list[Row]) -> list[Column]:
+    """The columns that have a value in some row."""
+    return [column for column in COLUMNS if any(column.metric in row for row in rows)]
+
+
+def percentage(value: Any) -> str:
+    """A share as "12.3"; a dash where it was not measured."""
+    return f"{100 * value:.1f}" if isinstance(value, int | float) else NO_VALUE
+
+
+def row_size(row: Row) -> str:
+    """How many images were asked about."""
+    size = row.get("num_image_queries", row.get("num_images"))
+    return NO_VALUE if size is None else f"{size:,}"
+
+
+def task_name(row: Row) -> str:
+    """The task without the family that its dataset names already: "glyphs/letters" -> "letters"."""
+    return str(row.get("task", "")).rpartition("/")[2]
+
+
+def last_evaluation(rows: list[Row]) -> list[Row]:
+    """The rows of the newest evaluated step."""
+    newest = max((row.get("step", 0) for row in rows), default=None)
+    return [row for row in rows if row.get("step", 0) == newest]
+
+
+def format_rows(rows: list[Row]) -> str:
+    """Evaluation rows as aligned text: a line a task and dataset, shares in per cent."""
+    if not rows:
+        return "no evaluation was asked for"
+    columns = used_columns(rows)
+    tabled = [row for row in rows if any(column.metric in row for column in columns)]
+    lines = _table_lines(tabled, columns) if tabled else []
+    return "\n".join([*lines, *(_plain_line(row) for row in rows if row not in tabled)])
+
+
+def _table_lines(rows: list[Row], columns: list[Column]) -> list[str]:
+    groups: dict[str, list[Column]] = {}
+    for column in columns:
+        groups.setdefault(column.group, []).append(column)
+    width = {column: max(5, len(column.title)) for column in columns}
+    group_width = {
+        group: sum(width[column] + 1 for column in members) - 1 for group, members in groups.items()
+    }
+    sizes = [row_size(row) for row in rows]
+    size_width = max(map(len, sizes))
+    right = sum(w + 2 for w in group_width.values()) + 2 + size_width
+    tasks = [task_name(row) for row in rows]
+    task_width = max(map(len, [*tasks, "task"]))
+    room = max(len("dataset"), WIDTH - right - task_width - 2)
+    datasets = [_shorten(str(row.get("dataset", "")), room) for row in rows]
+    left = task_width + 2 + max(map(len, [*datasets, "dataset"]))
+
+    def line(task: str, dataset: str, cells: list[str], size: str) -> str:
+        name = f"{task:<{task_width}}  {dataset}"
+        return f"{name:<{left}}  " + "  ".join(cells) + f"  {size:>{size_width}}"
+
+    def group_cells(text_of: Any) -> list[str]:
+        return [
+            " ".join(f"{text_of(column):>{width[column]}}" for column in members)
+            for members in groups.values()
+        ]
+
+    heads = [f"{group + ' %':^{group_width[group]}}" for group in groups]
+    lines = [line("", "", heads, "").rstrip()]
+    lines.append(line("task", "dataset", group_cells(lambda column: column.title), "n"))
+    for row, task, dataset, size in zip(rows, tasks, datasets, sizes, strict=True):
+        values = group_cells(lambda column, row=row: percentage(row.get(column.metric)))
+        lines.append(line(task, dataset, values, size))
+    return lines
+
+
+def _plain_line(row: Row) -> str:
+    """A row of an evaluator whose metrics have no column."""
+    metrics = ", ".join(
+        f"{name} {value:.4g}"
+        for name, value in row.items()
+        if isinstance(value, int | float) and name != "step"
+    )
+    return f"{task_name(row)}  {row.get('dataset', '')}  {metrics}"
+
+
+def _shorten(text: str, width: int) -> str:
+    """The end of a long path: there the datasets differ."""
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+
+
+def print_summary(workdir: Path) -> None:
+    """The last evaluation, the cost of the run, and the next commands to try."""
+    metrics = read_rows(workdir / "metrics.jsonl")
+    rows = last_evaluation(read_rows(workdir / "evaluation.jsonl"))
+    shown = shown_path(workdir)
+    print()
+    if rows and "step" in rows[0]:
+        print(f"evaluation at step {rows[0]['step']:,}\n")
+    print(format_rows(rows))
+    if metrics:
+        last = metrics[-1]
+        print(
+            f"\ntrained {last['step']:,} steps, {last['samples_seen']:,} pairs, in "
+            f"{format_seconds(last['seconds'])}; final loss {last['loss']:.3f}"
+        )
+    print(f"\nmodel    {shown / 'model'}")
+    if (workdir / "report.html").exists():
+        print(f"report   {shown / 'report.html'}   (open it in a browser)")
+    print("\nNext:")
+    for command in next_commands(workdir):
+        print(f"  {command}")
+
+
+def shown_path(path: Path) -> Path:
+    """Relative to the current folder where it lies below it: shorter, and right in a command."""
+    absolute = path.absolute()
+    try:
+        return absolute.relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+def next_commands(workdir: Path) -> list[str]:
+    """Command lines that are right for this run; FOLDER is what only the user knows."""
+    shown = str(shown_path(workdir))
+    config = read_config(workdir)
+    load = f"import clip_jax; clip = clip_jax.load({shown!r}); print(clip)"
+    code = f'"{load}"' if not set(load) & set('"$`\\!') else shlex.quote(load)
+    commands = [_evaluate_command(shown, config), f"{_python()} -c {code}"]
+    if config.get("data", {}).get("format") == "glyphs":
+        commands.append(
+            f"{_python()} -m clip_jax.train --config=configs/own_images.py --workdir=runs/mine "
+            "--config.data.path=FOLDER"
+        )
+    else:
+        commands.append(f"{_python()} -m clip_jax.report --workdir={shlex.quote(shown)}")
+    return commands
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The run's config.json; empty where there is none that can be read."""
+    try:
+        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _python() -> str:
+    """How a person starts this interpreter from here: by its path where that is below."""
+    here = Path.cwd()
+    executable = Path(sys.executable)
+    return str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"
+
+
+def _evaluate_command(shown: str, config: dict[str, Any]) -> str:
+    """The evaluation of the run as a command; of glyphs where it was trained on them."""
+    data, tasks, options = TaskData(), tuple[str, ...](), ["--data=FOLDER"]
+    with contextlib.suppress(UserError):  # config.json is gone, or of another version
+        built = build_config(config)
+        tasks, data = built.evaluation.tasks, built.task_data()
+    if config.get("data", {}).get("format") == "glyphs":
+        tasks, options = tasks or ("glyphs/letters", "glyphs/retrieval"), []
+    if data.path:
+        options = command_flags(data, TaskData)
+    return " ".join(
+        [
+            f"{_python()} -m clip_jax.evaluate --model={shlex.quote(shown)}",
+            f"--tasks={','.join(tasks) or 'retrieval'}",
+            *options,
+            "--output=result.json",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""What a host does around the step."""

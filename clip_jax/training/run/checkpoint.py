@@ -1,0 +1,267 @@
+"""Saving and resuming, through orbax. The only file that knows orbax's API.
+
+A checkpoint DIR/STEP holds separately restorable parts: `params` (what is trained), `ema` (their
+moving average, where there is one), `rest` (optimizer state, step, random key) and `identity`, one
+JSON text: the resolved configuration, the architecture with its image transform, the tokenizer
+with its files, and the position in the data. orbax writes into a temporary folder and commits at
+the end, so that a half-written checkpoint is never seen as one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from clip_jax.errors import UserError, one_line
+from clip_jax.files.disk import writing
+from clip_jax.training.config import CheckpointConfig
+from clip_jax.training.run.clock import SaveTimer
+from clip_jax.training.step.state import TrainState
+
+# What to do after a disk has been full.
+GO_ON = "; the same command then goes on from the newest checkpoint"
+
+policies = ocp.training.preservation_policies
+
+# Of an array that lies on several devices whole, each writes a slice if it has so many bytes. Of
+# smaller ones a compiled slice for each device and shape would take longer than the writing.
+_MIN_SLICE_BYTES = 16 << 20
+_ECHO_SECONDS = 0.3  # for which threads go on after a read that has failed
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint whose files are missing or cut off."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: asynchronous saves, retention, the newest one back.
+
+    What is there can be read from the beginning; `open` it before the first save.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig):
+        self._config = config
+        self._timer = SaveTimer(config.every_minutes)
+        self._directory = directory
+        self._checkpointer: Any = None
+        self._saving: Any = None  # the save in progress
+
+    def steps(self) -> list[int]:
+        """The steps of which there is a folder, damaged or not, the newest first."""
+        return [int(path.name) for path in _steps(self._directory)]
+
+    def open(self, damaged: Sequence[int] = ()) -> None:
+        """Begins to save, and to remove what retention does not keep.
+
+        Folders of the steps in `damaged` are renamed first, to STEP.damaged; every process of the
+        job calls it.
+        """
+        if jax.process_index() == 0:
+            for step in damaged:
+                _set_aside(self._directory / str(step))
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        kept: list[Any] = [policies.LatestN(self._config.keep_newest)]
+        if self._config.keep_every_steps:
+            kept.append(policies.EveryNSteps(self._config.keep_every_steps))
+        self._checkpointer = ocp.training.Checkpointer(
+            self._directory.absolute(),
+            save_decision_policy=_Always(),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+            context=_context(),
+        )
+
+    def due(self, step: int) -> bool:
+        """Whether a save is due after `step`, by steps or by minutes; asked after every step.
+
+        Raises what the last save has failed of, behind the run's back.
+        """
+        if self._saving is not None:
+            with contextlib.suppress(TimeoutError), self._writing():
+                self._saving.result(timeout=0)
+                self._saving = None
+        every = self._config.every_steps
+        late = self._timer.due(step)
+        return late or bool(every and step % every == 0)
+
+    def save(self, state: TrainState, identity: dict[str, Any], wait: bool = False) -> None:
+        """Starts a save of the state's step; a step that is already saved is left as it is."""
+        step = int(state.step)
+        self._timer.reset()
+        latest = self._checkpointer.latest
+        if latest is not None and int(latest.step) == step:
+            return
+        parts = {"params": state.params, "rest": _rest(state)}
+        if state.ema_params is not None:
+            parts["ema"] = state.ema_params
+        parts["identity"] = {"json": json.dumps(identity)}
+        with self._writing():
+            self._saving = self._checkpointer.save_checkpointables_async(step, parts)
+            if wait:
+                self._checkpointer.wait()
+
+    def identity(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says of itself. Raises `DamagedCheckpoint`."""
+        return read_identity(self._directory / str(step))
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state of a checkpoint, on the shards that `abstract` names.
+
+        Raises `DamagedCheckpoint`.
+        """
+        wanted = {"params": abstract.params, "rest": _rest(abstract)}
+        if abstract.ema_params is not None:
+            wanted["ema"] = abstract.ema_params
+        parts = _load_parts(self._directory / str(step), wanted)
+        return abstract.replace(
+            params=parts["params"], ema_params=parts.get("ema"), **parts["rest"]
+        )
+
+    def close(self) -> None:
+        """Waits for a save in progress."""
+        if self._checkpointer is not None:
+            with self._writing():
+                self._checkpointer.close()
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(self._directory, GO_ON)
+
+
+def _context() -> ocp.Context:
+    saving = ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES)
+    return ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
+
+
+class _Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
+    """The training loop decides when to save (`Checkpoints.due`)."""
+
+    def should_save(self, *_: Any, **__: Any) -> bool:
+        return True
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "opt_state": state.opt_state,
+        "key": state.key,
+        "failed": state.failed,
+    }
+
+
+def _load_parts(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Parts of a checkpoint. Raises `DamagedCheckpoint` where they cannot be read."""
+    if not is_complete(directory):
+        raise DamagedCheckpoint(f"{directory}: not a complete clip_jax checkpoint")
+    try:
+        with warnings.catch_warnings():
+            # Placement is chosen by the caller afterwards; orbax warns that it reads it from the
+            # file.
+            warnings.filterwarnings("ignore", message="Sharding info not provided")
+            # A read that fails leaves others behind that nobody waits for any more.
+            warnings.filterwarnings("ignore", category=RuntimeWarning, message="coroutine")
+            with _without_echoes():
+                return ocp.load_checkpointables(directory.absolute(), wanted)
+    except (ValueError, KeyError, FileNotFoundError, ocp.errors.InvalidLayoutError) as error:
+        reason = one_line(_innermost(error))
+        raise DamagedCheckpoint(f"{directory}: cannot be read ({reason})") from error
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The error that began it: orbax wraps those of files in some that are about itself."""
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    return next((e for e in reversed(chain) if isinstance(e, ValueError | OSError)), error)
+
+
+@contextlib.contextmanager
+def _without_echoes() -> Iterator[None]:
+    """Where reading a checkpoint fails, keeps stderr free of the failures of its other reads.
+
+    There are hundreds of them, each a page, in threads and coroutines that go on for a moment.
+    """
+    hook = sys.unraisablehook
+    levels = {name: logging.getLogger(name).level for name in ("asyncio", "absl")}
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        sys.unraisablehook = lambda _: None
+        try:
+            yield
+        except Exception:
+            time.sleep(_ECHO_SECONDS)
+            gc.collect()  # coroutines that were never awaited say so when they are freed
+            raise
+    finally:
+        sys.unraisablehook = hook
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def read_identity(directory: Path) -> dict[str, Any]:
+    """The identity of a checkpoint folder. Raises `DamagedCheckpoint`, also when it is none."""
+    stored = _load_parts(directory, {"identity": None})["identity"]
+    try:
+        return json.loads(stored["json"])
+    except (ValueError, KeyError) as error:
+        raise DamagedCheckpoint(
+            f"{directory}: its identity cannot be read ({one_line(error)})"
+        ) from error
+
+
+def read_params(directory: Path) -> dict[str, Any]:
+    """The parameters of a checkpoint alone, as numpy arrays: their moving average where it has one.
+
+    Raises `DamagedCheckpoint` when they cannot be read.
+    """
+    has_average = read_identity(directory)["config"]["optimizer"]["ema_decay"] is not None
+    name = "ema" if has_average else "params"
+    return jax.tree.map(np.asarray, _load_parts(directory, {name: None})[name])
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a folder holds all parts of a checkpoint; what is in them is not looked at."""
+    return all((path / part / "_METADATA").is_file() for part in ("params", "rest", "identity"))
+
+
+def _steps(directory: Path) -> list[Path]:
+    """The step folders, newest first."""
+    if not directory.is_dir():
+        return []
+    return sorted((p for p in directory.iterdir() if p.name.isdigit()), key=lambda p: -int(p.name))
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint in a folder of steps, or None."""
+    return next((path for path in _steps(directory) if is_complete(path)), None)
+
+
+def readable_before(directory: Path) -> Path | None:
+    """The newest checkpoint before the one in `directory` whose parameters can be read, or None."""
+    for path in _steps(directory.parent):
+        if int(path.name) < int(directory.name):
+            with contextlib.suppress(DamagedCheckpoint):
+                read_params(path)
+                return path
+    return None
+
+
+def _set_aside(path: Path) -> None:
+    """Renames the folder of a step out of the way, so that the step can be saved again."""
+    aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)

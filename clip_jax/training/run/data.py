@@ -1,0 +1,147 @@
+"""The image-text pairs that a configuration names, and what reading them costs a run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from clip_jax.data.options import SourceConfig, SourceOptions
+from clip_jax.data.records import DecodeError, Source
+from clip_jax.data.sources import check_image_column, check_split, detect_format
+from clip_jax.data.sources.refine import open_refined, refined
+from clip_jax.data.stream.mixture import MixtureSource
+from clip_jax.data.stream.order import check_weights
+from clip_jax.data.stream.pipeline import BatchIterator, streaming_of
+from clip_jax.data.stream.shard_order import MAX_STREAMS, Cursor
+from clip_jax.data.stream.shards import StreamingSource
+from clip_jax.errors import UserError
+from clip_jax.training.config import DataConfig, TrainConfig
+from clip_jax.training.config_values import build, coerce, unknown_key
+
+_WAIT_FRACTION = 0.05  # of the time between steps; more is worth a word
+_WARN_EVERY_STEPS = 1000
+_SAMPLED_SHARDS = 8  # of a stream, for a tokenizer trained on its captions
+
+
+def open_data(config: TrainConfig) -> Source:
+    """The image-text pairs of the configuration. Raises `UserError` as `open_source` does, and for
+    a mixture with unknown keys or weights that are no shares."""
+    data = config.data
+    if not data.mixture:
+        return _open_one(data)
+    parts = [
+        _part(data, values, f"config.data.mixture[{number}]")
+        for number, values in enumerate(data.mixture)
+    ]
+    weights = [weight for _, weight in parts]
+    check_weights(weights)  # before anything is opened, which may take minutes
+    sources = [_open_one(part) for part, _ in parts]
+    return MixtureSource(sources, [part.path for part, _ in parts], weights)
+
+
+def _part(data: DataConfig, values: Any, where: str) -> tuple[DataConfig, float]:
+    """(the data with one source of the mixture as its only one, its weight)."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}={values!r}: must be a group of keys, such as {{'path': …}}")
+    own = {key: value for key, value in values.items() if key != "weight"}
+    known = [field.name for field in dataclasses.fields(SourceConfig)]
+    for key in own:
+        if key not in known:
+            names = [f"{where}.{name}" for name in (*known, "weight")]
+            raise UserError(unknown_key(f"{where}.{key}", names))
+    part = build(SourceConfig, own, where)
+    if not part.path:
+        raise UserError(f"{where} has no path; give {{'path': …, 'weight': …}}")
+    weight = coerce(values.get("weight", 1.0), float, f"{where}.weight")
+    changes = {key: getattr(part, key) for key in own}
+    return dataclasses.replace(data, mixture=(), **changes), weight
+
+
+def _open_one(data: DataConfig) -> Source:
+    if data.streaming:
+        stream = _open_stream(os.path.expanduser(data.path), data.format, data.options())
+        return refined(stream, data)
+    return open_refined(data)
+
+
+def _open_stream(path: str, format: str, options: SourceOptions) -> StreamingSource:
+    kind = detect_format(path) if format == "auto" else format
+    if kind != "webdataset":
+        raise UserError(
+            f"config.data.streaming=True: streams are of tars, and {path} is read as {kind}; leave"
+            " streaming out, or convert it first (python -m clip_jax.data convert)"
+        )
+    check_image_column(kind, options)
+    source = StreamingSource(path, options)
+    check_split(path, kind, options, source)
+    return source
+
+
+def captions_of(source: Source) -> Iterator[str]:
+    """All captions that can be read; of a stream those of a few shards."""
+    stream = streaming_of(source)
+    numbers = range(len(source)) if stream is None else stream.sample_numbers(_SAMPLED_SHARDS)
+    for number in numbers:
+        with contextlib.suppress(DecodeError):
+            yield from source.captions(number)
+
+
+def gathered_cursor(cursor: Cursor) -> Cursor:
+    """The windows of all streams, from the hosts that read them; every host calls it."""
+    if jax.process_count() == 1:
+        return cursor
+    rows = np.full((MAX_STREAMS, 3), -1, np.int64)
+    for index, values in cursor.items():
+        rows[int(index)] = values
+    everywhere = multihost_utils.process_allgather(rows).max(axis=0)
+    return {str(n): tuple(row) for n, row in enumerate(everywhere.tolist()) if row[0] >= 0}
+
+
+class DataWatch:
+    """What reading costs, for the rows of the metrics, and a word where the trainer waits."""
+
+    def __init__(self, batches: BatchIterator, workers: int):
+        self._batches = batches
+        self._workers = workers
+        self._before: Counter[str] = Counter()
+        self._warned: int | None = None
+
+    def row(self, seconds: float) -> dict[str, float]:
+        """Since the last call, `seconds` ago: bytes a second. Since the start: what was left out by
+        kind, and what stores and their cache did, as far as there is any."""
+        batches = self._batches
+        read = batches.counts["bytes_read"] - self._before["bytes_read"]
+        self._before = batches.counts.copy()
+        row: dict[str, float] = {"data_bytes_per_second": read / seconds}
+        row |= {f"dropped_{kind}": count for kind, count in sorted(batches.dropped.items())}
+        for name in ("bytes_fetched", "cache_hits", "cache_misses", "store_retries"):
+            if batches.counts[name]:
+                row[f"data_{name}"] = batches.counts[name]
+        return row
+
+    def advice(self, step: int, wait_fraction: float) -> str | None:
+        """What to change where too much of the time is spent waiting; now and then, else None."""
+        recently = self._warned is not None and step < self._warned + _WARN_EVERY_STEPS
+        if wait_fraction <= _WAIT_FRACTION or recently:
+            return None
+        self._warned = step
+        cores = os.cpu_count() or 1
+        if self._workers < cores:
+            what = f"raise config.data.workers (now {self._workers}; there are {cores} cores)"
+        else:
+            what = (
+                f"all {cores} cores read already: store smaller images"
+                " (python -m clip_jax.data convert --resize=…)"
+            )
+        return (
+            f"step {step:,}: {100 * wait_fraction:.0f} % of the time was spent waiting for data;"
+            f" {what}; python -m clip_jax.data inspect tells which stage is slow"
+        )

@@ -1,0 +1,291 @@
+"""What a run's parameters are before its first step: random, or those of another model.
+
+A curriculum is a chain of runs: the second begins with the parameters of the first, at another
+image size or context length (Li et al. 2023, CLIPA). Locked-image tuning begins with a trained
+image tower and a random text tower (Zhai et al. 2022, LiT).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from clip_jax.errors import UserError
+from clip_jax.loading import open_model
+from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.config import ClipConfig
+from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
+from clip_jax.training.config import TrainConfig
+from clip_jax.training.step.parameter_groups import matching
+from clip_jax.training.step.state import TrainState, abstract_state, create_state
+from clip_jax.weights.layouts.bundle import flatten, unflatten
+from clip_jax.weights.load import Source
+from clip_jax.weights.resolve import resolve_source
+from clip_jax.weights.rules.table import Rule, Shape, Tensors
+
+SOURCE, ONLY = "config.init.source", "config.init.only"
+TOKEN_TABLE, TEXT_POSITIONS = "text/token_embedding", "text/positions"
+EVERYTHING = re.compile("")
+Read = Callable[[], np.ndarray]
+
+# Fields of `ClipConfig` that decide shapes, by tower, and fields that change the function while
+# all shapes stay.
+SIZES = {
+    "vision": (
+        *("vision_kind", "patch_size", "vision_width", "vision_layers", "vision_heads"),
+        *("vision_mlp_dim", "vision_pool", "embed_dim"),
+    ),
+    "text": (
+        *("text_kind", "vocab_size", "text_width", "text_layers", "text_heads", "text_mlp_dim"),
+        "embed_dim",
+    ),
+}
+FUNCTION = {
+    "vision": (
+        *("vision_activation", "vision_post_norm", "vision_eps", "vision_rope"),
+        *("image_mean", "image_std", "image_resize"),
+    ),
+    "text": ("text_activation", "text_causal", "text_pool", "text_class_mask", "norm_eps"),
+}
+
+
+def open_initial(config: TrainConfig) -> Source | None:
+    """The model of `config.init.source`, recognised but not yet read; None where there is none.
+
+    For weights that do not say what they are, the run's own architecture is taken. Raises
+    `UserError` for what cannot be found or is no model, and for a choice from nothing.
+    """
+    if not config.init.source:
+        if config.init.only:
+            raise UserError(f"{ONLY}={config.init.only}: chooses from {SOURCE}, which is not given")
+        return None
+    try:
+        path = resolve_source(config.init.source)
+        try:
+            return open_model(path)
+        except UserError:
+            named = _open_as(path, config)
+            if named is None:
+                raise
+            return named
+    except UserError as error:
+        raise UserError(f"{SOURCE}={config.init.source!r}: {error}") from error
+
+
+def _open_as(path: Path, config: TrainConfig) -> Source | None:
+    """Bare weights, taken for the run's own architecture; None where that is no help."""
+    if config.model.name not in ARCHITECTURES:
+        return None
+    try:
+        source = open_model(path, config.model.name)
+    except UserError:
+        return None
+    return dataclasses.replace(source, config=config.model.architecture())
+
+
+def takes_tokens(config: TrainConfig) -> bool:
+    """Whether the token table comes from `config.init.source`, and the vocabulary with it."""
+    only = config.init.only
+    chosen = not only or any(re.fullmatch(pattern, TOKEN_TABLE) for pattern in only)
+    return bool(config.init.source) and chosen
+
+
+def named_tokenizer(config: TrainConfig) -> Tokenizer:
+    """The tokenizer that `config.tokenizer.source` names. Raises `UserError` where it is none."""
+    try:
+        return get_tokenizer(config.tokenizer.source)
+    except UserError as error:
+        raise UserError(f"config.tokenizer.source={config.tokenizer.source!r}: {error}") from error
+
+
+def initial_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
+    """The tokenizer that the source's token table was trained with.
+
+    That is the source's own, even where the run would train one on its captions; or the one that
+    `config.tokenizer.source` names, where it has as many ids. Raises `UserError` where it has not,
+    or where there is neither.
+    """
+    rows, named = source.config.vocab_size, config.tokenizer.source
+    where = f"{SOURCE}={config.init.source!r}"
+    try:
+        own = source.tokenizer()
+    except UserError as error:  # its files are damaged, or OpenAI's are not to be had
+        if named == "captions":
+            raise UserError(f"{where}: {error}; or name one by config.tokenizer.source") from error
+        own = None
+    if named == "captions":
+        if own is None:
+            raise UserError(
+                f"{where}: has no tokenizer, and one trained on the captions would not fit its "
+                f"token table; name one by config.tokenizer.source, or leave {TOKEN_TABLE!r} out "
+                f"by {ONLY}"
+            )
+        return own
+    tokenizer = named_tokenizer(config)
+    ids = f"config.tokenizer.source={named!r}: has {tokenizer.vocab_size} ids"
+    if own is not None and own.vocab_size != tokenizer.vocab_size:
+        raise UserError(f"{ids}, but the tokenizer of {where} has {own.vocab_size}")
+    if tokenizer.vocab_size > rows:
+        raise UserError(f"{ids}, but the token table of {where} {rows} rows")
+    return tokenizer
+
+
+def initial_state(
+    mesh: Mesh,
+    architecture: ClipConfig,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    source: Source,
+) -> TrainState:
+    """A fresh state whose parameters, all or those of `config.init.only`, come from `source`.
+
+    They go tensor by tensor from the file on to their shards; random values are made for the rest
+    alone. The optimizer and the moving average begin with the parameters as they then are.
+
+    Where image_size or context_length is not the source's, its tables of positions are made to fit:
+    see `fit_text_positions`, and for the grid of patches `resize_grid`.
+
+    Raises `UserError` where a pattern matches nothing, or what it chooses does not fit the
+    architecture.
+    """
+    ema = config.optimizer.ema_decay is not None
+    abstract = abstract_state(mesh, architecture, optimizer, ema)
+    leaves = flatten(abstract.params)
+    only = config.init.only
+    taken = matching(only, leaves, ONLY) if only else frozenset(leaves)
+    loaded = _load(config, architecture, source, leaves, taken)
+
+    def fresh() -> dict[str, jax.Array]:
+        params = flatten(create_state(architecture, optimizer, config.seed, ema=False).params)
+        return {path: leaf for path, leaf in params.items() if path not in taken}
+
+    shardings = {path: leaf.sharding for path, leaf in leaves.items() if path not in taken}
+    random = jax.jit(fresh, out_shardings=shardings)() if shardings else {}
+    # In the order of `leaves`, which is that of a fresh state.
+    params = unflatten({path: loaded[path] if path in taken else random[path] for path in leaves})
+
+    def begin(params: Any) -> TrainState:
+        state = create_state(architecture, optimizer, config.seed, ema=False)
+        copy = jax.tree.map(
+            jnp.copy, params
+        )  # a step donates what it is given, so nothing is shared
+        return state.replace(
+            params=None, opt_state=optimizer.init(copy), ema_params=copy if ema else None
+        )
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.replace(params=None))
+    return jax.jit(begin, out_shardings=shardings)(params).replace(params=params)
+
+
+def _load(
+    config: TrainConfig,
+    architecture: ClipConfig,
+    source: Source,
+    leaves: Mapping[str, jax.ShapeDtypeStruct],
+    taken: frozenset[str],
+) -> dict[str, jax.Array]:
+    """{path: the source's parameter, on its shards} for every path of `taken`."""
+
+    def place(path: str, leaf: np.ndarray) -> jax.Array | None:
+        if path not in taken:
+            return None
+        return jax.make_array_from_callback(
+            leaf.shape, leaves[path].sharding, leaf.__getitem__, dtype=leaf.dtype
+        )
+
+    if TEXT_POSITIONS in taken:
+        source = fit_text_positions(source, architecture)
+    if len(taken) < len(leaves):
+        source = _without(source, {p: leaf.shape for p, leaf in leaves.items() if p not in taken})
+    towers = [name for name in SIZES if any(path.startswith(f"{name}/") for path in taken)]
+    where = f"{SOURCE}={config.init.source!r}"
+    try:
+        loaded = source.params(architecture, "float32", place)
+    except (UserError, IndexError) as error:  # an index: of a layer that the source has not
+        sizes = _differences(architecture, source.config, SIZES, towers)
+        raise UserError(
+            f"{where}: {f'has {sizes}' if sizes else error}; {ONLY} chooses what is taken"
+        ) from error
+    function = _differences(architecture, source.config, FUNCTION, towers)
+    if function:
+        logging.warning("%s: was trained with %s", where, function)
+    return flatten(loaded)
+
+
+def _differences(
+    ours: ClipConfig, theirs: ClipConfig, fields: Mapping[str, tuple[str, ...]], towers: list[str]
+) -> str:
+    """What the other model has, and this one has otherwise, in words."""
+    names = dict.fromkeys(name for tower in towers for name in fields[tower])
+    return ", ".join(
+        f"{name}={getattr(theirs, name)!r} (config.model: {getattr(ours, name)!r})"
+        for name in names
+        if getattr(theirs, name) != getattr(ours, name)
+    )
+
+
+class _Replaced:
+    """The tensors of a source, some with another shape and content or added to it."""
+
+    def __init__(self, tensors: Tensors, replaced: Mapping[str, tuple[Shape, Read]]):
+        self.where, self._tensors, self._replaced = tensors.where, tensors, replaced
+        shapes = {name: shape for name, (shape, _) in replaced.items()}
+        self.shapes: Mapping[str, Shape] = {**tensors.shapes, **shapes}
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor of that name."""
+        return self._replaced[name][1]() if name in self._replaced else self._tensors.read(name)
+
+
+def fit_text_positions(source: Source, config: ClipConfig) -> Source:
+    """`source` with as many text positions as `config` has, for a tower that reads its feature at
+    the first token or where the text ends, or averages all: the first rows are kept, and the last
+    of them stands for those that are not there.
+
+    So texts that fitted before, or still do, have the embeddings that they had, to the bit in a
+    causal tower. Interpolation, which `clip_jax.load` and open_clip do, moves all positions, and
+    that has to be trained away again (Zhang et al. 2024, Long-CLIP, keep the first ones likewise).
+    For a tower that reads at its last token, whose position must be a trained one at any length, it
+    remains (CLIPA's codes interpolate between 8 and 32 tokens too).
+    """
+    if config.text_pool in ("last", "appended"):
+        return source
+    replaced: dict[str, tuple[Shape, Read]] = {}
+    for rule in source.rules(config):
+        shape = source.tensors.shapes.get(rule.theirs, ())
+        rows = config.position_rows
+        if rule.ours == TEXT_POSITIONS and rule.resize and len(shape) > 1 and shape[-2] != rows:
+            logging.warning("%s: the first of %d positions, now %d", rule.theirs, shape[-2], rows)
+            kept = np.minimum(np.arange(rows), shape[-2] - 1)
+
+            def read(name: str = rule.theirs, kept: np.ndarray = kept) -> np.ndarray:
+                return np.take(source.tensors.read(name), kept, axis=-2)
+
+            replaced[rule.theirs] = (*shape[:-2], rows, shape[-1]), read
+    return dataclasses.replace(source, tensors=_Replaced(source.tensors, replaced))
+
+
+def _without(source: Source, left_out: Mapping[str, Shape]) -> Source:
+    """`source`, whose other tensors are not even looked at: they need not exist, nor fit."""
+    stubs = {path: f"not taken: {path}" for path in left_out}
+
+    def rules(config: ClipConfig) -> list[Rule]:
+        kept = [rule for rule in source.rules(config) if rule.ours not in left_out]
+        return [*kept, *(Rule(stub, path) for path, stub in stubs.items())]
+
+    def zeros(shape: Shape) -> Read:
+        return lambda: np.broadcast_to(np.float32(0), shape)  # of no memory
+
+    replaced = {stubs[path]: (shape, zeros(shape)) for path, shape in left_out.items()}
+    tensors = _Replaced(source.tensors, replaced)
+    return dataclasses.replace(source, tensors=tensors, rules=rules, ignored=EVERYTHING)

@@ -1,0 +1,155 @@
+"""The training run, from a configuration to an exported model; resumes by itself.
+
+Nothing here waits for the device but where it must: step n + 1 is dispatched before the metrics of
+step n are read, and checkpoints are written behind the run's back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
+
+from clip_jax.clip import Clip
+from clip_jax.evaluation.tasks import Embedders, check_tasks, run_task
+from clip_jax.files.disk import writing
+from clip_jax.hosts.agreement import check_same, check_shared, from_first, wait_for_all
+from clip_jax.sharding import check_batch, global_batch, make_mesh
+from clip_jax.training import config as configs
+from clip_jax.training.config import TrainConfig
+from clip_jax.training.log.profile import CompileWatch, Profiling, Tracer, write_hlo
+from clip_jax.training.run.checkpoint import GO_ON
+from clip_jax.training.run.clock import Clock
+from clip_jax.training.run.data import open_data
+from clip_jax.training.run.opening import Run, open_run
+from clip_jax.training.run.preemption import Preemption
+from clip_jax.training.run.reporting import StepReporter
+from clip_jax.training.run.workdir import enable_compilation_cache, make_workdir, only_trainer
+from clip_jax.training.step.compiled import jit_train_step
+from clip_jax.training.step.state import TrainState
+from clip_jax.weights.layouts.bundle import exported_step, write_bundle
+
+
+def train(
+    config: TrainConfig,
+    workdir: Path,
+    profiling: Profiling = Profiling(),  # noqa: B008 (frozen)
+) -> Clip | None:
+    """Trains, or goes on training, the run in `workdir`, and exports the model to `workdir`/model.
+
+    Returns the trained `Clip`, or None when SIGTERM ended the run early (it is saved then, and the
+    same call goes on from there). Several processes call it alike, inside
+    `clip_jax.hosts.join.joined`. Raises `UserError` for what the user can put right.
+    """
+    values = flatten_dict(configs.to_dict(config), sep=".")
+    check_same(values, "config.", "start every process with the same configuration")
+    check_tasks(config.evaluation.tasks, config.task_data(), "config.evaluation.tasks")
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    check_batch(mesh, config.batch_size, "config.batch_size", config.optimizer.microbatches)
+    workdir = make_workdir(workdir)
+    with writing(workdir, GO_ON), Preemption() as preemption, only_trainer(workdir):
+        check_shared(workdir, "--workdir")
+        enable_compilation_cache(workdir)
+        source = open_data(config)
+        with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
+            run, state = open_run(config, workdir, source, mesh)
+            # The last is called first. One that fails, on a full disk, does not spare the others.
+            for part in (run.log, run.checkpoints, run.batches):
+                closing.callback(part.close)
+            if run.first_step < run.steps:
+                state = _train_steps(run, state, preemption, profiling)
+            elif exported_step(workdir / "model") == run.steps:
+                run.progress.say(f"{workdir}: already trained to step {run.steps:,}")
+            if int(state.step) < run.steps:
+                return None
+            return _finish(run, state)
+
+
+def _train_steps(
+    run: Run, state: TrainState, preemption: Preemption, profiling: Profiling
+) -> TrainState:
+    """All steps that are left, or as many as until SIGTERM; saves at the end in either case."""
+    config, first = run.config, run.first_step + 1
+    step_function = jit_train_step(config, run.architecture, run.mesh, run.steps)
+    clock = Clock(run.log.last_seconds, run.first_step)
+    with (
+        CompileWatch("train_step") as compiles,
+        Tracer(run.workdir / "profile", profiling.steps, first, run.steps) as tracer,
+    ):
+        reporter = StepReporter(run, clock, compiles)
+        for step in range(first, run.steps + 1):
+            clock.waiting()
+            host_batch = next(run.batches)
+            indices = host_batch.pop("indices")
+            clock.running()
+            batch = global_batch(run.mesh, host_batch)
+            if step == first:
+                compiled = step_function.lower(state, batch).compile()  # jax keeps it for the call
+                if profiling.dump_hlo:
+                    write_hlo(compiled, run.workdir / "hlo")
+                wait_for_all("compiled")  # connecting the devices may have a time limit, this none
+            if tracer.acts_before(step):
+                clock.pause()
+                tracer.act(step, state)
+                clock.resume()
+            before = state
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = step_function(state, batch)
+            compiles.called(step, before, batch)
+            reporter.report(state)
+            reporter.dispatched(step, metrics, indices)
+            evaluate = config.evaluation.every_steps and step % config.evaluation.every_steps == 0
+            stop = preemption.reached(step)
+            save = run.checkpoints.due(step)
+            if evaluate or save or stop or step == run.steps:
+                # Rows come before the checkpoint that vouches for them: what a resume drops is
+                # what it redoes.
+                reporter.report(state)
+                clock.pause()
+                if evaluate and step < run.steps:
+                    evaluate_state(run, state, step)
+                if save or stop or step == run.steps:
+                    run.checkpoints.save(state, run.identity(step), wait=stop or step == run.steps)
+                clock.resume()
+            if stop and step < run.steps:
+                run.progress.say(
+                    f"SIGTERM: saved step {step:,}; the same command goes on from there"
+                )
+                break
+    run.progress.finish()
+    return state
+
+
+def evaluate_state(run: Run, state: TrainState, step: int) -> list[dict[str, Any]]:
+    """Runs the configured tasks on the state's parameters and writes their rows."""
+    cutting = run.tokenizer.with_truncation(True)  # captions may be long
+    clip = Clip(run.architecture, state.eval_params, cutting, run.mesh)
+    embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform)
+    data = run.config.task_data()
+    rows = []
+    for task in run.config.evaluation.tasks:
+        rows += [{"step": step, **row} for row in run_task(task, embedders, data)]
+    run.log.log_evaluations(rows)
+    return rows
+
+
+def _finish(run: Run, state: TrainState) -> Clip:
+    """Export and final evaluation; each is made only where it is missing."""
+    params = state.eval_params
+    clip = Clip(run.architecture, params, run.tokenizer, run.mesh)
+    export = run.workdir / "model"
+    if from_first(exported_step(export)) != run.steps:
+        on_host = multihost_utils.process_allgather(params, tiled=True)
+        if jax.process_index() == 0:
+            with writing(export, GO_ON):
+                write_bundle(export, run.architecture, on_host, run.tokenizer, step=run.steps)
+    if not from_first(run.log.has_evaluation(run.steps)):  # only process 0 has the files
+        evaluate_state(run, state, run.steps)
+    for kind, count in run.batches.dropped.most_common():
+        logging.warning("%d records were left out: %s", count, kind)
+    return clip

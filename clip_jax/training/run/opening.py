@@ -1,0 +1,373 @@
+"""Opening a run: what it is made of, fresh or from the newest checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import jax
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from clip_jax.data.records import Source
+from clip_jax.data.stream.bad_share import check_opened
+from clip_jax.data.stream.pipeline import BatchIterator, training_batches
+from clip_jax.errors import UserError
+from clip_jax.files.disk import write_text
+from clip_jax.hosts.agreement import check_same, from_first, gather
+from clip_jax.hosts.join import host_rows
+from clip_jax.loading import fit_tokenizer
+from clip_jax.losses import effective_implementation
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.two_tower import param_shapes
+from clip_jax.sharding import batch_shards
+from clip_jax.text.tokenizer import Tokenizer, train_sentencepiece
+from clip_jax.training import config as configs
+from clip_jax.training.config import TrainConfig
+from clip_jax.training.log.metrics import Progress, RunLog
+from clip_jax.training.run.checkpoint import Checkpoints, DamagedCheckpoint
+from clip_jax.training.run.data import captions_of, gathered_cursor
+from clip_jax.training.run.initial import (
+    initial_state,
+    initial_tokenizer,
+    named_tokenizer,
+    open_initial,
+    takes_tokens,
+)
+from clip_jax.training.step.optimizer import make_optimizer
+from clip_jax.training.step.parameter_groups import frozen_mask
+from clip_jax.training.step.state import TrainState, abstract_state, sharded_state
+from clip_jax.weights.layouts.bundle import (
+    exported_step,
+    tokenizer_from_identity,
+    tokenizer_to_identity,
+)
+from clip_jax.weights.load import Source as Initial
+
+T = TypeVar("T")
+
+# Fields of an architecture that fix neither its parameters nor what they mean.
+CHANGEABLE = ("dtype", "remat", "attention", "patch_dropout", "batch_norm")
+
+
+@dataclasses.dataclass
+class Run:
+    """What stays the same from the first step to the last."""
+
+    config: TrainConfig
+    workdir: Path
+    architecture: ClipConfig
+    tokenizer: Tokenizer
+    source: Source
+    mesh: Mesh
+    steps: int
+    batches: BatchIterator
+    checkpoints: Checkpoints
+    log: RunLog
+    progress: Progress
+    first_step: int  # 0, or the step that was resumed
+
+    def identity(self, step: int) -> dict[str, Any]:
+        """What a checkpoint carries besides arrays."""
+        state = self.batches.state()
+        if state["cursor"]:
+            state["cursor"] = gathered_cursor(state["cursor"])
+        return {
+            "version": 1,
+            "config": configs.to_dict(self.config),
+            "architecture": self.architecture.to_dict(),
+            "tokenizer": tokenizer_to_identity(self.tokenizer),
+            # The reader is ahead of the trainer: what counts is the batch that the next step takes.
+            "data": {**state, "next_batch": step},
+            "samples_seen": step * self.config.batch_size,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Begin:
+    """What a run begins with: new, or from a checkpoint."""
+
+    step: int | None
+    identity: dict[str, Any] | None
+    architecture: ClipConfig
+    tokenizer: Tokenizer
+    initial: Initial | None
+    state: TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opening:
+    """Finds what a run begins with."""
+
+    config: TrainConfig
+    workdir: Path
+    source: Source
+    mesh: Mesh
+    steps: int
+    optimizer: Any
+    checkpoints: Checkpoints
+
+    def begin(self) -> _Begin:
+        """Begins anew, or from the newest checkpoint that can be read; opens `checkpoints`.
+
+        Raises `UserError` where there are checkpoints and none can be read: nothing is overwritten.
+        """
+        damaged: dict[int, str] = {}
+        # From process 0, since a mounted bucket may show others an older one.
+        for step in from_first(self.checkpoints.steps()):
+            try:
+                begin = self._from_step(step)
+            except DamagedCheckpoint as error:
+                damaged[step] = str(error)
+                continue
+            if damaged and jax.process_index() == 0:
+                names = ", ".join(f"{number}.damaged" for number in damaged)
+                logging.warning(
+                    "%s; going on from step %d, what is damaged is renamed to %s",
+                    "; ".join(damaged.values()), step, names,
+                )  # fmt: skip
+            self.checkpoints.open(list(damaged))
+            return begin
+        if damaged:
+            raise UserError(
+                f"no checkpoint of {self.workdir} can be read: {'; '.join(damaged.values())}; "
+                "restore one, or use another workdir"
+            )
+        begin = self._anew()
+        self.checkpoints.open()
+        return begin
+
+    def _from_step(self, step: int) -> _Begin:
+        """Begins from a checkpoint.
+
+        Raises `DamagedCheckpoint` on every process where one cannot read it, and `UserError` where
+        it is of another model, or cannot go on as configured.
+        """
+        config, workdir = self.config, self.workdir
+        identity = _readable(lambda: self.checkpoints.identity(step))
+        tokenizer = tokenizer_from_identity(identity)
+        rows = identity["architecture"]["vocab_size"]
+        architecture, tokenizer = resolve_architecture(config, tokenizer, rows)
+        check_same_model(architecture, identity, workdir)
+        check_resumable(config, identity["config"], workdir)
+        if step > self.steps:
+            raise UserError(
+                f"config.steps={self.steps}: {workdir} is at step {step} already; "
+                "give at least that, or another workdir"
+            )
+        ema = config.optimizer.ema_decay is not None
+        abstract = abstract_state(self.mesh, architecture, self.optimizer, ema)
+        state = _readable(lambda: self.checkpoints.restore(step, abstract))
+        return _Begin(step, identity, architecture, tokenizer, None, state)
+
+    def _anew(self) -> _Begin:
+        """Begins a new run. Raises `UserError` where the workdir holds the end of one already."""
+        config, mesh, optimizer = self.config, self.mesh, self.optimizer
+        if exported_step(self.workdir / "model") is not None:
+            raise UserError(
+                f"--workdir={self.workdir}: holds a finished model but no checkpoint to go on from;"
+                " use another workdir"
+            )
+        initial = open_initial(config)
+        tokenizer = _common_tokenizer(config, self.source, initial)
+        rows = None if initial is None else initial.config.vocab_size
+        architecture, tokenizer = resolve_architecture(config, tokenizer, rows)
+        if initial is not None:
+            state = initial_state(mesh, architecture, optimizer, config, initial)
+        else:
+            ema = config.optimizer.ema_decay is not None
+            state = sharded_state(mesh, architecture, optimizer, config.seed, ema)
+        return _Begin(None, None, architecture, tokenizer, initial, state)
+
+
+def _readable(read: Callable[[], T]) -> T:
+    """Returns what `read` does. Raises `DamagedCheckpoint` on every process where it does on
+    one."""
+    found, reason = None, ""
+    try:
+        found = read()
+    except DamagedCheckpoint as error:
+        reason = str(error)
+    reasons = [reason.encode()] if jax.process_count() == 1 else gather(reason.encode())
+    if any(reasons):
+        raise DamagedCheckpoint(next(text for text in reasons if text).decode())
+    return cast(T, found)
+
+
+def open_run(
+    config: TrainConfig, workdir: Path, source: Source, mesh: Mesh
+) -> tuple[Run, TrainState]:
+    """Opens the run: a new state, or that of the newest checkpoint.
+
+    Raises `UserError` when what is in the workdir was made with another architecture, data or seed.
+    """
+    is_first = jax.process_index() == 0
+    check_same(
+        {"records": len(source), "fingerprint": source.fingerprint},
+        f"config.data.path={config.data.path}: ",
+        "every machine must see the same data",
+    )
+    check_opened(source, config.data.max_bad_fraction)  # before anything slow
+    steps = total_steps(config, len(source))
+    optimizer = make_optimizer(config.optimizer, steps)  # its mistakes before anything slow
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    begin = _Opening(config, workdir, source, mesh, steps, optimizer, checkpoints).begin()
+    first_step = begin.step or 0
+    batches = training_batches(
+        source,
+        begin.tokenizer.with_truncation(True),
+        begin.architecture.image_size,
+        begin.architecture.image_interpolation,
+        config.augmentation,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        rows=host_rows(mesh, config.batch_size),
+        workers=config.data.workers,
+        start_batch=first_step,
+        max_bad_fraction=config.data.max_bad_fraction,
+        streams=config.data.streams,
+        window_shards=config.data.window_shards,
+        cursor=None if begin.identity is None else begin.identity["data"].get("cursor"),
+    )
+    if begin.identity is not None:
+        batches.resume(begin.identity["data"])
+    if is_first:
+        text = json.dumps(configs.to_dict(config), indent=1) + "\n"
+        write_text(workdir / "config.json", text)
+    run = Run(
+        config, workdir, begin.architecture, begin.tokenizer, source, mesh, steps, batches,
+        checkpoints,
+        log=RunLog(workdir, first_step, enabled=is_first),
+        progress=Progress(steps, enabled=is_first),
+        first_step=first_step,
+    )  # fmt: skip
+    begun = f"resuming at step {first_step:,}" if first_step else "starting"
+    _announce(run, begun if begin.initial is None else f"{begun} from {config.init.source}")
+    return run, begin.state
+
+
+def _announce(run: Run, begun: str) -> None:
+    """What is begun, and what about it is not as one would expect."""
+    dropped = run.source.dropped
+    shown = dropped.listed[:10]
+    for key, drop in shown:
+        run.progress.say(f"left out: {key}: {drop.reason}")
+    if dropped.total > len(shown):
+        run.progress.say(f"left out: {dropped.total - len(shown):,} more")
+    shards = batch_shards(run.mesh)
+    _, note = effective_implementation(run.config.loss_implementation, shards)
+    if note is not None:
+        run.progress.say(note)
+    left_out = f", {dropped.total:,} left out" if dropped.total else ""
+    run.progress.say(
+        f"{begun}: {run.architecture.name}, {len(run.source):,} pairs{left_out}, {run.steps:,} "
+        f"steps of {run.config.batch_size}, {run.mesh.size} {jax.devices()[0].device_kind} "
+        "device(s)"
+    )
+
+
+def _common_tokenizer(config: TrainConfig, source: Source, initial: Initial | None) -> Tokenizer:
+    """`make_tokenizer` on process 0; the others get what it has made."""
+    is_first = jax.process_index() == 0
+    tokenizer = make_tokenizer(config, source, initial) if is_first else None
+    if jax.process_count() == 1:
+        assert tokenizer is not None
+        return tokenizer
+    made = from_first(None if tokenizer is None else tokenizer_to_identity(tokenizer))
+    return tokenizer_from_identity({"tokenizer": made})
+
+
+def make_tokenizer(
+    config: TrainConfig, source: Source | None, initial: Initial | None = None
+) -> Tokenizer:
+    """The tokenizer that the configuration names, or one trained on the captions of the data.
+
+    Where the token table comes from `initial`, the tokenizer does too: see `initial_tokenizer`.
+    The data may be None where nothing is trained on its captions.
+    """
+    if initial is not None and takes_tokens(config):
+        return initial_tokenizer(config, initial)
+    if config.tokenizer.source != "captions":
+        return named_tokenizer(config)
+    assert source is not None
+    return train_sentencepiece(
+        captions_of(source),
+        config.tokenizer.vocab_size,
+        context_length=config.model.architecture().context_length,
+        cleaning=config.tokenizer.cleaning,
+    )
+
+
+def resolve_architecture(
+    config: TrainConfig, tokenizer: Tokenizer, rows: int | None = None
+) -> tuple[ClipConfig, Tokenizer]:
+    """The architecture with the vocabulary of its tokenizer, the bias that its loss needs, and
+    batch normalisation as a frozen image tower has it.
+
+    `rows`: of the token table that the run begins with, which may be more than the tokenizer has
+    ids; it counts where that table is taken over and the configuration says nothing else.
+    """
+    architecture = config.model.architecture()
+    keep = "vocab_size" in config.model.overrides
+    if rows is not None and takes_tokens(config) and not keep:
+        architecture, keep = override(architecture, vocab_size=rows), True
+    architecture, tokenizer = fit_tokenizer(architecture, tokenizer, keep_vocab_size=keep)
+    if config.loss == "sigmoid" and architecture.logit_bias_init is None:
+        architecture = override(architecture, logit_bias_init=-10.0)
+    if _is_locked(param_shapes(architecture), "vision", config.optimizer.freeze):
+        # A locked tower is the same function in training and evaluation.
+        architecture = override(architecture, batch_norm="frozen")
+    return architecture, tokenizer
+
+
+def _is_locked(params: Any, tower: str, patterns: tuple[str, ...]) -> bool:
+    """Whether all of a tower is frozen."""
+    return bool(patterns) and all(jax.tree.leaves(frozen_mask(params, patterns)[tower]))
+
+
+def check_same_model(architecture: ClipConfig, identity: dict[str, Any], workdir: Path) -> None:
+    """Raises `UserError` when the checkpoints in `workdir` are of another architecture."""
+    saved, now = identity["architecture"], json.loads(json.dumps(architecture.to_dict()))
+    different = [key for key in now if now[key] != saved.get(key) and key not in CHANGEABLE]
+    if different:
+        changes = ", ".join(f"{key}: {saved.get(key)} -> {now[key]}" for key in different)
+        raise UserError(
+            f"--workdir={workdir}: holds a run of another architecture ({changes}); "
+            "use another workdir, or the configuration it was made with"
+        )
+
+
+def check_resumable(config: TrainConfig, saved: dict[str, Any], workdir: Path) -> None:
+    """Warns of settings that are not those the checkpoint was made with.
+
+    Raises `UserError` for those that cannot change: the tokenizer, and what the optimizer's state
+    is made of (which optimizer, its options, what is frozen); rates, decay and micro-batches may.
+    """
+    fixed = re.compile(r"tokenizer\..*|optimizer\.(name|options(\..*)?|freeze|first_moment_dtype)")
+    before, now = flatten_dict(saved, sep="."), flatten_dict(configs.to_dict(config), sep=".")
+    now = json.loads(json.dumps(now))
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        changes_tree = name in ("optimizer.clip_norm", "optimizer.ema_decay") and None in (old, new)
+        if changes_tree or fixed.fullmatch(name):
+            raise UserError(
+                f"config.{name}={new}: the run in {workdir} was begun with {old}, and cannot go on "
+                "otherwise; use another workdir"
+            )
+        logging.warning("resuming with config.%s=%s (was %s)", name, new, old)
+
+
+def total_steps(config: TrainConfig, num_records: int) -> int:
+    """The length of the run, from `steps` or from `epochs`."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None
+    return max(1, math.ceil(config.epochs * num_records / config.batch_size))

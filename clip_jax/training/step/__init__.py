@@ -1,0 +1,1 @@
+"""What is compiled: pure functions of a state and a batch."""

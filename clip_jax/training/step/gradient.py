@@ -1,0 +1,143 @@
+"""The gradient of the global loss, of the whole batch at once or in micro-batches.
+
+Shape letters: B pairs of the global batch, k micro-batches of m = B/k pairs, D width of the shared
+space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clip_jax.errors import UserError
+from clip_jax.losses import DEFAULT, sigmoid_loss, softmax_loss
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.constraints import constrain_batch
+from clip_jax.models.resnet import BATCH_STATISTICS
+from clip_jax.models.two_tower import CLIPOutput, TwoTower
+from clip_jax.sharding import constrain_like_params
+from clip_jax.training.step.parameter_groups import stop_frozen
+
+Batch = dict[str, jax.Array]
+Params = dict[str, Any]
+# Of embeddings and scalars, and the implementation: () float32, over all pairs of the global batch.
+LOSSES: dict[str, Callable[[CLIPOutput, str], jax.Array]] = {
+    "softmax": lambda out, implementation: softmax_loss(*out[:3], implementation),
+    "sigmoid": lambda out, implementation: sigmoid_loss(*out, implementation),
+}
+ROWS = "rows"  # (B,) int32 of a batch: numbers of its rows, which name their random streams
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is minimised, and how its gradient is computed; hashable, no arrays."""
+
+    config: ClipConfig
+    loss: str = "softmax"
+    implementation: str = DEFAULT
+    microbatches: int = 1
+    frozen: tuple[str, ...] = ()  # regular expressions of parameters without a gradient
+
+
+def normalize_images(images: jax.Array, config: ClipConfig) -> jax.Array:
+    """(B, S, S, 3) uint8 -> float32: scaled to [0, 1], minus mean, over standard deviation."""
+    mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
+    # One multiplication and one addition a pixel: (x/255 − mean)/std.
+    return images.astype(jnp.float32) * (1 / (255 * std)) - mean / std
+
+
+def _towers(
+    objective: Objective, key: jax.Array, params: Params, batch: Batch
+) -> tuple[CLIPOutput, Any]:
+    """Embeddings of a batch or a part of it, and the batch statistics that ResNets sow."""
+    # What is frozen needs no backward pass: the compiler drops it.
+    out, sown = TwoTower(objective.config).apply(
+        {"params": stop_frozen(params, objective.frozen)},
+        normalize_images(batch["images"], objective.config),
+        batch["tokens"],
+        train=True,
+        rows=batch[ROWS],
+        mutable=[BATCH_STATISTICS],
+        rngs={"dropout": key},
+    )
+    return out, sown.get(BATCH_STATISTICS, {})
+
+
+def loss_gradient(
+    objective: Objective, params: Params, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, Params, Any]:
+    """The loss, its gradient and the batch statistics that ResNets sow (empty for others).
+
+    `batch` is {"images": (B, S, S, 3) uint8, "tokens": (B, L) int32}. The result is the same for
+    any number of micro-batches, on any mesh, but for rounding. Raises `UserError` where it could
+    not be: a model with batch statistics in micro-batches.
+    """
+    batch = {**batch, ROWS: jnp.arange(len(batch["tokens"]), dtype=jnp.int32)}
+    towers = functools.partial(_towers, objective, key)
+    if objective.microbatches > 1:
+        return *_cached_gradient(objective, towers, params, batch), {}
+
+    def loss(params: Params) -> tuple[jax.Array, Any]:
+        out, statistics = towers(params, batch)
+        return LOSSES[objective.loss](out, objective.implementation), statistics
+
+    (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return value, constrain_like_params(grads), statistics
+
+
+def _cached_gradient(
+    objective: Objective, towers: Any, params: Params, batch: Batch
+) -> tuple[jax.Array, Params]:
+    """Gao et al. 2021 (GradCache): embeddings of all parts, the gradient of the loss with respect
+    to them, then each part once more, forward and backward.
+
+    Memory of one part, and of (B, D) embeddings. Both passes over a part see the same random keys.
+    """
+    count = objective.microbatches
+    numbers = jnp.arange(count)
+
+    def part(whole: jax.Array, number: jax.Array) -> jax.Array:
+        """(B, …) -> (m, …): every k-th row, which moves nothing between devices."""
+        rows = whole.reshape(-1, count, *whole.shape[1:])
+        return constrain_batch(jax.lax.dynamic_index_in_dim(rows, number, 1, keepdims=False))
+
+    def embed(params: Params, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out, statistics = towers(params, {name: part(x, number) for name, x in batch.items()})
+        if statistics:
+            raise UserError(
+                f"config.optimizer.microbatches={count}: the model normalises by the statistics of "
+                "the whole batch, which its parts do not have; give 1, or "
+                "config.model.batch_norm='frozen'"
+            )
+        return out.image_embeds, out.text_embeds
+
+    def whole(parts_kmD: jax.Array) -> jax.Array:
+        """(k, m, D) -> (B, D), the inverse of `part`."""
+        rows_mkD = parts_kmD.swapaxes(0, 1)
+        return constrain_batch(rows_mkD.reshape(-1, rows_mkD.shape[-1]))
+
+    _, parts = jax.lax.scan(lambda _, number: (None, embed(params, number)), None, numbers)
+
+    def loss(embeds: tuple[jax.Array, jax.Array], scalars: Params) -> jax.Array:
+        scalars = stop_frozen({**params, **scalars}, objective.frozen)
+        bias = scalars.get("logit_bias", jnp.zeros((), jnp.float32))
+        out = CLIPOutput(*embeds, jnp.exp(scalars["logit_scale"]), bias)
+        return LOSSES[objective.loss](out, objective.implementation)
+
+    scalars = {name: params[name] for name in ("logit_scale", "logit_bias") if name in params}
+    embeds = jax.tree.map(whole, parts)
+    value, (cotangents, scalar_grads) = jax.value_and_grad(loss, argnums=(0, 1))(embeds, scalars)
+
+    def add(grads: Params, number: jax.Array) -> tuple[Params, None]:
+        _, pull_back = jax.vjp(lambda params: embed(params, number), params)
+        (more,) = pull_back(jax.tree.map(lambda whole: part(whole, number), cotangents))
+        return constrain_like_params(jax.tree.map(jnp.add, grads, more)), None
+
+    zeros = constrain_like_params(jax.tree.map(jnp.zeros_like, params))
+    grads, _ = jax.lax.scan(add, zeros, numbers)
+    return value, {**grads, **scalar_grads}

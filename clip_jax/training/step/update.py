@@ -1,0 +1,77 @@
+"""One update: the gradient of the global loss, then the optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from clip_jax.models.resnet import update_running_statistics
+from clip_jax.training.step.gradient import Batch, Objective, loss_gradient
+from clip_jax.training.step.parameter_groups import keep_frozen
+from clip_jax.training.step.state import TrainState
+
+MAX_LOGIT_SCALE = math.log(100)  # paper section 2.5
+
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    ema_decay: float | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """(state, {"images": (B, S, S, 3) uint8, "tokens": (B, L) int32}) -> (state, metrics).
+
+    Pure; jit it under a mesh with donated state. When the loss or the gradient is not finite, the
+    state comes back unchanged but for `failed`, and stays so: the host looks at step n only after
+    it has dispatched n + 1, and must still find the last good state.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        value, grads, statistics = loss_gradient(objective, state.params, batch, key)
+        grad_norm = optax.tree.norm(grads)
+        failed = state.failed | ~jnp.isfinite(value) | ~jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, MAX_LOGIT_SCALE)
+        params = update_running_statistics(params, statistics)
+        params = keep_frozen(params, state.params, objective.frozen)
+        updated = state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema_params=_ema(state, params, ema_decay, objective.frozen),
+        )
+        metrics = {
+            "loss": value,
+            "grad_norm": grad_norm,
+            "logit_scale": jnp.exp(state.params["logit_scale"]),
+            "learning_rate": schedule(state.step),
+            "failed": failed,
+        }
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(failed, old, new),
+            updated.replace(key=None),
+            state.replace(key=None),
+        )
+        return kept.replace(key=state.key, failed=failed), metrics
+
+    return train_step
+
+
+def _ema(state: TrainState, params: Any, decay: float | None, frozen: tuple[str, ...]) -> Any:
+    """The moving average after this step; early on it follows faster, so that it forgets the
+    start."""
+    if decay is None:
+        return None
+    count = state.step.astype(jnp.float32)
+    now = jnp.minimum(decay, (1 + count) / (10 + count))
+    average = jax.tree.map(lambda old, new: now * old + (1 - now) * new, state.ema_params, params)
+    return keep_frozen(average, state.ema_params, frozen)

@@ -1,0 +1,180 @@
+"""Our own layout of a model on disk.
+
+DIR/config.json          {"format": "clip_jax", "version": 1, "architecture": {all fields}}
+DIR/model.safetensors    parameters, their tree paths joined by "/"
+DIR/tokenizer/           the tokenizer's configuration and its own files
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax.errors import UserError
+from clip_jax.models.config import ClipConfig
+from clip_jax.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, tokenizer_from_files
+from clip_jax.weights.files.tensors import open_tensors, save_safetensors
+from clip_jax.weights.rules.table import Rule, Tensors, our_shapes
+
+VERSION = 1
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
+CARD = "README.md"
+APART = re.compile(r"/blocks_(\d+)/")
+# Tables of positions: how they are made to fit another input size, and the rows that are kept.
+RESIZED = {
+    "vision/positions": ("grid", 1),
+    "vision/attention_pool/positions": ("grid", 1),
+    "text/positions": ("line", 0),
+}
+
+
+def flatten(params: Any) -> dict[str, Any]:
+    """Nested dict -> {"vision/transformer/blocks_0/…": leaf}."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def write_bundle(
+    directory: Path,
+    config: ClipConfig,
+    params: Any,
+    tokenizer: Tokenizer | None,
+    step: int | None = None,
+    card: str | None = None,
+) -> None:
+    """Writes a model, aside first and then renamed, so that no reader ever sees half of it.
+
+    `step` is the training step of the parameters, where that is known; `card` goes into README.md.
+    Raises `UserError` when the folder holds something that is not such a model.
+    """
+    directory = directory.absolute()
+    foreign = {path.name for path in directory.glob("*")} - {CONFIG, WEIGHTS, TOKENIZER, CARD}
+    if foreign or (directory.exists() and any(directory.iterdir()) and not is_bundle(directory)):
+        raise UserError(f"{directory}: holds other files; give a new or empty folder")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
+    before = aside.with_name(aside.name + "-before")
+    try:
+        tensors = ((name, np.asarray(leaf)) for name, leaf in flatten(params).items())
+        save_safetensors(aside / WEIGHTS, tensors, max_shard_bytes=None)
+        if card is not None:
+            (aside / CARD).write_text(card, encoding="utf-8")
+        about = {
+            "format": "clip_jax",
+            "version": VERSION,
+            "architecture": config.to_dict(),
+            "step": step,
+        }
+        (aside / CONFIG).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, aside / TOKENIZER)
+        aside.chmod(0o755)
+        if directory.exists():
+            os.replace(directory, before)
+        os.replace(aside, directory)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _read_about(directory: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) and about.get("format") == "clip_jax" else {}
+
+
+def is_bundle(directory: Path) -> bool:
+    """Whether a folder was written by `write_bundle`."""
+    return bool(_read_about(directory))
+
+
+def exported_step(directory: Path) -> int | None:
+    """The training step that a folder was exported at; None where there is no export."""
+    return _read_about(directory).get("step")
+
+
+def open_bundle(
+    directory: Path,
+) -> tuple[ClipConfig, Tensors, Callable[[], Tokenizer | None]]:
+    """Configuration, tensors and tokenizer of a folder that `write_bundle` wrote; the last two are
+    read when they are used. Raises `UserError` naming the damaged file."""
+    about = _read_about(directory)
+    if about.get("version") != VERSION:
+        raise UserError(
+            f"{directory / CONFIG}: version {about.get('version')}; this clip_jax reads {VERSION}"
+        )
+    folder = directory / TOKENIZER
+
+    def tokenizer() -> Tokenizer | None:
+        return load_tokenizer(folder) if folder.is_dir() else None
+
+    try:
+        config = ClipConfig.from_dict(about.get("architecture", {}))
+    except UserError as error:
+        raise UserError(f"{directory / CONFIG}: {error}") from error
+    return config, open_tensors(directory / WEIGHTS), tokenizer
+
+
+def bundle_rules(stored: ClipConfig, config: ClipConfig) -> list[Rule]:
+    """The table of our own layout: names are paths.
+
+    Blocks that are stacked in the one and apart in the other are matched layer by layer.
+    """
+    rules = []
+    for path, shape in our_shapes(config).items():
+        resize, prefix = RESIZED.get(path, (None, 0))
+        if path == "vision/positions" and not config.vision_class_token:
+            prefix = 0
+        rule = Rule(path, path, resize=resize, prefix=prefix)
+        if config.scan_layers and not stored.scan_layers and "/blocks/" in path:
+            rules += [
+                rule._replace(theirs=path.replace("/blocks/", f"/blocks_{n}/"), at=(n,))
+                for n in range(shape[0])
+            ]
+        elif stored.scan_layers and not config.scan_layers and (found := APART.search(path)):
+            theirs = path.replace(found[0], "/blocks/")
+            rules.append(rule._replace(theirs=theirs, theirs_at=(int(found[1]),)))
+        else:
+            rules.append(rule)
+    return rules
+
+
+def tokenizer_to_identity(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A tokenizer with its files as JSON-able values."""
+    import base64
+
+    spec, files = tokenizer.to_files()
+    encoded = {name: base64.b64encode(data).decode("ascii") for name, data in files.items()}
+    return {"spec": spec, "files": encoded}
+
+
+def tokenizer_from_identity(identity: dict[str, Any]) -> Tokenizer:
+    """The inverse, from a checkpoint's identity."""
+    import base64
+
+    stored = identity["tokenizer"]
+    files = {name: base64.b64decode(data) for name, data in stored["files"].items()}
+    return tokenizer_from_files(stored["spec"], files)

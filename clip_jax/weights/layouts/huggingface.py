@@ -1,0 +1,105 @@
+"""Hugging Face's `CLIPModel`, `MetaClip2Model`, `SiglipModel` and `Siglip2Model` <-> ours.
+
+Tensors are named alike in all four; matrices are (out, in), and query, key and value stand alone,
+but for those of SigLIP's pooling head, which are stacked on the first axis.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from clip_jax.models.config import ClipConfig
+from clip_jax.weights.layouts.huggingface_config import (
+    config_from_huggingface,
+    config_to_huggingface,
+)
+from clip_jax.weights.rules.table import Rule, affine, blocks, linear, under
+
+__all__ = ["IGNORED", "config_from_huggingface", "config_to_huggingface", "huggingface_rules"]
+
+# Files of before 2023 hold the numbers of the positions as buffers.
+IGNORED = re.compile(r"\.embeddings\.position_ids$")
+
+
+def _attention(theirs: str, ours: str) -> Iterator[Rule]:
+    for index, part in enumerate("qkv"):
+        name = f"{theirs}.{part}_proj"
+        at = (slice(None), index)
+        yield Rule(f"{name}.weight", f"{ours}/query_key_value", "into_heads", at=at)
+        yield Rule(f"{name}.bias", f"{ours}/query_key_value_bias", "flat", at=(index,))
+    yield from _out(theirs, ours)
+
+
+def _out(theirs: str, ours: str) -> Iterator[Rule]:
+    yield Rule(f"{theirs}.out_proj.weight", f"{ours}/out", "out_of_heads")
+    yield Rule(f"{theirs}.out_proj.bias", f"{ours}/out_bias")
+
+
+MLP = (*linear("mlp.fc1", "mlp/in"), *linear("mlp.fc2", "mlp/out"))
+BLOCK = (
+    *affine("layer_norm1", "attention_norm"),
+    *_attention("self_attn", "attention"),
+    *affine("layer_norm2", "mlp_norm"),
+    *MLP,
+)
+POOL_HEAD = (
+    Rule("probe", "probe", "one_more_axis"),
+    Rule("attention.in_proj_weight", "attention/query_key_value", "into_heads"),
+    Rule("attention.in_proj_bias", "attention/query_key_value_bias", "flat"),
+    *_out("attention", "attention"),
+    *affine("layernorm", "mlp_norm"),
+    *MLP,
+)
+CLIP = (
+    Rule("logit_scale", "logit_scale"),
+    Rule("text_projection.weight", "text/projection", "matrix"),
+    Rule("visual_projection.weight", "vision/projection", "matrix"),
+    Rule("vision_model.embeddings.class_embedding", "vision/class_token"),
+    *affine("vision_model.pre_layrnorm", "vision/pre_norm"),  # their spelling
+)
+SIGLIP = (
+    Rule("logit_scale", "logit_scale", "scalar"),
+    Rule("logit_bias", "logit_bias", "scalar"),
+    Rule("text_model.head.weight", "text/projection", "matrix"),
+    Rule("text_model.head.bias", "text/projection_bias"),
+    Rule("vision_model.embeddings.patch_embedding.bias", "vision/patch_embedding_bias"),
+    *under(POOL_HEAD, "vision_model.head.", "vision/attention_pool/"),
+)
+
+
+def huggingface_rules(config: ClipConfig) -> list[Rule]:
+    """The whole table of one model: a rule for each tensor of the file.
+
+    `config` is one that `config_from_huggingface` gave, or that `config_to_huggingface` takes.
+    """
+    assert isinstance(config.vision_layers, int)
+    text, vision, scanned = "text_model", "vision_model", config.scan_layers
+    embeddings = f"{vision}.embeddings"
+    # For any aspect, images come cut into patches, and the embedding of a patch is a matrix.
+    patch_kind = "out_of_heads" if config.naflex else "convolution"
+    class_rows = int(config.vision_class_token)
+    return [
+        *(SIGLIP if config.vision_pool == "attention" else CLIP),
+        Rule(f"{text}.embeddings.token_embedding.weight", "text/token_embedding"),
+        Rule(f"{text}.embeddings.position_embedding.weight", "text/positions", resize="line"),
+        *blocks(
+            BLOCK, f"{text}.encoder.layers.{{}}.", "text/transformer", config.text_layers, scanned
+        ),
+        *affine(f"{text}.final_layer_norm", "text/final_norm"),
+        Rule(f"{embeddings}.patch_embedding.weight", "vision/patch_embedding", patch_kind),
+        Rule(
+            f"{embeddings}.position_embedding.weight",
+            "vision/positions",
+            resize="grid",
+            prefix=class_rows,
+        ),
+        *blocks(
+            BLOCK,
+            f"{vision}.encoder.layers.{{}}.",
+            "vision/transformer",
+            config.vision_layers,
+            scanned,
+        ),
+        *affine(f"{vision}.post_layernorm", "vision/post_norm"),
+    ]

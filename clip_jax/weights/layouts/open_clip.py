@@ -1,0 +1,198 @@
+"""OpenAI's and open_clip's state dictionary <-> our parameter tree: one table, both ways.
+
+Their names are those of the released code (`visual.…`, `transformer.resblocks.N.…`); matrices are
+(out, in), convolutions (out, in, h, w), and query, key and value are stacked on the first axis.
+Models with a text tower of their own class ("custom text") have the same text names under `text.`;
+image towers of timm are in `weights/timm….py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from clip_jax.models.config import ClipConfig
+from clip_jax.weights.layouts.bert import open_clip_bert_rules
+from clip_jax.weights.layouts.coca import coca_rules
+from clip_jax.weights.layouts.timm import timm_vit_rules
+from clip_jax.weights.layouts.timm_convnext import convnext_rules
+from clip_jax.weights.layouts.timm_fastvit import fastvit_rules
+from clip_jax.weights.layouts.timm_hybrid import hybrid_rules
+from clip_jax.weights.rules.table import (
+    ArrayTensors,
+    Rule,
+    affine,
+    blocks,
+    linear,
+    read_params,
+    under,
+    write_tensors,
+)
+
+# What these files hold beside parameters and running statistics.
+IGNORED = re.compile(
+    r"(^|\.)(num_batches_tracked|attn_mask|position_ids|token_type_ids)$"
+    r"|^(input_resolution|context_length|vocab_size)$"
+)
+
+
+def _batch_norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+    statistics = ("running_mean", "mean"), ("running_var", "var")
+    return *affine(theirs, ours), *(Rule(f"{theirs}.{a}", f"{ours}/{b}") for a, b in statistics)
+
+
+def _convolution(theirs: str, ours: str) -> Rule:
+    return Rule(f"{theirs}.weight", f"{ours}/kernel", "convolution")
+
+
+def block_rules(layer_scale: bool = False) -> tuple[Rule, ...]:
+    """One residual block (`resblocks.N.`)."""
+    scales = [Rule(f"ls_{i}.gamma", f"{b}_scale") for i, b in ((1, "attention"), (2, "mlp"))]
+    return (
+        *affine("ln_1", "attention_norm"),
+        Rule("attn.in_proj_weight", "attention/query_key_value", "into_heads"),
+        Rule("attn.in_proj_bias", "attention/query_key_value_bias", "flat"),
+        Rule("attn.out_proj.weight", "attention/out", "out_of_heads"),
+        Rule("attn.out_proj.bias", "attention/out_bias"),
+        *affine("ln_2", "mlp_norm"),
+        *linear("mlp.c_fc", "mlp/in"),
+        *linear("mlp.c_proj", "mlp/out"),
+        *(scales if layer_scale else ()),
+    )
+
+
+RESNET = (
+    *(_convolution(f"visual.conv{i}", f"vision/stem_conv{i}") for i in (1, 2, 3)),
+    *(rule for i in (1, 2, 3) for rule in _batch_norm(f"visual.bn{i}", f"vision/stem_norm{i}")),
+    Rule(
+        "visual.attnpool.positional_embedding",
+        "vision/attention_pool/positions",
+        resize="grid",
+        prefix=1,
+    ),
+    *linear("visual.attnpool.q_proj", "vision/attention_pool/query"),
+    *linear("visual.attnpool.k_proj", "vision/attention_pool/key"),
+    *linear("visual.attnpool.v_proj", "vision/attention_pool/value"),
+    *linear("visual.attnpool.c_proj", "vision/attention_pool/out"),
+)
+BOTTLENECK = (
+    *(_convolution(f"conv{i}", f"conv{i}") for i in (1, 2, 3)),
+    *(rule for i in (1, 2, 3) for rule in _batch_norm(f"bn{i}", f"norm{i}")),
+)
+SHORTCUT = (
+    _convolution("downsample.0", "shortcut"),
+    *_batch_norm("downsample.1", "shortcut_norm"),
+)
+
+
+def _resnet_rules(config: ClipConfig) -> Iterator[Rule]:
+    assert isinstance(config.vision_layers, tuple)
+    yield from RESNET
+    for stage, depth in enumerate(config.vision_layers, start=1):
+        for n in range(depth):
+            rules = BOTTLENECK + (SHORTCUT if n == 0 else ())
+            yield from under(rules, f"visual.layer{stage}.{n}.", f"vision/stage{stage}_block{n}/")
+
+
+def _vit_rules(config: ClipConfig) -> Iterator[Rule]:
+    yield Rule("visual.conv1.weight", "vision/patch_embedding", "convolution")
+    yield Rule("visual.class_embedding", "vision/class_token")
+    yield Rule("visual.positional_embedding", "vision/positions", resize="grid", prefix=1)
+    yield from affine("visual.ln_post", "vision/post_norm")
+    yield Rule("visual.proj", "vision/projection")
+    if config.vision_pre_norm:
+        yield from affine("visual.ln_pre", "vision/pre_norm")
+    assert isinstance(config.vision_layers, int)
+    yield from blocks(
+        block_rules(config.vision_layer_scale is not None),
+        "visual.transformer.resblocks.{}.",
+        "vision/transformer",
+        config.vision_layers,
+        config.scan_layers,
+    )
+
+
+def has_timm_tower(config: ClipConfig) -> bool:
+    """Whether open_clip takes the image tower from timm."""
+    if config.vision_kind == "vit":
+        native = config.vision_class_token and not config.vision_patch_bias
+        native = native and config.vision_projection != "linear_bias"
+        return not (native and config.vision_rope == "none")
+    return config.vision_kind != "resnet"
+
+
+VISION: dict[str, Callable[[ClipConfig], Iterator[Rule]]] = {
+    "vit": lambda c: timm_vit_rules(c) if has_timm_tower(c) else _vit_rules(c),
+    "resnet": _resnet_rules,
+    "convnext": lambda c: iter(convnext_rules(c)),
+    "hybrid": lambda c: iter(hybrid_rules(c)),
+    "fastvit": lambda c: iter(fastvit_rules(c)),
+}
+
+
+def _text_rules(config: ClipConfig) -> Iterator[Rule]:
+    yield Rule("token_embedding.weight", "text/token_embedding")
+    yield Rule("positional_embedding", "text/positions", resize="line")
+    yield from affine("ln_final", "text/final_norm")
+    if config.text_projection == "linear":
+        yield Rule("text_projection", "text/projection")
+    elif config.text_projection == "linear_bias":
+        yield Rule("text_projection.weight", "text/projection", "matrix")
+        yield Rule("text_projection.bias", "text/projection_bias")
+    yield from blocks(
+        block_rules(),
+        "transformer.resblocks.{}.",
+        "text/transformer",
+        config.text_layers,
+        config.scan_layers,
+    )
+
+
+def has_custom_text(config: ClipConfig) -> bool:
+    """Whether open_clip keeps the text tower under `text.`: where it must, or its own
+    configurations say so."""
+    return (
+        config.text_kind == "bert"
+        or config.decoder_layers > 0
+        or config.text_projection != "linear"
+        or (has_timm_tower(config) and config.vision_kind != "convnext")
+    )
+
+
+def open_clip_rules(config: ClipConfig, custom_text: bool | None = None) -> list[Rule]:
+    """The whole table of one architecture: a rule for each tensor of the file.
+
+    `custom_text`: whether the file has the text tower under `text.`; None takes open_clip's habit.
+    """
+    custom = has_custom_text(config) if custom_text is None else custom_text
+    bert = config.text_kind == "bert"
+    text = open_clip_bert_rules(config) if bert else _text_rules(config)
+    return [
+        Rule("logit_scale", "logit_scale"),
+        *([] if config.logit_bias_init is None else [Rule("logit_bias", "logit_bias")]),
+        *(under(text, "text." if custom and not bert else "", "")),
+        *VISION[config.vision_kind](config),
+        *(coca_rules(config) if config.decoder_layers else ()),
+    ]
+
+
+def from_state_dict(config: ClipConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Their tensors by name -> our `params`, float32 numpy arrays in the layout of `config`.
+
+    Every tensor is used and every parameter filled, or `UserError` lists the names that are
+    missing, unknown or of another shape.
+    """
+    custom = any(name.startswith("text.") for name in tensors)
+    return read_params(config, open_clip_rules(config, custom), ArrayTensors(tensors), IGNORED)
+
+
+def to_state_dict(config: ClipConfig, params: Any) -> dict[str, np.ndarray]:
+    """Our `params` in the layout of `config` -> their tensors by name, contiguous numpy arrays.
+
+    The inverse of `from_state_dict`, bit for bit. Raises `UserError` listing the paths when the
+    parameters are not those of `config`.
+    """
+    return dict(write_tensors(config, open_clip_rules(config), params))

@@ -1,0 +1,340 @@
+"""From what a user typed to a path on this machine: a path, a hub id, or a URL for fsspec."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clip_jax.arguments import shown, with_home
+from clip_jax.errors import UserError, first_line
+from clip_jax.files.stores import cache_folder
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+_HUB_PREFIXES = ("hf-hub:", "hf://")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_INSTALL = {
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "s3": "s3fs",
+    "http": "aiohttp requests",
+    "https": "aiohttp requests",
+    "az": "adlfs",
+    "abfs": "adlfs",
+}
+# Of weights in several formats the first kind that is there is fetched, and nothing else.
+_WEIGHTS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"model(-\d+-of-\d+)?\.safetensors",
+        r"open_clip_model(-\d+-of-\d+)?\.safetensors",
+        r".*\.safetensors",
+        r".*\.npz",
+        r"pytorch_model(-\d+-of-\d+)?\.bin",
+        r"open_clip_pytorch_model(-\d+-of-\d+)?\.bin",
+        r".*\.(bin|pt|pth)",
+    )
+)
+_DESCRIPTION = re.compile(r"(tokenizer/.*|[^/]*\.(json|txt|model|txt\.gz))")
+# One training checkpoint; the source may be the run, its checkpoints/ or the step itself.
+_CHECKPOINT = re.compile(r"(?P<folder>((checkpoints/)?(?P<step>\d+)/)?)identity/_METADATA")
+# One of Hugging Face's Trainer, in the folder that it writes to.
+_TRAINER_CHECKPOINT = re.compile(r"(?P<folder>checkpoint-(?P<step>\d+)/)config\.json")
+_WEIGHT_SUFFIXES = (".safetensors", ".npz", ".bin", ".pt", ".pth", ".json")
+
+
+def resolve_source(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+    """The local file or folder that `source` stands for; fetched first where it is elsewhere.
+
+    A path that exists is itself. `org/name`, `hf://org/name[@revision]` and `hf-hub:org/name` are
+    repositories of the hub, kept in its own cache and read from there offline. Any other URL
+    (`gs://`, `s3://`, …) goes to $CLIP_JAX_CACHE/sources and is fetched again only where size or
+    tag changed. `revision`: a branch, tag or commit of a hub repository.
+
+    Raises `UserError` for what does not exist, cannot be reached, or needs a package.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(f"source={shown(source)}: must be a path, a URL or a hub id")
+    typed = os.fspath(source)
+    if isinstance(source, Path):  # which folds the slashes of a URL
+        typed = re.sub(r"^([a-z0-9+]{2,}):/(?!/)", r"\1://", typed)
+    hub_prefix = next((prefix for prefix in _HUB_PREFIXES if typed.startswith(prefix)), None)
+    path = Path(with_home(typed.removeprefix("file://"), "source"))
+    if hub_prefix is None:
+        if path.exists():
+            return path
+        if path.is_symlink():
+            raise UserError(f"{typed}: a link to {os.readlink(path)}, which does not exist")
+        if _URL.match(typed) and not typed.startswith("file://"):
+            if revision is not None:
+                raise UserError(
+                    f"revision={revision!r}: only hub repositories have one, not {typed}"
+                )
+            return _from_url(typed)
+    repository = typed.removeprefix(hub_prefix or "").rstrip("/")
+    looks_like_a_file = repository.endswith(_WEIGHT_SUFFIXES)
+    if not _HUB_ID.fullmatch(repository) or (looks_like_a_file and hub_prefix is None):
+        if hub_prefix is not None:
+            raise UserError(f"{typed}: accepted is {hub_prefix}ORGANISATION/NAME")
+        raise UserError(
+            f"{typed}: no such file or folder{_nearest(path)}; "
+            "nor is it a hub id (organisation/name) or a URL"
+        )
+    repository, _, at = repository.partition("@")
+    try:
+        return _from_hub(repository, revision or at or None)
+    except UserError as error:
+        if hub_prefix is not None:
+            raise
+        raise UserError(f"{error} (nor is {typed} a path here{_nearest(path)})") from error
+
+
+def _nearest(path: Path) -> str:
+    """ "; nearest is '…'" where the deepest folder that exists holds a similar name."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    except OSError:
+        return ""
+    found = difflib.get_close_matches(path.name, names, n=1)
+    return f"; nearest is {str(path.parent / found[0])!r}" if found else ""
+
+
+def wanted_files(names: Iterable[str]) -> list[str]:
+    """Of all files of a source, relative and with "/", those that loading it needs.
+
+    Of a training run the exported model, or else the newest complete checkpoint; likewise of what
+    Hugging Face's Trainer wrote. Of anything else the descriptions and tokenizers, and the weights
+    in one format.
+    """
+    names = sorted(name for name in names if name and not name.endswith("/"))
+    if "model/config.json" in names:
+        return [name for name in names if name.startswith("model/")]
+    steps = [match for match in map(_CHECKPOINT.fullmatch, names) if match]
+    if steps:
+        newest = max(steps, key=lambda match: int(match["step"] or 0))["folder"]
+        return [name for name in names if name.startswith(newest)]
+    weights = _one_format(names)
+    steps = [match for match in map(_TRAINER_CHECKPOINT.fullmatch, names) if match]
+    for match in sorted(steps, key=lambda match: int(match["step"]), reverse=True):
+        folder = match["folder"]
+        inside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
+        if not weights and _one_format(inside):
+            return [folder + name for name in wanted_files(inside)]
+    wanted = {name for name in names if _DESCRIPTION.fullmatch(name)} | set(weights)
+    if "config.json" in wanted and weights and weights[0].startswith("model"):
+        wanted.discard("open_clip_config.json")  # describes the weights that were left out
+    return sorted(wanted)
+
+
+def _one_format(names: Iterable[str]) -> list[str]:
+    """The files of weights at the top, of the first format that is there."""
+    top = [name for name in names if "/" not in name]
+    of_each = ([name for name in top if pattern.fullmatch(name)] for pattern in _WEIGHTS)
+    return next((found for found in of_each if found), [])
+
+
+def _from_hub(repository: str, revision: str | None) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(
+            f"{repository}: hub ids need huggingface_hub; run `pip install huggingface_hub`"
+        ) from error
+    try:
+        # Unlike a listing of files, which the client tries for half a minute without a connection.
+        about = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=20)
+        names = [file.rfilename for file in about.siblings or ()]
+    except Exception as error:
+        _raise_if_refused(error, repository, revision)
+        # Whatever the client's transport raises without a connection.
+        return _from_hub_cache(repository, revision, error)
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=wanted_files(names)
+            )
+        )
+    except Exception as error:
+        _raise_if_refused(error, repository, revision)
+        raise UserError(
+            f"{repository}: the download failed ({first_line(error, with_type=True)}); run it again"
+        ) from error
+
+
+def _raise_if_refused(error: Exception, repository: str, revision: str | None) -> None:
+    """Raises `UserError` for what the hub itself answers; returns where it was not reached."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):  # is a RepositoryNotFoundError too
+        raise UserError(
+            f"{repository}: access to this hub repository is granted on request; ask for it on "
+            "its page, then run `hf auth login`"
+        ) from error
+    if isinstance(error, errors.RevisionNotFoundError):
+        raise UserError(
+            f"{repository}: has no revision {revision!r}; give a branch, tag or commit"
+        ) from error
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        raise UserError(
+            f"{repository}: the hub has no such repository, or it is private (then run "
+            "`hf auth login`)"
+        ) from error
+
+
+def _from_hub_cache(repository: str, revision: str | None, unreachable: Exception) -> Path:
+    """What an earlier download left; `UserError` with the ways out where that holds no weights."""
+    import huggingface_hub
+
+    # One kind after the other: the client refuses a cached folder that lacks any wanted file.
+    for weights in ("*.safetensors", "*.npz", "*.bin", "*.pt", "*.pth"):
+        try:
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    repository,
+                    revision=revision,
+                    local_files_only=True,
+                    allow_patterns=["config.json", "open_clip_config.json", weights],
+                )
+            )
+        except OSError:
+            continue
+        if any(folder.glob(weights)):
+            return folder
+    at = f" --revision {revision}" if revision else ""
+    raise UserError(
+        f"{repository}: not in the hub's cache on this machine, and the hub cannot be reached "
+        f"({first_line(unreachable, with_type=True)}). Where there is a connection run"
+        f" `hf download {repository}{at} --local-dir FOLDER` (formerly huggingface-cli download),"
+        " or place config.json, "
+        "model.safetensors, preprocessor_config.json and tokenizer.json (or vocab.json and "
+        "merges.txt) in a folder; then give that FOLDER as the source"
+    )
+
+
+def _cache_folder(url: str) -> Path:
+    return cache_folder() / "sources" / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def _from_url(url: str) -> Path:
+    """Fetches a file or folder with fsspec; what is there with the same size and tag is kept."""
+    url = url.rstrip("/")
+    filesystem, root = _open_filesystem(url)
+    try:
+        found: dict[str, Mapping[str, Any]]
+        if url.startswith("http"):  # listing would read the whole file in search of links
+            found = {root: filesystem.info(root)}
+        else:
+            found = filesystem.find(root, detail=True)
+        if not found:
+            raise FileNotFoundError("no such file or folder")
+    except Exception as error:  # each filesystem raises what its client library has
+        raise UserError(f"{url}: cannot be read ({first_line(error, with_type=True)})") from error
+    base = root.rstrip("/")
+    is_file = list(found) == [base]
+    relative = {name.removeprefix(base).lstrip("/"): name for name in found}
+    if is_file:
+        relative = {base.rsplit("/", 1)[-1]: base}
+    names = list(relative) if is_file else wanted_files(relative)
+    if not names:
+        raise UserError(
+            f"{url}: holds no weights that can be loaded (found {len(found)} files, among them "
+            f"{', '.join(sorted(relative)[:5])})"
+        )
+    cache = _cache_folder(url)
+    folder = cache if is_file else cache / (base.rsplit("/", 1)[-1] or "root")
+    _fetch(filesystem, {name: (relative[name], found[relative[name]]) for name in names}, folder)
+    return folder / names[0] if is_file else folder
+
+
+def _open_filesystem(url: str) -> tuple[Any, str]:
+    protocol = url.partition("://")[0]
+    try:
+        import fsspec
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise UserError(f"{url}: URLs need fsspec; run `pip install fsspec`") from error
+    try:
+        return url_to_fs(url)
+    except ImportError as error:
+        package = _INSTALL.get(protocol)
+        how = f"run `pip install {package}`" if package else first_line(error, with_type=True)
+        raise UserError(f"{url}: {protocol}:// needs another package; {how}") from error
+    except ValueError as error:
+        known = ", ".join(sorted(fsspec.available_protocols()))
+        raise UserError(f"{url}: {protocol}:// is unknown; known are {known}") from error
+    except Exception as error:  # as in _from_url
+        raise UserError(f"{url}: cannot be opened ({first_line(error, with_type=True)})") from error
+
+
+def _tag(about: Mapping[str, Any]) -> list[str]:
+    """What changes with a remote file's content: its size, and the store's own mark of it."""
+    marks = ("ETag", "etag", "md5Hash", "crc32c", "generation", "mtime", "LastModified", "created")
+    mark = next((str(about[key]) for key in marks if about.get(key)), "")
+    return [str(about.get("size")), mark]
+
+
+def _fetch(
+    filesystem: Any, files: Mapping[str, tuple[str, Mapping[str, Any]]], folder: Path
+) -> None:
+    """`files`: {name in `folder`: (remote name, what the store says)}; each whole or not at all."""
+    from tqdm import tqdm
+
+    manifest_path = folder.parent / f"{folder.name}.manifest.json"
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        manifest = {}
+    tags = {name: _tag(about) for name, (_, about) in files.items()}
+    due = [
+        name
+        for name in files
+        if manifest.get(name) != tags[name] or not _has_size(folder / name, tags[name][0])
+    ]
+    for name in set(manifest) - set(files):  # of an older model under the same URL
+        (folder / name).unlink(missing_ok=True)
+        del manifest[name]
+    total = sum(int(files[name][1].get("size") or 0) for name in due)
+    what = due[0] if len(files) == 1 and due else folder.name
+    with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=not due) as bar:
+        for name in due:
+            _fetch_file(filesystem, files[name][0], _inside(folder, name), bar)
+            manifest[name] = tags[name]
+            aside = manifest_path.with_name(f"{manifest_path.name}.{os.getpid()}")
+            aside.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            os.replace(aside, manifest_path)
+
+
+def _has_size(path: Path, size: str) -> bool:
+    return path.is_file() and size in (str(path.stat().st_size), "None")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if ".." in path.parts:
+        raise UserError(f"{name}: a remote file name that leads out of its folder; refused")
+    return path
+
+
+def _fetch_file(filesystem: Any, remote: str, path: Path, bar: Any) -> None:
+    from fsspec.callbacks import Callback
+
+    class Progress(Callback):
+        def relative_update(self, inc: int = 1) -> None:
+            bar.update(inc)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        filesystem.get_file(remote, str(aside), callback=Progress())
+        os.replace(aside, path)
+    except Exception as error:  # as in _from_url
+        raise UserError(
+            f"{remote}: cannot be fetched ({first_line(error, with_type=True)})"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
