@@ -25,8 +25,8 @@ from absl import app, flags
 
 from clip_jax import sharding
 from clip_jax.models.config import ClipConfig
-from clip_jax.models.two_tower import TwoTower, init_params
-from clip_jax.training.step.gradient import Objective, loss_gradient, normalize_images
+from clip_jax.models.two_tower import TwoTower, init_params, normalize_images
+from clip_jax.training.step.gradient import Objective, loss_gradient
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 2, 1))
 LOSSES = ("softmax", "sigmoid")

@@ -133,8 +133,7 @@ def encode_rate(config: Any, batch_size: int) -> float:
     """Images a second through the image tower, bytes in, embeddings out."""
     import jax
 
-    from clip_jax.models.two_tower import TwoTower, init_params
-    from clip_jax.training.step.gradient import normalize_images
+    from clip_jax.models.two_tower import TwoTower, init_params, normalize_images
 
     params = jax.jit(functools.partial(init_params, config))(jax.random.key(0))
     images = make_batch(config, batch_size)["images"]

@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from clip_jax.models.architectures import get_architecture
-from clip_jax.weights.files.tensors import save_safetensors
+from clip_jax.weights.files.safetensors_writer import save_safetensors
 from clip_jax.weights.layouts.open_clip import open_clip_rules
 from clip_jax.weights.layouts.open_clip_export import config_to_open_clip
 from clip_jax.weights.rules.table import KINDS, our_shapes, part_shape

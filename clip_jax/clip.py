@@ -31,10 +31,9 @@ from clip_jax.models.generation import (
     generate_tokens,
     generation_settings,
 )
-from clip_jax.models.two_tower import TwoTower, count_trainable, l2_normalize
+from clip_jax.models.two_tower import TwoTower, count_trainable, l2_normalize, normalize_images
 from clip_jax.sharding import batch_sharding, make_mesh, replicated
 from clip_jax.text.tokenizer import Tokenizer
-from clip_jax.training.step.gradient import normalize_images
 from clip_jax.weights.load import NoTokenizerError
 from clip_jax.weights.save import save_model
 

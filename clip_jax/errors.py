@@ -1,5 +1,7 @@
 """What a user is told instead of a traceback."""
 
+from typing import Any
+
 # After Ctrl-C in a training run.
 INTERRUPTED = "interrupted; the same command goes on from the newest checkpoint"
 
@@ -10,6 +12,26 @@ class UserError(Exception):
     The message is one line that names the key or file, the value, and what would be accepted.
     Programs print it and exit with status 2; nobody ever sees it as a traceback.
     """
+
+
+class DecodeError(UserError):
+    """A sample that cannot be used; the message is one line with the reason.
+
+    It is a `UserError`, so that a program which is given one bad image ends with one line; the
+    pipelines of training and evaluation catch it, count it by its kind (`data.records.KINDS`) and
+    go on. `shard`: the file that cannot be read at all, with whatever else is in it; it is counted
+    once for all its samples.
+    """
+
+    def __init__(
+        self, message: str, kind: str = "image_undecodable", shard: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.shard = shard
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.kind, self.shard)
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:

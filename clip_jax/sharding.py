@@ -207,3 +207,27 @@ def global_batch(mesh: Mesh, host_batch: dict[str, np.ndarray]) -> dict[str, jax
         name: jax.make_array_from_process_local_data(sharding, rows)
         for name, rows in host_batch.items()
     }
+
+
+def host_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> list[int]:
+    """The rows of a global batch that a process (default: this one) makes, in order.
+
+    They follow from where the mesh has put its devices, which need not be in the order of the
+    processes; processes that share a tensor axis make the same rows. Raises `UserError` where the
+    devices of a process do not form such a share.
+    """
+    where: Any = batch_sharding(mesh).devices_indices_map((batch_size,))
+    shares: dict[int, set[tuple[int, int]]] = {}
+    for device, (part,) in where.items():
+        start, stop, _ = part.indices(batch_size)
+        shares.setdefault(device.process_index, set()).add((start, stop))
+    mine = shares[jax.process_index() if process is None else process]
+    for index, share in shares.items():
+        if len(share) != len(mine) or (share != mine and share & mine):
+            sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
+            raise UserError(
+                f"mesh {sizes}: the devices of process {index} would hold a part of the batch "
+                "that another process holds only half of; choose tensor as a divisor or a multiple "
+                "of the devices a process"
+            )
+    return [row for start, stop in sorted(mine) for row in range(start, stop)]

@@ -7,11 +7,10 @@ import struct
 import pytest
 from pictures import encode, photo
 
-from clip_jax.data.records import DecodeError
 from clip_jax.data.sources import open_source
 from clip_jax.data.sources.array_record import write_array_records
 from clip_jax.data.sources.tf_example import make_example, parse_example
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 
 array_record_module = pytest.importorskip("array_record.python.array_record_module")
 

@@ -15,8 +15,7 @@ import tiny_clip
 from PIL import Image
 
 from clip_jax.clip import Clip
-from clip_jax.data.records import DecodeError
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.evaluation.prompts import get_templates, read_classnames
 from clip_jax.evaluation.retrieval import caption_labels, evaluate_retrieval, retrieval_recalls
 from clip_jax.evaluation.zero_shot import evaluate_zero_shot, zero_shot_classifier

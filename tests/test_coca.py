@@ -15,8 +15,7 @@ from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.decoder import caption_loss
 from clip_jax.models.two_tower import TwoTower, init_params
-from clip_jax.weights.layouts.coca import coca_rules
-from clip_jax.weights.layouts.open_clip import to_state_dict
+from clip_jax.weights.layouts.open_clip import coca_rules, to_state_dict
 
 pytestmark = pytest.mark.slow
 

@@ -16,11 +16,11 @@ from dataset_tools_runs import contents, make_shards, make_tar, mistake, run
 from pictures import encode, photo
 from PIL import Image
 
-from clip_jax.data.records import DecodeError
 from clip_jax.data.sources import open_source
 from clip_jax.dataset_tools.convert import default_per_shard
 from clip_jax.dataset_tools.recode import Recoding
 from clip_jax.dataset_tools.tar_writer import plain, safe_name
+from clip_jax.errors import DecodeError
 from clip_jax.images.decoding import decode
 
 JPEG = encode(photo(40, 30), "JPEG")

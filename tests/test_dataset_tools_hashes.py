@@ -8,10 +8,10 @@ import pytest
 from dataset_tools_runs import make_tar, mistake, run
 from pictures import encode, photo
 
-from clip_jax.data.records import DecodeError
 from clip_jax.data.sources import open_source
 from clip_jax.data.sources.refine import RefinedSource
 from clip_jax.dataset_tools.hashes import later_ones
+from clip_jax.errors import DecodeError
 from clip_jax.images.perceptual_hash import HashList, perceptual_hash
 
 

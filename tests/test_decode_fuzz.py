@@ -84,7 +84,7 @@ def run_child(what: str, count: int) -> None:
 
     import numpy as np
 
-    from clip_jax.data.records import DecodeError
+    from clip_jax.errors import DecodeError
     from clip_jax.images.augmentation import Augmentation, training_image
     from clip_jax.images.decoding import decode
 

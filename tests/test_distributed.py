@@ -17,8 +17,8 @@ from clip_jax.errors import UserError
 from clip_jax.hosts import join as distributed
 from clip_jax.hosts.abort_filter import CONTROL, Filter
 from clip_jax.hosts.join import Job as Found
-from clip_jax.hosts.join import alone_on_its_node, find_job, host_rows, is_peer_error
-from clip_jax.sharding import make_mesh
+from clip_jax.hosts.join import alone_on_its_node, find_job, is_peer_error
+from clip_jax.sharding import host_rows, make_mesh
 
 ADDRESS = "10.0.0.1:8476"
 EXPLICIT = {

@@ -5,9 +5,8 @@ import sys
 import pytest
 from pictures import encode, photo
 
-from clip_jax.data.records import DecodeError
 from clip_jax.data.sources import detect_format, open_source
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 
 datasets = pytest.importorskip("datasets")
 datasets.disable_progress_bars()

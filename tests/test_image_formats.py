@@ -11,7 +11,7 @@ import pytest
 from pictures import encode, photo
 from PIL import Image
 
-from clip_jax.data.records import DecodeError
+from clip_jax.errors import DecodeError
 from clip_jax.images import decoding
 from clip_jax.images.augmentation import Augmentation, training_image
 from clip_jax.images.decoding import decode

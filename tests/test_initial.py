@@ -32,7 +32,7 @@ from clip_jax.training.run.loop import train
 from clip_jax.training.run.opening import make_tokenizer, resolve_architecture
 from clip_jax.training.step.optimizer import make_optimizer
 from clip_jax.training.step.state import TrainState, abstract_state, sharded_state
-from clip_jax.weights.files.tensors import save_safetensors
+from clip_jax.weights.files.safetensors_writer import save_safetensors
 from clip_jax.weights.layouts.open_clip import to_state_dict
 from clip_jax.weights.rules.positions import resize_grid, resize_line
 

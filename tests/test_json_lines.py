@@ -7,10 +7,10 @@ import pytest
 from pictures import encode, photo
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import CaptionError, DecodeError
+from clip_jax.data.records import CaptionError
 from clip_jax.data.sources import open_source
 from clip_jax.data.sources.columns import captions_of, texts_of
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 
 PNG = encode(photo(8, 6), "PNG")
 

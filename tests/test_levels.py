@@ -10,7 +10,7 @@ import pytest
 from pictures import encode
 from PIL import Image
 
-from clip_jax.data.records import DecodeError
+from clip_jax.errors import DecodeError
 from clip_jax.images.augmentation import Augmentation, training_image
 from clip_jax.images.decoding import decode
 from clip_jax.images.perceptual_hash import perceptual_hash

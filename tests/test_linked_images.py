@@ -9,10 +9,10 @@ import pytest
 from loopback import Loopback
 from shards import png
 
-from clip_jax.data.options import RemoteOptions
-from clip_jax.data.records import DecodeError
 from clip_jax.data.sources import linked_images
 from clip_jax.data.sources.linked_images import read_linked_image
+from clip_jax.errors import DecodeError
+from clip_jax.files.options import RemoteOptions
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES, get_architecture, same_function
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import init_params
-from clip_jax.weights.files.tensors import save_safetensors
+from clip_jax.weights.files.safetensors_writer import save_safetensors
 from clip_jax.weights.layouts.open_clip import to_state_dict
 from clip_jax.weights.layouts.open_clip_config import config_from_open_clip
 from clip_jax.weights.layouts.open_clip_export import config_to_open_clip

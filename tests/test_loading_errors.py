@@ -13,7 +13,7 @@ from tiny_clip import images, tiny
 
 import clip_jax
 from clip_jax.errors import UserError
-from clip_jax.weights.files.tensors import save_safetensors
+from clip_jax.weights.files.safetensors_writer import save_safetensors
 from clip_jax.weights.layouts.open_clip import to_state_dict
 
 

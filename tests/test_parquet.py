@@ -8,10 +8,9 @@ import threading
 import pytest
 from pictures import encode, photo
 
-from clip_jax.data.records import DecodeError
 from clip_jax.data.sources import open_source, row_groups
 from clip_jax.data.sources.row_groups import ByteCache
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -12,13 +12,13 @@ from PIL import Image
 from shards import photo, png, words, write_shard
 
 from clip_jax.data.options import CaptionOptions, FilterOptions
-from clip_jax.data.records import DecodeError, Record
+from clip_jax.data.records import Record
 from clip_jax.data.sources import open_source
 from clip_jax.data.sources.refine import RefinedSource, clean_alt_text
 from clip_jax.data.stream.make_batch import choose_caption
 from clip_jax.data.stream.pipeline import training_batches
 from clip_jax.dataset_tools.survey import survey
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.images.augmentation import Augmentation
 from clip_jax.images.decoding import decode
 from clip_jax.images.perceptual_hash import HashList, perceptual_hash

@@ -11,12 +11,12 @@ import pytest
 from loopback import Loopback
 from shards import png, samples, words, write_shard, write_shards
 
-from clip_jax.data.options import RemoteOptions, SourceOptions
-from clip_jax.data.records import DecodeError
+from clip_jax.data.options import SourceOptions
 from clip_jax.data.sources import open_source
 from clip_jax.data.stream.pipeline import BatchIterator, training_batches
 from clip_jax.data.tars.collection import build_indexes
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
+from clip_jax.files.options import RemoteOptions
 from clip_jax.images.augmentation import Augmentation
 
 pytest.importorskip("aiohttp")

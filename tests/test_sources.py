@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data.records import DecodeError
 from clip_jax.data.sources import open_source
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.images.transform import decode
 
 

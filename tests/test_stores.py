@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from loopback import Loopback
 
-from clip_jax.data.options import RemoteOptions
 from clip_jax.errors import UserError
 from clip_jax.files import stores
+from clip_jax.files.options import RemoteOptions
 from clip_jax.files.stores import Unavailable
 
 pytest.importorskip("aiohttp")

@@ -16,12 +16,13 @@ import pytest
 from loopback import Loopback
 from shards import png, samples, words, write_shard, write_shards
 
-from clip_jax.data.options import RemoteOptions, SourceOptions
+from clip_jax.data.options import SourceOptions
 from clip_jax.data.sources import open_source
 from clip_jax.data.stream.pipeline import BatchIterator, training_batches
 from clip_jax.data.stream.shard_order import StreamOrder
 from clip_jax.data.stream.shards import SHIFT, StreamingSource
 from clip_jax.errors import UserError
+from clip_jax.files.options import RemoteOptions
 from clip_jax.images.augmentation import Augmentation
 
 SIZES = (5, 9, 3, 7, 8, 4, 6, 10)  # 52 samples

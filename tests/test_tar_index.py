@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 from shards import photo, png, samples, words, write_shard, write_shards
 
-from clip_jax.data.options import RemoteOptions, SourceOptions
-from clip_jax.data.records import DecodeError, Fingerprint, fingerprint_of
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.records import Fingerprint, fingerprint_of
 from clip_jax.data.sources import open_source
 from clip_jax.data.stream.pipeline import training_batches
 from clip_jax.data.tars import collection as tar_indexes
 from clip_jax.data.tars import index as tar_index
 from clip_jax.data.tars.collection import build_indexes
 from clip_jax.data.tars.index import sample_type
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
+from clip_jax.files.options import RemoteOptions
 from clip_jax.files.patterns import expand_paths
 from clip_jax.files.telemetry import telemetry
 from clip_jax.images.augmentation import Augmentation

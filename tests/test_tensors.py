@@ -15,7 +15,8 @@ import safetensors.numpy
 
 from clip_jax.errors import UserError
 from clip_jax.weights.files import pytorch as torch_files
-from clip_jax.weights.files.tensors import find_weights, open_tensors, save_safetensors
+from clip_jax.weights.files.safetensors_writer import save_safetensors
+from clip_jax.weights.files.tensors import find_weights, open_tensors
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 
@@ -368,7 +369,8 @@ def test_torch_is_optional(tmp_path, monkeypatch):
 GROWTH = """
 import sys
 from pathlib import Path
-from clip_jax.weights.files.tensors import open_tensors, save_safetensors
+from clip_jax.weights.files.tensors import open_tensors
+from clip_jax.weights.files.safetensors_writer import save_safetensors
 def peak_mib():
     line = next(l for l in open("/proc/self/status") if l.startswith("VmHWM"))
     return int(line.split()[1]) / 1024

@@ -12,18 +12,18 @@ import pytest
 from shards import png, write_shard, write_shards
 from tiny import tiny_config
 
-from clip_jax.data.records import LISTED_DROPS, DecodeError, Drops
+from clip_jax.data.records import LISTED_DROPS, Drops
 from clip_jax.data.sources.refine import RefinedSource
 from clip_jax.data.sources.synthetic import SyntheticSource
 from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.data.stream.shards import StreamingSource
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.images.perceptual_hash import perceptual_hash
 from clip_jax.training.config import build_config
 from clip_jax.training.log.metrics import read_rows
+from clip_jax.training.run import opening as run_module
 from clip_jax.training.run.data import DataWatch, captions_of, open_data
 from clip_jax.training.run.loop import train
-from clip_jax.training.run import opening as run_module
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from tiny_clip import assert_same_params, tiny
 import clip_jax
 from clip_jax.clip import Clip
 from clip_jax.errors import UserError
-from clip_jax.weights.files.tensors import save_safetensors
+from clip_jax.weights.files.safetensors_writer import save_safetensors
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402

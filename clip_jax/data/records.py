@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from clip_jax.data.options import LISTED_DROPS
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError
 from clip_jax.files.text_encoding import utf16_problem
 
 IMAGE_EXTENSIONS = (
@@ -49,25 +49,6 @@ KINDS = (
     "shard_unreadable",  # vanished, or a store that fails in spite of all attempts
     "shard_damaged",  # once an archive that is cut off or broken; its samples before are used
 )
-
-
-class DecodeError(UserError):
-    """A sample that cannot be used; the message is one line with the reason.
-
-    A `UserError`, so that a program which is given one bad image ends with one line; the training
-    and evaluation pipelines catch it, count it by its kind (of `KINDS`) and go on. `shard`: the
-    file that cannot be read at all, with whatever else is in it; counted once for all its samples.
-    """
-
-    def __init__(
-        self, message: str, kind: str = "image_undecodable", shard: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.shard = shard
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.kind, self.shard)
 
 
 class CaptionError(DecodeError):

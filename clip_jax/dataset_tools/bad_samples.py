@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from clip_jax.data.records import DecodeError, Source
+from clip_jax.data.records import Source
 from clip_jax.data.sources.refine import RefinedSource
+from clip_jax.errors import DecodeError
 
 
 @runtime_checkable

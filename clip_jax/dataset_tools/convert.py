@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from clip_jax.data.records import DecodeError, Source
+from clip_jax.data.records import Source
 from clip_jax.dataset_tools.bad_samples import bad_sample, describe_kinds
 from clip_jax.dataset_tools.conversion import (
     ASIDE,
@@ -39,7 +39,7 @@ from clip_jax.dataset_tools.recode import ENCODINGS, Recoding
 from clip_jax.dataset_tools.tar_writer import Sample, plain, write_tar
 from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.dataset_tools.workers import Count, each, work_on
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.disk import advice
 
 FLAGS = flags.FlagValues()

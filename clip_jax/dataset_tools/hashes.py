@@ -20,12 +20,12 @@ import numpy as np
 from absl import flags
 
 from clip_jax.data.options import SourceConfig
-from clip_jax.data.records import DecodeError, Source
+from clip_jax.data.records import Source
 from clip_jax.data.sources.refine import open_refined
 from clip_jax.dataset_tools.output_files import output_file, write_text
 from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.dataset_tools.workers import Count, chunks, each, work_on
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.images.perceptual_hash import ONLY, perceptual_hash
 from clip_jax.training.source_flags import SourceFlags
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clip_jax.data.records import DecodeError, Drop, Source
+from clip_jax.data.records import Drop, Source
 from clip_jax.dataset_tools.bad_samples import count_kinds
 from clip_jax.dataset_tools.duplicates import (
     Group,
@@ -19,6 +19,7 @@ from clip_jax.dataset_tools.duplicates import (
 from clip_jax.dataset_tools.survey import Facts, Survey, evenly
 from clip_jax.dataset_tools.throughput import Loader, Throughput, chip_rates, cores, measure
 from clip_jax.dataset_tools.token_lengths import token_lengths
+from clip_jax.errors import DecodeError
 from clip_jax.images.decoding import decode
 
 _GROUPS = 8  # of duplicates with pictures

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from clip_jax.data.records import DecodeError, Record
+from clip_jax.data.records import Record
+from clip_jax.errors import DecodeError
 from clip_jax.images.decoding import decode, open_header
 
 ENCODINGS = ("keep", "jpeg", "webp", "png")

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from clip_jax.data.records import DecodeError, Source
+from clip_jax.data.records import Source
 from clip_jax.dataset_tools.bad_samples import BadSample, bad_sample
 from clip_jax.dataset_tools.recode import image_bytes
 from clip_jax.dataset_tools.workers import Count, each, work_on
+from clip_jax.errors import DecodeError
 from clip_jax.images.decoding import decode, open_header
 from clip_jax.images.perceptual_hash import perceptual_hash
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clip_jax.data.records import DecodeError, Record, Source
+from clip_jax.data.records import Record, Source
 from clip_jax.data.stream.make_batch import choose_caption
+from clip_jax.errors import DecodeError
 from clip_jax.images.augmentation import Augmentation, training_image
 from clip_jax.text.tokenizer import Tokenizer
 

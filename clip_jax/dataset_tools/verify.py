@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from clip_jax.data.options import SourceConfig
-from clip_jax.data.records import DecodeError, Record, Source
+from clip_jax.data.records import Record, Source
 from clip_jax.data.sources.refine import open_refined
 from clip_jax.dataset_tools.bad_samples import (
     BadSample,
@@ -34,6 +34,7 @@ from clip_jax.dataset_tools.output_files import output_file, write_json
 from clip_jax.dataset_tools.recode import image_bytes
 from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.dataset_tools.workers import Count, chunks, each, work_on
+from clip_jax.errors import DecodeError
 from clip_jax.images.decoding import decode
 from clip_jax.training.source_flags import SourceFlags, as_flags
 

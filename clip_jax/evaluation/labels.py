@@ -17,9 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from clip_jax.data.records import DecodeError
 from clip_jax.data.task_data import TaskData
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.evaluation.prompts import read_classnames
 
 UNLABELLED = -1

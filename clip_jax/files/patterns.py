@@ -5,8 +5,8 @@ import os
 import re
 from pathlib import Path
 
-from clip_jax.data.options import RemoteOptions
 from clip_jax.errors import UserError
+from clip_jax.files.options import RemoteOptions
 
 
 def is_remote(path: str) -> bool:

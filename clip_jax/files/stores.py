@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clip_jax.data.options import RemoteOptions
 from clip_jax.errors import UserError, first_line
 from clip_jax.files.disk import advice
+from clip_jax.files.options import RemoteOptions
 from clip_jax.files.telemetry import telemetry
 
 logger = logging.getLogger(__name__)

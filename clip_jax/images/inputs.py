@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from clip_jax.arguments import shown
-from clip_jax.data.records import DecodeError
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.images.decoding import as_array, is_array
 from clip_jax.images.levels import eight_bits
 

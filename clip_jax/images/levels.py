@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from clip_jax.data.records import DecodeError
+from clip_jax.errors import DecodeError
 
 SIXTEEN_BITS = 65535
 _HALF_LEVEL = 0.5 / 255  # of floats up to 1: what rounding hides

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clip_jax.data.records import DecodeError
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.images.decoding import (
     MAX_IMAGE_PIXELS,
     ImageLike,

@@ -13,8 +13,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,7 @@ from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.attention import CACHE, MEMORY
 from clip_jax.models.config import ClipConfig
-from clip_jax.models.two_tower import TwoTower
-from clip_jax.text.tokenizer import Tokenizer
-from clip_jax.training.step.gradient import normalize_images
+from clip_jax.models.two_tower import TwoTower, normalize_images
 
 METHODS = ("beam", "greedy", "top_p", "top_k")
 BEAM_SCORES = ("log_probability", "logit")
@@ -63,7 +61,15 @@ class Generation:
 Step = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
 
 
-def generation_settings(config: ClipConfig, tokenizer: Tokenizer, **changes: Any) -> Generation:
+class SpecialTokens(Protocol):
+    """As much of a tokenizer as is needed to know where a caption begins and ends."""
+
+    eos_id: int
+
+    def __call__(self, texts: Sequence[str], /) -> np.ndarray: ...
+
+
+def generation_settings(config: ClipConfig, tokenizer: SpecialTokens, **changes: Any) -> Generation:
     """`changes` to the defaults of `Generation`, with the ids of the tokenizer's special tokens.
 
     Raises `UserError` for a value that cannot be.

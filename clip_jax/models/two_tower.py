@@ -43,6 +43,13 @@ class CLIPOutput(NamedTuple):
     logit_bias: jax.Array  # (); 0 where the model has no bias
 
 
+def normalize_images(images: jax.Array, config: ClipConfig) -> jax.Array:
+    """(B, S, S, 3) uint8 -> float32: scaled to [0, 1], minus mean, over standard deviation."""
+    mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
+    # One multiplication and one addition a pixel: (x/255 − mean)/std.
+    return images.astype(jnp.float32) * (1 / (255 * std)) - mean / std
+
+
 def l2_normalize(x_BD: jax.Array) -> jax.Array:
     """(B, D) -> (B, D) float32 rows of length 1. The cast comes first: squares overflow in half
     precision.

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.data.records import DecodeError, Source, split_of
+from clip_jax.data.records import Source, split_of
 from clip_jax.data.sources import glyphs
 from clip_jax.data.sources.refine import open_refined
 from clip_jax.data.task_data import TaskData
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.evaluation.labels import UNLABELLED, LabelledRecords, read_labels
 from clip_jax.evaluation.prompts import get_templates
 from clip_jax.evaluation.tasks import open_labelled

@@ -17,7 +17,7 @@ from clip_jax.text.cleaning import clean_text
 from clip_jax.text.clip_bpe import ClipBpeTokenizer
 from clip_jax.text.huggingface_export import to_huggingface_files
 from clip_jax.text.tokenizer import Tokenizer
-from clip_jax.weights.files.tensors import save_safetensors
+from clip_jax.weights.files.safetensors_writer import save_safetensors
 from clip_jax.weights.layouts import huggingface, open_clip
 from clip_jax.weights.layouts.bundle import CONFIG, write_bundle
 from clip_jax.weights.layouts.open_clip_export import config_to_open_clip

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from clip_jax.data.options import Format, SourceOptions
-from clip_jax.data.records import IMAGE_EXTENSIONS, DecodeError, Source, split_of
-from clip_jax.errors import UserError
+from clip_jax.data.records import IMAGE_EXTENSIONS, Source, split_of
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.patterns import is_remote, what_is_wrong
 
 # Whose captions are in memory; those of other formats would be fetched one by one.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from clip_jax.data.options import RemoteOptions, SourceOptions
-from clip_jax.data.records import DecodeError, Drops, Record
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.records import Drops, Record
 from clip_jax.data.sources.columns import (
     ENCODED_IMAGE_COLUMNS,
     MANY_CAPTION_COLUMNS,
@@ -23,7 +23,8 @@ from clip_jax.data.sources.columns import (
 )
 from clip_jax.data.sources.splits import source_files
 from clip_jax.data.sources.tf_example import Feature, make_example, parse_example
-from clip_jax.errors import UserError, one_line
+from clip_jax.errors import DecodeError, UserError, one_line
+from clip_jax.files.options import RemoteOptions
 from clip_jax.files.patterns import is_remote
 
 METADATA_FEATURE = "json"  # of what `write_array_records` writes: one JSON object

@@ -10,15 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from clip_jax.data.options import RemoteOptions, SourceOptions
-from clip_jax.data.records import (
-    CaptionError,
-    DecodeError,
-    check_unicode,
-    decode_caption,
-    read_file,
-)
-from clip_jax.errors import UserError
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.records import CaptionError, check_unicode, decode_caption, read_file
+from clip_jax.errors import DecodeError, UserError
+from clip_jax.files.options import RemoteOptions
 from clip_jax.files.patterns import is_remote
 
 IMAGE_COLUMNS = ("image", "filepath", "path", "file_name", "filename", "image_path")

@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import (
-    CaptionError,
-    DecodeError,
-    Drops,
-    Record,
-    fingerprint_of,
-)
+from clip_jax.data.records import CaptionError, Drops, Record, fingerprint_of
 from clip_jax.data.sources.columns import (
     ENCODED_IMAGE_COLUMNS,
     MANY_CAPTION_COLUMNS,
@@ -27,7 +21,7 @@ from clip_jax.data.sources.columns import (
     read_image,
 )
 from clip_jax.data.sources.splits import choose_and_say, find_split
-from clip_jax.errors import UserError, one_line
+from clip_jax.errors import DecodeError, UserError, one_line
 
 _ROWS_AT_ONCE = 1000  # when captions are looked through
 

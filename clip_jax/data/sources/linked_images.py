@@ -9,8 +9,8 @@ import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 
-from clip_jax.data.options import RemoteOptions
-from clip_jax.data.records import DecodeError
+from clip_jax.errors import DecodeError
+from clip_jax.files.options import RemoteOptions
 from clip_jax.files.stores import in_time
 from clip_jax.files.telemetry import telemetry
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import CaptionError, DecodeError, Drops, Record, fingerprint_of
+from clip_jax.data.records import CaptionError, Drops, Record, fingerprint_of
 from clip_jax.data.sources import row_groups
 from clip_jax.data.sources.columns import (
     ENCODED_IMAGE_COLUMNS,
@@ -24,7 +24,7 @@ from clip_jax.data.sources.columns import (
 )
 from clip_jax.data.sources.row_groups import RowGroups, import_pyarrow
 from clip_jax.data.sources.splits import source_files
-from clip_jax.errors import UserError, one_line
+from clip_jax.errors import DecodeError, UserError, one_line
 
 logger = logging.getLogger(__name__)
 

@@ -10,15 +10,9 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.options import CaptionOptions, FilterOptions, SourceConfig
-from clip_jax.data.records import (
-    DecodeError,
-    Drops,
-    Record,
-    Source,
-    fingerprint_of,
-    split_of,
-)
+from clip_jax.data.records import Drops, Record, Source, fingerprint_of, split_of
 from clip_jax.data.sources import open_source
+from clip_jax.errors import DecodeError
 from clip_jax.images.decoding import open_header
 from clip_jax.images.perceptual_hash import HashList
 

@@ -10,9 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clip_jax.data.options import RemoteOptions
 from clip_jax.data.sources.columns import local_copy
 from clip_jax.errors import UserError
+from clip_jax.files.options import RemoteOptions
 
 # Of decoded row groups, in each process; one larger than that is kept alone.
 IMAGES_BYTES = 256 << 20

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import DecodeError, Drop, Drops, Fingerprint, Record
+from clip_jax.data.records import Drop, Drops, Fingerprint, Record
 from clip_jax.data.sources.splits import source_files
 from clip_jax.data.tars.captions import (
     MAX_TEXT_BYTES,
@@ -30,7 +30,7 @@ from clip_jax.data.tars.captions import (
 from clip_jax.data.tars.collection import IndexSummary, Shard, build_indexes
 from clip_jax.data.tars.index import NO_END, Sample, Table, read_drops
 from clip_jax.data.tars.reads import ShardFiles
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.stores import Stat
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from itertools import islice
 
 import numpy as np
 
-from clip_jax.data.records import DecodeError, Source
-from clip_jax.errors import UserError
+from clip_jax.data.records import Source
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.images.transform import ImageTransform
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_jax.data.records import DecodeError, Record, Source
+from clip_jax.data.records import Record, Source
 from clip_jax.data.stream.order import Order
 from clip_jax.data.stream.shard_order import StreamOrder
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.telemetry import telemetry
 from clip_jax.hosts.memory import keep_freed_memory
 from clip_jax.images.augmentation import Augmentation, training_image

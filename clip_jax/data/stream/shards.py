@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import DecodeError, Drops, Record, fingerprint_of
+from clip_jax.data.records import Drops, Record, fingerprint_of
 from clip_jax.data.sources.splits import source_files
 from clip_jax.data.sources.webdataset import WebDatasetSource
 from clip_jax.data.tars.collection import Shard, build_indexes
 from clip_jax.data.tars.index import read_drops
 from clip_jax.data.tars.reads import FORGIVEN_SECONDS
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.disk import writing
 
 logger = logging.getLogger(__name__)

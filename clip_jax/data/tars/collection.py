@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_jax.data.options import RemoteOptions, SourceOptions
+from clip_jax.data.options import SourceOptions
 from clip_jax.data.tars.build import NotATar, make_index
 from clip_jax.data.tars.index import (
     ENDING,
@@ -31,6 +31,7 @@ from clip_jax.data.tars.index import (
 )
 from clip_jax.errors import UserError
 from clip_jax.files import stores
+from clip_jax.files.options import RemoteOptions
 from clip_jax.files.patterns import is_remote
 from clip_jax.files.stores import Stat, Unavailable
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from clip_jax.data.options import RemoteOptions
 from clip_jax.data.tars.captions import Member
 from clip_jax.files import stores
+from clip_jax.files.options import RemoteOptions
 from clip_jax.files.patterns import is_remote
 from clip_jax.files.stores import Stat, Unavailable
 

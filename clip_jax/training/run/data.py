@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from clip_jax.data.options import SourceConfig, SourceOptions
-from clip_jax.data.records import DecodeError, Source
+from clip_jax.data.records import Source
 from clip_jax.data.sources import check_image_column, check_split, detect_format
 from clip_jax.data.sources.refine import open_refined, refined
 from clip_jax.data.stream.mixture import MixtureSource
@@ -22,7 +22,7 @@ from clip_jax.data.stream.order import check_weights
 from clip_jax.data.stream.pipeline import BatchIterator, streaming_of
 from clip_jax.data.stream.shard_order import MAX_STREAMS, Cursor
 from clip_jax.data.stream.shards import StreamingSource
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.training.config import DataConfig, TrainConfig
 from clip_jax.training.config_values import build, coerce, unknown_key
 

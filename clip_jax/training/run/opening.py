@@ -21,12 +21,11 @@ from clip_jax.data.stream.pipeline import BatchIterator, training_batches
 from clip_jax.errors import UserError
 from clip_jax.files.disk import write_text
 from clip_jax.hosts.agreement import check_same, from_first, gather
-from clip_jax.hosts.join import host_rows
 from clip_jax.loading import fit_tokenizer
 from clip_jax.losses import effective_implementation
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import param_shapes
-from clip_jax.sharding import batch_shards
+from clip_jax.sharding import batch_shards, host_rows
 from clip_jax.text.tokenizer import Tokenizer, train_sentencepiece
 from clip_jax.training import config as configs
 from clip_jax.training.config import TrainConfig

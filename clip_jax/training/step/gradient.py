@@ -19,7 +19,7 @@ from clip_jax.losses import DEFAULT, sigmoid_loss, softmax_loss
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.resnet import BATCH_STATISTICS
-from clip_jax.models.two_tower import CLIPOutput, TwoTower
+from clip_jax.models.two_tower import CLIPOutput, TwoTower, normalize_images
 from clip_jax.sharding import constrain_like_params
 from clip_jax.training.step.parameter_groups import stop_frozen
 
@@ -42,13 +42,6 @@ class Objective:
     implementation: str = DEFAULT
     microbatches: int = 1
     frozen: tuple[str, ...] = ()  # regular expressions of parameters without a gradient
-
-
-def normalize_images(images: jax.Array, config: ClipConfig) -> jax.Array:
-    """(B, S, S, 3) uint8 -> float32: scaled to [0, 1], minus mean, over standard deviation."""
-    mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
-    # One multiplication and one addition a pixel: (x/255 − mean)/std.
-    return images.astype(jnp.float32) * (1 / (255 * std)) - mean / std
 
 
 def _towers(

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from clip_jax.errors import UserError, first_line
-from clip_jax.weights.files.tensors import listed
+from clip_jax.weights.files.names import listed
 
 # Pages of a mapped file that were read count as resident memory until it is mapped anew.
 REMAP_BYTES = 128 * 2**20

@@ -12,17 +12,15 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from clip_jax.errors import UserError
-from clip_jax.weights.files.safetensors_writer import save_safetensors
-
-__all__ = ["Tensors", "find_weights", "is_index", "listed", "open_tensors", "save_safetensors"]
-
-MAX_NAMES = 5  # in one error
+from clip_jax.weights.files.names import Tensors, listed
+from clip_jax.weights.files.pytorch import ScriptTensors, TorchTensors
+from clip_jax.weights.files.wrappers import Unwrapped
 
 _SAFETENSORS_DTYPES = {
     "F64": np.dtype(np.float64),
@@ -41,20 +39,6 @@ _SAFETENSORS_DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(bool),
 }
-
-
-class Tensors(Protocol):
-    """Tensors by name, in files that are read when a tensor is asked for; for one thread."""
-
-    where: Path  # file or folder, for errors
-    shapes: Mapping[str, tuple[int, ...]]  # name -> shape, known without reading the data
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor in its stored dtype (bfloat16 by ml_dtypes), C-contiguous.
-
-        Raises `UserError` where the file is damaged there, `KeyError` for a name not in `shapes`.
-        """
-        ...
 
 
 def find_weights(directory: Path, names: Sequence[str]) -> Path | None:
@@ -98,8 +82,6 @@ def open_tensors(path: Path) -> Tensors:
     tensors = _open_raw(path)
     if isinstance(tensors, NpzFile):
         return tensors
-    from clip_jax.weights.files.wrappers import Unwrapped
-
     return Unwrapped(tensors)
 
 
@@ -112,8 +94,6 @@ def _open_raw(path: Path) -> Tensors:
     if start.startswith(b"PK"):
         return _open_zip(path)
     if start.startswith(b"\x80"):  # torch's format before 1.6: bare pickles
-        from clip_jax.weights.files.pytorch import TorchTensors
-
         return TorchTensors(path)
     if is_index(path):
         return Shards(path)
@@ -152,8 +132,6 @@ def _open_zip(path: Path) -> Tensors:
         raise _damaged(path, error) from error
     if any(name.endswith(".npy") for name in members):
         return NpzFile(path)
-    from clip_jax.weights.files.pytorch import ScriptTensors, TorchTensors
-
     if any(name.split("/")[1:2] in (["constants.pkl"], ["code"]) for name in members):
         return ScriptTensors(path)
     if any(name.endswith("/data.pkl") for name in members):
@@ -305,9 +283,3 @@ class Shards:
     def read(self, name: str) -> np.ndarray:
         """See `Tensors.read`."""
         return self._shard_of[name].read(name)
-
-
-def listed(names: Sequence[str], most: int = MAX_NAMES) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_jax.errors import UserError
-from clip_jax.weights.files.tensors import Tensors, listed
+from clip_jax.weights.files.names import Tensors, listed
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ import numpy as np
 from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig
 from clip_jax.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, tokenizer_from_files
-from clip_jax.weights.files.tensors import open_tensors, save_safetensors
+from clip_jax.weights.files.safetensors_writer import save_safetensors
+from clip_jax.weights.files.tensors import open_tensors
 from clip_jax.weights.rules.table import Rule, Tensors, our_shapes
 
 VERSION = 1

@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import param_shapes
-from clip_jax.weights.files.tensors import Tensors, listed
+from clip_jax.weights.files.names import Tensors, listed
 from clip_jax.weights.rules.positions import resize_grid, resize_line
 
 logger = logging.getLogger(__name__)
