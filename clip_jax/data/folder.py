@@ -76,13 +76,20 @@ def list_folder(folder: Path) -> tuple[set[str], list[str]]:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     folders.add(entry.name)
                 else:
                     files.append(entry.name)
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from error
     return folders, files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a loop of links
+        return False
 
 
 def is_image_name(name: str) -> bool:
