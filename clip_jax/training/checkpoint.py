@@ -44,6 +44,7 @@ _MIN_SLICE_BYTES = 16 << 20
 _ECHO_SECONDS = 0.3  # for which threads go on after a read that has failed
 _REASON_LETTERS = 100  # of what another library says of a damaged file
 
+_ON_HOST = "numpy arrays"  # as a wanted part: wherever the run had them
 _PARTS = ("params", "rest", "identity")  # of every checkpoint
 # The objects of an identity that a reader relies on.
 _IDENTITY = (
@@ -201,12 +202,31 @@ def _try_to_load(
 ) -> tuple[dict[str, Any], str] | tuple[None, str]:
     """(parts, ""), or (None, why they cannot be read)."""
     try:
+        if any(tree is _ON_HOST for tree in wanted.values()):
+            wanted = _with_shapes(directory, wanted)
         return ocp.load_checkpointables(directory.absolute(), wanted), ""
     except _UNREADABLE as error:
         cause = _innermost(error)
         # A file that is not JSON is named by no library.
         part = _not_json(directory) or _part_in(error, directory, wanted)
         return None, f"{part} is damaged or incomplete ({one_line(cause, _REASON_LETTERS)})"
+
+
+def _with_shapes(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Replaces `_ON_HOST` by numpy arrays of the part's shapes, whose memory is never touched.
+
+    Without them orbax would put the arrays on the devices that the run had, which a machine with
+    fewer does not have.
+    """
+    stored = ocp.checkpointables_metadata(directory.absolute()).metadata
+    return {
+        part: jax.tree.map(
+            lambda leaf: np.broadcast_to(np.empty((), leaf.dtype), leaf.shape), stored[part]
+        )
+        if tree is _ON_HOST
+        else tree
+        for part, tree in wanted.items()
+    }
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -251,7 +271,7 @@ def _without_echoes() -> Iterator[None]:
     hook = sys.unraisablehook
     levels = {name: logging.getLogger(name).level for name in ("asyncio", "absl")}
     with warnings.catch_warnings():
-        # Placement is chosen by the caller afterwards; orbax warns that it reads it from the file.
+        # orbax warns of it where the part's metadata is damaged.
         warnings.filterwarnings("ignore", message="Sharding info not provided")
         # A read that fails leaves others behind that nobody waits for any more.
         warnings.filterwarnings("ignore", category=RuntimeWarning, message="coroutine")
@@ -300,7 +320,7 @@ def read_params(directory: Path) -> dict[str, Any]:
     """
     has_average = read_identity(directory)["config"]["optimizer"]["ema_decay"] is not None
     name = "ema" if has_average else "params"
-    return jax.tree.map(np.asarray, _load_parts(directory, {name: None})[name])
+    return _load_parts(directory, {name: _ON_HOST})[name]
 
 
 def _missing(path: Path) -> list[str]:
