@@ -20,15 +20,16 @@ from clip_jax.sharding import make_mesh
 from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
 from clip_jax.training.run.checkpoint import (
     DamagedCheckpoint,
-    newest_checkpoint,
+    checkpoints_in,
+    is_checkpoint,
     read_identity,
     read_params,
-    readable_before,
 )
 from clip_jax.weights.layouts.bundle import (
     bundle_rules,
     flatten,
     is_bundle,
+    is_whole,
     tokenizer_from_identity,
 )
 from clip_jax.weights.load import Source, fitting, on_mesh, open_source
@@ -143,29 +144,64 @@ def open_model(path: Path, architecture: str | None = None) -> Source:
     Raises `UserError` that says what was looked for and what was found.
     """
     if path.is_dir() and not is_bundle(path / "model") and not is_bundle(path):
-        checkpoint = _find_checkpoint(path)
-        if checkpoint is not None:
-            return _open_newest(checkpoint)
-    return open_source(path, architecture)
-
-
-def _find_checkpoint(source: Path) -> Path | None:
-    for folder in (source / "checkpoints", source):
-        found = newest_checkpoint(folder)
-        if found is not None:
-            return found
-    return source if (source / "identity").is_dir() and (source / "params").is_dir() else None
-
-
-def _open_newest(directory: Path) -> Source:
-    """Opens a checkpoint. Raises `UserError` where it is damaged, with the one that can be read."""
+        checkpoints = _find_checkpoints(path)
+        if checkpoints:
+            return _open_newest(checkpoints, path)
     try:
-        return _open_checkpoint(directory)
-    except DamagedCheckpoint as error:
-        before = readable_before(directory) if directory.name.isdigit() else None
-        if before is None:
+        return open_source(path, architecture)
+    except UserError as error:
+        run = path.parent if path.name == "model" else path
+        if not is_bundle(run / "model") or is_whole(run / "model"):
             raise
-        raise UserError(f"{error}; give {before}, the newest one that can be read") from error
+        instead, _ = _first_readable(checkpoints_in(run / "checkpoints"))
+        if instead is None:
+            raise
+        reason = str(error).removesuffix("; download it again")  # it came from a training run
+    raise UserError(
+        f"{reason}; give {instead}, the newest checkpoint that can be read, or run the training "
+        "command again, which exports again"
+    )
+
+
+def _find_checkpoints(source: Path) -> list[Path]:
+    """A checkpoint that is given and those before it, or those of a run, the newest first."""
+    if is_checkpoint(source):
+        steps = checkpoints_in(source.parent) if source.name.isdigit() else []
+        return [source, *(path for path in steps if int(path.name) < int(source.name))]
+    for folder in (source / "checkpoints", source):
+        found = checkpoints_in(folder)
+        # Empty folders are known as checkpoints by their place alone.
+        is_ours = folder.name == "checkpoints" or any(is_checkpoint(path) for path in found)
+        if found and is_ours:
+            return found
+    return []
+
+
+def _open_newest(checkpoints: list[Path], source: Path) -> Source:
+    """Opens the first. Raises `UserError` where it is damaged, with the next that can be read."""
+    newest, *others = checkpoints
+    try:
+        return _open_checkpoint(newest)
+    except DamagedCheckpoint as error:
+        reason = str(error)
+    before, reasons = _first_readable(others)
+    if before is not None:
+        raise UserError(f"{reason}; give {before}, the newest one that can be read")
+    if source == newest:
+        raise UserError(reason)
+    raise UserError(f"no checkpoint of {source} can be read: {'; '.join([reason, *reasons])}")
+
+
+def _first_readable(checkpoints: list[Path]) -> tuple[Path | None, list[str]]:
+    """The first whose parameters can be read, and what is wrong with those before it."""
+    reasons: list[str] = []
+    for path in checkpoints:
+        try:
+            read_params(path)
+            return path, reasons
+        except DamagedCheckpoint as error:
+            reasons.append(str(error))
+    return None, reasons
 
 
 def _open_checkpoint(directory: Path) -> Source:

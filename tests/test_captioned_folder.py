@@ -1,6 +1,7 @@
 """Folders of images whose captions are in tables, beside the images, or in the names of folders."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -369,3 +370,210 @@ def test_a_link_to_nowhere_is_called_one(tmp_path: Path, name: str) -> None:
     for format in ("auto", formats.get(name.rpartition(".")[2], "folder")):
         with pytest.raises(UserError, match=r"is a link to .*gone, which does not exist"):
             open_source(tmp_path / name, format=format)
+
+
+CLASS_TABLES = {
+    "one": {"captions.csv": "image,caption\ncat/0.png,a\ndog/1.png,b\n"},
+    "jsonl": {"metadata.jsonl": json.dumps({"file_name": "cat/0.png", "text": "a"})},
+    "in each": {f"{name}/metadata.jsonl": json_lines() for name in ("cat", "dog")},
+    "csv in each": {f"{name}/captions.csv": table() for name in ("cat", "dog")},
+    "in one": {"dog/metadata.csv": table()},
+    "tokens": {"captions.token.txt": "cat/0.png#0\ta\ncat/0.png#1\tb\n"},
+}
+
+
+def classes(path: Path, **options: Any) -> dict[str, Any]:
+    source = open_source(path, needs_captions=False, label_column="class", **options)
+    assert source.dropped.total == 0
+    return {source.key(n): source.metadata(n).get("class") for n in range(len(source))}
+
+
+@pytest.mark.parametrize("tables", list(CLASS_TABLES))
+def test_folders_are_the_labels_beside_tables_of_captions(tmp_path: Path, tables: str) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name)
+    for name, content in CLASS_TABLES[tables].items():
+        write(tmp_path / name, content)
+    expected = {f"{name}/{n}.png": name for name in ("cat", "dog") for n in range(3)}
+    assert classes(tmp_path) == expected
+    assert all(text[0] in "abr" for text, *_ in opened(tmp_path).values())  # its captions are read
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            write_images(tmp_path / "splits" / split / name)
+        for name, content in CLASS_TABLES[tables].items():
+            write(tmp_path / "splits" / split / name, content)
+    assert classes(tmp_path / "splits", split="test") == {
+        f"test/{key}": name for key, name in expected.items()
+    }
+
+
+def test_a_table_with_the_labels_comes_before_the_folders(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name)
+    write(tmp_path / "captions.csv", "image,caption,Class\ncat/0.png,a,pug\ndog/1.png,b,tabby\n")
+    assert classes(tmp_path) == {"cat/0.png": "pug", "dog/1.png": "tabby"}
+
+
+def test_a_table_of_captions_is_read_where_folders_are_no_classes(tmp_path: Path) -> None:
+    write_images(tmp_path / "train")
+    write(tmp_path / "train" / "metadata.csv", "file_name,text,breed\n0.png,a,pug\n")
+    source = open_source(tmp_path, needs_captions=False, label_column="class")
+    assert source.metadata(0) == {"breed": "pug"}  # which a message about "class" can name
+
+
+UNNAMED = {
+    "a folder without a table": (
+        {"a/metadata.jsonl": json_lines()},
+        ("b/0.png", "b/1.png"),
+        "2 of its 5 images have no usable row in a/metadata.jsonl; .* first is b/0.png",
+    ),
+    "images beside the folders": (
+        {"a/metadata.jsonl": json_lines()},
+        ("0.png",),
+        "1 of its 4 images .* the first is 0.png",
+    ),
+    "images in the folder of the table": (
+        {"captions.csv": "image,caption\n./a/0.png,x\na//1.png,y\n"},
+        (),
+        "1 of its 3 images .* captions.csv; .* a/2.png",
+    ),
+    "two tables": (
+        {"a/captions.csv": table(), "b/captions.csv": "image,caption\n0.png,x\n../a/1.png,y\n"},
+        ("b/0.png", "b/7.png"),
+        "1 of its 5 images have no usable row in any of its 2 tables; .* b/7.png",
+    ),
+    "images in another folder": (
+        {"captions.csv": "image,caption\n0.png,x\n1.png,y\n"},
+        (),
+        "1 of its 3 images .* a/2.png",
+    ),
+    "a split": ({"train.csv": "image,caption\na/0.png,x\n"}, ("b/0.png",), None),
+    "splits": (
+        {"train.csv": "image,caption\na/0.png,x\n", "val.csv": "image,caption\na/1.png,x\n"},
+        (),
+        None,
+    ),
+    "all": ({"captions.csv": "image,caption\na/0.png,x\na/./1.png,y\na/../a/2.png,z\n"}, (), None),
+}
+
+
+@pytest.mark.parametrize("case", list(UNNAMED))
+def test_images_that_no_row_names_are_spoken_of(
+    tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables, images, message = UNNAMED[case]
+    write_images(tmp_path / "a")
+    write_images(tmp_path, images)
+    for name, content in tables.items():
+        write(tmp_path / name, content)
+    source = open_source(tmp_path)
+    assert source.dropped.total == 0
+    said = [record.getMessage() for record in caplog.records if "no usable row" in record.msg]
+    assert len(said) == (message is not None)
+    if message is not None:
+        assert re.search(message, said[0])
+        assert said[0].startswith(f"{tmp_path}: ")
+    caplog.clear()
+    for name in tables:  # who gives the table means what is in it
+        open_source(tmp_path / name) if case != "images in another folder" else None
+    assert "no usable row" not in caplog.text
+
+
+def test_a_row_with_an_absolute_path_names_its_image(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "in" / "a")
+    rows = [f"{tmp_path}/in/a/0.png,x", f"file://{tmp_path}/in/a/1.png,y", "a/2.png,z"]
+    write(tmp_path / "in" / "captions.csv", "\n".join(["image,caption", *rows]))
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "in", Path("in"), Path("in/../in"), Path("in/")):
+        assert len(open_source(path)) == 3
+    assert "no usable row" not in caplog.text
+
+
+@pytest.mark.parametrize("has_tables", [False, True])
+@pytest.mark.parametrize("inside", ["data", "a/b/c", "Images"])
+def test_splits_further_down(tmp_path: Path, inside: str, has_tables: bool) -> None:
+    (tmp_path / "docs").mkdir()
+    write(tmp_path / "README.md", "words")
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            write_images(tmp_path / inside / split / name)
+        if has_tables:
+            write(tmp_path / inside / split / "metadata.csv", "file_name,text\ncat/0.png,x\n")
+    for options, chosen in (
+        ({}, "train"),
+        ({"split": "test"}, "test"),
+        ({"preferred_splits": ("test", "validation")}, "test"),
+    ):
+        source = open_source(tmp_path, **options)  # type: ignore[arg-type]
+        assert source.split == chosen  # type: ignore[attr-defined]
+        assert len(source) == (1 if has_tables else 6)
+        assert source.key(0) == f"{inside}/{chosen}/cat/0.png"
+        assert source[0].image == png(0)
+    assert set(classes(tmp_path, split="test").values()) == {"cat", "dog"}
+    with pytest.raises(UserError, match=rf"{inside} has no split 'val'; its splits are"):
+        open_source(tmp_path, split="val")
+
+
+def test_splits_are_not_looked_for_beside_other_images(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_images(tmp_path / "data" / split)
+    write_images(tmp_path / "cat")
+    assert len(opened(tmp_path)) == 9
+    (tmp_path / "loop" / "a").mkdir(parents=True)
+    (tmp_path / "loop" / "a" / "b").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="no image with a caption"):
+        open_source(tmp_path / "loop")
+
+
+@pytest.mark.parametrize(
+    ("folders", "are_splits"),
+    [
+        (("cat/train", "cat/test", "dog/train", "dog/test"), "test, train"),
+        (("cat/Train", "dog/val"), "Train, val"),
+        (("train",), "train"),
+        (("train/cat", "train/dog"), None),
+        (("bus", "train"), None),
+        (("data/cat", "data/dog"), None),
+    ],
+)
+def test_classes_named_as_splits_are_spoken_of(
+    tmp_path: Path, folders: tuple[str, ...], are_splits: str | None, caplog: Any
+) -> None:
+    for folder in folders:
+        write_images(tmp_path / folder)
+    for options in ({}, {"needs_captions": False, "label_column": "class"}):
+        caplog.clear()
+        open_source(tmp_path, **options)  # type: ignore[arg-type]
+        said = [text for text in caplog.messages if "which are names of splits" in text]
+        assert len(said) == (are_splits is not None)
+        assert are_splits is None or f"its classes are {are_splits}, which" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (("tabby_cat-x", "dog"), ("tabby cat x", "dog")),
+        (("T-shirt", "T_shirt", "hat_"), ("T-shirt", "T_shirt", "hat")),
+        (("a b", "a_b", "a  b"), ("a b", "a_b", "a  b")),
+        (("-1", "1", "2"), ("-1", "1", "2")),
+        (("-1", "0", "-2.5"), ("-1", "0", "-2.5")),
+        (("_3", "4-", "5_6"), ("_3", "4-", "5 6")),
+        (("---", "_"), ("---", "_")),
+        (("x/cat_a", "y/cat_a"), ("cat a", "cat a")),
+        (("x/cat_a", "y/cat-a"), ("cat_a", "cat-a")),
+    ],
+)
+def test_each_folder_is_a_class_of_its_own(
+    tmp_path: Path, folders: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    for folder in folders:
+        write_images(tmp_path / folder, ("0.png",))
+    assert classes(tmp_path) == {
+        f"{folder}/0.png": name for folder, name in zip(folders, expected, strict=True)
+    }
+    if any(map(str.isalnum, "".join(folders))):
+        for key, captions in opened(tmp_path, caption_template="{}").items():
+            readable = key.split("/")[-2].replace("_", " ").replace("-", " ")
+            assert captions == (" ".join(readable.split()),)

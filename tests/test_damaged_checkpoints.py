@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 import jax
 import pytest
 from tiny import tiny_config
+from tiny_clip import TINY
 
 import clip_jax
 from clip_jax.errors import UserError, one_line
@@ -31,10 +36,17 @@ def config_of(steps: int) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six steps, with checkpoints at 2, 4 and 6, and no export."""
-    workdir = tmp_path_factory.mktemp("run") / "run"
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps, with checkpoints at 2, 4 and 6, and the export."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
     train(config_of(6), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps, with checkpoints at 2, 4 and 6, and no export."""
+    workdir = shutil.copytree(finished, tmp_path_factory.mktemp("run") / "run")
     shutil.rmtree(workdir / "model")
     return workdir
 
@@ -85,18 +97,59 @@ def empty_folder(step: Path) -> None:
     step.mkdir()
 
 
+def file_instead(step: Path) -> None:
+    shutil.rmtree(step)
+    step.write_text("no folder")
+
+
+def remove_one_metadata(step: Path) -> None:
+    (step / "params" / "_METADATA").unlink()
+
+
+def remove_parameters(step: Path) -> None:
+    data = files(step / "params" / "ocdbt.process_0" / "d")
+    max(data, key=lambda path: path.stat().st_size).unlink()
+
+
+def empty_metadata(step: Path) -> None:
+    os.truncate(step / "params" / "_METADATA", 0)
+
+
+def not_an_identity(stored: str) -> Callable[[Path], None]:
+    def damage(step: Path) -> None:
+        text = json.dumps({"json": stored})
+        (step / "identity" / "_strings.json").write_text(text)
+
+    damage.__name__ = f"identity_{stored}"
+    return damage
+
+
 def cut_identity(step: Path) -> None:
     for path in files(step / "identity"):
         os.truncate(path, path.stat().st_size // 2)
 
 
+NOT_IDENTITIES = (
+    *("{}", "[]", "null", "3", '"text"', '{"config": [], "architecture": {}, "tokenizer": {}}'),
+    '{"config": {"optimizer": {}}, "architecture": {}, "tokenizer": {"spec": {}, "files": {}}}',
+)
 DAMAGES: dict[str, Callable[[Path], None]] = {
     damage.__name__: damage
     for damage in (
         *(cut_all, empty_all, cut_data, cut_optimizer, remove_data, remove_manifest, remove_part),
-        *(remove_metadata, empty_folder, cut_identity),
+        *(remove_metadata, empty_folder, cut_identity, file_instead, remove_one_metadata),
+        *(remove_parameters, empty_metadata),
+        *map(not_an_identity, NOT_IDENTITIES),
     )
 }
+
+
+def error_of(source: Path) -> str:
+    with pytest.raises(UserError) as error:
+        clip_jax.load(source)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
 
 
 def begin(workdir: Path) -> tuple[_Begin, Checkpoints]:
@@ -129,7 +182,9 @@ def test_the_one_before_is_taken(
     assert "\n" not in said[0]
     assert "going on from step 4, what is damaged is renamed to 6.damaged" in said[0]
     assert names(workdir) == {"2", "4", "6.damaged"}
-    assert "Traceback" not in capfd.readouterr().err
+    errors = capfd.readouterr().err
+    assert "Traceback" not in errors
+    assert "coroutine" not in errors
 
 
 def test_several_are_damaged(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -168,9 +223,126 @@ def test_loading_names_the_one_to_give(run: Path, tmp_path: Path) -> None:
     assert clip_jax.load(before).params
     for step in (2, 4):
         cut_all(workdir / "checkpoints" / str(step))
-    with pytest.raises(UserError, match=r"checkpoints/6: cannot be read \(") as error:
-        clip_jax.load(workdir)
-    assert "give" not in str(error.value)
+    assert error_of(workdir).startswith(f"no checkpoint of {workdir} can be read: ")
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"cut_optimizer", "remove_data"}))
+def test_loading_refuses_whatever_is_wrong(damage: str, run: Path, tmp_path: Path) -> None:
+    """No older step is taken in silence; the optimizer's state is not read by `load`."""
+    workdir = shutil.copytree(run, tmp_path / "run")
+    newest, before = (workdir / "checkpoints" / str(step) for step in (6, 4))
+    DAMAGES[damage](newest)
+    message = error_of(workdir)
+    assert message.startswith(f"{newest}: ")
+    assert message.endswith(f"; give {before}, the newest one that can be read")
+    said = message.removeprefix(f"{newest}: ").partition("; give")[0]
+    assert len(said) < 170, said
+    assert "damaged" in said or "not complete" in said
+    assert error_of(workdir / "checkpoints").startswith(f"{newest}: ")
+    DAMAGES[damage](before)
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    message = error_of(workdir)
+    assert message.startswith(f"no checkpoint of {workdir} can be read: {newest}: ")
+    assert f"; {before}: " in message
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (remove_part, "is not complete (no rest/_METADATA)"),
+        (remove_one_metadata, "is not complete (no params/_METADATA)"),
+        (empty_metadata, "params/_METADATA is damaged or incomplete (Expecting value"),
+        (remove_parameters, "params is damaged or incomplete (DATA_LOSS: Error reading"),
+        (remove_manifest, "params is damaged or incomplete ("),
+        (not_an_identity("{}"), "identity is damaged (config is missing or not an object)"),
+        (not_an_identity("[]"), "identity is damaged (a list, not an object)"),
+    ],
+)
+def test_messages_name_what_is_damaged(
+    damage: Callable[[Path], None], expected: str, run: Path, tmp_path: Path
+) -> None:
+    step = shutil.copytree(run / "checkpoints" / "6", tmp_path / "6")
+    damage(step)
+    assert error_of(step).startswith(f"{step}: {expected}")
+
+
+def test_folders_of_other_programs_are_no_checkpoints(tmp_path: Path) -> None:
+    clip = clip_jax.create("custom", **TINY)
+    for place in ("model", "model/checkpoints/500"):
+        clip.save(tmp_path / place, format="huggingface")
+    assert clip_jax.load(tmp_path / "model" / "checkpoints" / "500").params
+    assert clip_jax.load(tmp_path / "model").params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_caught", [True, False])
+def test_a_script_prints_little(is_caught: bool, run: Path, tmp_path: Path) -> None:
+    workdir = shutil.copytree(run, tmp_path / "run")
+    remove_parameters(workdir / "checkpoints" / "6")
+    lines = ["import clip_jax", "try: clip_jax.load('run')", "except clip_jax.errors.UserError:"]
+    script = "\n".join([*lines, f"    {'pass' if is_caught else 'raise'}"])
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    if is_caught:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.stderr.count("Traceback") == 1
+        assert len(done.stderr.splitlines()) < 20
+
+
+def cut_weights(model: Path) -> None:
+    os.truncate(model / "model.safetensors", 5000)
+
+
+def empty_weights(model: Path) -> None:
+    os.truncate(model / "model.safetensors", 0)
+
+
+def remove_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+
+def remove_tokenizer(model: Path) -> None:
+    shutil.rmtree(model / "tokenizer")
+
+
+def cut_config(model: Path) -> None:
+    os.truncate(model / "config.json", 100)
+
+
+def remove_config(model: Path) -> None:
+    (model / "config.json").unlink()
+
+
+def empty_model(model: Path) -> None:
+    shutil.rmtree(model)
+    model.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(cut_weights, empty_weights, remove_weights, remove_tokenizer, cut_config, remove_config),
+        empty_model,
+    ],
+)
+def test_a_damaged_export_is_made_again(
+    damage: Callable[[Path], None], finished: Path, tmp_path: Path, capfd: Any
+) -> None:
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    damage(workdir / "model")
+    if damage in (cut_weights, empty_weights, remove_weights):
+        newest = re.escape(str(workdir / "checkpoints" / "6"))
+        for source in (workdir, workdir / "model"):
+            with pytest.raises(UserError, match=rf"model\.safetensors: .*; give {newest}, the new"):
+                clip_jax.load(source)
+        assert "download" not in error_of(workdir)
+    train(config_of(6), workdir)
+    assert "already trained" not in capfd.readouterr().err
+    assert clip_jax.load(workdir / "model").tokenizer is not None
+    train(config_of(6), workdir)
+    assert "already trained to step 6" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -207,3 +379,15 @@ def test_a_run_ends_as_if_nothing_had_happened(run: Path, tmp_path: Path) -> Non
 def test_messages_are_cut_between_words(text: str, expected: str) -> None:
     assert one_line(ValueError(text), 10) == (expected or "ValueError")
     assert len(one_line(text, 10)) <= 10
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_more_devices_than_there_are_is_loaded(run: Path) -> None:
+    """Its arrays lay on eight devices; a program of the tests' environment without them has one."""
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    script = "import sys, jax, clip_jax; assert jax.device_count() == 1; clip_jax.load(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(run)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from pictures import encode, photo
 
 from clip_jax.data.records import Source
 from clip_jax.data.sources import open_source
-from clip_jax.data.sources.delimited import Lines
+from clip_jax.data.sources.delimited import Broken, Lines, Shape, read_rows
 from clip_jax.errors import UserError
+from clip_jax.evaluation.prompts import read_classnames, read_lines
 
 JPEG = encode(photo(8, 6), "JPEG")
 
@@ -331,3 +333,75 @@ def test_lines_that_are_given_back_come_again() -> None:
     assert [next(lines), next(lines), lines.number] == ["a", "b", 2]
     lines.give_back(["a", "b"])
     assert [next(lines), lines.number, *lines] == ["a", 1, "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "read"),
+    [
+        ("filepath,caption,", "0.jpg,a cat, on a mat", None),
+        ("filepath,caption,", "0.jpg,a cat,", "a cat"),
+        ("filepath,caption,", "0.jpg,a cat", "a cat"),
+        ("filepath,caption, ,", "0.jpg,a cat, on a mat", None),
+        ('filepath,caption,""', '0.jpg,"a cat, on a mat",', "a cat, on a mat"),
+        ("caption;filepath;", "a cat;0.jpg;", "a cat"),
+        (",filepath,caption,", "7,0.jpg,a cat, on a mat", None),
+        (",filepath,caption", "7,0.jpg,a cat", "a cat"),
+    ],
+)
+def test_a_delimiter_after_the_header_names_no_column(
+    tmp_path: Path, header: str, row: str, read: str | None
+) -> None:
+    delimiter = ";" if ";" in header else ","
+    last = "dog;1.jpg" if header.startswith("caption") else "1.jpg,dog"
+    last = f"8,{last}" if header.startswith(",") else last
+    source = opened(tmp_path, f"{header}\n{row}\n{last}{delimiter}\n", needs_captions=True)
+    expected = {"1.jpg": "dog"} if read is None else {"0.jpg": read, "1.jpg": "dog"}
+    assert captions(source) == expected
+    assert source.dropped.counts == ({"row_malformed": 1} if read is None else {})
+
+
+BROKEN = [
+    'id{},"unclosed "a" 5 quote',
+    'id{},"unclosed',
+    'id{},"a ""b"" c',
+    'id{}, "x \\" y',
+    'id{},"a\nsay ""yes"" and',
+    'id{},"a ""b"", c\nd, ""e""',
+]
+
+
+@pytest.mark.parametrize("row", BROKEN)
+def test_many_broken_rows_take_a_time_that_grows_with_their_number(row: str) -> None:
+    shape = Shape(width=2, needed=2, image_at=0, is_image=lambda cell: cell.endswith(".jpg"))
+    text = "".join(f"{row.format(number)}\n" for number in range(3000))
+    start = time.process_time()
+    rows = list(read_rows(Lines(io.StringIO(text)), ",", shape))
+    assert time.process_time() - start < 2
+    assert len(rows) == text.count("\n")
+    assert all(isinstance(row.cells, Broken) for row in rows)
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.tsv", "d.jsonl", "names.txt", "0.txt"])
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-le", "utf-32-be", "big-endian mark"])
+def test_utf32_is_named(tmp_path: Path, name: str, encoding: str) -> None:
+    text = "image,caption\n0.jpg,a cat\n" if name[0] == "d" else "a cat\nlarge dog\n"
+    if name.endswith("jsonl"):
+        text = '{"image": "0.jpg", "caption": "a cat"}\n'
+    data = text.encode("utf-32-be" if "big" in encoding else encoding)
+    data = (b"\0\0\xfe\xff" if "big" in encoding else b"") + data
+    (tmp_path / "0.jpg").write_bytes(JPEG)
+    (tmp_path / name).write_bytes(data)
+    read = read_lines if name == "names.txt" else open_source
+    path = tmp_path if name == "0.txt" else tmp_path / name
+    message = rf"{name}:? .*is UTF-32; save it as UTF-8 \(iconv -f UTF-32"
+    with pytest.raises(UserError, match=message):
+        read(path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])
+def test_line_ends_of_a_file_of_names(tmp_path: Path, end: str) -> None:
+    (tmp_path / "names.txt").write_bytes(end.join(["cat", "a\x0bdog", "hen", ""]).encode())
+    assert read_classnames(tmp_path / "names.txt") == ("cat", "a\x0bdog", "hen")
+    (tmp_path / "names.txt").write_bytes(end.join(["cat", "", "hen"]).encode())
+    with pytest.raises(UserError, match="line 2: empty"):
+        read_classnames(tmp_path / "names.txt")

@@ -123,3 +123,94 @@ def test_captions_are_gathered_by_record_and_column():
     assert [store.captions(index) for index in range(3)] == [("1", "2", "3"), (), ("5", "4")]
     assert store.columns(0) == [0, 0, 1]
     assert store.columns(-1) == [0, 1]
+
+
+ABSENT = object()
+SAME_LABEL = [
+    (1, "1"),
+    (1, 1.0),
+    ("1", "1.0"),
+    ("cat", " cat "),
+    ("caf\u00e9", "cafe\u0301"),
+    (float("nan"), float("nan")),
+    (3, None),
+    (3, -1),
+    ("cat", "  "),
+    ("cat", ABSENT),
+]
+MISSING = [None, float("nan"), -1, "-1", " ", ABSENT]
+
+
+def labelled(folder, labels, name="d.jsonl"):
+    (folder / "0.png").write_bytes(png(0))
+    (folder / "1.png").write_bytes(png(1))
+    rows = [{"image": "1.png", "text": "x", "other": 7}]
+    for number, label in enumerate(labels):
+        row = {"image": "0.png", "text": f"caption {number}", "other": number, "Class": label}
+        rows.append({key: value for key, value in row.items() if value is not ABSENT})
+    if name.endswith("jsonl"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    else:
+        columns = ("image", "text", "other", "Class")
+        text = "".join(
+            ",".join("" if row.get(c) is None else str(row[c]) for c in columns) + "\n"
+            for row in (dict(zip(columns, columns, strict=True)), *rows)
+        )
+    (folder / name).write_text(text)
+    return open_source(folder / name, label_column="class")
+
+
+@pytest.mark.parametrize("labels", SAME_LABEL)
+def test_labels_of_one_meaning_are_one(tmp_path, labels):
+    source = labelled(tmp_path, labels)
+    assert source.dropped.total == 0
+    assert source.captions(1) == ("caption 0", "caption 1")
+    for first, second in ((1, "2"), ("cat", "Cat"), (0, True), ("a", ["a"])):
+        assert labelled(tmp_path, (first, second)).dropped.counts == {"row_malformed": 1}
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv"])
+@pytest.mark.parametrize("missing", MISSING)
+def test_a_later_label_takes_the_place_of_none(tmp_path, missing, name):
+    if name == "d.csv" and missing != missing:
+        missing = None  # no table has NaN: it is the text "nan" there
+    source = labelled(tmp_path, (missing, "cat", missing, "cat"), name)
+    assert source.dropped.total == 0
+    assert source.captions(1) == tuple(f"caption {number}" for number in range(4))
+    for index in (1, -1):
+        assert source.metadata(index)["class"] == "cat"
+        assert source.metadata(index)["other"] in (0, "0")
+    assert source.metadata(0).get("class") in (None, "")
+    source = labelled(tmp_path, (missing, "cat", "dog"), name)
+    assert source.dropped.counts == {"row_malformed": 1}
+    assert source.metadata(1)["class"] == "cat"
+
+
+def test_a_later_label_of_another_file(tmp_path):
+    labelled(tmp_path, ())
+    (tmp_path / "a.csv").write_text("image,caption\n0.png,zero\n")
+    (tmp_path / "b.csv").write_text("image,caption,class\n0.png,nought,cat\n1.png,one,dog\n")
+    source = open_source(f"{tmp_path}/[ab].csv", label_column="class")
+    assert [source.metadata(index) for index in (0, 1)] == [{"class": "cat"}, {"class": "dog"}]
+    assert source.captions(0) == ("zero", "nought")
+
+
+@pytest.mark.parametrize(
+    ("names", "format", "count"),
+    [
+        (("a.csv", "B.CSV"), "csv", 2),
+        (("a.csv", "b.tsv", "C.Csv"), "csv", 3),
+        (("A.TSV",), "csv", 1),
+        (("a.jsonl", "B.JSONL", "c.NDJson"), "jsonl", 3),
+        (("X.JSON",), "jsonl", 1),
+    ],
+)
+def test_endings_of_tables_in_any_case(tmp_path, names, format, count):
+    for number, name in enumerate(names):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+        tab = "\t" if name.lower().endswith("tsv") else ","
+        text = f"image{tab}caption\n{number}.png{tab}a cat\n"
+        if format == "jsonl":
+            text = json.dumps({"image": f"{number}.png", "caption": "a cat"})
+        (tmp_path / name).write_text(text)
+    assert len(open_source(tmp_path, format=format)) == count

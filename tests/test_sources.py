@@ -346,3 +346,44 @@ def test_fingerprint_sees_captions_and_order(tmp_path):
         fingerprint(rows) for rows in ("1.png,a\n2.png,c\n", "2.png,b\n1.png,a\n", "1.png,a\n")
     }
     assert len(others | {base}) == 4
+
+
+@pytest.mark.parametrize("names", [("a.tar", "B.TAR"), ("X.TAR",), ("x.Tar", "y.tAR"), ("a.tar",)])
+def test_endings_of_tars_in_any_case(tmp_path, names):
+    (tmp_path / "shards").mkdir()
+    for number, name in enumerate(names):
+        members = [(f"{number}.png", png()), (f"{number}.txt", b"a cat")]
+        write_tar(tmp_path / "shards" / name, members)
+    write(tmp_path / "shards" / "half.tar.part", b"")
+    assert sorted(keys(open_source(tmp_path / "shards"))) == [str(n) for n in range(len(names))]
+
+
+@pytest.mark.parametrize("names", [("a.parquet", "B.Parquet"), ("X.PARQUET",)])
+def test_endings_of_parquet_in_any_case(tmp_path, names):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    for name in names:
+        columns = {"image": pa.array([png()]), "caption": [name]}
+        pq.write_table(pa.table(columns), tmp_path / name)
+    source = open_source(tmp_path)
+    assert sorted(source.captions(n)[0] for n in range(len(source))) == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.jsonl", "photos", "data.tar", "{0..1}.tar"])
+def test_links_without_end_are_called_so(tmp_path, name):
+    link, other = tmp_path / name.replace("{0..1}", "0"), tmp_path / "other"
+    link.symlink_to(link.name)
+    with pytest.raises(UserError, match="is a link to itself"):
+        open_source(tmp_path / name)
+    link.unlink()
+    link.symlink_to(other)
+    other.symlink_to(link)
+    with pytest.raises(UserError, match=r"is a link to .*other, which leads .* loop of links"):
+        open_source(tmp_path / name)
+
+
+def test_a_link_without_end_in_a_folder_of_images_costs_nothing_else(tmp_path):
+    write(tmp_path / "dog" / "1.png", png())
+    (tmp_path / "dog" / "again").symlink_to("again")
+    assert keys(open_source(tmp_path)) == ["dog/1.png"]

@@ -1,5 +1,6 @@
 """From a pattern to the files it means: globs, braces, comma lists; here or in a store."""
 
+import errno
 import glob
 import os
 import re
@@ -55,9 +56,17 @@ def what_is_wrong(path: str) -> str:
         os.stat(path)
     except PermissionError as error:
         return f"cannot be read: {error.strerror}"
-    except (OSError, ValueError):  # none there, or no name that a file could have
+    except ValueError:  # no name that a file could have
+        return "does not exist"
+    except OSError as error:
         if os.path.islink(path):
-            return f"is a link to {os.readlink(path)}, which does not exist"
+            target = os.readlink(path)
+            if error.errno != errno.ELOOP:
+                return f"is a link to {target}, which does not exist"
+            here = os.path.abspath(path)
+            if os.path.normpath(os.path.join(os.path.dirname(here), target)) == here:
+                return "is a link to itself"
+            return f"is a link to {target}, which leads back to it or into a loop of links"
         return "does not exist"
     return "cannot be read"
 
@@ -71,7 +80,9 @@ def _local(name: str, ending: str) -> list[str]:
     if os.path.isdir(name):
         try:
             # All that contain ".tar" would be indexes and halves of downloads, too.
-            return sorted(str(Path(name, file)) for file in os.listdir(name) if _ends(file, ending))
+            return sorted(
+                str(Path(name, file)) for file in os.listdir(name) if has_ending(file, ending)
+            )
         except OSError as error:
             raise UserError(f"data path {name} cannot be read: {error.strerror}") from error
     return [name] if os.path.isfile(name) else sorted(glob.glob(name))
@@ -82,14 +93,18 @@ def _remote(name: str, ending: str, remote: RemoteOptions) -> list[str]:
 
     if any(sign in name for sign in "*?["):
         return stores.find(name, remote)
-    if _ends(name.rpartition("/")[2].partition("?")[0], ending):
+    if has_ending(name.rpartition("/")[2].partition("?")[0], ending):
         return [name]
     return stores.find(f"{name.rstrip('/')}/*{ending}", remote)
 
 
-def _ends(name: str, ending: str) -> bool:
-    """Also as TFDS names its files: train.array_record-00000-of-00008."""
-    return re.fullmatch(rf".*{re.escape(ending)}(-\d+-of-\d+)?", name) is not None
+def has_ending(name: str, ending: str) -> bool:
+    """Returns whether a file's name ends so, in upper or lower case.
+
+    TFDS puts a number behind the ending: train.array_record-00000-of-00008.
+    """
+    found = re.search(rf"{re.escape(ending)}(-\d+-of-\d+)?\Z", name, re.IGNORECASE)
+    return found is not None
 
 
 def _split_commas(pattern: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""UTF-16 where UTF-8 is wanted: Windows programs save it, and it decodes as text full of NULs."""
+"""UTF-16 or UTF-32 where UTF-8 is wanted.
+
+Windows programs save UTF-16; without a mark either decodes as UTF-8 text full of NULs.
+"""
 
 _LOOKED_AT_BYTES = 4096
 _NUL_SHARE = 0.3  # of the high bytes, where half of the text is not Latin
@@ -6,17 +9,35 @@ _STRAY_SHARE = 0.05  # of the low bytes
 
 
 def utf16_problem(data: bytes) -> str | None:
-    """The end of a sentence that says what is wrong with a file; None unless it is UTF-16.
+    """Returns the end of a sentence that says what is wrong with a file in UTF-16 or UTF-32.
+
+    Returns None for any other.
 
     Args:
       data: the file's first bytes, 4,096 of which are looked at.
     """
-    encoding = _utf16_encoding(data[:_LOOKED_AT_BYTES])
+    start = data[:_LOOKED_AT_BYTES]
+    encoding = _utf32_encoding(start) or _utf16_encoding(start)
     if encoding is None:
         return None
     return (
-        f"is UTF-16; save it as UTF-8 (iconv -f {encoding} -t UTF-8): what is not UTF-8 is not read"
+        f"is {encoding[:6]}; save it as UTF-8 (iconv -f {encoding} -t UTF-8): what is not UTF-8 is"
+        " not read"
     )
+
+
+def _utf32_encoding(data: bytes) -> str | None:
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):  # the first is that of UTF-16, too
+        return "UTF-32"
+    quads = len(data) // 4
+    if quads < 2:
+        return None
+    # No character is above 0x10ffff, and few texts have one whose last byte is 0.
+    for encoding, high, next_high, low in (("UTF-32LE", 3, 2, 0), ("UTF-32BE", 0, 1, 3)):
+        is_small = not any(data[high::4]) and max(data[next_high::4]) <= 0x10
+        if is_small and data[low::4].count(0) <= _STRAY_SHARE * quads:
+            return encoding
+    return None
 
 
 def _utf16_encoding(data: bytes) -> str | None:

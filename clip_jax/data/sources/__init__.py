@@ -3,13 +3,13 @@
 A new format is a file that implements `clip_jax.data.records.Source`, and a line in `_READERS`.
 """
 
+import fnmatch
 import importlib
 import logging
 import os
 import pickle
 import re
 from itertools import chain
-from pathlib import Path
 from typing import Any, get_args
 
 from clip_jax.data.options import Format, SourceOptions
@@ -58,7 +58,8 @@ _ENDINGS = {
     "array_record": "array_record",
     "arrayrecord": "array_record",
 }
-# A file in a folder that tells its format, in the order in which they are looked for.
+# A file in a folder that tells its format, in the order in which they are looked for; names are
+# also tried in lower case.
 _SIGNS = (
     ("dataset_info.json", "huggingface"),  # with state.json or *.arrow; TFDS: with features.json
     ("dataset_dict.json", "huggingface"),
@@ -144,7 +145,9 @@ def detect_format(path: str) -> str:
         signs = ("features.json", "dataset_info.json")
         if all(os.path.isfile(os.path.join(path, sign)) for sign in signs):
             return "tfds"
-        return next((kind for sign, kind in _SIGNS if any(Path(path).glob(sign))), "folder")
+        names = os.listdir(path)
+        names += [name.lower() for name in names if "." in name]
+        return next((kind for sign, kind in _SIGNS if fnmatch.filter(names, sign)), "folder")
     # A pattern or list shows by the name of its files; a single file by its own.
     name = re.split(r"[?#]", path)[0] if "://" in path else path
     ending = name.rstrip("/}*").rpartition(".")[2].lower().partition("-")[0]

@@ -9,9 +9,9 @@ import os
 import posixpath
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import Drops, Record, Source, fingerprint_of
@@ -24,7 +24,6 @@ from clip_jax.data.sources.columns import (
 from clip_jax.data.sources.folder import (
     FolderContents,
     FolderSource,
-    class_of,
     is_image_name,
     is_named_as_captions,
     list_folder,
@@ -48,8 +47,12 @@ def open_folder(path: str | os.PathLike[str], options: SourceOptions) -> Source:
 
     Captions are those of `.txt` files beside the images; without any, those of a table in the
     folder or of one in each of several subfolders, with paths relative to the table; without these,
-    the names of the subfolders. Where all subfolders are named as splits are, one of them is read
-    (`options.split`, `options.preferred_splits`), and the source has its name as `split`.
+    the names of the subfolders. Without captions a table is read only for its column of labels, or
+    where the names of the subfolders are no classes.
+
+    Where all subfolders are named as splits are, one of them is read (`options.split`,
+    `options.preferred_splits`), and the source has its name as `split`. The splits may also be in
+    the only subfolder that has images, or in the only one of that.
 
     Raises:
       UserError: no folder, no image, none with a caption, a split that is not there, or tables of
@@ -60,37 +63,63 @@ def open_folder(path: str | os.PathLike[str], options: SourceOptions) -> Source:
     if not os.path.isdir(path):
         raise UserError(f"data path {path} is not a folder; give an existing folder of images")
     root = Path(path)
-    _, files = list_folder(root)
-    tables, _ = _tables_of_captions(root, tables_among(files), options)
-    split = None if tables else _chosen_split(root, options)
-    source = _open(root, split or "", options)
-    if split is not None:
-        source.split = split  # type: ignore[attr-defined]
+    inside = _folder_of_split(root, options)
+    source = _open(root, inside or "", options)
+    if inside is not None:
+        source.split = posixpath.basename(inside)  # type: ignore[attr-defined]
     return source
+
+
+def _folder_of_split(root: Path, options: SourceOptions) -> str | None:
+    """Returns the folder of the split that is read, relative to root; None where none is found."""
+    inside = ""
+    while True:
+        folders, files = list_folder(root / inside)
+        tables = _find_tables(root / inside, tables_among(files), options)
+        is_read = bool(tables.names) and (tables.have_labels or not _wants_labels(options))
+        if is_read or any(map(is_image_name, files)):
+            return None
+        split = _chosen_split(root / inside, options)
+        if split is not None:
+            return posixpath.join(inside, split)
+        with_images = (name for name in sorted(folders) if _has_images(root / inside / name))
+        first_two = list(islice(with_images, 2))
+        if len(first_two) != 1 or is_split_name(first_two[0]):
+            return None
+        inside = posixpath.join(inside, first_two[0])
 
 
 def _chosen_split(root: Path, options: SourceOptions) -> str | None:
     """The subfolder that is read, where those with images are all named as splits are."""
     folders, files = list_folder(root)
-    if not all(map(is_split_name, folders)):
-        folders = {name for name in folders if is_split_name(name) or _has_images(root / name)}
     named = sorted(name for name in folders if is_split_name(name) and _has_images(root / name))
-    others = [name for name in folders if not is_split_name(name)]
     least = 2 if options.split is None else 1
-    if len(named) < least or others or any(map(is_image_name, files)):
+    if len(named) < least or any(map(is_image_name, files)):
+        return None
+    if any(_has_images(root / name) for name in folders if not is_split_name(name)):
         return None
     return choose_and_say(str(root), named, options)
 
 
-def _has_images(folder: Path) -> bool:
+def _has_images(folder: Path, seen: set[str] | None = None) -> bool:
+    seen = set() if seen is None else seen
+    real = os.path.realpath(folder)
+    if real in seen:  # a link to a parent
+        return False
+    seen.add(real)
     folders, files = list_folder(folder)
-    return any(map(is_image_name, files)) or any(_has_images(folder / name) for name in folders)
+    return any(map(is_image_name, files)) or any(
+        _has_images(folder / name, seen) for name in folders
+    )
 
 
 def _open(root: Path, inside: str, options: SourceOptions) -> Source:
     """The images below root/inside."""
     contents = FolderContents(root / inside)
-    tables, refused = _tables_of_captions(root / inside, contents.tables, options)
+    found = _find_tables(root / inside, contents.tables, options)
+    tables, refused = found.names, found.refused
+    if _wants_labels(options) and not found.have_labels and _has_classes(contents):
+        tables = []
     if contents.captioned and options.needs_captions:
         if tables:
             logger.warning(
@@ -101,14 +130,17 @@ def _open(root: Path, inside: str, options: SourceOptions) -> Source:
         return FolderSource(root, options, contents, inside)
     if not tables:
         _check_refused(root / inside, contents, refused, options)
+        _check_classes(root / inside, contents)
         return FolderSource(root, options, contents, inside)
     tables, split = _meant(root / inside, tables, options)
     logger.info("%s: captions are read from %s", root / inside, ", ".join(tables))
     elsewhere = _folders_of_images(root / inside, contents)
     sources = [_open_table(root / inside / table, options, elsewhere) for table in tables]
-    found = FolderOfTables(root, sources, [root / inside / table for table in tables], options)
-    found.split = split
-    return found
+    if not all(is_split_name(_stem(table)) for table in tables):
+        _check_rows(root / inside, contents, sources, tables)
+    source = FolderOfTables(root, sources, [root / inside / table for table in tables], options)
+    source.split = split
+    return source
 
 
 def _meant(root: Path, tables: list[str], options: SourceOptions) -> tuple[list[str], str | None]:
@@ -116,7 +148,7 @@ def _meant(root: Path, tables: list[str], options: SourceOptions) -> tuple[list[
 
     Raises UserError where several of a folder, or of one and another inside, may be meant.
     """
-    stems = {posixpath.basename(table).partition(".")[0]: table for table in tables}
+    stems = {_stem(table): table for table in tables}
     folders = [posixpath.dirname(table) for table in tables]
     are_splits = len(stems) == len(tables) > len(set(folders)) and all(map(is_split_name, stems))
     if are_splits and len(set(folders)) == 1:
@@ -133,15 +165,31 @@ def _meant(root: Path, tables: list[str], options: SourceOptions) -> tuple[list[
     return sorted(tables), None
 
 
+def _stem(table: str) -> str:
+    return posixpath.basename(table).partition(".")[0]
+
+
 def _is_below(folder: str, other: str) -> bool:
     return other == "" or folder.startswith(f"{other}/")
 
 
-def _tables_of_captions(
-    root: Path, names: Sequence[str], options: SourceOptions
-) -> tuple[list[str], dict[str, str]]:
-    """(the tables that name images and captions, why the others do not)."""
-    tables, refused = [], {}
+class _Tables(NamedTuple):
+    """The tables that name images and captions or labels, and why the others do not."""
+
+    names: list[str]
+    refused: dict[str, str]
+    have_labels: bool
+
+
+def _wants_labels(options: SourceOptions) -> bool:
+    """Returns whether labels are what the data are read for."""
+    return options.label_column is not None and not options.needs_captions
+
+
+def _find_tables(root: Path, names: Sequence[str], options: SourceOptions) -> _Tables:
+    tables: list[str] = []
+    refused: dict[str, str] = {}
+    have_labels = False
     for name in names:
         try:
             columns, captions = _columns(root / name, options)
@@ -152,9 +200,11 @@ def _tables_of_captions(
             refused[name] = f"{root / name} is no readable UTF-8 text"
             continue
         # Of one without either, the classes are those of the folders.
-        if captions or find_label_column(columns, options) is not None:
+        has_label = find_label_column(columns, options) is not None
+        have_labels |= has_label
+        if captions or has_label:
             tables.append(name)
-    return tables, refused
+    return _Tables(tables, refused, have_labels)
 
 
 def _columns(path: Path, options: SourceOptions) -> tuple[list[str], tuple[str, ...]]:
@@ -190,19 +240,65 @@ def _check_refused(
     if not refused or not options.needs_captions:
         return
     name = min(refused, key=lambda name: (not is_named_as_captions(name), name))
-    classes: set[str] = set()
-    for index in range(len(contents.images)):
-        folder = posixpath.dirname(contents.images[index])
-        if folder and not is_split_name(posixpath.basename(folder)):
-            classes.add(class_of(f"{folder}/"))
-        if len(classes) > 1:
-            if is_named_as_captions(name):
-                logger.warning("%s is not read: %s", root / name, refused[name])
-            return
+    if _has_classes(contents):
+        if is_named_as_captions(name):
+            logger.warning("%s is not read: %s", root / name, refused[name])
+        return
     raise UserError(
         f"{refused[name]}; or else, if the names of the folders in {root} are the captions, take"
         f" {name} out of it"
     )
+
+
+def _has_classes(contents: FolderContents) -> bool:
+    """Returns whether several subfolders have names that can be those of classes."""
+    return sum(not is_split_name(folder) for folder in contents.class_folders) > 1
+
+
+def _check_classes(root: Path, contents: FolderContents) -> None:
+    """Warns where the folders that would name the classes are named as splits are."""
+    folders = sorted(contents.class_folders)
+    if folders and not contents.captioned and all(map(is_split_name, folders)):
+        logger.warning(
+            "%s: its classes are %s, which are names of splits; the class of an image is the name"
+            " of the folder that it is in, so put the folders of classes into those of splits"
+            " (train/cat/1.jpg)",
+            root,
+            ", ".join(folders),
+        )
+
+
+def _check_rows(
+    root: Path, contents: FolderContents, sources: Sequence[Source], tables: Sequence[str]
+) -> None:
+    """Warns of the images that no row names: they are no records.
+
+    Nothing is counted as dropped: a table may name a few of many images on purpose.
+    """
+    named: set[str] = set()
+    for source in sources:
+        if not isinstance(source, PathSource):
+            return  # rows of Parquet hold their images
+        folder = os.path.abspath(source.folder(0))
+        for index in range(len(source)):
+            key = source.key(index).removeprefix("file://")
+            # Most keys are plain, and normalising takes longer than all else here.
+            is_plain = not key.startswith(("/", ".")) and "//" not in key and "/." not in key
+            named.add(
+                f"{folder}/{key}" if is_plain else os.path.normpath(os.path.join(folder, key))
+            )
+    top = os.path.abspath(root)
+    images = (contents.images[index] for index in range(len(contents.images)))
+    unnamed = [image for image in images if f"{top}/{image}" not in named]
+    if unnamed:
+        logger.warning(
+            "%s: %d of its %d images have no usable row in %s; they are left out, the first is %s",
+            root,
+            len(unnamed),
+            len(contents.images),
+            tables[0] if len(tables) == 1 else f"any of its {len(tables)} tables",
+            unnamed[0],
+        )
 
 
 def _folders_of_images(root: Path, contents: FolderContents) -> tuple[str, ...]:

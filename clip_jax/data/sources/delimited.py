@@ -103,13 +103,17 @@ class Quoting:
         self._opening = re.compile(rf'(?:^|{apart}){blanks}"')
         self._opening_late = re.compile(rf'(?:^|{apart})(?!"){blanks}"')
         # Doubled quotes inside, or a backslash before each.
+        insides = (r'[^"]*(?:""[^"]*)*', r'[^"\\]*(?:\\.[^"\\]*)*')
+        self._doubled_unclosed, self._backslash_unclosed = (
+            re.compile(rf'{blanks}"{inner}\Z', re.DOTALL) for inner in insides
+        )
         self._doubled, self._backslash = (
             re.compile(
                 rf'(?:{blanks}"(?P<quoted>{inner})"{blanks}'
                 rf'|(?P<plain>(?!{blanks}")[^{apart}\n]*))(?P<end>{apart}|\Z)',
                 re.DOTALL,
             )
-            for inner in (r'[^"]*(?:""[^"]*)*', r'[^"\\]*(?:\\.[^"\\]*)*')
+            for inner in insides
         )
 
     def has_blanks(self, text: str) -> bool:
@@ -134,6 +138,16 @@ class Quoting:
             )
             found += [backslash] if backslash not in found else []
         return [cells for cells in found if cells is not None]
+
+    def is_open(self, text: str) -> bool:
+        """Returns whether `text` ends inside a quoted cell, so that more lines may complete it."""
+        return any(
+            unclosed.match(text, _end_of_cells(pattern, text)) is not None
+            for pattern, unclosed in (
+                (self._doubled, self._doubled_unclosed),
+                (self._backslash, self._backslash_unclosed),
+            )
+        )
 
     def literal(self, text: str) -> list[str] | None:
         """The cells, where each that begins with a quote surely means it: `"Yes" she said`."""
@@ -164,6 +178,14 @@ def _cells(pattern: re.Pattern[str], text: str, unquote: Callable[[str], str]) -
         if not match["end"]:
             return None if _go_over_cells(plain) else cells
         at = match.end()
+
+
+def _end_of_cells(pattern: re.Pattern[str], text: str) -> int:
+    """Returns where the first cell begins that `pattern` does not match."""
+    at = 0
+    while (match := pattern.match(text, at)) is not None and match["end"]:
+        at = match.end()
+    return at
 
 
 def _go_over_cells(plain: list[str]) -> bool:
@@ -291,7 +313,9 @@ class _Reader:
         first, whole = text, line
         has_image = self._shape.is_row(text.split(self._delimiter))
         more: list[str] = []
-        for more_line in self._lines:
+        # Most broken rows show it in their first line; to read on for each would take a time that
+        # grows with the square of their number.
+        for more_line in self._lines if self._quoting.is_open(line.rstrip("\r\n")) else ():
             more.append(more_line)
             swallows = self._looks_like_row(more_line.rstrip("\r\n"))
             if swallows and has_image:
@@ -303,6 +327,8 @@ class _Reader:
                 found = self._fitting(readings) or readings[:1]
                 if len(found) == 1 and self._completes(found[0], has_image):
                     return self._shape.fitted(found[0]), text
+                if not self._quoting.is_open(text):
+                    break
             if swallows or len(more) >= _MAX_LINES or len(whole) > _MAX_ROW:
                 break
         self._lines.give_back(more)

@@ -3,7 +3,8 @@
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class FolderContents:
       images: paths relative to the folder, with "/", sorted by folder.
       caption_files: for each image the name of the `.txt` beside it; "" for none.
       captioned: how many images have one.
+      class_folders: names of the subfolders, at any depth, that hold images.
       tables: relative paths of the files that may be tables of captions, by their names; those
         that are named as an image beside them are not.
     """
@@ -41,6 +43,7 @@ class FolderContents:
         self.images = PackedTexts()
         self.caption_files = PackedTexts()
         self.captioned = 0
+        self.class_folders: set[str] = set()
         self.tables: list[str] = []
         self._root = Path(root)
         self._seen: set[str] = set()
@@ -55,6 +58,8 @@ class FolderContents:
         folders, files = list_folder(self._root / folder)
         captions = caption_files(files)
         self.tables += (posixpath.join(folder, name) for name in tables_among(files))
+        if folder and captions:
+            self.class_folders.add(posixpath.basename(folder))
         for name in sorted((*folders, *files)):
             path = posixpath.join(folder, name)
             if name in captions:
@@ -76,13 +81,20 @@ def list_folder(folder: Path) -> tuple[set[str], list[str]]:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     folders.add(entry.name)
                 else:
                     files.append(entry.name)
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from error
     return folders, files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a loop of links
+        return False
 
 
 def is_image_name(name: str) -> bool:
@@ -132,9 +144,10 @@ class FolderSource:
     """Images below a folder, in sorted order.
 
     A `.txt` beside an image holds its captions, one a line. Only where no image has one, the name
-    of the image's subfolder, `_` and `-` read as spaces, is its class (`metadata["class"]`), and
-    the caption is `caption_template` with the class in it. The key is the path relative to the
-    folder. Without `needs_captions` every image is a record, with its class in any case.
+    of the image's subfolder is its class (`metadata["class"]`, see `class_names`), and the caption
+    is `caption_template` with that name in it, `_` and `-` read as spaces. The key is the path
+    relative to the folder. Without `needs_captions` every image is a record, with its class in any
+    case.
 
     Args:
       path: the folder.
@@ -167,8 +180,11 @@ class FolderSource:
         self._captioned = contents.captioned
         self._store = RecordStore()  # the rest: the class
         self.dropped = Drops(options.listed_drops)
+        classes = class_names(contents.class_folders)
         for image, caption_file in _pairs(contents):
-            self._add(posixpath.join(inside, image), caption_file, has_class="/" in image)
+            folder = posixpath.basename(posixpath.dirname(image))
+            key = posixpath.join(inside, image)
+            self._add(key, caption_file, folder, classes.get(folder, ""))
         if not len(self._store) and not (options.skip_unreadable and self.dropped.total):
             raise UserError(self._nothing_usable(path))
         self.fingerprint = fingerprint_of(
@@ -185,9 +201,8 @@ class FolderSource:
             + "; give images with .txt captions beside them, or in subfolders named by class"
         )
 
-    def _add(self, key: str, caption_file: str, has_class: bool) -> None:
+    def _add(self, key: str, caption_file: str, folder: str, class_name: str) -> None:
         needs_captions = self._options.needs_captions
-        class_name = class_of(key) if has_class else ""
         captions: tuple[str, ...] = ()
         try:
             if caption_file:
@@ -196,10 +211,11 @@ class FolderSource:
                 some = f"{self._captioned:,} other image{'s have' * (self._captioned > 1)}"
                 some += " has" * (self._captioned == 1)
                 raise CaptionError(f"no .txt caption beside it, which {some}", "caption_missing")
-            elif has_class:
-                if not class_name:
+            elif folder:
+                readable = _readable(folder)
+                if not readable:
                     raise CaptionError("the name of its folder has no letters", "caption_empty")
-                captions = (self._options.caption_template.replace("{}", class_name),)
+                captions = (self._options.caption_template.replace("{}", readable),)
             else:
                 raise CaptionError(
                     "no .txt caption beside it and not in a subfolder named by class",
@@ -240,9 +256,27 @@ class FolderSource:
         return self._store.keys[index]
 
 
-def class_of(key: str) -> str:
-    """The class that the folder of an image names, with spaces for `_` and `-`."""
-    return " ".join(key.split("/")[-2].replace("_", " ").replace("-", " ").split())
+def class_names(folders: Collection[str]) -> dict[str, str]:
+    """Returns folder -> class, which is the folder's name with spaces for `_` and `-`.
+
+    A folder keeps its own name where spaces would make one class of two folders (`T-shirt` and
+    `T_shirt`), leave nothing, or make another number of it (`-1`).
+
+    Args:
+      folders: the names of all folders of a source that hold images.
+    """
+    counts = Counter(map(_readable, folders))
+    found = {}
+    for folder in folders:
+        readable = _readable(folder)
+        is_number = readable.replace(".", "").isdecimal()
+        loses = not readable or counts[readable] > 1 or (is_number and readable != folder)
+        found[folder] = folder if loses else readable
+    return found
+
+
+def _readable(folder: str) -> str:
+    return " ".join(folder.replace("_", " ").replace("-", " ").split())
 
 
 def _pairs(contents: FolderContents) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,6 @@ from clip_jax.data.sources.columns import (
     Columns,
     find_columns,
     find_label_column,
-    with_label,
 )
 from clip_jax.data.sources.path_rows import ImageRows, PathSource
 from clip_jax.errors import UserError
@@ -65,9 +64,9 @@ class JsonLinesSource(PathSource):
             cells = [fields.get(column) for column in columns.captions]
             rows.add(row, fields.get(columns.image), cells, packed, _label(fields, label))
 
-    def metadata(self, index: int) -> dict[str, Any]:
+    def _fields(self, index: int) -> dict[str, Any]:
         packed = self._store.rest[index]
-        return with_label(json.loads(packed), self._options) if packed else {}
+        return json.loads(packed) if packed else {}
 
 
 def read_fields(name: str, path: Path, options: SourceOptions) -> tuple[list[str], Columns]:

@@ -1,6 +1,9 @@
 """Rows whose images are files that they name: what CSV and JSON lines have in common."""
 
+import math
 import os
+import re
+import unicodedata
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +16,22 @@ from clip_jax.data.records import CaptionError, Drops, Record, fingerprint_of
 from clip_jax.data.sources.columns import (
     captions_of,
     check_images_exist,
+    find_label_column,
     image_place,
     local_copy,
     read_image,
     texts_of,
     weighted,
+    with_label,
 )
 from clip_jax.data.sources.record_store import GatheringStore
 from clip_jax.data.sources.splits import files_of_split
 from clip_jax.errors import UserError
-from clip_jax.files.patterns import expand_paths, is_remote
+from clip_jax.files.patterns import expand_paths, has_ending, is_remote
 
 _LOOKED_AT_RECORDS = 20  # of each file, for images that are on the web
+_NUMBER = re.compile(r"[+-]?\d{1,18}(\.0*)?", re.ASCII)
+_UNLABELLED = -1
 
 
 class ImageRows:
@@ -42,6 +49,7 @@ class ImageRows:
         self.begin(0)
         self.files = array("L")
         self._labels: list[Any] = []  # of the records, where labels are wanted
+        self.later_labels: dict[int, Any] = {}  # record -> label, where its first row has none
         self.store = GatheringStore()
         self.dropped = Drops(options.listed_drops)
 
@@ -60,8 +68,8 @@ class ImageRows:
     def add(self, row: str, image: Any, cells: Sequence[Any], rest: str, label: Any = None) -> None:
         """Adds a row, or drops it by the name `row`.
 
-        The first of an image's rows tells its `rest` and its `label`; a later row of another label
-        is dropped, and one without is not.
+        The first of an image's rows tells its `rest`, and the first that has a label tells its
+        `label`. A later row of another label is dropped, and one without is not.
         """
         if image is None or (isinstance(image, str) and not image.strip()):
             self.drop("image_missing", row, "image path is empty")
@@ -103,9 +111,30 @@ class ImageRows:
             self.files.append(self.file)
             if self._options.label_column is not None:
                 self._labels.append(label)
-        elif label is not None and label != self._labels[record]:
-            return None
+        elif self._options.label_column is not None and (meaning := _meaning(label)) is not None:
+            known = _meaning(self._labels[record])
+            if known is None:
+                self._labels[record] = self.later_labels[record] = label
+            elif meaning != known:
+                return None
         return record
+
+
+def _meaning(label: Any) -> Any:
+    """Returns what two labels are compared by; None for one that is missing.
+
+    Numbers are compared by value, also where they are written as text, and other text without the
+    blanks around it. None, NaN, -1 and blank text are no labels, as `clip_jax.evaluation.labels`
+    has it.
+    """
+    if isinstance(label, str):
+        label = unicodedata.normalize("NFC", label).strip()
+        if not label:
+            return None
+        if _NUMBER.fullmatch(label):
+            label = int(label.partition(".")[0])
+    is_nan = isinstance(label, float) and math.isnan(label)
+    return None if label is None or is_nan or label == _UNLABELLED else label
 
 
 class PathSource:
@@ -141,6 +170,7 @@ class PathSource:
                 raise UserError(f"{name} cannot be read: {error.strerror or error}") from None
         self.dropped: Drops = rows.dropped
         self._store = rows.store
+        self._later_labels = rows.later_labels
         self._store.gather(keep_columns=bool(options.caption_weights))
         # Where the records of each file begin.
         self._starts = np.searchsorted(np.asarray(rows.files), np.arange(len(self._paths)))
@@ -207,6 +237,15 @@ class PathSource:
         return self._store.captions(index)
 
     def metadata(self, index: int) -> dict[str, Any]:
+        fields = self._fields(index)
+        label = self._later_labels.get(index if index >= 0 else index + len(self))
+        if label is not None:
+            column = find_label_column(tuple(fields), self._options)
+            fields[column or self._options.label_column or ""] = label
+        return with_label(fields, self._options)
+
+    def _fields(self, index: int) -> dict[str, Any]:
+        """Returns the other columns of the record's first row."""
         raise NotImplementedError
 
     def key(self, index: int) -> str:
@@ -225,7 +264,8 @@ def _expanded(
     if is_remote(path) and not any(sign in path for sign in "*?[{,"):
         return [path], None  # whatever its ending
     if os.path.isdir(path):
-        there = [ending for ending in endings if any(Path(path).glob(f"*{ending}"))]
+        names = os.listdir(path)
+        there = [ending for ending in endings if any(has_ending(name, ending) for name in names)]
         found = [
             name
             for ending in there or endings[:1]

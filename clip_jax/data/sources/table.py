@@ -16,7 +16,6 @@ from clip_jax.data.sources.columns import (
     find_columns,
     find_label_column,
     image_place,
-    with_label,
 )
 from clip_jax.data.sources.delimited import (
     Broken,
@@ -127,12 +126,10 @@ class TableSource(PathSource):
             given = row[label_at].strip() if 0 <= label_at < len(row) else None
             rows.add(where, row[image_at], [row[at] for at in captions_at], rest, given or None)
 
-    def metadata(self, index: int) -> dict[str, Any]:
+    def _fields(self, index: int) -> dict[str, Any]:
         rest = self._store.rest[index]
         columns = self._rest_columns[self._file(index)]
-        if not rest:
-            return {}
-        return with_label(dict(zip(columns, json.loads(rest), strict=False)), self._options)
+        return dict(zip(columns, json.loads(rest), strict=False)) if rest else {}
 
 
 def read_head(name: str, path: Path, options: SourceOptions) -> Head:
@@ -158,7 +155,11 @@ def read_head(name: str, path: Path, options: SourceOptions) -> Head:
     error = None
     for delimiter in delimiters:
         cells = Quoting(delimiter).doubled(line) or line.split(delimiter)
-        names = [cell.strip() for cell in cells] if line else []
+        names = [cell.strip() for cell in cells]
+        # A delimiter at the end of the header names no column: with one more in its rows, a comma
+        # in a caption would pass for it.
+        while names and not names[-1]:
+            names.pop()
         is_quoted = all(f'"{column}"' in line for column in names)
         try:
             return Head(delimiter, names, find_columns(name, names, options), is_quoted)

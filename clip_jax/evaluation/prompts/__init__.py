@@ -1,6 +1,7 @@
 """Prompt templates by name, and the files of templates and class names that a user brings."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -181,6 +182,7 @@ def read_classnames(path: str | os.PathLike[str]) -> tuple[str, ...]:
 def read_lines(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Stripped lines of a UTF-8 text file (a byte order mark is dropped), without empty last ones.
 
+    A line ends with a line feed, a carriage return or both.
     "~" at the beginning of `path` is the user's home folder.
 
     Raises:
@@ -198,8 +200,8 @@ def read_lines(path: str | os.PathLike[str]) -> tuple[str, ...]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    # Not splitlines(): it also splits at characters that may stand inside a name.
-    lines = [line.strip() for line in text.split("\n")]
+    # splitlines() would also split at characters that may stand inside a name.
+    lines = [line.strip() for line in re.split(r"\r*\n|\r", text)]
     while lines and not lines[-1]:
         lines.pop()
     return tuple(lines)

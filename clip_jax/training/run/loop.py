@@ -32,7 +32,7 @@ from clip_jax.training.run.reporting import StepReporter
 from clip_jax.training.run.workdir import enable_compilation_cache, make_workdir, only_trainer
 from clip_jax.training.step.compiled import jit_train_step
 from clip_jax.training.step.state import TrainState
-from clip_jax.weights.layouts.bundle import exported_step, write_bundle
+from clip_jax.weights.layouts.bundle import exported_step, is_whole, write_bundle
 
 
 def train(
@@ -63,7 +63,7 @@ def train(
                 closing.callback(part.close)
             if run.first_step < run.steps:
                 state = _train_steps(run, state, preemption, profiling)
-            elif exported_step(workdir / "model") == run.steps:
+            elif _is_exported(run):
                 run.progress.say(f"{workdir}: already trained to step {run.steps:,}")
             if int(state.step) < run.steps:
                 return None
@@ -138,16 +138,25 @@ def evaluate_state(run: Run, state: TrainState, step: int) -> list[dict[str, Any
     return rows
 
 
+def _is_exported(run: Run) -> bool:
+    """Whether process 0 finds a whole export of the last step; every process calls it."""
+    export = run.workdir / "model"
+    return from_first(exported_step(export) == run.steps and is_whole(export))
+
+
 def _finish(run: Run, state: TrainState) -> Clip:
     """Export and final evaluation; each is made only where it is missing."""
     params = state.eval_params
     clip = Clip(run.architecture, params, run.tokenizer, run.mesh)
     export = run.workdir / "model"
-    if from_first(exported_step(export)) != run.steps:
+    if not _is_exported(run):
         on_host = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
             with writing(export, GO_ON):
-                write_bundle(export, run.architecture, on_host, run.tokenizer, step=run.steps)
+                write_bundle(
+                    export, run.architecture, on_host, run.tokenizer, run.steps,
+                    replace_damaged=True,
+                )  # fmt: skip
     if not from_first(run.log.has_evaluation(run.steps)):  # only process 0 has the files
         evaluate_state(run, state, run.steps)
     for kind, count in run.batches.dropped.most_common():

@@ -63,15 +63,18 @@ def write_bundle(
     tokenizer: Tokenizer | None,
     step: int | None = None,
     card: str | None = None,
+    replace_damaged: bool = False,
 ) -> None:
     """Writes a model, aside first and then renamed, so that no reader ever sees half of it.
 
     `step` is the training step of the parameters, where that is known; `card` goes into README.md.
-    Raises `UserError` when the folder holds something that is not such a model.
+    Raises `UserError` when the folder holds something that is not such a model; what is left of
+    one whose config.json is gone or cut off counts as one with `replace_damaged`.
     """
     directory = directory.absolute()
-    foreign = {path.name for path in directory.glob("*")} - {CONFIG, WEIGHTS, TOKENIZER, CARD}
-    if foreign or (directory.exists() and any(directory.iterdir()) and not is_bundle(directory)):
+    names = {path.name for path in directory.glob("*")}
+    is_ours = is_bundle(directory) or (replace_damaged and _has_lost_config(directory))
+    if names - {CONFIG, WEIGHTS, TOKENIZER, CARD} or (names and not is_ours):
         raise UserError(f"{directory}: holds other files; give a new or empty folder")
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
@@ -112,9 +115,32 @@ def is_bundle(directory: Path) -> bool:
     return bool(_read_about(directory))
 
 
+def _has_lost_config(directory: Path) -> bool:
+    """Whether config.json is no JSON at all, or missing beside a tokenizer: no layout is so."""
+    try:
+        json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return (directory / TOKENIZER).is_dir()
+    except (OSError, ValueError):
+        return True
+    return False
+
+
 def exported_step(directory: Path) -> int | None:
-    """The training step that a folder was exported at; None where there is no export."""
+    """The training step that a folder says it was exported at; None where there is no export."""
     return _read_about(directory).get("step")
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether the weights and the tokenizer of an export open; tensors are not read.
+
+    An export of a training run has a tokenizer. The size of the weights' file is checked.
+    """
+    try:
+        _, _, tokenizer = open_bundle(directory)
+        return tokenizer() is not None
+    except UserError:
+        return False
 
 
 def open_bundle(
