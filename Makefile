@@ -1,6 +1,7 @@
 # make quickstart   install, train a CLIP in five minutes, evaluate it, write runs/quickstart/report.html
 # make test         everything: formatting, types, all tests (16 minutes on 2 cores with a warm compilation cache)
 # make test-fast    the daily tier (2:20 on 2 cores)
+# make docs         the site of docs/, into site/; a broken link fails
 # make test-parity  every family against transformers and open_clip, writes docs/parity.md (25 minutes)
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ ORACLE ?= .oracle/bin/python
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart install install-dev lint test test-fast oracle test-parity format clean
+.PHONY: quickstart install install-dev lint docs test test-fast oracle test-parity format clean
 
 quickstart: install
 	@$(BIN)/python -m clip_jax.train --config=configs/quickstart.py --workdir=$(QUICKSTART)
@@ -40,6 +41,10 @@ lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+docs: install-dev
+	$(BIN)/mkdocs build --strict
 
 test: lint
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --durations=30
@@ -69,4 +74,4 @@ format: install-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .oracle .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) site .oracle .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -60,8 +60,11 @@ setup(
         "dev": [
             DATASETS,
             "fsspec[http]",
+            "import-linter",
             "ipykernel",
             LIBTPU,
+            "mkdocs-material",
+            "mkdocstrings[python]",
             "mypy",
             "nbclient",
             "nbformat",

@@ -47,11 +47,12 @@ def main() -> int:
         raise UserError("--output: is missing; give a new folder")
     import dataclasses
 
-    from clip_jax.loading import open_model
     from clip_jax.models.config import override
     from clip_jax.models.two_tower import count_trainable
     from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
-    from clip_jax.weights.load import NoTokenizerError, fitting
+    from clip_jax.weights.fitting import fitting
+    from clip_jax.weights.load import NoTokenizerError
+    from clip_jax.weights.open_model import open_model
     from clip_jax.weights.resolve import resolve_source
     from clip_jax.weights.save import check_output, save_model
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,27 +12,14 @@ from clip_jax.arguments import shown, whole_number
 from clip_jax.clip import Clip
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import override
 from clip_jax.models.two_tower import init_params
 from clip_jax.sharding import make_mesh
 from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
-from clip_jax.training.run.checkpoint import (
-    DamagedCheckpoint,
-    checkpoints_in,
-    is_checkpoint,
-    read_identity,
-    read_params,
-)
-from clip_jax.weights.layouts.bundle import (
-    bundle_rules,
-    flatten,
-    is_bundle,
-    is_whole,
-    tokenizer_from_identity,
-)
-from clip_jax.weights.load import Source, fitting, on_mesh, open_source
+from clip_jax.weights.fitting import fit_tokenizer, fitting
+from clip_jax.weights.load import on_mesh
+from clip_jax.weights.open_model import open_model
 from clip_jax.weights.resolve import resolve_source
-from clip_jax.weights.rules.table import ArrayTensors
 
 
 def create(
@@ -67,31 +52,6 @@ def _tokenizer(given: str | os.PathLike[str] | Tokenizer | None) -> Tokenizer | 
     raise UserError(
         f"tokenizer={shown(given)}: must be a name or path that get_tokenizer takes, or a tokenizer"
     )
-
-
-def fit_tokenizer(
-    config: ClipConfig, tokenizer: Tokenizer, *, keep_vocab_size: bool = True
-) -> tuple[ClipConfig, Tokenizer]:
-    """The two made one: the tokenizer at the model's context length, the model pooling at its end.
-
-    Where the end of text is not the largest id, the text tower reads that id's position instead;
-    without `keep_vocab_size` the model takes the tokenizer's vocabulary. Raises `UserError` where
-    the tokenizer has more ids than the model.
-    """
-    if not keep_vocab_size:
-        sizes = {"vocab_size": tokenizer.vocab_size, "decoder_vocab_size": tokenizer.vocab_size}
-        config = override(config, **sizes)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"vocab_size={config.vocab_size} of {config.name}: the tokenizer has "
-            f"{tokenizer.vocab_size} ids; give vocab_size={tokenizer.vocab_size} or more"
-        )
-    ends_last = tokenizer.eos_id == tokenizer.vocab_size - 1
-    if config.text_pool == "eos" or (config.text_pool == "argmax" and not ends_last):
-        config = override(config, text_pool="eos", eos_id=tokenizer.eos_id)
-    if config.text_kind == "bert" or config.text_pool == "appended":
-        config = override(config, pad_id=tokenizer.pad_id)
-    return config, tokenizer.with_context_length(config.context_length)
 
 
 def load(
@@ -136,82 +96,3 @@ def load(
     if tokenizer is None:
         return Clip(config, params, mesh=mesh, find_tokenizer=lambda: found.own_tokenizer(config))
     return Clip(config, params, tokenizer, mesh)
-
-
-def open_model(path: Path, architecture: str | None = None) -> Source:
-    """What lies at a path, recognised but not yet read: any layout, or a training checkpoint.
-
-    Raises `UserError` that says what was looked for and what was found.
-    """
-    if path.is_dir() and not is_bundle(path / "model") and not is_bundle(path):
-        checkpoints = _find_checkpoints(path)
-        if checkpoints:
-            return _open_newest(checkpoints, path)
-    try:
-        return open_source(path, architecture)
-    except UserError as error:
-        run = path.parent if path.name == "model" else path
-        if not is_bundle(run / "model") or is_whole(run / "model"):
-            raise
-        instead, _ = _first_readable(checkpoints_in(run / "checkpoints"))
-        if instead is None:
-            raise
-        reason = str(error).removesuffix("; download it again")  # it came from a training run
-    raise UserError(
-        f"{reason}; give {instead}, the newest checkpoint that can be read, or run the training "
-        "command again, which exports again"
-    )
-
-
-def _find_checkpoints(source: Path) -> list[Path]:
-    """A checkpoint that is given and those before it, or those of a run, the newest first."""
-    if is_checkpoint(source):
-        steps = checkpoints_in(source.parent) if source.name.isdigit() else []
-        return [source, *(path for path in steps if int(path.name) < int(source.name))]
-    for folder in (source / "checkpoints", source):
-        found = checkpoints_in(folder)
-        # Empty folders are known as checkpoints by their place alone.
-        is_ours = folder.name == "checkpoints" or any(is_checkpoint(path) for path in found)
-        if found and is_ours:
-            return found
-    return []
-
-
-def _open_newest(checkpoints: list[Path], source: Path) -> Source:
-    """Opens the first. Raises `UserError` where it is damaged, with the next that can be read."""
-    newest, *others = checkpoints
-    try:
-        return _open_checkpoint(newest)
-    except DamagedCheckpoint as error:
-        reason = str(error)
-    before, reasons = _first_readable(others)
-    if before is not None:
-        raise UserError(f"{reason}; give {before}, the newest one that can be read")
-    if source == newest:
-        raise UserError(reason)
-    raise UserError(f"no checkpoint of {source} can be read: {'; '.join([reason, *reasons])}")
-
-
-def _first_readable(checkpoints: list[Path]) -> tuple[Path | None, list[str]]:
-    """The first whose parameters can be read, and what is wrong with those before it."""
-    reasons: list[str] = []
-    for path in checkpoints:
-        try:
-            read_params(path)
-            return path, reasons
-        except DamagedCheckpoint as error:
-            reasons.append(str(error))
-    return None, reasons
-
-
-def _open_checkpoint(directory: Path) -> Source:
-    identity = read_identity(directory)
-    config = ClipConfig.from_dict(identity["architecture"])
-    return Source(
-        layout="clip_jax",
-        path=directory,
-        config=config,
-        tensors=ArrayTensors(flatten(read_params(directory)), directory),
-        rules=functools.partial(bundle_rules, config),
-        tokenizer=lambda: tokenizer_from_identity(identity),
-    )

@@ -20,7 +20,6 @@ from tiny_clip import TINY, tiny
 
 from clip_jax.clip import Clip
 from clip_jax.errors import UserError
-from clip_jax.loading import fit_tokenizer
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import TwoTower
 from clip_jax.sharding import make_mesh
@@ -33,6 +32,7 @@ from clip_jax.training.run.opening import make_tokenizer, resolve_architecture
 from clip_jax.training.step.optimizer import make_optimizer
 from clip_jax.training.step.state import TrainState, abstract_state, sharded_state
 from clip_jax.weights.files.safetensors_writer import save_safetensors
+from clip_jax.weights.fitting import fit_tokenizer
 from clip_jax.weights.layouts.open_clip import to_state_dict
 from clip_jax.weights.rules.positions import resize_grid, resize_line
 

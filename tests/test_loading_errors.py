@@ -128,7 +128,7 @@ WRONG = [None, "x", [1], {}, -1, 1.5, True, 10**12]
 def test_values_of_a_wrong_type_are_one_line(format: str, tmp_path: Path) -> None:
     """Every number of every configuration replaced by what it cannot be: refused or loaded, never a
     traceback."""
-    from clip_jax.loading import open_model
+    from clip_jax.weights.open_model import open_model
 
     clip = tiny()
     clip.save(tmp_path / "m", format)

@@ -5,7 +5,6 @@ knows nothing else about files.
 """
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -255,14 +254,3 @@ def check_unicode(text: str) -> str:
                 f"caption is not Unicode text (character {error.start})", "caption_not_utf8"
             ) from None
     return text
-
-
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file; `DecodeError` where it cannot be read, as for any other bad image."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise DecodeError(
-            f"{path} cannot be read: {error.strerror or error}", "image_missing"
-        ) from error

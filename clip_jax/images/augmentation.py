@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageFilter
 
-from clip_jax.data.records import read_file
 from clip_jax.errors import UserError
+from clip_jax.files.reading import read_file
 from clip_jax.images.colour import Jitter, grayscale, jitter
 from clip_jax.images.decoding import (
     JPEG_FORMATS,

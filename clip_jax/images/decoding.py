@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from clip_jax.arguments import shown
-from clip_jax.data.records import read_file
 from clip_jax.errors import DecodeError
+from clip_jax.files.reading import read_file
 from clip_jax.images.levels import SIXTEEN_BITS, eight_bits, to_levels, white_of
 
 # One image; an "array" is anything that numpy can make one of, such as a tensor.

@@ -26,6 +26,7 @@ from clip_jax.text.huggingface_files import has_tokenizer, load_huggingface_toke
 from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
 from clip_jax.weights.files.folders import inventory, newest_trainer_checkpoint, refuse_adapter
 from clip_jax.weights.files.tensors import find_weights, is_index, open_tensors
+from clip_jax.weights.fitting import fitting
 from clip_jax.weights.layouts import big_vision, dual_encoder, huggingface, open_clip, openai
 from clip_jax.weights.layouts.bundle import bundle_rules, is_bundle, open_bundle
 from clip_jax.weights.layouts.open_clip_config import config_from_open_clip
@@ -97,43 +98,6 @@ class Source:
         """
         found = self.tokenizer()
         return None if found is None else fitting(found, config, str(self.path))
-
-
-def fitting(tokenizer: Tokenizer, config: ClipConfig, where: str) -> Tokenizer:
-    """The tokenizer at the model's context length; the log says what looks like a mistake.
-
-    Raises `UserError` where it has more ids than the model, or never writes the id that the text
-    tower reads at.
-    """
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, but the model "
-            f"vocab_size={config.vocab_size}: they do not belong together"
-        )
-    if config.text_pool == "eos" and tokenizer.eos_id != config.eos_id:
-        raise UserError(
-            f"{where}: the tokenizer ends texts with id {tokenizer.eos_id}, but the model reads "
-            f"them at eos_id={config.eos_id}: they do not belong together"
-        )
-    if tokenizer.vocab_size < config.vocab_size:
-        logger.warning(
-            "%s: the tokenizer has %d ids, the token table %d rows: the last %d are never used; if "
-            "tokens were added, the tokenizer's files lack them",
-            where,
-            tokenizer.vocab_size,
-            config.vocab_size,
-            config.vocab_size - tokenizer.vocab_size,
-        )
-    if config.text_pool == "argmax" and tokenizer.eos_id != tokenizer.vocab_size - 1:
-        logger.warning(
-            "%s: the model reads a text at its largest id, but the tokenizer has ids up to %d and "
-            "ends texts with %d: a text with a larger id is read there, as in transformers with "
-            "eos_token_id=2",
-            where,
-            tokenizer.vocab_size - 1,
-            tokenizer.eos_id,
-        )
-    return tokenizer.with_context_length(config.context_length)
 
 
 def on_mesh(mesh: Mesh) -> Place:

@@ -16,10 +16,10 @@ from clip_jax.data.records import (
     Record,
     decode_caption,
     fingerprint_of,
-    read_file,
 )
 from clip_jax.data.sources.record_store import PackedTexts, RecordStore
 from clip_jax.errors import UserError
+from clip_jax.files.reading import read_file
 
 _TABLES = ("csv", "tsv", "jsonl", "ndjson")
 # Files of these kinds are often something else, unless they have such a name.

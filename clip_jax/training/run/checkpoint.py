@@ -1,37 +1,23 @@
-"""Saving and resuming, through orbax. The only file that knows orbax's API.
-
-A checkpoint DIR/STEP holds separately restorable parts: `params` (what is trained), `ema` (their
-moving average, where there is one), `rest` (optimizer state, step, random key) and `identity`, one
-JSON text: the resolved configuration, the architecture with its image transform, the tokenizer
-with its files, and the position in the data. orbax writes into a temporary folder and commits at
-the end, so that a half-written checkpoint is never seen as one.
-"""
+"""Saving and resuming a run, through orbax; `weights/layouts/checkpoint.py` reads what is saved."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
-import logging
 import shutil
-import sys
-import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from clip_jax.errors import UserError, one_line
 from clip_jax.files.disk import writing
-from clip_jax.models.config import ClipConfig
 from clip_jax.training.config import CheckpointConfig
 from clip_jax.training.run.clock import SaveTimer
 from clip_jax.training.step.state import TrainState
+from clip_jax.weights.layouts.checkpoint import load_parts, read_identity, steps_in
 
 # What to do after a disk has been full.
 GO_ON = "; the same command then goes on from the newest checkpoint"
@@ -41,26 +27,6 @@ policies = ocp.training.preservation_policies
 # Of an array that lies on several devices whole, each writes a slice if it has so many bytes. Of
 # smaller ones a compiled slice for each device and shape would take longer than the writing.
 _MIN_SLICE_BYTES = 16 << 20
-_ECHO_SECONDS = 0.3  # for which threads go on after a read that has failed
-_REASON_LETTERS = 100  # of what another library says of a damaged file
-
-_ON_HOST = "numpy arrays"  # as a wanted part: wherever the run had them
-_PARTS = ("params", "rest", "identity")  # of every checkpoint
-# The objects of an identity that a reader relies on.
-_IDENTITY = (
-    "config",
-    "config.optimizer",
-    "architecture",
-    "tokenizer",
-    "tokenizer.spec",
-    "tokenizer.files",
-    "data",
-)
-_UNREADABLE = (ValueError, KeyError, FileNotFoundError, ocp.errors.InvalidLayoutError)
-
-
-class DamagedCheckpoint(UserError):
-    """A checkpoint whose files are missing or cut off."""
 
 
 class Checkpoints:
@@ -78,7 +44,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of which there is a folder, damaged or not, the newest first."""
-        return [int(path.name) for path in _steps(self._directory)]
+        return [int(path.name) for path in steps_in(self._directory)]
 
     def open(self, damaged: Sequence[int] = ()) -> None:
         """Begins to save, and to remove what retention does not keep.
@@ -142,7 +108,7 @@ class Checkpoints:
         wanted = {"params": abstract.params, "rest": _rest(abstract)}
         if abstract.ema_params is not None:
             wanted["ema"] = abstract.ema_params
-        parts = _load_parts(self._directory / str(step), wanted)
+        parts = load_parts(self._directory / str(step), wanted)
         return abstract.replace(
             params=parts["params"], ema_params=parts.get("ema"), **parts["rest"]
         )
@@ -176,187 +142,6 @@ def _rest(state: TrainState) -> dict[str, Any]:
         "key": state.key,
         "failed": state.failed,
     }
-
-
-def _load_parts(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Parts of a checkpoint. Raises `DamagedCheckpoint` where they cannot be read.
-
-    The error holds on to none of orbax's: their frames keep hundreds of coroutines alive, each of
-    which complains on stderr when it is freed, at the end of the program if not before.
-    """
-    missing = _missing(directory)
-    if missing:
-        raise DamagedCheckpoint(f"{directory}: is not complete (no {', '.join(missing)})")
-    with _without_echoes():
-        parts, reason = _try_to_load(directory, wanted)
-        if parts is None:
-            time.sleep(_ECHO_SECONDS)
-            gc.collect()  # frees the coroutines that were never awaited, while nothing is printed
-    if parts is None:
-        raise DamagedCheckpoint(f"{directory}: {reason}")
-    return parts
-
-
-def _try_to_load(
-    directory: Path, wanted: dict[str, Any]
-) -> tuple[dict[str, Any], str] | tuple[None, str]:
-    """(parts, ""), or (None, why they cannot be read)."""
-    try:
-        if any(tree is _ON_HOST for tree in wanted.values()):
-            wanted = _with_shapes(directory, wanted)
-        return ocp.load_checkpointables(directory.absolute(), wanted), ""
-    except _UNREADABLE as error:
-        cause = _innermost(error)
-        # A file that is not JSON is named by no library.
-        part = _not_json(directory) or _part_in(error, directory, wanted)
-        return None, f"{part} is damaged or incomplete ({one_line(cause, _REASON_LETTERS)})"
-
-
-def _with_shapes(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Replaces `_ON_HOST` by numpy arrays of the part's shapes, whose memory is never touched.
-
-    Without them orbax would put the arrays on the devices that the run had, which a machine with
-    fewer does not have.
-    """
-    stored = ocp.checkpointables_metadata(directory.absolute()).metadata
-    return {
-        part: jax.tree.map(
-            lambda leaf: np.broadcast_to(np.empty((), leaf.dtype), leaf.shape), stored[part]
-        )
-        if tree is _ON_HOST
-        else tree
-        for part, tree in wanted.items()
-    }
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The error that began it: orbax wraps those of files in some that are about itself."""
-    chain = _chain(error)
-    return next((e for e in reversed(chain) if isinstance(e, ValueError | OSError)), error)
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """An error and those that it came from, the first of them last."""
-    chain = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(inner)
-    return chain
-
-
-def _part_in(error: BaseException, directory: Path, wanted: dict[str, Any]) -> str:
-    """The part whose path an error names; all that were wanted where it names none."""
-    text = " ".join(str(inner) for inner in _chain(error))
-    named = [part for part in wanted if f"{directory.absolute() / part}/" in text]
-    return ", ".join(named or wanted)
-
-
-def _not_json(directory: Path) -> str | None:
-    """The first of a checkpoint's JSON files that cannot be read as such, or None."""
-    patterns = ("*/_METADATA", "*/_sharding", "*/array_metadatas/*")
-    found = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
-    for path in (*found, directory / "identity" / "_strings.json"):
-        try:
-            json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            return str(path.relative_to(directory))
-    return None
-
-
-@contextlib.contextmanager
-def _without_echoes() -> Iterator[None]:
-    """Keeps stderr free of warnings, and of the failures of other reads after one has failed.
-
-    There are hundreds of them, each a page, in threads and coroutines that go on for a moment.
-    """
-    hook = sys.unraisablehook
-    levels = {name: logging.getLogger(name).level for name in ("asyncio", "absl")}
-    with warnings.catch_warnings():
-        # orbax warns of it where the part's metadata is damaged.
-        warnings.filterwarnings("ignore", message="Sharding info not provided")
-        # A read that fails leaves others behind that nobody waits for any more.
-        warnings.filterwarnings("ignore", category=RuntimeWarning, message="coroutine")
-        try:
-            for name in levels:
-                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-            sys.unraisablehook = lambda _: None
-            yield
-        finally:
-            sys.unraisablehook = hook
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
-
-
-def read_identity(directory: Path) -> dict[str, Any]:
-    """The identity of a checkpoint folder. Raises `DamagedCheckpoint`, also when it is none."""
-    stored = _load_parts(directory, {"identity": None})["identity"]
-    try:
-        identity = json.loads(stored["json"])
-        _check_identity(identity)
-    except (ValueError, KeyError, TypeError, UserError) as error:
-        reason = one_line(repr(error) if isinstance(error, KeyError) else error, _REASON_LETTERS)
-        raise DamagedCheckpoint(f"{directory}: identity is damaged ({reason})") from None
-    return identity
-
-
-def _check_identity(identity: Any) -> None:
-    """Raises ValueError or `UserError` where JSON is not what `Run.identity` makes."""
-    if not isinstance(identity, dict):
-        raise ValueError(f"a {type(identity).__name__}, not an object")
-    for key in _IDENTITY:
-        value: Any = identity
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        if not isinstance(value, dict):
-            raise ValueError(f"{key} is missing or not an object")
-    if "ema_decay" not in identity["config"]["optimizer"]:
-        raise ValueError("config.optimizer.ema_decay is missing")
-    ClipConfig.from_dict(identity["architecture"])
-
-
-def read_params(directory: Path) -> dict[str, Any]:
-    """The parameters of a checkpoint alone, as numpy arrays: their moving average where it has one.
-
-    Raises `DamagedCheckpoint` when they cannot be read.
-    """
-    has_average = read_identity(directory)["config"]["optimizer"]["ema_decay"] is not None
-    name = "ema" if has_average else "params"
-    return _load_parts(directory, {name: _ON_HOST})[name]
-
-
-def _missing(path: Path) -> list[str]:
-    """The files that every checkpoint has and this one has not; what is in them is not read."""
-    names = [f"{part}/_METADATA" for part in _PARTS]
-    return [name for name in names if not (path / name).is_file()]
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is a checkpoint, or what is left of one."""
-    return (path / "_CHECKPOINT_METADATA").is_file() or (
-        (path / "identity").is_dir() and (path / "params").is_dir()
-    )
-
-
-def _steps(directory: Path) -> list[Path]:
-    """What is named by a step, newest first."""
-    if not directory.is_dir():
-        return []
-    return sorted((p for p in directory.iterdir() if p.name.isdigit()), key=lambda p: -int(p.name))
-
-
-def checkpoints_in(directory: Path) -> list[Path]:
-    """The checkpoints in a folder of steps, damaged or not, the newest first.
-
-    An empty folder and a file count, as what is left of one; folders that hold something else, such
-    as another program's model, do not.
-    """
-    return [path for path in _steps(directory) if not _is_foreign(path)]
-
-
-def _is_foreign(path: Path) -> bool:
-    if not path.is_dir() or is_checkpoint(path):
-        return False
-    names = {entry.name for entry in path.iterdir()}
-    return bool(names) and not names & {*_PARTS, "ema"}
 
 
 def _set_aside(path: Path) -> None:

@@ -21,7 +21,6 @@ import optax
 from jax.sharding import Mesh
 
 from clip_jax.errors import UserError
-from clip_jax.loading import open_model
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.config import ClipConfig
 from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
@@ -30,6 +29,7 @@ from clip_jax.training.step.parameter_groups import matching
 from clip_jax.training.step.state import TrainState, abstract_state, create_state
 from clip_jax.weights.layouts.bundle import flatten, unflatten
 from clip_jax.weights.load import Source
+from clip_jax.weights.open_model import open_model
 from clip_jax.weights.resolve import resolve_source
 from clip_jax.weights.rules.table import Rule, Shape, Tensors
 

@@ -21,7 +21,6 @@ from clip_jax.data.stream.pipeline import BatchIterator, training_batches
 from clip_jax.errors import UserError
 from clip_jax.files.disk import write_text
 from clip_jax.hosts.agreement import check_same, from_first, gather
-from clip_jax.loading import fit_tokenizer
 from clip_jax.losses import effective_implementation
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import param_shapes
@@ -30,7 +29,7 @@ from clip_jax.text.tokenizer import Tokenizer, train_sentencepiece
 from clip_jax.training import config as configs
 from clip_jax.training.config import TrainConfig
 from clip_jax.training.log.metrics import Progress, RunLog
-from clip_jax.training.run.checkpoint import Checkpoints, DamagedCheckpoint
+from clip_jax.training.run.checkpoint import Checkpoints
 from clip_jax.training.run.data import captions_of, gathered_cursor
 from clip_jax.training.run.initial import (
     initial_state,
@@ -42,11 +41,13 @@ from clip_jax.training.run.initial import (
 from clip_jax.training.step.optimizer import make_optimizer
 from clip_jax.training.step.parameter_groups import frozen_mask
 from clip_jax.training.step.state import TrainState, abstract_state, sharded_state
+from clip_jax.weights.fitting import fit_tokenizer
 from clip_jax.weights.layouts.bundle import (
     exported_step,
     tokenizer_from_identity,
     tokenizer_to_identity,
 )
+from clip_jax.weights.layouts.checkpoint import DamagedCheckpoint
 from clip_jax.weights.load import Source as Initial
 
 T = TypeVar("T")

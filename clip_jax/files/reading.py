@@ -1,0 +1,16 @@
+"""Files of this machine, read whole."""
+
+import os
+
+from clip_jax.errors import DecodeError
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file; `DecodeError` where it cannot be read, as for any other bad image."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise DecodeError(
+            f"{path} cannot be read: {error.strerror or error}", "image_missing"
+        ) from error

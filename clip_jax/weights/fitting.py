@@ -1,0 +1,73 @@
+"""A model and a tokenizer made one: lengths, sizes, and the id at which texts are read."""
+
+from __future__ import annotations
+
+import logging
+
+from clip_jax.errors import UserError
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def fit_tokenizer(
+    config: ClipConfig, tokenizer: Tokenizer, *, keep_vocab_size: bool = True
+) -> tuple[ClipConfig, Tokenizer]:
+    """The two made one: the tokenizer at the model's context length, the model pooling at its end.
+
+    Where the end of text is not the largest id, the text tower reads that id's position instead;
+    without `keep_vocab_size` the model takes the tokenizer's vocabulary. Raises `UserError` where
+    the tokenizer has more ids than the model.
+    """
+    if not keep_vocab_size:
+        sizes = {"vocab_size": tokenizer.vocab_size, "decoder_vocab_size": tokenizer.vocab_size}
+        config = override(config, **sizes)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"vocab_size={config.vocab_size} of {config.name}: the tokenizer has "
+            f"{tokenizer.vocab_size} ids; give vocab_size={tokenizer.vocab_size} or more"
+        )
+    ends_last = tokenizer.eos_id == tokenizer.vocab_size - 1
+    if config.text_pool == "eos" or (config.text_pool == "argmax" and not ends_last):
+        config = override(config, text_pool="eos", eos_id=tokenizer.eos_id)
+    if config.text_kind == "bert" or config.text_pool == "appended":
+        config = override(config, pad_id=tokenizer.pad_id)
+    return config, tokenizer.with_context_length(config.context_length)
+
+
+def fitting(tokenizer: Tokenizer, config: ClipConfig, where: str) -> Tokenizer:
+    """The tokenizer at the model's context length; the log says what looks like a mistake.
+
+    Raises `UserError` where it has more ids than the model, or never writes the id that the text
+    tower reads at.
+    """
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, but the model "
+            f"vocab_size={config.vocab_size}: they do not belong together"
+        )
+    if config.text_pool == "eos" and tokenizer.eos_id != config.eos_id:
+        raise UserError(
+            f"{where}: the tokenizer ends texts with id {tokenizer.eos_id}, but the model reads "
+            f"them at eos_id={config.eos_id}: they do not belong together"
+        )
+    if tokenizer.vocab_size < config.vocab_size:
+        logger.warning(
+            "%s: the tokenizer has %d ids, the token table %d rows: the last %d are never used; if "
+            "tokens were added, the tokenizer's files lack them",
+            where,
+            tokenizer.vocab_size,
+            config.vocab_size,
+            config.vocab_size - tokenizer.vocab_size,
+        )
+    if config.text_pool == "argmax" and tokenizer.eos_id != tokenizer.vocab_size - 1:
+        logger.warning(
+            "%s: the model reads a text at its largest id, but the tokenizer has ids up to %d and "
+            "ends texts with %d: a text with a larger id is read there, as in transformers with "
+            "eos_token_id=2",
+            where,
+            tokenizer.vocab_size - 1,
+            tokenizer.eos_id,
+        )
+    return tokenizer.with_context_length(config.context_length)
