@@ -44,7 +44,7 @@ lint: install-dev
 	$(BIN)/lint-imports --no-cache
 
 docs: install-dev
-	$(BIN)/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --durations=30

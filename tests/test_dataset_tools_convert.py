@@ -17,9 +17,9 @@ from pictures import encode, photo
 from PIL import Image
 
 from clip_jax.data.sources import open_source
-from clip_jax.dataset_tools.convert import default_per_shard
+from clip_jax.dataset_tools.convert.command import default_per_shard
+from clip_jax.dataset_tools.convert.tar_writer import plain, safe_name
 from clip_jax.dataset_tools.recode import Recoding
-from clip_jax.dataset_tools.tar_writer import plain, safe_name
 from clip_jax.errors import DecodeError
 from clip_jax.images.decoding import decode
 

@@ -17,18 +17,19 @@ from pictures import encode, photo
 from PIL import Image
 
 from clip_jax.data.sources import open_source
-from clip_jax.dataset_tools import program, throughput
-from clip_jax.dataset_tools.as_trained import AsTrained
-from clip_jax.dataset_tools.duplicates import (
+from clip_jax.dataset_tools import program
+from clip_jax.dataset_tools.inspect.as_trained import AsTrained
+from clip_jax.dataset_tools.inspect.command import throughput
+from clip_jax.dataset_tools.inspect.duplicates import (
     MAX_DISTANCE,
     exact_groups,
     near_groups,
     near_numbers,
     repeated_captions,
 )
-from clip_jax.dataset_tools.histograms import Histogram, draw_histogram
-from clip_jax.dataset_tools.survey import Facts, evenly
-from clip_jax.dataset_tools.throughput import (
+from clip_jax.dataset_tools.inspect.histograms import Histogram, draw_histogram
+from clip_jax.dataset_tools.inspect.survey import Facts, evenly
+from clip_jax.dataset_tools.inspect.throughput import (
     DECODE,
     READ,
     TOKENISE,
@@ -37,7 +38,7 @@ from clip_jax.dataset_tools.throughput import (
     chip_rates,
     measure,
 )
-from clip_jax.dataset_tools.token_lengths import token_lengths
+from clip_jax.dataset_tools.inspect.token_lengths import token_lengths
 from clip_jax.report.charts import LIGHT
 from clip_jax.text.tokenizer import load_tokenizer, save_tokenizer, train_sentencepiece
 

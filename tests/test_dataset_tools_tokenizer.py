@@ -10,7 +10,7 @@ import pytest
 from dataset_tools_runs import contents, mistake, run
 from pictures import encode, photo
 
-from clip_jax.dataset_tools.token_lengths import LONGEST, token_lengths
+from clip_jax.dataset_tools.inspect.token_lengths import LONGEST, token_lengths
 from clip_jax.dataset_tools.tokenizer import draw, pieces
 from clip_jax.text.tokenizer import load_tokenizer
 

@@ -17,7 +17,7 @@ from clip_jax.data.sources import open_source
 from clip_jax.data.sources.refine import RefinedSource, clean_alt_text
 from clip_jax.data.stream.make_batch import choose_caption
 from clip_jax.data.stream.pipeline import training_batches
-from clip_jax.dataset_tools.survey import survey
+from clip_jax.dataset_tools.inspect.survey import survey
 from clip_jax.errors import DecodeError, UserError
 from clip_jax.images.augmentation import Augmentation
 from clip_jax.images.decoding import decode

@@ -14,9 +14,9 @@ from clip_jax.errors import UserError
 
 # Command -> the module that has its FLAGS and its main; imported when it is wanted.
 COMMANDS = {
-    "inspect": "inspect",
+    "inspect": "inspect.command",
     "verify": "verify",
-    "convert": "convert",
+    "convert": "convert.command",
     "tokenizer": "tokenizer",
     "index": "index",
     "hashes": "hashes",

@@ -16,8 +16,8 @@ from absl import flags
 
 from clip_jax.data.records import Source
 from clip_jax.dataset_tools.data_flags import define_data_flags
+from clip_jax.dataset_tools.inspect.token_lengths import token_lengths
 from clip_jax.dataset_tools.output_files import names_in, output_folder
-from clip_jax.dataset_tools.token_lengths import token_lengths
 from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.disk import telling
 from clip_jax.text.cleaning import CLEANING_MODES

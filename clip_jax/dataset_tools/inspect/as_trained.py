@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_jax.data.records import Source
-from clip_jax.dataset_tools.survey import Survey
-from clip_jax.dataset_tools.throughput import Loader
+from clip_jax.dataset_tools.inspect.survey import Survey
+from clip_jax.dataset_tools.inspect.throughput import Loader
 from clip_jax.errors import UserError
 from clip_jax.images.augmentation import Augmentation
 from clip_jax.models.config import ClipConfig

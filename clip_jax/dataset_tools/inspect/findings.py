@@ -10,15 +10,15 @@ import numpy as np
 
 from clip_jax.data.records import Drop, Source
 from clip_jax.dataset_tools.bad_samples import count_kinds
-from clip_jax.dataset_tools.duplicates import (
+from clip_jax.dataset_tools.inspect.duplicates import (
     Group,
     exact_groups,
     near_groups,
     repeated_captions,
 )
-from clip_jax.dataset_tools.survey import Facts, Survey, evenly
-from clip_jax.dataset_tools.throughput import Loader, Throughput, chip_rates, cores, measure
-from clip_jax.dataset_tools.token_lengths import token_lengths
+from clip_jax.dataset_tools.inspect.survey import Facts, Survey, evenly
+from clip_jax.dataset_tools.inspect.throughput import Loader, Throughput, chip_rates, cores, measure
+from clip_jax.dataset_tools.inspect.token_lengths import token_lengths
 from clip_jax.errors import DecodeError
 from clip_jax.images.decoding import decode
 

@@ -23,7 +23,8 @@ from absl import flags
 
 from clip_jax.data.records import Source
 from clip_jax.dataset_tools.bad_samples import bad_sample, describe_kinds
-from clip_jax.dataset_tools.conversion import (
+from clip_jax.dataset_tools.convert.files_state import state_of_files
+from clip_jax.dataset_tools.convert.plan import (
     ASIDE,
     Conversion,
     Settings,
@@ -32,11 +33,10 @@ from clip_jax.dataset_tools.conversion import (
     locked,
     read_plan,
 )
+from clip_jax.dataset_tools.convert.tar_writer import Sample, plain, write_tar
 from clip_jax.dataset_tools.data_flags import define_data_flags
-from clip_jax.dataset_tools.files_state import state_of_files
 from clip_jax.dataset_tools.output_files import output_folder, write_json
 from clip_jax.dataset_tools.recode import ENCODINGS, Recoding
-from clip_jax.dataset_tools.tar_writer import Sample, plain, write_tar
 from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.dataset_tools.workers import Count, each, work_on
 from clip_jax.errors import DecodeError, UserError

@@ -13,18 +13,18 @@ from __future__ import annotations
 from absl import flags
 
 from clip_jax.data.records import Source
-from clip_jax.dataset_tools.as_trained import (
+from clip_jax.dataset_tools.bad_samples import count_kinds, describe_kinds
+from clip_jax.dataset_tools.data_flags import changed_data, define_data_flags
+from clip_jax.dataset_tools.inspect.as_trained import (
     AsTrained,
     of_captions,
     of_config,
     of_config_and_captions,
     of_model,
 )
-from clip_jax.dataset_tools.bad_samples import count_kinds, describe_kinds
-from clip_jax.dataset_tools.data_flags import changed_data, define_data_flags
+from clip_jax.dataset_tools.inspect.survey import Survey, evenly, survey
+from clip_jax.dataset_tools.inspect.throughput import CHIP_MODELS
 from clip_jax.dataset_tools.output_files import output_file, write_text
-from clip_jax.dataset_tools.survey import Survey, evenly, survey
-from clip_jax.dataset_tools.throughput import CHIP_MODELS
 from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.errors import UserError
 from clip_jax.text.tokenizer import get_tokenizer
@@ -94,8 +94,8 @@ def main() -> int:
             of_captions(found) if config is None else of_config_and_captions(config, source, found)
         )
     trained = trained.with_sizes(_IMAGE_SIZE.value, _CONTEXT.value)
-    from clip_jax.dataset_tools.inspect_page import build_page, key_figures
-    from clip_jax.dataset_tools.inspection import gather
+    from clip_jax.dataset_tools.inspect.findings import gather
+    from clip_jax.dataset_tools.inspect.page import build_page, key_figures
 
     inspection = gather(
         source,

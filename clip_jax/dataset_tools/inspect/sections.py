@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from clip_jax.dataset_tools.duplicates import MAX_DISTANCE, Group
-from clip_jax.dataset_tools.inspect_table import table
-from clip_jax.dataset_tools.inspection import Inspection, ShownGroup
-from clip_jax.dataset_tools.throughput import CHIP, DECODE, UTILISATION, Spent
+from clip_jax.dataset_tools.inspect.duplicates import MAX_DISTANCE, Group
+from clip_jax.dataset_tools.inspect.findings import Inspection, ShownGroup
+from clip_jax.dataset_tools.inspect.table import table
+from clip_jax.dataset_tools.inspect.throughput import CHIP, DECODE, UTILISATION, Spent
 from clip_jax.report import page
 
 _CAPTIONS = 12  # repeated ones that are listed

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from clip_jax.dataset_tools.histograms import Histogram, draw_histogram
-from clip_jax.dataset_tools.inspect_sections import duplicates_section, throughput_section
-from clip_jax.dataset_tools.inspect_table import table
-from clip_jax.dataset_tools.inspection import Inspection, Shown
-from clip_jax.dataset_tools.token_lengths import LONGEST
+from clip_jax.dataset_tools.inspect.findings import Inspection, Shown
+from clip_jax.dataset_tools.inspect.histograms import Histogram, draw_histogram
+from clip_jax.dataset_tools.inspect.sections import duplicates_section, throughput_section
+from clip_jax.dataset_tools.inspect.table import table
+from clip_jax.dataset_tools.inspect.token_lengths import LONGEST
 from clip_jax.report import page
 from clip_jax.report.charts import DARK, LIGHT
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clip_jax.dataset_tools.survey import Facts
+from clip_jax.dataset_tools.inspect.survey import Facts
 
 MAX_DISTANCE = 4  # bits of 64 by which the hashes of near duplicates differ
 
