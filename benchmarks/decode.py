@@ -11,8 +11,6 @@ torchvision's. Prints one JSON object; a ratio is the median of the turns' ratio
 is faster.
 """
 
-from __future__ import annotations
-
 import glob
 import io
 import json

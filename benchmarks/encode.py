@@ -8,8 +8,6 @@ images and tokenizing texts are timed apart. Loading runs in fresh processes, wi
 compilation cache. Prints one JSON object.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import statistics

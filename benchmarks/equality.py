@@ -10,8 +10,6 @@ the loss against numpy in float64 (limit 1e-6). About 5 minutes a mesh on two co
 compilation.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -11,8 +11,6 @@ goes to --output. Where there is no GPU the same program runs at a toy size, and
 figures mean nothing.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

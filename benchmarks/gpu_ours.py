@@ -1,7 +1,5 @@
 """Our side of gpu.py: one measurement a process. `python gpu_ours.py JOB`, a JSON object."""
 
-from __future__ import annotations
-
 import functools
 import json
 import statistics

@@ -12,8 +12,6 @@ in sequence, by the index and by `tarfile`, and how long it takes to index 100,0
 Prints one JSON object; ratios are medians over the turns.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

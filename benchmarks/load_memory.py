@@ -7,8 +7,6 @@ fresh process. The limit is 1.2 times the larger of the file and the parameters 
 parameters are on the device, which here is the host as well. Prints one JSON object.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -10,8 +10,6 @@ they run. What fits into a chip's on-chip memory shows as no HBM at all. One mor
 on one device, at --largest pairs. About 15 s a row on two cores.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import time

@@ -1,7 +1,5 @@
 """What the benchmarks share: the peer's worker process, and the limit of this machine."""
 
-from __future__ import annotations
-
 import json
 import os
 import statistics

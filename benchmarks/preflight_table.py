@@ -7,8 +7,6 @@ Each row is compiled in a process of its own, which takes minutes. What is finis
 docs/preflight.json and is kept by the next call, so that the table can be made piece by piece.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

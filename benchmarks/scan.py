@@ -8,8 +8,6 @@ turns. Limits: 1.05 for the step (or `scan_layers` is off by default, as it is),
 compilation. About ten minutes on two cores.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import statistics

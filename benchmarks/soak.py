@@ -7,8 +7,6 @@ trainer and its workers together, and their open files. Prints one JSON object: 
 third of the time, and the last over the second; above the limit of 1.02 it exits with 1.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import statistics

@@ -9,8 +9,6 @@ so that the caches of words are warm, and the timed captions are new to it. The 
 agree. Prints one JSON object; `ratio` is ours / theirs, the median over the turns.
 """
 
-from __future__ import annotations
-
 import functools
 import html
 import itertools

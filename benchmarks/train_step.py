@@ -7,8 +7,6 @@ both; what counts is the median of the ratios. Prints one JSON object: ratios ab
 is faster. The limit is the rate of a large float32 matrix product in the same run.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -4,8 +4,6 @@ Importing this package is cheap and touches no device; each name below is import
 used.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """Checks of what people pass to functions and flags: one line says what would be accepted."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

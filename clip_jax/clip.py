@@ -1,7 +1,5 @@
 """`Clip`: model, parameters, tokenizer and image transform as one thing that a person uses."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import logging

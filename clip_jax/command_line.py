@@ -1,7 +1,5 @@
 """How every program starts and ends: flags, one line for a user's mistake, exit codes."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

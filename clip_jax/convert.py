@@ -4,8 +4,6 @@ python -m clip_jax.convert --source=openai/clip-vit-base-patch32 --format=clip_j
 python -m clip_jax.convert --source=runs/mine --format=huggingface --output=mine_hf
 """
 
-from __future__ import annotations
-
 import sys
 
 from absl import flags

@@ -5,8 +5,6 @@ python -m clip_jax.evaluate --model=runs/mine --tasks=zero_shot --data=photos/te
 --output=result.json
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import sys

@@ -1,7 +1,5 @@
 """Making a `Clip`: random, or from whatever lies on disk, at a URL or on the hub."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -4,8 +4,6 @@ Axes ("data", "fsdp", "tensor"): the batch is split over data and fsdp together,
 optimizer state over fsdp, and heads, hidden units and the vocabulary over tensor.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

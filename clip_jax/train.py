@@ -6,8 +6,6 @@ Several processes train one run: on a TPU pod, under SLURM or Open MPI with --mu
 with --coordinator_address, --num_processes and --process_id.
 """
 
-from __future__ import annotations
-
 import sys
 
 from absl import flags

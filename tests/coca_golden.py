@@ -1,7 +1,5 @@
 """Tiny CoCas of open_clip with random values everywhere (tests/oracle/make_coca_golden.py)."""
 
-from __future__ import annotations
-
 import functools
 import json
 from pathlib import Path

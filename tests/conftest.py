@@ -1,7 +1,5 @@
 """What all tests share: eight CPU devices, one compilation cache, one tiny trained run."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

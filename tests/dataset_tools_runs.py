@@ -1,7 +1,5 @@
 """What the tests of `python -m clip_jax.data` share: sets made on the spot, runs in-process."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

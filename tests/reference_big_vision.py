@@ -1,7 +1,5 @@
 """Tiny files of big_vision's two towers, and their forward pass restated in float64."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tiny models of transformers with a random value in every parameter, and their outputs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

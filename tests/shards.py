@@ -1,7 +1,5 @@
 """Small archives of images and captions, made on the spot."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

@@ -6,8 +6,6 @@ goes on where it was.
 Each reader is a child that begins with everything imported: most of a start is imports.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Tokens that a user added to a vocabulary: transformers' ids, whatever file keeps them."""
 
-from __future__ import annotations
-
 import json
 import logging
 import pickle

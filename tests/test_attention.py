@@ -1,7 +1,5 @@
 """Which attention runs where. The kernels themselves are tested by parity, and on a GPU by hand."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

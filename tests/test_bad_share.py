@@ -1,7 +1,5 @@
 """The share of unusable records that a run tolerates, in every format and at every moment."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """BERT, RoBERTa and XLM-RoBERTa text towers, and VisionTextDualEncoder, against transformers."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`Clip`: every method of the public interface, and the bundle on disk."""
 
-from __future__ import annotations
-
 import io
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """What people pass to the methods of `Clip`: taken where its meaning is plain, else one line."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Callable, Iterator

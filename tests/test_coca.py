@@ -1,7 +1,5 @@
 """CoCa against open_clip: embeddings, the decoder's logits, its loss, counts and weights."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Configurations: every shipped file builds; a wrong key, type or value is named."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

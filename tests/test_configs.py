@@ -5,8 +5,6 @@ After a wanted change, `GOLDEN=write pytest tests/test_configs.py` writes the sn
 their diff.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import json

@@ -5,8 +5,6 @@ of every row were compared with open_clip's own, and full-size convnext_tiny wit
 embeddings 1e-7.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A run whose newest checkpoint is damaged goes on from the one before it, and says so."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

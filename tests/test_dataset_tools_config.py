@@ -1,7 +1,5 @@
 """`inspect`, `convert` and `tokenizer` read what training with the same --config would."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

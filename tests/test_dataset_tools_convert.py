@@ -1,7 +1,5 @@
 """`convert` loses nothing, writes the same bytes whenever it is run, and nothing outside."""
 
-from __future__ import annotations
-
 import io
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """Lists of perceptual hashes, written and then used by a run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

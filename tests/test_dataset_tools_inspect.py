@@ -1,7 +1,5 @@
 """The page of `inspect` holds the right numbers, for good data, for broken data, and in parts."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -18,8 +16,8 @@ from PIL import Image
 
 from clip_jax.data.sources import open_source
 from clip_jax.dataset_tools import program
+from clip_jax.dataset_tools.inspect import throughput
 from clip_jax.dataset_tools.inspect.as_trained import AsTrained
-from clip_jax.dataset_tools.inspect.command import throughput
 from clip_jax.dataset_tools.inspect.duplicates import (
     MAX_DISTANCE,
     exact_groups,

@@ -1,16 +1,14 @@
 """A place that cannot be written is a mistake told at once, in one line, and left as it was."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 from dataset_tools_runs import contents, make_shards, mistake
 
 from clip_jax.dataset_tools import tokenizer
-from clip_jax.dataset_tools.convert.command import command as convert
+from clip_jax.dataset_tools.convert import command as convert
 from clip_jax.dataset_tools.convert.plan import Settings, read_plan
-from clip_jax.dataset_tools.inspect.command import command as inspect
+from clip_jax.dataset_tools.inspect import command as inspect
 from clip_jax.dataset_tools.output_files import output_file, output_folder, write_text
 from clip_jax.errors import UserError
 

@@ -1,7 +1,5 @@
 """`tokenizer` trains on the captions of any source, the same ones for the same seed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`verify` finds what is bad, says where it is, and never ends in a traceback."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -5,8 +5,6 @@ The disk is a file size limit (`RLIMIT_FSIZE`), which works everywhere, or a sma
 process may mount one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import itertools

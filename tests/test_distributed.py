@@ -1,7 +1,5 @@
 """Joining a job, ending it together, and what its processes must have in common."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """One order of samples, whatever reads them: every sample once an epoch, through any kill."""
 
-from __future__ import annotations
-
 import itertools
 import subprocess
 import sys

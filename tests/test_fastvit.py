@@ -6,8 +6,6 @@ row were compared with open_clip's own, and full-size S0 and S3 with random weig
 2e-7.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The floors of the package hold, and the linter sees a climb and a circle; the docs build."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

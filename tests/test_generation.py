@@ -1,7 +1,5 @@
 """Captions: equal to open_clip's, to a plain beam search, and drawn from the right tokens."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any

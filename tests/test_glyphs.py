@@ -1,7 +1,5 @@
 """The embedded dataset: its counts, its split, and that drawing keeps scale and baseline."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The reader of compiled programs: shapes, loops, and scalar arithmetic."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import pytest

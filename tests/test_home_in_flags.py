@@ -1,7 +1,5 @@
 """ "~" in the flags of programs: shells leave it as it is in --flag=~/name."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -5,8 +5,6 @@ names and shapes of every row were compared with open_clip's own, and full-size 
 MobileCLIP-B with random weights: embeddings 1e-7.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

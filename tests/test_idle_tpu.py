@@ -1,7 +1,5 @@
 """A TPU's compiler on a machine without a TPU writes nothing to stderr and costs no time."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import subprocess

@@ -3,8 +3,6 @@
 At the end the two recipes that this is for: a curriculum (CLIPA), and a locked image tower (LiT).
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Labels: each form has one meaning in every format, and names or numbers is decided once."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

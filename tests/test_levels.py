@@ -1,7 +1,5 @@
 """Pixels stored as other numbers than bytes: the levels that they stand for, in every container."""
 
-from __future__ import annotations
-
 import io
 import struct
 

@@ -1,8 +1,6 @@
 """Loading, saving and converting: every layout that needs no other library, and what a user can
 get wrong. Against the reference implementations: test_huggingface, test_parity_families."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,8 +1,6 @@
 """What a user can get wrong in loading and saving: one line each, naming the file and what would be
 right."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

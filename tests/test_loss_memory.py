@@ -1,7 +1,5 @@
 """Memory of the losses: on one device here, and of TPU chips that are only described."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

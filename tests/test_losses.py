@@ -1,7 +1,5 @@
 """The losses against float64 numpy: values, gradients, symmetry, devices and memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

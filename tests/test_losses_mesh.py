@@ -1,7 +1,5 @@
 """Dense, ring and chunked: one value and one gradient, on any mesh, at what price."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,8 +1,6 @@
 """The loss and every gradient are those of one device: any mesh, loss, implementation and number of
 micro-batches, with random patches left out. `benchmarks/equality.py` goes through all of them."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import sys

@@ -1,7 +1,5 @@
 """Architectures by name, their counts, their initialisation, and what the towers compute."""
 
-from __future__ import annotations
-
 import csv
 import functools
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several processes that train one run: the same values as one process, and a common end."""
 
-from __future__ import annotations
-
 import signal
 import time
 from pathlib import Path

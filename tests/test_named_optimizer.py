@@ -1,7 +1,5 @@
 """Optimizers by name: against optax on separate matrices, against numpy; and wrong names."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

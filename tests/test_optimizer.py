@@ -1,7 +1,5 @@
 """Weight decay's mask, the schedule, AdamW against numpy, and one whole update."""
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any

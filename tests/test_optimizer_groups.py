@@ -1,7 +1,5 @@
 """Rates by tower and layer, frozen parameters, and what the optimizer's state is made of."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

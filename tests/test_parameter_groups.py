@@ -1,7 +1,5 @@
 """Patterns of parameters, what is frozen, and learning rates by tower and layer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

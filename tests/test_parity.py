@@ -5,8 +5,6 @@ tests/oracle/make_goldens.py; nothing here needs torch. Full-size RN50 and ViT-B
 weights were compared once by hand with the same result.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from pathlib import Path

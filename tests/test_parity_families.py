@@ -7,8 +7,6 @@ and tests/oracle/references.py for what the references give. The largest deviati
 table of docs/parity.md.
 """
 
-from __future__ import annotations
-
 import functools
 import gc
 import json

@@ -1,7 +1,5 @@
 """A pre-flight's report, on simulated devices."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import types

@@ -1,7 +1,5 @@
 """Counts of arithmetic and exchanges, against XLA's own where that is right, and by hand."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """`python -m clip_jax.preflight` as a person runs it."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import subprocess

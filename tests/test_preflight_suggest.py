@@ -1,7 +1,5 @@
 """What a pre-flight advises, and the settings that it finds."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

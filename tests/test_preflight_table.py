@@ -1,7 +1,5 @@
 """The table of pre-flights is made piece by piece, and keeps what is finished."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys

@@ -1,7 +1,5 @@
 """Traces, dumps of the compiled step, and the count of compilations."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Captions cleaned and chosen, samples left out by rule, and what a run says of it."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from pathlib import Path

@@ -1,8 +1,6 @@
 """What the backward pass keeps: scanned layers hold no more than the compiler would without a
 loop."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import pytest

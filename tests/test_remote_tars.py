@@ -1,7 +1,5 @@
 """Indexed tars of a store: copied or read piece by piece, and what becomes of those that fail."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from pathlib import Path

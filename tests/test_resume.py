@@ -1,7 +1,5 @@
 """A run that is killed and started again is the run that was never killed, bit for bit."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

@@ -1,8 +1,6 @@
 """Rotary positions and the block options of EVA-02 and Perception Encoder, against restatements in
 numpy; the whole towers are compared with timm's in the parity suite."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

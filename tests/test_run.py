@@ -1,7 +1,5 @@
 """What of a configuration may change when a run goes on, and what may not."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The same samples through four formats: the same losses, bit for bit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The same training whatever the mesh: losses, parameters, and where things lie."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Every option of a source reaches the reader, from every place where a person can set it."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import json

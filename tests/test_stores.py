@@ -1,7 +1,5 @@
 """A store that fails, stalls and cuts off: asked again, then left; copies within their bound."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

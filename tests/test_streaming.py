@@ -1,7 +1,5 @@
 """Streams of shards: one order whatever the hosts and workers, through any resume and any fault."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """Why members of an archive make no sample: the reason that is true, in every reader."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import io

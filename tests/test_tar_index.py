@@ -1,7 +1,5 @@
 """Indexes of tar files: made once, made again where they are too old, opened without being read."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import logging

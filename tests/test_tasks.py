@@ -1,7 +1,5 @@
 """Tasks: labels from data, seen and unseen names, and real photos where they are at hand."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

@@ -4,8 +4,6 @@ One string of 100 kB goes with each. transformers has no ftfy and no HTML unesca
 cleaning differs it gets our cleaned text.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import json

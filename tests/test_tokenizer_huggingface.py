@@ -1,7 +1,5 @@
 """Tokenizers out of Hugging Face and open_clip directories, of any vocabulary size, and back."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle

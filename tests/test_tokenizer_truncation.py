@@ -1,7 +1,5 @@
 """Texts over the context: an error for a `Clip`, cut by training and by the evaluation programs."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

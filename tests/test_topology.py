@@ -1,7 +1,5 @@
 """Described, simulated and real devices; needs libtpu, as the development extra brings it."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The programs as a person runs them: exit codes, one-line errors, files left behind."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -1,7 +1,5 @@
 """The training loop: it learns, it stops on a loss that is not finite, it writes what it should."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """What a configuration says of its data: a mixture, a stream, rules; and what a run says of it."""
 
-from __future__ import annotations
-
 import shutil
 from collections import Counter
 from pathlib import Path

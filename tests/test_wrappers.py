@@ -1,7 +1,5 @@
 """Weights inside what training programs wrap around them: read in every layout, or refused."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

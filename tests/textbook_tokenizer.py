@@ -1,7 +1,5 @@
 """OpenAI's tokenizer from the list of its rules, slow and plain; and strings to try it on."""
 
-from __future__ import annotations
-
 import html
 import itertools
 import random

@@ -1,7 +1,5 @@
 """What the tests of image towers of timm share: goldens, and our numbers on their inputs."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

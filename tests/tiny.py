@@ -1,7 +1,5 @@
 """The smallest training run; child processes of the tests import it too, so it sets nothing up."""
 
-from __future__ import annotations
-
 
 def tiny_config(**changes):
     """A glyph run of a second: few steps of the smallest towers. `changes`: keys, "__" for "."."""

@@ -1,7 +1,5 @@
 """Tiny CLIPs with a random value in every parameter, for the tests of loading and saving."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

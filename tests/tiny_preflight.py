@@ -1,7 +1,5 @@
 """A tiny run to pre-flight, on eight simulated devices."""
 
-from __future__ import annotations
-
 import jax
 from tiny import tiny_config
 

@@ -8,8 +8,6 @@ python -m clip_jax.data index --data='shards/*.tar'
 python -m clip_jax.data hashes --data='test/*.tar' --output=test_set.txt
 """
 
-from __future__ import annotations
-
 import sys
 
 from clip_jax.dataset_tools.program import run

@@ -1,7 +1,5 @@
 """What is wrong with a sample, and where it is."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which files a path to data means, where its format is one of whole files."""
 
-from __future__ import annotations
-
 import os
 
 from clip_jax.data.sources import detect_format

@@ -1,7 +1,5 @@
 """Which data a command reads: what its flags name, or what a training run's configuration does."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence

@@ -9,8 +9,6 @@ before them; a run on the same data with that list has each image once. Images t
 decoded have no hash; they are counted.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ Only headers and captions are read. What is indexed already and has not changed 
 Exits 0, or 1 where an archive is damaged, has no usable sample or cannot be read.
 """
 
-from __future__ import annotations
-
 import sys
 
 from absl import flags

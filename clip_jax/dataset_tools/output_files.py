@@ -1,7 +1,5 @@
 """Files that the commands write: checked before the work begins, and never half written."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Which command is meant: its flags, its help, its run."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Sequence
 

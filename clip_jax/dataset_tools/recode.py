@@ -1,7 +1,5 @@
 """Encoded images made smaller or of another format, or left as they are."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
 

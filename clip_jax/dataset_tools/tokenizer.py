@@ -5,8 +5,6 @@ python -m clip_jax.data tokenizer --data='shards/*.tar' --vocab_size=16000 --out
 A training run takes it by --config.tokenizer.source=tokenizer.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -8,8 +8,6 @@ the samples is that of keys, images and captions in order, whatever the format; 
 what sha256sum prints.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys

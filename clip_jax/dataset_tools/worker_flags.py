@@ -1,7 +1,5 @@
 """The flag by which a command is told how many processes work for it."""
 
-from __future__ import annotations
-
 import os
 
 from absl import flags

@@ -1,7 +1,5 @@
 """Work on the records of a source by several processes, in order, with a progress bar."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -5,8 +5,6 @@ A label is read to one of three things, as the table in docs/data.md says: a num
 left out and counted.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import unicodedata

@@ -3,8 +3,6 @@
 A new evaluator is a function here and a line in `TASKS`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Disks that take no more: recognised in any error, and told in one line."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -8,8 +8,6 @@ process that is gone, and {status} what the service said. No text: it has said i
 and nothing may follow.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import select

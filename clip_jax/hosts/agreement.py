@@ -4,8 +4,6 @@ All functions are called by all processes, in the same order; where there is onl
 nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ libtpu is then there for pre-flights, which compile for a TPU that is only descr
 it in every process, which costs time, and libtpu writes errors to stderr when it finds no TPU.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

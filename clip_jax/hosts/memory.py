@@ -1,7 +1,5 @@
 """Freed memory stays with the process: what a training step on a CPU otherwise pays for again."""
 
-from __future__ import annotations
-
 import ctypes
 
 # Parameters of glibc's mallopt(3).

@@ -11,8 +11,6 @@ The gradient comes with the value, by `custom_vjp`: reverse mode only, and once.
 Shape letters: B pairs of the global batch, D width of the shared space.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple

@@ -5,8 +5,6 @@ device ever holds them all. Both do the same but for the logits of the softmax l
 keeps for the gradient and `chunked` makes again.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jax import lax

@@ -7,8 +7,6 @@ Within a part the texts are taken in chunks; for the softmax gradient, blocks of
 again.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jax import lax

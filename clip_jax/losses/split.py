@@ -1,7 +1,5 @@
 """How the rows of a loss lie on the ambient mesh, and what the parts tell one another."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

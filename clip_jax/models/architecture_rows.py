@@ -1,7 +1,5 @@
 """What rows of several families of architectures have in common."""
 
-from __future__ import annotations
-
 from typing import Any
 
 Row = dict[str, Any]

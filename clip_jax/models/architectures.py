@@ -6,8 +6,6 @@ with x·sigmoid(1.702 x), which is the `-quickgelu` twin (the parameter counts a
 choice would load without an error).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterator

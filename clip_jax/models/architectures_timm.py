@@ -1,7 +1,5 @@
 """Rows of the architectures whose image tower open_clip takes from timm, Transformers apart."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from clip_jax.models.architecture_rows import Row, text, vit

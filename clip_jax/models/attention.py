@@ -4,8 +4,6 @@ Shape letters: B batch, L tokens, D width, H heads, K head dimension (D = H·K),
 their width.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal, NamedTuple
 

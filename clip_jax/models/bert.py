@@ -3,8 +3,6 @@
 Blocks normalise after each residual sum, attention is bidirectional and does not see padding.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.linen as nn

@@ -1,7 +1,5 @@
 """Where activations live: the one thing that a module says about sharding."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec

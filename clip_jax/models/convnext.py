@@ -4,8 +4,6 @@ A block is a Transformer's without attention: a depthwise convolution mixes posi
 channels.
 """
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -4,8 +4,6 @@ Shape letters: B images, R rows of tokens (a multiple of B, those of an image si
 tokens, D width, N tokens of the image memory, C their width, V vocabulary.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import flax.linen as nn

@@ -9,8 +9,6 @@ in the entries of its last two stages of four, and pointwise branches in its ste
 has LayerNorm before attention and neither of the others.
 """
 
-from __future__ import annotations
-
 import functools
 
 import flax.linen as nn

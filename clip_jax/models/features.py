@@ -1,7 +1,5 @@
 """What happens inside a tower: the output of every block and the weights of every attention."""
 
-from __future__ import annotations
-
 import re
 from typing import Any, NamedTuple
 

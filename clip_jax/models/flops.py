@@ -5,8 +5,6 @@ of one forward pass. Not by the compiler's own count, which sees the body of a s
 recomputation as work.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -8,8 +8,6 @@ Shape letters: B images, K beams an image, R rows (B, or B·K with the beams of 
 side), L tokens of a caption, V vocabulary.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

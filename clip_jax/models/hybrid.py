@@ -4,8 +4,6 @@ MobileCLIP-B (Vasu et al. 2024, MobileCLIP): three convolutions. ViTamin (Chen e
 Designing Scalable Vision Models in the Vision-Language Era): two stages of inverted bottlenecks.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.linen as nn

@@ -1,7 +1,5 @@
 """Initial values of parameters, by the rules of the code bases that trained the released models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import flax.linen as nn

@@ -1,7 +1,5 @@
 """Pooling by learned queries: SigLIP's head, Perception Encoder's, and CoCa's pooler."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """From a tower's feature into the shared space."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

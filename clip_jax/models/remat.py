@@ -1,7 +1,5 @@
 """What the backward pass computes again instead of keeping it (Chen et al. 2016)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.linen as nn

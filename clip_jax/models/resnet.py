@@ -9,8 +9,6 @@ batch's statistics into the collection "batch_statistics", and `update_running_s
 them in.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any

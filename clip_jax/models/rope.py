@@ -1,7 +1,5 @@
 """Rotary positions on a grid of patches (Su et al. 2021; EVA-02, Perception Encoder)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from clip_jax.models.config import ClipConfig

@@ -1,8 +1,6 @@
 """The text tower (paper section 2.4): a Transformer whose feature is read at the end-of-text
 token."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.linen as nn

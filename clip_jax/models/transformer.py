@@ -4,8 +4,6 @@ One implementation serves all families through the options of `BlockConfig`. Sha
 batch, L tokens, D width, M width of the MLP.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

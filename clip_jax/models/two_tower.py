@@ -1,7 +1,5 @@
 """The two towers in one space (paper figure 3)."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The Vision Transformer image tower (Dosovitskiy et al. 2021; CLIP paper section 2.4)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.linen as nn

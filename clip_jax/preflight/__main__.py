@@ -4,8 +4,6 @@ python -m clip_jax.preflight --config=configs/openai_vit_b32.py --topology=v5e:8
 python -m clip_jax.preflight --config=configs/quickstart.py --topology=cpu:8
 """
 
-from __future__ import annotations
-
 import json
 import sys
 

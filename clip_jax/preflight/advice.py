@@ -1,7 +1,5 @@
 """What to change where a run does not fit, worked out from what takes the memory."""
 
-from __future__ import annotations
-
 import math
 import typing
 

@@ -1,8 +1,6 @@
 """What must not be in a sharded training step: batches gathered on to every device, and optimizer
 state that every device holds whole."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

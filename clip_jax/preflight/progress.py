@@ -1,7 +1,5 @@
 """A line on stderr while something takes long."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import threading

@@ -1,7 +1,5 @@
 """What a pre-flight found: one JSON object, and the same for people."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

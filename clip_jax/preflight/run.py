@@ -1,7 +1,5 @@
 """One pre-flight: a run's programs compiled, a report made of what comes out."""
 
-from __future__ import annotations
-
 import jax
 
 from clip_jax.preflight import compile as compiling

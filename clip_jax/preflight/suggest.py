@@ -1,7 +1,5 @@
 """Trying other settings of a run, few and in a useful order, and ranking those that fit."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

@@ -1,8 +1,6 @@
 """Devices to compile for: a TPU slice that is only described, simulated CPU devices, or this
 machine's own."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import importlib.util

@@ -3,8 +3,6 @@
 `python -m clip_jax.report --workdir=runs/quickstart` writes it again.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from clip_jax.files.disk import write_text, writing

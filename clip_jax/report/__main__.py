@@ -3,8 +3,6 @@
 python -m clip_jax.report --workdir=runs/quickstart
 """
 
-from __future__ import annotations
-
 import sys
 
 from absl import flags

@@ -1,7 +1,5 @@
 """Line charts as PNG, each in a light and a dark version."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 from collections.abc import Sequence

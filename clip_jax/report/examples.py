@@ -1,7 +1,5 @@
 """Which images, labels and queries the report shows: drawn with a fixed seed, never by hand."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any

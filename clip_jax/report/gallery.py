@@ -1,7 +1,5 @@
 """The parts of the page that ask the model: labels of images, images of queries, similarity."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """What a run left in its folder, read with patience: any part may be missing."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from pathlib import Path

@@ -3,8 +3,6 @@
 Whatever comes from data or configuration passes through `text`; nothing refers to another file.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io

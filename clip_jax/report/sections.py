@@ -1,7 +1,5 @@
 """The parts of the page that come from the run's own files: overview, curves, evaluation."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

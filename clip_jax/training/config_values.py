@@ -1,8 +1,6 @@
 """Between frozen dataclasses and the `ConfigDict` that files and flags edit; knows no setting by
 name."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import types

@@ -4,8 +4,6 @@ Sources: Radford et al. 2021 (CLIP), tables 18 to 20; OpenCLIP's trainer and its
 et al. 2023 (SigLIP) and big_vision's configurations; Li et al. 2023 (CLIPA) and its configurations.
 """
 
-from __future__ import annotations
-
 from ml_collections.config_dict import ConfigDict
 
 from clip_jax.training.config import default_config

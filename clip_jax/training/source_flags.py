@@ -3,8 +3,6 @@
 So every program takes every option of a source, the ones of tomorrow included.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 import typing

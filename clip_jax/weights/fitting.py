@@ -1,7 +1,5 @@
 """A model and a tokenizer made one: lengths, sizes, and the id at which texts are read."""
 
-from __future__ import annotations
-
 import logging
 
 from clip_jax.errors import UserError

@@ -1,7 +1,5 @@
 """From a path on disk to a model: which layout it is, its configuration, tokenizer and weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -1,7 +1,5 @@
 """The README.md that goes with exported weights."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from clip_jax.models.config import ClipConfig

@@ -1,7 +1,5 @@
 """What lies at a path as a model: any layout, a training run, or one of its checkpoints."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

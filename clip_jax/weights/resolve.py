@@ -1,7 +1,5 @@
 """From what a user typed to a path on this machine: a path, a hub id, or a URL for fsspec."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A model written to a folder, in our own layout or in that of Hugging Face or open_clip."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -5,8 +5,6 @@ tests/test_parity_families.py in ours. Widths are the released ones; there are f
 smaller vocabulary, so that a model has tens of millions of parameters instead of billions.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

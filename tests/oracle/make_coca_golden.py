@@ -19,8 +19,6 @@ Each file holds one model, every key a path:
     filter/logits, filter/top_p_P, filter/top_k_K     probabilities that sampling draws from
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Any

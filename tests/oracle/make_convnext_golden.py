@@ -5,8 +5,6 @@ Run it as make_goldens.py, which says what the files hold, from the root of the 
     python tests/oracle/make_convnext_golden.py
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from make_goldens import TEXT

@@ -19,8 +19,6 @@ Each file holds one model, every key a path:
                               softmax_loss, gradient/NAME, and state/NAME of the running statistics
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Our side of the references: a process in their environment, a cache of what it made, results."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """A random value in every parameter and running statistic of a torch model, and random inputs."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any

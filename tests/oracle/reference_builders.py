@@ -1,7 +1,5 @@
 """Builds the references of the parity suite, and loads them from a folder as their users would."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator

@@ -15,8 +15,6 @@ text_features before normalisation, image_embeds and text_embeds after it, logit
 loss; of CoCa, caption_logits and captions.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 import json

@@ -4,8 +4,6 @@ Run it after them, from anywhere: `python tests/oracle/report.py`; exit status 1
 or is missing.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ Their files hold what make_goldens.py says, in fewer and larger arrays: `index` 
 {key: [dtype, shape]}, and the values of all keys of a dtype follow each other in `values_DTYPE`.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Any

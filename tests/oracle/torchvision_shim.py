@@ -6,8 +6,6 @@ where it describes the shapes of two of them. Those descriptions are skipped her
 module before timm, open_clip or transformers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -5,8 +5,6 @@ glyphs and a part of whose names training never saw. Every glyph is drawn at one
 baseline, so that "c" and "C" differ. Nothing is downloaded; drawing takes seconds and is cached.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging

@@ -5,8 +5,6 @@ when they are read (an image that cannot be decoded). Both count. What a rule le
 nor does what is in a shard that cannot be read.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -9,8 +9,6 @@ refused. Images keep their bytes where nothing is to be done.
 Several captions of a sample: KEY.txt has the first, KEY.json all of them as the list "captions".
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections import Counter

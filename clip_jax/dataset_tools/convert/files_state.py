@@ -1,7 +1,5 @@
 """Whether the files of a source have changed since a run looked at them."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ out. A shard is made in DIR/.convert and renamed; what is known of it lies there
 So after a kill every file in DIR is whole, and the next run makes the rest.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

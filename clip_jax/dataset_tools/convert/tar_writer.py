@@ -7,8 +7,6 @@ inside the folder where somebody extracts the archive, and are unique in it; a k
 changed is in the .json as "source_key".
 """
 
-from __future__ import annotations
-
 import io
 import json
 import math

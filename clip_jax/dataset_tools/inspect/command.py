@@ -8,8 +8,6 @@ the page says which. It has sizes, lengths and duplicates, what cannot be used a
 each stage is. Of large data --limit records, at equal distances, are looked at.
 """
 
-from __future__ import annotations
-
 from absl import flags
 
 from clip_jax.data.records import Source

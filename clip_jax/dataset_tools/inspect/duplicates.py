@@ -1,7 +1,5 @@
 """Which records are the same image, nearly the same, or have the same caption."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

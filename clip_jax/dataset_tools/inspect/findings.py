@@ -1,7 +1,5 @@
 """All that the page of `inspect` shows, gathered."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Histograms as PNG, in the look of the report's charts."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass

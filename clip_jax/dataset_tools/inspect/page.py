@@ -1,7 +1,5 @@
 """The page of `inspect`: tiles, samples, histograms, what cannot be used."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator
 

@@ -1,7 +1,5 @@
 """The parts of the page of `inspect` about duplicates and about speed."""
 
-from __future__ import annotations
-
 from clip_jax.dataset_tools.inspect.duplicates import MAX_DISTANCE, Group
 from clip_jax.dataset_tools.inspect.findings import Inspection, ShownGroup
 from clip_jax.dataset_tools.inspect.table import table

@@ -1,7 +1,5 @@
 """What single records are like: sizes, bytes, captions, hashes, or why they cannot be used."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field

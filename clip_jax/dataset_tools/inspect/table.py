@@ -1,7 +1,5 @@
 """A table of the page of `inspect`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from clip_jax.report import page

@@ -1,7 +1,5 @@
 """How many tokens captions have when nothing is cut."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

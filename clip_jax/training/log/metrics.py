@@ -1,7 +1,5 @@
 """What a run writes about itself: JSON lines, TensorBoard, and the line that a person watches."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The short table that ends a run, and what to try next."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """Saving and resuming a run, through orbax; `weights/layouts/checkpoint.py` reads what is saved."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Time in a run: where it goes, and when it calls for a checkpoint."""
 
-from __future__ import annotations
-
 import time
 
 import jax

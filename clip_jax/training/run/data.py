@@ -1,7 +1,5 @@
 """The image-text pairs that a configuration names, and what reading them costs a run."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

@@ -1,7 +1,5 @@
 """What lies where: a table of the parameters and the optimizer's state, without any of them."""
 
-from __future__ import annotations
-
 from clip_jax.sharding import explain, make_mesh
 from clip_jax.training.config import TrainConfig
 from clip_jax.training.run.data import open_data

@@ -5,8 +5,6 @@ image size or context length (Li et al. 2023, CLIPA). Locked-image tuning begins
 image tower and a random text tower (Zhai et al. 2022, LiT).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import re

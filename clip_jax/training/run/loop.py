@@ -4,8 +4,6 @@ Nothing here waits for the device but where it must: step n + 1 is dispatched be
 step n are read, and checkpoints are written behind the run's back.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from pathlib import Path

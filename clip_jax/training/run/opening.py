@@ -1,7 +1,5 @@
 """Opening a run: what it is made of, fresh or from the newest checkpoint."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -1,7 +1,5 @@
 """What a run says of a step, one step later: its row, the progress line, a stop where it failed."""
 
-from __future__ import annotations
-
 import json
 
 import jax

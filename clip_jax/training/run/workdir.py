@@ -1,7 +1,5 @@
 """The folder of a run: made, locked, and the cache of compiled programs in it."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

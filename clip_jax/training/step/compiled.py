@@ -1,7 +1,5 @@
 """The compiled training step of a configuration: what a run calls, and a pre-flight compiles."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -4,8 +4,6 @@ Shape letters: B pairs of the global batch, k micro-batches of m = B/k pairs, D 
 space.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Any optimizer of optax or optax.contrib, by its name and the arguments that it takes."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 import re

@@ -1,8 +1,6 @@
 """The update of a run: clipping, the optimizer of its choice, decoupled decay, learning rates by
 tower and layer, frozen parameters."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

@@ -4,8 +4,6 @@ Parameters go by their paths, such as "vision/transformer/blocks_3/mlp/in/kernel
 regular expression that matches a whole path.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Sequence

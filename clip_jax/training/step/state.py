@@ -1,7 +1,5 @@
 """Everything that a training step reads and writes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.struct

@@ -1,7 +1,5 @@
 """One update: the gradient of the global loss, then the optimizer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Says what lies in a folder, and finds the checkpoints of Hugging Face's Trainer in one."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence

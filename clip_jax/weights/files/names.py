@@ -1,7 +1,5 @@
 """What files of weights have in common: tensors by name, and how names are listed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol

@@ -7,8 +7,6 @@ loader does not take, go through `torch.jit.load`: it runs no Python and compile
 running it, but for `__setstate__` methods, so archives with these are refused.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 import warnings

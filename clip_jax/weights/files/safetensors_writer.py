@@ -5,8 +5,6 @@ a JSON header padded with spaces, then the tensors without gaps; readers want ea
 item size, so that wider dtypes come first.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -5,8 +5,6 @@ contains, and nothing keeps more of a file in memory than the tensor that was as
 TorchScript archives (see `torch_files`).
 """
 
-from __future__ import annotations
-
 import json
 import re
 import zipfile

@@ -4,8 +4,6 @@ Every layout has a tensor `logit_scale` and towers of known names beside it. Wha
 these names is a wrapper's (`model.`, `base_model.model.`); what lies elsewhere is not the model.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Names of BERT's, RoBERTa's and XLM-RoBERTa's tensors in Hugging Face's layout."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from clip_jax.models.config import ClipConfig

@@ -5,8 +5,6 @@ that nothing is transposed. The blocks of a tower are `encoderblock_0`, `encoder
 scanned, one `encoderblock` whose tensors have a leading axis of layers.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -5,8 +5,6 @@ DIR/model.safetensors    parameters, their tree paths joined by "/"
 DIR/tokenizer/           the tokenizer's configuration and its own files
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -7,8 +7,6 @@ with its files, and the position in the data. orbax writes into a temporary fold
 the end, so that a half-written checkpoint is never seen as one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import json

@@ -4,8 +4,6 @@ Image towers: CLIP's, and the plain ViT with its pooler; text towers: BERT, RoBE
 read through their poolers.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any

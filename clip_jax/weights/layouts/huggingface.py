@@ -4,8 +4,6 @@ Tensors are named alike in all four; matrices are (out, in), and query, key and 
 but for those of SigLIP's pooling head, which are stacked on the first axis.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

@@ -1,8 +1,6 @@
 """Hugging Face's `config.json` of `CLIPModel`, `MetaClip2Model`, `SiglipModel` and `Siglip2Model`
 <-> `ClipConfig`."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ Models with a text tower of their own class ("custom text") have the same text n
 image towers of timm are in `weights/timm….py`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any

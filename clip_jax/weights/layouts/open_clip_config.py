@@ -4,8 +4,6 @@ A key that changes the function and that we cannot honour is refused by name; ke
 change it (dropout, pretrained flags) are let through.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

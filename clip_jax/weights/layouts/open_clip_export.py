@@ -1,7 +1,5 @@
 """`ClipConfig` -> `open_clip_config.json`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -4,8 +4,6 @@ The files carry no configuration, and one thing that shapes do not show: these w
 with x·sigmoid(1.702 x).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 from clip_jax.errors import UserError

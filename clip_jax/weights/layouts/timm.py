@@ -4,8 +4,6 @@ SigLIP, EVA-02 and Perception Encoder. Their matrices are (out, in); query, key 
 `qkv` or three `q_proj`, `k_proj`, `v_proj`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from clip_jax.models.config import ClipConfig

@@ -1,8 +1,6 @@
 """Names of timm's ConvNeXt, as open_clip stores it under `visual.trunk.`, its projection under
 `visual.head.`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from clip_jax.models.config import ClipConfig

@@ -1,7 +1,5 @@
 """Names of timm's FastViT, as open_clip stores it under `visual.trunk.`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from clip_jax.models.config import ClipConfig

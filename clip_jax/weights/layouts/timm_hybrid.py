@@ -1,8 +1,6 @@
 """Names of timm's ViTamin and of MobileCLIP-B's tower, as open_clip stores them under
 `visual.trunk.`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from clip_jax.models.config import ClipConfig

@@ -1,7 +1,5 @@
 """Rules of single layers that several image towers of timm have."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from clip_jax.models.config import ClipConfig

@@ -4,8 +4,6 @@ Bicubic with antialias over the grid of patches, linear over a line of tokens, b
 centres: what open_clip does, and so what resized checkpoints in the world were made with.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 CUBIC_A = -0.5  # Keys' kernel, as in Pillow

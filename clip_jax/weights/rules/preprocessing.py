@@ -5,8 +5,6 @@ image_interpolation and image_fill. What our transform cannot do is refused by i
 approximated: a wrong preprocessing costs points that nobody finds again.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ there. Reading goes leaf by leaf through the table, so that little more than one
 beside what is already in its place.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import re
