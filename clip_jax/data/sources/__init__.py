@@ -61,7 +61,7 @@ _ENDINGS = {
 # Files that show a folder's format, in the order in which they are looked for; names are also
 # tried in lower case.
 _SIGNS = (
-    ("dataset_info.json", "huggingface"),  # TFDS has features.json, too
+    ("dataset_info.json", "huggingface"),  # with state.json or *.arrow; TFDS also has features.json
     ("dataset_dict.json", "huggingface"),
     ("*.tar", "webdataset"),
     ("*.parquet", "parquet"),

@@ -33,7 +33,7 @@ MANY_CAPTION_COLUMNS = (
 KEY_COLUMNS = ("key", "__key__")
 
 MAX_CAPTION_BYTES = 4 << 20  # a "caption" beyond this is an accident or an attack
-_PROBED_IMAGES = 20  # checked for existence before training
+_PROBED_IMAGES = 20  # first images, checked for existence before training
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def find_label_column(names: Sequence[str], options: SourceOptions) -> str | Non
 
 
 def with_label(fields: dict[str, Any], options: SourceOptions) -> dict[str, Any]:
-    """Adds a record's label to its metadata under the name in the options, and returns both."""
+    """Adds a record's label to its metadata, under the name in the options; returns the latter."""
     label = find_label_column(tuple(fields), options)
     if label is not None:
         fields.setdefault(options.label_column or label, fields[label])
