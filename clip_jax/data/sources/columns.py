@@ -99,7 +99,7 @@ def find_label_column(names: Sequence[str], options: SourceOptions) -> str | Non
 
 
 def with_label(fields: dict[str, Any], options: SourceOptions) -> dict[str, Any]:
-    """Adds a record's label to its metadata, under the name in the options; returns the latter."""
+    """Adds a record's label to `fields` under the name in the options, and returns `fields`."""
     label = find_label_column(tuple(fields), options)
     if label is not None:
         fields.setdefault(options.label_column or label, fields[label])

@@ -1,6 +1,6 @@
 """Single images on the web, which rows name by URL; many links are dead, so timeouts are short.
 
-A shard is worth minutes of retries (`stores.py`), one image of millions is not.
+A shard is worth minutes of retries (`stores.py`); one image of millions is not.
 """
 
 import time
