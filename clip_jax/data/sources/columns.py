@@ -75,7 +75,7 @@ def find_columns(
 def find_caption_columns(
     where: str, names: Sequence[str], options: SourceOptions, known: Sequence[str]
 ) -> tuple[str, ...]:
-    """Returns the caption columns, as `find_columns`; () if one is missing and not needed."""
+    """Returns the caption columns, as `find_columns` does; () if one is missing and not needed."""
     try:
         return tuple(
             find_column(where, names, given, known, "caption_column")

@@ -171,7 +171,7 @@ class PathSource:
         self._store = rows.store
         self._later_labels = rows.later_labels
         self._store.gather(keep_columns=bool(options.caption_weights))
-        # Each file's records are consecutive; these are the first ones.
+        # A file's records are consecutive; these are the indices of the first ones.
         self._starts = np.searchsorted(np.asarray(rows.files), np.arange(len(self._paths)))
         if not len(self._store) and not (options.skip_unreadable and self.dropped.total):
             why = next(iter(self.dropped.items()), None)
@@ -180,7 +180,7 @@ class PathSource:
                 f"{path} has no row with {wanted}; give at least one"
                 + (f" ({self.dropped.total} dropped; {why[0]}: {why[1]})" if why else "")
             )
-        # A file's relative paths are relative to its entry here.
+        # Each file's relative paths start from its entry in this list.
         self._folders = [os.path.dirname(name) for name in self._paths]
         self._check_images(elsewhere)
         self.fingerprint = fingerprint_of(
