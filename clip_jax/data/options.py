@@ -1,4 +1,4 @@
-"""How a source is read: what all formats and all stores have in common."""
+"""Options of a source that all formats and stores share."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -27,19 +27,19 @@ LISTED_DROPS = 1000
 
 @dataclass(frozen=True)
 class CaptionOptions:
-    """What becomes of the captions of a record."""
+    """Options for choosing and cleaning a record's captions."""
 
-    # sample: one of them, by weight where columns have weights; first; concatenate: all, with a
-    # space between.
+    # "sample" draws one, by weight if columns have weights; "first" takes the first; "concatenate"
+    # joins all with spaces.
     choice: Literal["sample", "first", "concatenate"] = "sample"
-    clean: bool = False  # alt texts: entities, tags, addresses and file names go
+    clean: bool = False  # alt texts: removes entities, tags, addresses and file names
 
 
 @dataclass(frozen=True)
 class FilterOptions:
-    """Which samples are left out, by caption and by image; the defaults leave none out.
+    """Filters on captions and images; the defaults keep every sample.
 
-    Raises UserError where a number is out of its range.
+    Raises UserError if a number is out of range.
     """
 
     min_words: int = 0
@@ -61,20 +61,19 @@ class FilterOptions:
 
 @dataclass(frozen=True)
 class SourceFields:
-    """What a person can say about a source, besides where it is.
+    """User options of a source, other than its path.
 
-    The groups of a configuration, the flags of programs and `SourceOptions` inherit these fields,
-    so that each is written once. What does not concern a format is ignored, but for `image_column`.
+    Configuration groups, command-line flags and `SourceOptions` inherit these fields, so that each
+    is defined once. Fields that do not apply to a format are ignored, except `image_column`.
 
-    Raises UserError where names and weights of captions do not fit.
+    Raises UserError if the caption weights are invalid or not one per caption column.
     """
 
-    image_column: str | None = None  # None: the first with a usual name
-    caption_column: str | None = None  # one, or several with commas between; None: likewise
-    caption_weights: tuple[float, ...] = ()  # for each caption column; (): all alike
+    image_column: str | None = None  # None: the first column with a usual name
+    caption_column: str | None = None  # one or several, comma-separated; None: likewise
+    caption_weights: tuple[float, ...] = ()  # one per caption column; (): all equal
     caption_template: str = "a photo of a {}."  # for class-named folders
-    # Of a dataset that has several. None: "train" where there is one; an evaluation prefers "test",
-    # then "validation".
+    # None means "train" if the dataset has it; an evaluation prefers "test", then "validation".
     split: str | None = None
     remote: RemoteOptions = field(default_factory=RemoteOptions)
 
@@ -94,13 +93,13 @@ class SourceFields:
 
     @property
     def caption_columns(self) -> tuple[str, ...]:
-        """Names of the columns that hold captions; () for the usual ones."""
+        """Names of the caption columns; () for the usual ones."""
         names = (self.caption_column or "").split(",")
         return tuple(name.strip() for name in names if name.strip())
 
     def chosen(self, captions: dict[str, str]) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
-        """(captions, weights) of a record from its captions by column; blank ones and those of
-        weight 0 are left out."""
+        """Returns (captions, weights) from a record's captions by column, without blank captions
+        and those of weight 0."""
         found = [name for name in captions if captions[name].strip()]
         if not self.caption_weights:
             return tuple(captions[name] for name in found), None
@@ -111,35 +110,35 @@ class SourceFields:
 
 @dataclass(frozen=True)
 class SourceOptions(SourceFields):
-    """How a format's reader reads one source: the fields above, and what the program needs."""
+    """Options of a format's reader: the user's fields above, and what the program needs."""
 
-    # Without a split of this list, the first of its names that the data has is read.
+    # If the user names no split, the first of these that the data has is read.
     preferred_splits: tuple[str, ...] = ("train",)
-    # False: a record without a usable caption is kept, with none, and data without a column of
-    # captions are read; for those who want images and labels.
+    # False keeps records without a usable caption, and reads data without a caption column: for
+    # callers that want only images and labels.
     needs_captions: bool = True
-    # The field that holds labels: in `metadata` even where it is a caption or a key, too.
+    # The label field is in `metadata` even if it is also a caption or a key.
     label_column: str | None = None
-    # Of what is left out when the source is opened, so many by name; all are counted.
+    # Only this many dropped samples are listed by name; all are counted.
     listed_drops: int = LISTED_DROPS
-    # For those who look at data: archives here that cannot be read are left out and counted, where
-    # otherwise the first of them is an error, and it is no error if no sample remains.
+    # True, for inspecting data: unreadable local files are skipped and counted instead of being an
+    # error, and a source may be left with no sample.
     skip_unreadable: bool = False
 
 
 @dataclass(frozen=True)
 class SourceConfig(SourceFields):
-    """One source as a configuration names it: its place, its format, how it is read, and the rules
-    for its captions and images."""
+    """One source in a configuration: its path, format and options, and the rules for its captions
+    and images."""
 
-    path: str = ""  # folder, table or shards, here or in a store; for "glyphs" a split; see README
+    path: str = ""  # folder, table or shards, local or remote; for "glyphs" a split; see README
     format: Format = "auto"
     captions: CaptionOptions = field(default_factory=CaptionOptions)
     filters: FilterOptions = field(default_factory=FilterOptions)
-    exclude: str = ""  # file of perceptual hashes (16 hexadecimal digits a line) to leave out
-    exclude_distance: int = 0  # bits that may differ from one on the list
+    exclude: str = ""  # file of perceptual hashes (16 hex digits a line) of images to drop
+    exclude_distance: int = 0  # bits by which a match may differ
 
     def options(self, **changes: Any) -> SourceOptions:
-        """The options of its reader; `changes`: fields that only `SourceOptions` has."""
+        """Returns the options of the reader; `changes`: fields that only `SourceOptions` has."""
         fields = (each.name for each in dataclasses.fields(SourceFields))
         return SourceOptions(**{name: getattr(self, name) for name in fields}, **changes)

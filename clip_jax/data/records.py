@@ -1,7 +1,7 @@
-"""What a data source is: records by index, captions without pixels, and what was dropped.
+"""The `Source` protocol: records by index, captions without pixels, and a list of drops.
 
-Every format of `clip_jax.data` implements `Source`; everything above it (pipeline, evaluation)
-knows nothing else about files.
+Every format of `clip_jax.data` implements `Source`; the code above it (pipeline, evaluation) knows
+nothing else about files.
 """
 
 import hashlib
@@ -32,12 +32,12 @@ IMAGE_EXTENSIONS = (
 )
 
 
-# Why samples are left out, in the words of metrics, reports and `Drops.counts`.
+# These are the reasons for dropping a sample, as metrics, reports and `Drops.counts` name them.
 KINDS = (
     "image_missing",  # no image, or an incomplete one
     "image_undecodable",
     "image_bomb",  # declares too many pixels
-    "image_filtered",  # too small, too long: by config.data.filters
+    "image_filtered",  # too small or too elongated for config.data.filters
     "caption_missing",
     "caption_empty",  # or white space
     "caption_not_utf8",
@@ -45,17 +45,17 @@ KINDS = (
     "caption_filtered",
     "duplicate",  # on the list of config.data.exclude
     "row_malformed",
-    "shard_unreadable",  # vanished, or a store that fails in spite of all attempts
-    "shard_damaged",  # once an archive that is cut off or broken; its samples before are used
+    "shard_unreadable",  # vanished, or its store failed in all attempts
+    "shard_damaged",  # once per truncated or broken archive; samples before that are used
 )
 
 
 class CaptionError(DecodeError):
-    """A caption that cannot be used, as `decode_caption` finds it."""
+    """A caption that cannot be used; see `decode_caption`."""
 
 
 class Drop(NamedTuple):
-    """Why one sample is left out; `position`: archive and byte, where a source knows them."""
+    """The reason why one sample is dropped; `position`: archive and byte, if known."""
 
     kind: str
     reason: str
@@ -63,16 +63,16 @@ class Drop(NamedTuple):
 
 
 class Drops(Mapping[str, str]):
-    """What a source leaves out: key -> reason of the first, exact counts of all.
+    """Samples that a source drops: a mapping key -> reason of the first ones, and exact counts.
 
-    Of equal keys, as archives may have them, the mapping has the first; `listed` has each.
+    If keys repeat, as they may in archives, the mapping has the first; `listed` has each.
 
     Attributes:
-      counts: kind (of `KINDS`) -> how many.
-      listed: (key, `Drop`) of the first, in order.
-      room: how many may be listed.
-      kept_rows: rows that are used, where rows of one image make one record; otherwise 0, and the
-        records count.
+      counts: kind (of `KINDS`) -> number of samples.
+      listed: (key, `Drop`) of the first samples, in order.
+      room: maximum length of `listed`.
+      kept_rows: number of rows used, if several rows make one record; otherwise 0, and the number
+        of records counts.
     """
 
     def __init__(self, room: int = LISTED_DROPS) -> None:
@@ -83,20 +83,20 @@ class Drops(Mapping[str, str]):
         self._reasons: dict[str, str] = {}
 
     def add(self, kind: str, key: str, reason: str, position: str | None = None) -> None:
-        """One sample; `reason` in a few words, without the key."""
+        """Counts and lists one sample; `reason` is a few words, without the key."""
         self.counts[kind] += 1
         self.list(((key, Drop(kind, reason, position)),))
 
     def list(self, drops: Iterable[tuple[str, Drop]]) -> None:
-        """Samples that are counted already."""
+        """Lists samples that are already counted, while there is room."""
         for key, drop in islice(drops, max(0, self.room - len(self.listed))):
             self.listed.append((key, drop))
             self._reasons.setdefault(key, drop.reason)
 
     def update(self, other: "Drops", prefix: str = "", kept: int = 0) -> None:
-        """Adds all of another's, after our own; `prefix` goes before its keys.
+        """Appends the drops of `other`, with `prefix` before its keys.
 
-        `kept`: its records, where `kept_rows` is to be the sum over several sources.
+        `kept`: its number of records, if `kept_rows` is to be a sum over several sources.
         """
         self.counts.update(other.counts)
         self.list((prefix + key, drop) for key, drop in other.listed)
@@ -113,7 +113,7 @@ class Drops(Mapping[str, str]):
         return iter(self._reasons)
 
     def __len__(self) -> int:
-        """How many keys are listed; `total` counts all."""
+        """Returns the number of distinct keys listed; `total` counts all samples."""
         return len(self._reasons)
 
     def __repr__(self) -> str:
@@ -125,7 +125,7 @@ class Record:
     """One image with its captions, as stored.
 
     `image` is an encoded file (bytes) or, from in-memory sources, pixels uint8 (H, W, 3).
-    `weights`, where given, has a number for each caption: how often it is to be chosen.
+    `weights`, if given, has each caption's relative probability of being chosen.
     """
 
     key: str
@@ -137,54 +137,54 @@ class Record:
 class Source(Protocol):
     """Random access to records.
 
-    Picklable, so that worker processes can read it: files are opened lazily in each process.
-    Safe to read from several threads.
+    A source is picklable for worker processes, each of which opens files lazily, and is safe to
+    read from several threads.
     """
 
     @property
     def dropped(self) -> Drops:
-        """What was left out when the source was opened, and why."""
+        """Samples dropped when the source was opened, with reasons."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """By which a resume knows the data again: a hash of keys and captions in order, the same
-        for any format and machine.
+        """Hash by which a resume recognises the data: of keys and captions in order, the same for
+        any format and machine.
 
-        Where captions would have to be read for it, of other things that change with the data:
-        names, sizes and counts of files and two records (ArrayRecord, TFDS), or paths (a stream).
+        Formats that do not read all captions when opened hash other things that change with the
+        data: file names, sizes, counts and two records (ArrayRecord, TFDS), or paths (a stream).
         """
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record:
-        """The record at `index`. Raises `DecodeError` where it cannot be read."""
+        """Returns the record at `index`. Raises `DecodeError` if it cannot be read."""
         ...
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """At least one caption; reads no image. Raises `DecodeError` where it cannot be read."""
+        """Returns at least one caption, reading no image. Raises `DecodeError` on failure."""
         ...
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """Whatever the format knows besides the caption, such as "class"; reads no image."""
+        """Returns the record's other fields, such as "class", reading no image."""
         ...
 
     def key(self, index: int) -> str:
-        """The name by which logs speak of the record."""
+        """Returns the record's name in logs."""
         ...
 
 
 def split_of(source: Source) -> str | None:
-    """Name of the split that a source is, or None where its data has no splits."""
+    """Returns the name of the split that a source reads, or None if its data has no splits."""
     return getattr(source, "split", None)
 
 
 class Fingerprint:
-    """Hash of keys and captions in order, of parts that can be put together.
+    """Hash of keys and captions in order, which can be combined from the hashes of shards.
 
-    A polynomial in digests of the records: that of "ab" comes from those of "a" and "b", wherever a
-    set is cut into shards.
+    It is a polynomial in the records' digests: the hash of "ab" follows from those of "a" and "b",
+    however a set is cut into shards.
     """
 
     _PRIME = 2**127 - 1
@@ -206,19 +206,19 @@ class Fingerprint:
         self.count += 1
 
     def extend(self, other: "Fingerprint") -> None:
-        """The records of `other` after our own."""
+        """Appends the records of `other`."""
         shifted = self.value * pow(self._BASE, other.count, self._PRIME)
         self.value = (shifted + other.value) % self._PRIME
         self.count += other.count
 
     def hexdigest(self) -> str:
-        """32 hexadecimal digits."""
+        """Returns 32 hexadecimal digits."""
         text = f"{self.value}/{self.count}".encode()
         return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def fingerprint_of(items: Iterable[tuple[str, tuple[str, ...]]]) -> str:
-    """The `Fingerprint` of (key, captions) in order, as 32 hexadecimal digits."""
+    """Returns the `Fingerprint` of (key, captions) in order, as 32 hexadecimal digits."""
     fingerprint = Fingerprint()
     for key, captions in items:
         fingerprint.add(key, captions)
@@ -226,9 +226,9 @@ def fingerprint_of(items: Iterable[tuple[str, tuple[str, ...]]]) -> str:
 
 
 def decode_caption(data: bytes) -> str:
-    """UTF-8 bytes -> text without byte order mark, otherwise unchanged.
+    """Decodes UTF-8 bytes, without the byte order mark but otherwise unchanged.
 
-    Raises CaptionError, with the reason in a few words, where it is blank or not UTF-8.
+    Raises CaptionError, with the reason in a few words, if the text is blank or not UTF-8.
     """
     problem = utf16_problem(data) if b"\0" in data else None
     if problem is not None:
@@ -245,7 +245,7 @@ def decode_caption(data: bytes) -> str:
 
 
 def check_unicode(text: str) -> str:
-    """The text. Raises CaptionError where it has half a surrogate pair, by an escape in JSON."""
+    """Returns the text. Raises CaptionError if it has a lone surrogate (from a JSON escape)."""
     if not text.isascii():
         try:
             text.encode()

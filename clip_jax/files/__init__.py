@@ -1,1 +1,1 @@
-"""Bytes here or in a store: patterns, retries, cache."""
+"""Files on local disk or in object stores: patterns, retries, cache."""

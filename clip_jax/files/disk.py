@@ -1,4 +1,4 @@
-"""Disks that take no more: recognised in any error, and told in one line."""
+"""Write failures (full disk, quota, permissions): found in any error, told in one line."""
 
 import contextlib
 import errno
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from clip_jax.errors import UserError
 
-ASIDE_PREFIX = ".clip_jax-part-"  # of files that are not yet what they will be
+ASIDE_PREFIX = ".clip_jax-part-"  # of files still being written
 
 _FULL = "free some space"
 _CLOSED = "give a folder that can be written"
-# What the system says -> what to do. `RLIMIT_FSIZE` gives EFBIG, as Python ignores SIGXFSZ.
+# errno -> advice. `RLIMIT_FSIZE` gives EFBIG because Python ignores SIGXFSZ.
 _ADVICE = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -26,17 +26,17 @@ _PATH = re.compile(r'"(/[^"]+)"')  # as tensorstore quotes it
 
 
 def advice(error: OSError) -> str:
-    """Returns "; " and what to do about a full disk, a quota or a limit; otherwise nothing."""
+    """Returns "; " and advice on a full disk, a quota or a size limit; otherwise ""."""
     how = _ADVICE.get(error.errno or 0)
     return "" if how in (None, _CLOSED) else f"; {how}"
 
 
 def unwritable(error: BaseException, folder: Path | None = None) -> UserError | None:
-    """A `UserError` that names the file, the reason and what to do, where an error says that a disk
-    is full, over a quota or limit, or cannot be written; otherwise None.
+    """Returns a `UserError` with file, reason and advice if an error says that a disk is full, over
+    a quota or limit, or not writable; otherwise None.
 
-    Libraries wrap such an error in others of theirs: all that it came from are looked at. A missing
-    permission may be one to read, and counts inside `folder` only.
+    Libraries wrap such errors in their own, so the whole chain of causes is searched. A permission
+    error may be about reading; it counts inside `folder` only.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -50,7 +50,7 @@ def unwritable(error: BaseException, folder: Path | None = None) -> UserError | 
 
 
 def _found_in(error: BaseException, folder: Path | None) -> tuple[str | None, int] | None:
-    """(path, errno) of an error, without those that it came from."""
+    """Returns (path, errno) of one error, ignoring its causes."""
     if isinstance(error, OSError):
         path = None if error.filename is None else os.fspath(error.filename)
         if error.errno in _ADVICE:
@@ -66,7 +66,7 @@ def _found_in(error: BaseException, folder: Path | None) -> tuple[str | None, in
                 Path(path).is_relative_to(folder.absolute()) for path in paths if folder
             ):
                 continue
-            # orbax gives a checkpoint its name when all of it is written.
+            # orbax renames a checkpoint to its final name when it is complete.
             return (paths[0].partition(".orbax-checkpoint-tmp")[0] if paths else None), number
     return None
 
@@ -77,8 +77,8 @@ def _as_text(path: str | bytes | int | None) -> str | None:
 
 @contextlib.contextmanager
 def writing(folder: Path, then: str = "") -> Iterator[None]:
-    """Turns an error of the disk into a `UserError`; `folder` is named where the error names no
-    file, and `then` is what to do after the advice."""
+    """Turns a disk error into a `UserError`; names `folder` if the error names no file, and
+    appends `then` to the advice."""
     try:
         yield
     except UserError:
@@ -101,24 +101,24 @@ def telling(what: str) -> Iterator[None]:
 
 
 def aside_of(path: Path) -> Path:
-    """Returns where a file is written until it is complete: beside it, by a short name."""
-    # The name of the file may have as many letters as a name can.
+    """Returns the temporary path of a file being written: in the same folder, a short name."""
+    # The file's own name may already have the maximum length.
     number = zlib.crc32(os.fsencode(path.name))
     return path.with_name(f"{ASIDE_PREFIX}{os.getpid()}-{number:08x}")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file aside and renames it: a full disk or a kill leaves the old one, or none.
+    """Writes a temporary file and renames it: a full disk or a kill leaves the old file or none.
 
     Raises OSError that names `path`.
     """
     aside = aside_of(path)
     try:
-        # A path in it may hold a lone surrogate (file names need not be UTF-8), which becomes "?".
+        # A path in the text may hold a lone surrogate (file names need not be UTF-8): becomes "?".
         aside.write_text(text, encoding="utf-8", errors="replace")
         os.replace(aside, path)
-    except OSError as error:  # that of a write names no file
+    except OSError as error:  # an error from write() names no file
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        with contextlib.suppress(OSError):  # such as that of a folder that cannot be written
+        with contextlib.suppress(OSError):  # such as a folder that cannot be written
             aside.unlink(missing_ok=True)

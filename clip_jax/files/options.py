@@ -1,4 +1,4 @@
-"""How files in stores are read."""
+"""Options for reading remote files."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,17 +8,17 @@ from clip_jax.errors import UserError
 
 @dataclass(frozen=True)
 class RemoteOptions:
-    """How files elsewhere (gs://, s3://, hf://, https://, …) are read.
+    """Options for reading remote files (gs://, s3://, hf://, https://, …).
 
-    Raises UserError where a number is out of its range.
+    Raises UserError if a number is out of range.
     """
 
-    cache_gib: float = 32.0  # of local disk for copies of remote shards; the least recent go first
+    cache_gib: float = 32.0  # of local disk for copies of remote shards; evicts the least recent
     attempts: int = 5  # before a file counts as failed; the pause doubles after each
     backoff_seconds: float = 1.0  # the first pause
     timeout_seconds: float = 60.0  # without a byte
-    # A shard that fails in spite of that, here or elsewhere, or is no tar: left out and counted, or
-    # the run stops.
+    # A shard, local or remote, that still fails or is not a tar is skipped and counted, or stops
+    # the run.
     on_failure: Literal["skip", "stop"] = "skip"
 
     def __post_init__(self) -> None:

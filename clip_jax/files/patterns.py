@@ -1,4 +1,4 @@
-"""From a pattern to the files it means: globs, braces, comma lists; here or in a store."""
+"""Expansion of file patterns (globs, braces, comma lists), local or remote."""
 
 import errno
 import glob
@@ -11,7 +11,7 @@ from clip_jax.files.options import RemoteOptions
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is a URL of a store (`gs://`, `s3://`, …); file:// is not."""
+    """Returns whether a path is a remote URL (`gs://`, `s3://`, …); file:// is not."""
     return "://" in path and not path.startswith("file://")
 
 
@@ -20,17 +20,17 @@ def expand_paths(
     ending: str = ".tar",
     remote: RemoteOptions = RemoteOptions(),  # noqa: B008 (frozen)
 ) -> list[str]:
-    """The files of a file, folder, glob, brace pattern `{00000..00006}`, or comma list.
+    """Returns the files that a file name, folder, glob, brace pattern `{00000..00006}` or comma
+    list means.
 
-    `ending`: of the files that a folder is searched for. A list goes on at the URL it began with:
-    each part names its own. So does `~` for the home folder. Files of a store that are named one by
-    one are not looked for.
+    In a folder, only files with `ending` count. Each part of a comma list has its own scheme
+    (`gs://`) or `~`. Remote files given by name are not checked for existence.
 
-    Raises UserError where any part of it names no file, or a folder cannot be read.
+    Raises UserError if any part names no file, or a folder cannot be read.
     """
     pattern = _local_name(pattern)
     paths: list[str] = []
-    # What exists under that very name is meant, whatever signs are in it.
+    # An existing file wins over its interpretation as a pattern.
     parts = [pattern] if os.path.exists(pattern) else _split_commas(pattern)
     for part in map(_local_name, parts):
         names = [part] if os.path.exists(part) else _expand_braces(part)
@@ -51,7 +51,7 @@ def expand_paths(
 
 
 def what_is_wrong(path: str) -> str:
-    """The end of a sentence that says why nothing can be read at `path`."""
+    """Returns the end of a sentence that says why nothing can be read at `path`."""
     try:
         os.stat(path)
     except PermissionError as error:
@@ -72,14 +72,14 @@ def what_is_wrong(path: str) -> str:
 
 
 def _local_name(name: str) -> str:
-    """Without file://, and with the home folder for ~."""
+    """Returns a name without file:// and with ~ expanded, unless a file has the name as it is."""
     return name if os.path.exists(name) else os.path.expanduser(name.removeprefix("file://"))
 
 
 def _local(name: str, ending: str) -> list[str]:
     if os.path.isdir(name):
         try:
-            # All that contain ".tar" would be indexes and halves of downloads, too.
+            # A search for ".tar" anywhere would also find indexes and partial downloads.
             return sorted(
                 str(Path(name, file)) for file in os.listdir(name) if has_ending(file, ending)
             )
@@ -99,9 +99,9 @@ def _remote(name: str, ending: str, remote: RemoteOptions) -> list[str]:
 
 
 def has_ending(name: str, ending: str) -> bool:
-    """Returns whether a file's name ends so, in upper or lower case.
+    """Returns whether a file name has this ending, ignoring case.
 
-    TFDS puts a number behind the ending: train.array_record-00000-of-00008.
+    TFDS appends a shard number to the ending: train.array_record-00000-of-00008.
     """
     found = re.search(rf"{re.escape(ending)}(-\d+-of-\d+)?\Z", name, re.IGNORECASE)
     return found is not None

@@ -1,4 +1,4 @@
-"""Files of this machine, read whole."""
+"""Whole reads of local files."""
 
 import os
 
@@ -6,7 +6,7 @@ from clip_jax.errors import DecodeError
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file; `DecodeError` where it cannot be read, as for any other bad image."""
+    """Returns a file's bytes. Raises `DecodeError` if unreadable, as for any other bad image."""
     try:
         with open(path, "rb") as file:
             return file.read()

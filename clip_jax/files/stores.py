@@ -1,7 +1,7 @@
-"""Files in object stores and on web servers, through fsspec: retried, timed, and kept on disk.
+"""Files in object stores and on web servers, through fsspec, with retries, timeouts and a cache.
 
-A request that fails or stalls is made again after a pause that doubles. What fails in spite of all
-attempts is `Unavailable`; what to do then, `RemoteOptions.on_failure` says, and sources do it.
+A request that fails or stalls is retried after a pause that doubles. When all attempts fail,
+`Unavailable` is raised; sources then act on `RemoteOptions.on_failure`.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from clip_jax.files.telemetry import telemetry
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_PIECE_BYTES = 8 << 20  # of a download; each has the timeout to itself
+_PIECE_BYTES = 8 << 20  # of a download; the timeout applies to each
 _LONGEST_PAUSE_SECONDS = 60.0
 _ABANDONED_SECONDS = 3600.0  # since the last piece of a download
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
@@ -34,7 +34,7 @@ _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "hf": "set HF_TOKEN or run `hf auth login`",
 }
-# By name: the packages that define them need not be there.
+# These are matched by name because the packages that define them may not be installed.
 _REFUSED = (
     "PermissionError",
     "NoCredentialsError",
@@ -44,31 +44,31 @@ _REFUSED = (
     "RefreshError",
     "GatedRepoError",
 )
-# What changes when a file is written anew, as different stores call it; the surest first.
+# Fields by which different stores show that a file was rewritten; the most reliable first.
 _TAGS = ("etag", "ETag", "md5Hash", "blob_id", "mtime", "LastModified", "Last-Modified", "created")
-# Addresses that their client library does not understand: asking again changes nothing.
+# Client libraries raise these for a malformed URL; a retry would not help.
 _MALFORMED = ("HfUriError", "HFValidationError", "InvalidURL")
 
 
 class Unavailable(OSError):
-    """A file of a store that cannot be had, after all attempts; the message names it and why."""
+    """A remote file that all attempts failed to get; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class Stat:
-    """Of one file: bytes, and what changes when it is written anew (tag, or time)."""
+    """Size in bytes of one file, and a tag (or time) that changes when the file is rewritten."""
 
     size: int
     tag: str
 
 
 def cache_folder() -> Path:
-    """$CLIP_JAX_CACHE, or ~/.cache/clip_jax."""
+    """Returns $CLIP_JAX_CACHE, or ~/.cache/clip_jax."""
     return Path(os.environ.get("CLIP_JAX_CACHE") or "~/.cache/clip_jax").expanduser()
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """Returns one line that says what to do where a file of ours cannot be written."""
+    """Returns a one-line error with advice for a file of ours that cannot be written."""
     how = advice(error)
     if path.is_relative_to(cache_folder()):
         how += f"{', or' if how else ';'} set CLIP_JAX_CACHE to a folder where we may write"
@@ -76,7 +76,7 @@ def unwritable(path: Path, error: OSError) -> UserError:
 
 
 def find(pattern: str, remote: RemoteOptions) -> list[str]:
-    """URLs that a glob matches, sorted. Raises UserError where the store cannot be asked."""
+    """Returns the sorted URLs that a glob matches. Raises UserError if the store fails."""
     protocol = pattern.partition("://")[0]
     filesystem, path = _filesystem(pattern)
     try:
@@ -88,7 +88,7 @@ def find(pattern: str, remote: RemoteOptions) -> list[str]:
 
 
 def stat(url: str, remote: RemoteOptions) -> Stat:
-    """Raises Unavailable, also where there is no such file."""
+    """Returns the `Stat` of a remote file. Raises Unavailable, also if it does not exist."""
     filesystem, path = _filesystem(url)
     info = _retried(lambda: filesystem.info(path), url, remote)
     tags = (info.get(name) for name in _TAGS)
@@ -99,7 +99,7 @@ def stat(url: str, remote: RemoteOptions) -> Stat:
 
 
 def read_range(url: str, start: int, end: int, remote: RemoteOptions) -> bytes:
-    """The bytes from `start` to before `end`. Raises Unavailable."""
+    """Returns the bytes in [start, end). Raises Unavailable."""
     filesystem, path = _filesystem(url)
 
     def read() -> bytes:
@@ -114,7 +114,7 @@ def read_range(url: str, start: int, end: int, remote: RemoteOptions) -> bytes:
 
 
 def read_bytes(url: str, remote: RemoteOptions) -> bytes:
-    """The whole file. Raises Unavailable."""
+    """Returns the whole file. Raises Unavailable."""
     filesystem, path = _filesystem(url)
     data = _retried(lambda: filesystem.cat_file(path), url, remote)
     telemetry.add(bytes_fetched=len(data))
@@ -122,19 +122,19 @@ def read_bytes(url: str, remote: RemoteOptions) -> bytes:
 
 
 def write_bytes(url: str, data: bytes, remote: RemoteOptions) -> None:
-    """Replaces a file of the store. Raises Unavailable."""
+    """Writes or replaces a remote file. Raises Unavailable."""
     filesystem, path = _filesystem(url)
     _retried(lambda: filesystem.pipe_file(path, data), url, remote)
 
 
 def fetch(url: str, remote: RemoteOptions, found: Stat | None = None) -> Path:
-    """A local copy, from the cache or made now; the oldest of the cache give way.
+    """Returns a local copy, from the cache or downloaded now; the oldest copies are evicted.
 
-    It may be taken away as soon as other files come: open it at once (an open file stays), and call
-    again where it is gone. Several processes may ask for one file; one fetches it.
+    The copy may be evicted as soon as another file is fetched: open it at once (an open file
+    stays), and call again if it is gone. Of several processes that ask for one file, one fetches.
 
-    Raises Unavailable: it cannot be had, or is larger than the whole cache. Raises UserError where
-    the cache cannot be written.
+    Raises Unavailable if the download fails or the file is larger than the whole cache, and
+    UserError if the cache cannot be written.
     """
     found = found or stat(url, remote)
     limit = int(remote.cache_gib * 2**30)
@@ -155,12 +155,12 @@ def fetch(url: str, remote: RemoteOptions, found: Stat | None = None) -> Path:
 
 
 def _copied(url: str, found: Stat, target: Path, lock: Path, remote: RemoteOptions) -> Path:
-    """Raises Unavailable, and OSError where the cache cannot be written."""
+    """Returns `target`. Raises Unavailable, and OSError if the cache cannot be written."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(lock):
-        with contextlib.suppress(FileNotFoundError):  # perhaps since now: others make room, too
+        with contextlib.suppress(FileNotFoundError):  # other processes evict, too
             if target.stat().st_size == found.size:
-                os.utime(target, ns=(time.time_ns(),) * 2)  # without a time: that of the last tick
+                os.utime(target, ns=(time.time_ns(),) * 2)  # the default has tick resolution
                 telemetry.add(cache_hits=1)
                 return target
         telemetry.add(cache_misses=1)
@@ -178,7 +178,7 @@ def _copied(url: str, found: Stat, target: Path, lock: Path, remote: RemoteOptio
 
 
 def _make_room(folder: Path, limit: int) -> None:
-    """Removes the copies not used for longest until the rest has at most `limit` bytes."""
+    """Evicts the least recently used copies until at most `limit` bytes remain."""
     with _locked(folder / "room.lock"):
         files = []
         for entry in os.scandir(folder):
@@ -189,7 +189,7 @@ def _make_room(folder: Path, limit: int) -> None:
         for modified, size, path in sorted(files):
             if total <= limit:
                 return
-            # Somebody writes it, unless nothing has come for so long: then its writer was killed.
+            # Another process is writing it, unless it is old: then that process was killed.
             if ".part-" in path and time.time() - modified / 1e9 < _ABANDONED_SECONDS:
                 continue
             Path(path).unlink(missing_ok=True)
@@ -204,13 +204,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """(filesystem, path in it). Raises UserError for what needs a package or is unknown."""
+    """Returns (filesystem, path in it). Raises UserError for an unknown protocol, or one whose
+    package is not installed."""
     from fsspec import available_protocols
     from fsspec.core import url_to_fs
 
     protocol = url.partition("://")[0]
     try:
-        # Listings change under us: shards come and go.
+        # Listings are not cached because shards come and go.
         return url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
@@ -225,8 +226,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _retried(function: Callable[[], T], url: str, remote: RemoteOptions) -> T:
-    """Its value, from the first attempt that succeeds in time. Raises Unavailable, or UserError
-    where the store refuses us."""
+    """Returns the value of the first attempt that succeeds in time. Raises Unavailable, or
+    UserError if the store denies access."""
     pause = remote.backoff_seconds
     for attempt in range(1, remote.attempts + 1):
         try:
@@ -245,16 +246,16 @@ def _retried(function: Callable[[], T], url: str, remote: RemoteOptions) -> T:
             logger.info("%s: %s; attempt %d in %.1f s", url, reason, attempt + 1, pause)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-    # The hub answers a stranger as if there were nothing.
+    # The Hugging Face hub hides private repositories from anonymous users.
     hint = f"; if it is private, {_CREDENTIALS['hf']}" if url.startswith("hf://") else ""
     raise Unavailable(f"{url}: cannot be read after {remote.attempts} attempts ({reason}){hint}")
 
 
 def _is_missing(error: FileNotFoundError, url: str) -> bool:
-    """Whether the store says that there is no such file.
+    """Returns whether the file really does not exist.
 
-    fsspec's HTTP says so of whatever went wrong when it asked for the size of a file; the cause
-    knows better.
+    fsspec's HTTP raises FileNotFoundError for any failure to get a file's size; the error's cause
+    has the real status.
     """
     if not url.partition("://")[0].endswith(("http", "https")) or error.__cause__ is None:
         return True
@@ -262,12 +263,13 @@ def _is_missing(error: FileNotFoundError, url: str) -> bool:
 
 
 def _is_malformed(error: Exception) -> bool:
-    is_plain = type(error) is ValueError  # of a library's own checks
+    is_plain = type(error) is ValueError  # from a library's own checks
     return is_plain or any(kind.__name__ in _MALFORMED for kind in type(error).__mro__)
 
 
 def in_time(function: Callable[[], T], seconds: float) -> T:
-    """Its value; TimeoutError where it takes longer. What hangs is left to itself, in a thread."""
+    """Returns the function's value. Raises TimeoutError if it takes longer; a call that hangs is
+    abandoned in its daemon thread."""
     results: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 
     def call() -> None:

@@ -1,6 +1,6 @@
-"""What reading costs, counted where it happens and carried along with the batches.
+"""Counters of input cost, sent to the trainer with the batches.
 
-Workers are processes of their own: each batch takes the counts since the one before with it.
+Workers are separate processes: each batch carries the counts since the previous one.
 """
 
 import threading
@@ -8,7 +8,7 @@ from collections import Counter
 
 
 class Telemetry:
-    """Counts by name; safe in threads."""
+    """Thread-safe counters by name."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -19,11 +19,11 @@ class Telemetry:
             self._counts.update(counts)
 
     def take(self) -> dict[str, int]:
-        """The counts since the last call."""
+        """Returns the counts since the last call."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
         return dict(counts)
 
 
-# Of this process. Names: bytes_read, bytes_fetched, cache_hits, cache_misses, store_retries.
+# Each process has its own: bytes_read, bytes_fetched, cache_hits, cache_misses, store_retries.
 telemetry = Telemetry()

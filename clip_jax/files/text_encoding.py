@@ -1,20 +1,18 @@
-"""UTF-16 or UTF-32 where UTF-8 is wanted.
+"""Detection of UTF-16 and UTF-32 files among those that should be UTF-8.
 
-Windows programs save UTF-16; without a mark either decodes as UTF-8 text full of NULs.
+Windows programs save UTF-16; without a byte order mark, both decode as UTF-8 text full of NULs.
 """
 
 _LOOKED_AT_BYTES = 4096
-_NUL_SHARE = 0.3  # of the high bytes, where half of the text is not Latin
+_NUL_SHARE = 0.3  # of the high bytes; low enough for text that is half non-Latin
 _STRAY_SHARE = 0.05  # of the low bytes
 
 
 def utf16_problem(data: bytes) -> str | None:
-    """Returns the end of a sentence that says what is wrong with a file in UTF-16 or UTF-32.
-
-    Returns None for any other.
+    """Returns the end of a sentence about a file in UTF-16 or UTF-32; None for any other.
 
     Args:
-      data: the file's first bytes, 4,096 of which are looked at.
+      data: the file's first bytes, of which 4,096 are examined.
     """
     start = data[:_LOOKED_AT_BYTES]
     encoding = _utf32_encoding(start) or _utf16_encoding(start)
@@ -27,7 +25,7 @@ def utf16_problem(data: bytes) -> str | None:
 
 
 def _utf32_encoding(data: bytes) -> str | None:
-    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):  # the first is that of UTF-16, too
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):  # the first begins like UTF-16's
         return "UTF-32"
     quads = len(data) // 4
     if quads < 2:

@@ -1,4 +1,4 @@
-"""From a path to a `Source`: which format lies there is seen on disk.
+"""Opening of a `Source` from a path, with detection of its format.
 
 A new format is a file that implements `clip_jax.data.records.Source`, and a line in `_READERS`.
 """
@@ -17,13 +17,13 @@ from clip_jax.data.records import IMAGE_EXTENSIONS, Source, split_of
 from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.patterns import is_remote, what_is_wrong
 
-# Whose captions are in memory; those of other formats would be fetched one by one.
+# These formats hold all captions in memory; other formats would fetch them one by one.
 _IN_MEMORY = ("csv", "jsonl", "folder", "glyphs")
-_LOOKED_AT_CAPTIONS = 1000  # spread over the data, of which the first two usually differ
+_LOOKED_AT_CAPTIONS = 1000  # spread over the data; the first two usually differ and end the check
 
 logger = logging.getLogger(__name__)
 
-# Format -> the class that reads it, called with (path, options); imported when it is wanted.
+# Format -> its reader, called with (path, options); imported on first use.
 _READERS = {
     "folder": "captioned_folder.open_folder",
     "csv": "table.TableSource",
@@ -38,14 +38,14 @@ _READERS = {
 }
 FORMATS = get_args(Format)
 
-# Format -> what its images are, where no column can be named.
+# Format -> where its images come from, for formats without image columns.
 _WITHOUT_COLUMNS = {
     "webdataset": f"the image is the member that ends in {', '.join(IMAGE_EXTENSIONS)}",
     "synthetic": "its images are drawn",
     "glyphs": "its images are drawn",
 }
 
-# How the last name of a path ends -> its format.
+# File name ending -> format.
 _ENDINGS = {
     "csv": "csv",
     "tsv": "csv",
@@ -58,10 +58,10 @@ _ENDINGS = {
     "array_record": "array_record",
     "arrayrecord": "array_record",
 }
-# A file in a folder that tells its format, in the order in which they are looked for; names are
-# also tried in lower case.
+# Files that show a folder's format, in the order in which they are looked for; names are also
+# tried in lower case.
 _SIGNS = (
-    ("dataset_info.json", "huggingface"),  # with state.json or *.arrow; TFDS: with features.json
+    ("dataset_info.json", "huggingface"),  # with state.json or *.arrow; TFDS also has features.json
     ("dataset_dict.json", "huggingface"),
     ("*.tar", "webdataset"),
     ("*.parquet", "parquet"),
@@ -80,17 +80,17 @@ def open_source(
     Args:
       path: a folder of images (`.txt` captions, a table of captions, or class-named subfolders);
         `.csv`, `.tsv`, `.jsonl`, `.parquet`, `.array_record` or `.tar` files: one, a glob, a brace
-        pattern `{00000..00006}.tar`, a comma list, here or in a store (`gs://`, `s3://`, `hf://`,
-        `https://`), or a folder of them (of tables with the format named); a folder that
-        `datasets.save_to_disk` or TFDS wrote; with `format="tfds"` also the name of a TFDS dataset;
+        pattern `{00000..00006}.tar`, a comma list, local or remote (`gs://`, `s3://`, `hf://`,
+        `https://`), or a folder of them (for tables, name the format); a folder written by
+        `datasets.save_to_disk` or TFDS; with `format="tfds"` also the name of a TFDS dataset;
         with `format="glyphs"` the split of the embedded dataset, such as "train" or "test"; with
         `format="synthetic"` a number of records.
-      format: one of `FORMATS`; "auto" looks at what is on disk.
-      options: how it is read; or
+      format: one of `FORMATS`; "auto" detects it from the path.
+      options: how the source is read; alternatively
       **changes: fields of `SourceOptions`, such as `caption_column="alt"`.
 
     Raises:
-      UserError: nothing usable there, it cannot be read, or an unknown format.
+      UserError: nothing usable or readable there, or an unknown format.
     """
     path = os.fspath(path)
     if format not in FORMATS:
@@ -106,21 +106,21 @@ def open_source(
     reader = getattr(importlib.import_module(f"clip_jax.data.sources.{module}"), name)
     try:
         source: Source = reader(path, options)
-    except OSError as error:  # such as a file in a folder that we may not look into
+    except OSError as error:  # such as a folder without read permission
         where = f" ({error.filename})" if error.filename else ""
         reason = error.strerror or error
         raise UserError(f"data path {path} cannot be read: {reason}{where}") from error
     check_split(path, kind, options, source)
     _report_dropped(path, source)
     if options.needs_captions and (kind in _IN_MEMORY or not is_remote(path)):
-        # A copy opens files of its own, and lets go of them and of what it has read.
+        # A copy opens its own files, and frees them and what it has read afterwards.
         is_small = kind not in _IN_MEMORY
         _report_one_caption(path, pickle.loads(pickle.dumps(source)) if is_small else source)
     return source
 
 
 def check_split(path: str, kind: str, options: SourceOptions, source: Source) -> None:
-    """Raises UserError where a split is named of data that have none: all would be read."""
+    """Raises UserError if a split is named but the data has none: everything would be read."""
     if options.split is not None and split_of(source) is None:
         raise UserError(
             f"split={options.split!r}: {path} has no splits (it is read as {kind}); leave it out"
@@ -128,7 +128,7 @@ def check_split(path: str, kind: str, options: SourceOptions, source: Source) ->
 
 
 def check_image_column(kind: str, options: SourceOptions) -> None:
-    """Raises UserError where a format without columns of images is to read one."""
+    """Raises UserError if an image column is named for a format without image columns."""
     if options.image_column is not None and kind in _WITHOUT_COLUMNS:
         raise UserError(
             f"image_column={options.image_column!r}: data of format {kind} has no such columns"
@@ -137,8 +137,8 @@ def check_image_column(kind: str, options: SourceOptions) -> None:
 
 
 def detect_format(path: str) -> str:
-    """The format of what lies at `path`. Raises UserError where that cannot be told."""
-    # Those of pathlib raise OSError for names that are too long, as lists of many files are.
+    """Detects the format of the data at `path`. Raises UserError if it is unknown."""
+    # os.path is used because pathlib raises OSError for long names, such as lists of many files.
     if os.path.isdir(path):
         if not os.access(path, os.R_OK | os.X_OK):
             raise UserError(f"data path {path} cannot be read: permission denied")
@@ -148,7 +148,7 @@ def detect_format(path: str) -> str:
         names = os.listdir(path)
         names += [name.lower() for name in names if "." in name]
         return next((kind for sign, kind in _SIGNS if fnmatch.filter(names, sign)), "folder")
-    # A pattern or list shows by the name of its files; a single file by its own.
+    # The ending of the pattern, list or file name shows the format.
     name = re.split(r"[?#]", path)[0] if "://" in path else path
     ending = name.rstrip("/}*").rpartition(".")[2].lower().partition("-")[0]
     is_pattern = any(sign in path for sign in "*?[{,") or "://" in path
@@ -182,13 +182,13 @@ def _report_dropped(path: str, source: Source) -> None:
 
 
 def _report_one_caption(path: str, source: Source) -> None:
-    """Warns where all images have the same caption: there is nothing to learn from such data."""
+    """Warns if all images have the same caption: there is nothing to learn from such data."""
     size = len(source)
     if size < 2:
         return
     first: str | None = None
     looked_at = 0
-    # The last comes first: data are often sorted by class, and then the first two are alike.
+    # The last one is read first: data is often sorted by class, so that the first two are alike.
     step = max(1, size // _LOOKED_AT_CAPTIONS)
     for index in chain((size - 1,), range(0, size - 1, step)):
         try:

@@ -1,4 +1,4 @@
-"""ArrayRecord files of serialized tf.train.Example messages, read at random and written."""
+"""ArrayRecord files of serialized tf.train.Example messages: random access and writing."""
 
 import hashlib
 import json
@@ -27,21 +27,21 @@ from clip_jax.errors import DecodeError, UserError, one_line
 from clip_jax.files.options import RemoteOptions
 from clip_jax.files.patterns import is_remote
 
-METADATA_FEATURE = "json"  # of what `write_array_records` writes: one JSON object
+METADATA_FEATURE = "json"  # written by `write_array_records`: one JSON object
 
-# No reading ahead: records are wanted in random order.
+# Readahead is off because records are read in random order.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER_BYTES = 32 << 10
-# One record a group: a group is what is read. Images do not become smaller by another compression.
+# A group is the unit of reading, so each has one record. Encoded images do not compress further.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
-_MAX_OPEN_FILES = 128  # of each process
-_LOOKED_AT_RECORDS = 20  # for the names of features: not every record need have all of them
-_MAX_METADATA_BYTES = 64 << 10  # of one feature
+_MAX_OPEN_FILES = 128  # per process
+_LOOKED_AT_RECORDS = 20  # for feature names: a record may lack some
+_MAX_METADATA_BYTES = 64 << 10  # per value
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The records [first, first + count) of a file."""
+    """Records [first, first + count) of a file."""
 
     path: str
     first: int
@@ -49,7 +49,7 @@ class Shard:
 
 
 class Examples:
-    """The records of several shards, by number; picklable, safe in threads and after a fork."""
+    """Records of several shards, by number; picklable, safe in threads and after a fork."""
 
     def __init__(self, shards: Sequence[Shard], remote: RemoteOptions) -> None:
         self._shards = [shard for shard in shards if shard.count > 0]
@@ -74,18 +74,18 @@ class Examples:
         return self._ends[-1] if self._ends else 0
 
     def _find(self, index: int) -> tuple[Shard, int]:
-        """(shard, number of the record in its file)."""
+        """Returns (shard, number of the record in its file)."""
         number = bisect_right(self._ends, index)
         shard = self._shards[number]
         return shard, shard.first + index - (self._ends[number] - shard.count)
 
     def place(self, index: int) -> str:
-        """FILE:RECORD, counted from 0 in the file."""
+        """Returns FILE:RECORD, counted from 0 in the file."""
         shard, number = self._find(index)
         return f"{os.path.basename(shard.path)}:{number}"
 
     def read(self, index: int) -> dict[str, Feature]:
-        """The features of a record. Raises DecodeError."""
+        """Returns the features of a record. Raises DecodeError."""
         data = self._bytes(index)
         try:
             return parse_example(data)
@@ -102,7 +102,7 @@ class Examples:
             raise DecodeError(reason, "shard_unreadable") from error
 
     def _reader(self, path: str) -> Any:
-        if self._process != os.getpid():  # the lock may have been held when we were forked
+        if self._process != os.getpid():  # another thread may have held the lock at the fork
             self._reset()
         reader = self._readers.get(path)
         if reader is None:
@@ -110,15 +110,16 @@ class Examples:
                 reader = self._readers.get(path)
                 if reader is None:
                     if len(self._readers) >= _MAX_OPEN_FILES:
-                        # Not closed: who reads from it now keeps it until that is done.
+                        # It is not closed, because another thread may be reading from it.
                         self._readers.pop(next(iter(self._readers)))
                     reader = self._readers[path] = open_reader(path, self._remote)
         return reader
 
     def fingerprint(self, *of_options: str) -> str:
-        """Hash of the shards' names, sizes and counts, the first and last record, and the options.
+        """Returns a hash of the shards' names, sizes and counts, the first and last record, and
+        the options.
 
-        Not of all captions: they lie beside the images, all of which would have to be read.
+        Hashing the captions would mean reading all images, which are in the same records.
         """
         digest = hashlib.blake2b(digest_size=16)
         for shard in self._shards:
@@ -131,9 +132,9 @@ class Examples:
 
 
 class ExampleSource:
-    """Records of examples; base of the formats that have them.
+    """Source of tf.train.Example records; base class of the formats that store them.
 
-    Raises UserError where a file is gone, or the first or last record cannot be read.
+    Raises UserError if a file has vanished, or the first or last record cannot be read.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class ExampleSource:
         return captions_of(cells, self._options)
 
     def _caption_cell(self, name: str, values: Feature | None) -> Any:
-        """What `captions_of` takes, of one feature."""
+        """Returns the cell that `captions_of` takes, from the values of a feature."""
         return values
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -178,7 +179,7 @@ class ExampleSource:
     def key(self, index: int) -> str:
         try:
             return self._key(index, self._examples.read(index))
-        except DecodeError:  # it is still to be named, in the message about that
+        except DecodeError:  # the message about an unreadable record needs a name
             return self._examples.place(index)
 
     def _key(self, index: int, example: Mapping[str, Feature]) -> str:
@@ -189,24 +190,24 @@ class ExampleSource:
 
 
 class ArrayRecordSource(ExampleSource):
-    """Records of ArrayRecord files, in the order of the files.
+    """Source of ArrayRecord files, in the order of the files.
 
-    Each is a tf.train.Example with an encoded image and one or several captions, as bytes. The key
-    is the feature "key", otherwise FILE:RECORD; what else is small is metadata, and the object in
-    `METADATA_FEATURE` too.
+    Each record is a tf.train.Example with an encoded image and one or several captions, as bytes.
+    The key is the feature "key", otherwise FILE:RECORD. Metadata is the other small features and
+    the object in `METADATA_FEATURE`.
 
-    Opening reads the counts of the files only, so `dropped` has whole files at most: a record
-    without a caption raises `DecodeError` when it is read. To know a caption the whole record is
-    read, the image with it. Files of a store are copied when the source is opened.
+    Opening reads only the files' record counts, so `dropped` lists only whole files: a record
+    without a caption raises `DecodeError` when it is read. Reading a caption reads the whole
+    record, image included. Remote files are copied when the source is opened.
 
     Args:
-      path: a file, folder, glob, brace pattern or comma list, here or in a store; TFDS's names
-        (`train.array_record-00000-of-00008`) too.
-      options: `image_column` and `caption_column` are names of features; by default the first known
+      path: a file, folder, glob, brace pattern or comma list, local or remote; also with TFDS's
+        names (`train.array_record-00000-of-00008`).
+      options: `image_column` and `caption_column` are feature names; by default the first known
         one (`ENCODED_IMAGE_COLUMNS`, `MANY_CAPTION_COLUMNS`).
 
     Raises:
-      UserError: no file, no record, a feature missing.
+      UserError: no file, no record, or a missing feature.
     """
 
     def __init__(
@@ -238,7 +239,7 @@ class ArrayRecordSource(ExampleSource):
 
 
 def _names(examples: Examples) -> list[str]:
-    """Of the features in the first records. Raises UserError where these are no examples."""
+    """Returns the feature names in the first records. Raises UserError if they are no examples."""
     names: dict[str, None] = {}
     problem = None
     for index in range(min(len(examples), _LOOKED_AT_RECORDS)):
@@ -258,12 +259,12 @@ def write_array_records(
     path: str | os.PathLike[str],
     records: Iterable[tuple[str, bytes, Sequence[str], Mapping[str, Any]]],
 ) -> int:
-    """Writes one file of (key, encoded image, captions, metadata); the number of records.
+    """Writes one file of (key, encoded image, captions, metadata); returns the number of records.
 
-    The file appears under its name when it is complete. Features: "key", "image", "caption" (one
-    value each caption) and "json" (the metadata, where there is any).
+    The file gets its name when it is complete. Features: "key", "image", "caption" (one value per
+    caption) and "json" (the metadata, if there is any).
 
-    Raises UserError where it cannot be written.
+    Raises UserError if the file cannot be written.
     """
     array_record_module = _import_array_record()
     path = os.fspath(path)
@@ -302,7 +303,7 @@ def _import_array_record() -> Any:
 
 
 def open_reader(path: str, remote: RemoteOptions) -> Any:
-    """A reader of one file. Raises OSError, ValueError or RuntimeError where it cannot be read."""
+    """Opens a reader of one file. Raises OSError, ValueError or RuntimeError if unreadable."""
     array_record_module = _import_array_record()
     reader = array_record_module.ArrayRecordReader(
         str(local_copy(path, remote)),
@@ -315,19 +316,19 @@ def open_reader(path: str, remote: RemoteOptions) -> Any:
 
 
 def _image_of(values: Feature | None, place: str) -> bytes:
-    """The one image of a feature. Raises DecodeError where there is none."""
+    """Returns the image in a feature. Raises DecodeError if there is none."""
     if not values or not isinstance(values[0], bytes) or not values[0]:
         raise DecodeError(f"{place}: no image", "image_missing")
     return values[0]
 
 
 def _plain_features(features: Mapping[str, Feature]) -> dict[str, Any]:
-    """What JSON can hold: text and numbers; one value as such, several as a list."""
+    """Returns the features that JSON can hold, text and numbers; several values as a list."""
     found: dict[str, Any] = {}
     for name, values in features.items():
         try:
             items = [_plain(value) for value in values]
-        except ValueError:  # a mask, or other bytes that are no text
+        except ValueError:  # bytes that are not text, such as a mask
             continue
         found[name] = items[0] if len(items) == 1 else items
     return found

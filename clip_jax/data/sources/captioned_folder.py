@@ -1,6 +1,6 @@
-"""What a folder of images is: captioned by a table in it, by files beside the images, by classes.
+"""Folders of images, captioned by a table, by `.txt` files beside the images, or by class names.
 
-Hugging Face's ImageFolder is among these: a `metadata.jsonl` or `.csv` in each folder of a split.
+Hugging Face's ImageFolder is one of these: a `metadata.jsonl` or `.csv` in each split's folder.
 """
 
 import dataclasses
@@ -39,24 +39,24 @@ from clip_jax.files.patterns import what_is_wrong
 logger = logging.getLogger(__name__)
 
 _JSON_ENDINGS = ("jsonl", "ndjson", "json")
-_MAX_ELSEWHERE = 100  # folders in which the images of a table are looked for
+_MAX_ELSEWHERE = 100  # maximum number of folders searched for the images of a table
 
 
 def open_folder(path: str | os.PathLike[str], options: SourceOptions) -> Source:
     """Opens a folder of images.
 
-    Captions are those of `.txt` files beside the images; without any, those of a table in the
-    folder or of one in each of several subfolders, with paths relative to the table; without these,
-    the names of the subfolders. Without captions a table is read only for its column of labels, or
-    where the names of the subfolders are no classes.
+    Captions come from `.txt` files beside the images; if there are none, from a table in the folder
+    or one in each of several subfolders, with paths relative to the table; otherwise from the names
+    of the subfolders. If captions are not needed, a table is read only for its label column, or if
+    the names of the subfolders are not classes.
 
-    Where all subfolders are named as splits are, one of them is read (`options.split`,
-    `options.preferred_splits`), and the source has its name as `split`. The splits may also be in
-    the only subfolder that has images, or in the only one of that.
+    If all subfolders have names of splits, one of them is read (`options.split`,
+    `options.preferred_splits`), and its name is the source's `split`. The splits may also be in the
+    only subfolder that has images, at any depth.
 
     Raises:
-      UserError: no folder, no image, none with a caption, a split that is not there, or tables of
-        captions of which none is plainly meant.
+      UserError: no folder, no image, none with a caption, a missing split, or several tables of
+        captions of which any may be meant.
     """
     if os.path.islink(path) and not os.path.exists(path):
         raise UserError(f"data path {path} {what_is_wrong(os.fspath(path))}; give a folder")
@@ -71,7 +71,7 @@ def open_folder(path: str | os.PathLike[str], options: SourceOptions) -> Source:
 
 
 def _folder_of_split(root: Path, options: SourceOptions) -> str | None:
-    """Returns the folder of the split that is read, relative to root; None where none is found."""
+    """Returns the folder of the split to read, relative to root; None if there is none."""
     inside = ""
     while True:
         folders, files = list_folder(root / inside)
@@ -90,7 +90,7 @@ def _folder_of_split(root: Path, options: SourceOptions) -> str | None:
 
 
 def _chosen_split(root: Path, options: SourceOptions) -> str | None:
-    """The subfolder that is read, where those with images are all named as splits are."""
+    """Returns the subfolder to read if all those with images have names of splits, else None."""
     folders, files = list_folder(root)
     named = sorted(name for name in folders if is_split_name(name) and _has_images(root / name))
     least = 2 if options.split is None else 1
@@ -114,7 +114,7 @@ def _has_images(folder: Path, seen: set[str] | None = None) -> bool:
 
 
 def _open(root: Path, inside: str, options: SourceOptions) -> Source:
-    """The images below root/inside."""
+    """Opens the images below root/inside."""
     contents = FolderContents(root / inside)
     found = _find_tables(root / inside, contents.tables, options)
     tables, refused = found.names, found.refused
@@ -144,9 +144,9 @@ def _open(root: Path, inside: str, options: SourceOptions) -> Source:
 
 
 def _meant(root: Path, tables: list[str], options: SourceOptions) -> tuple[list[str], str | None]:
-    """(the tables that are read together, None), or (the one of a split, its name).
+    """Returns (tables to read together, None), or (the table of one split, its name).
 
-    Raises UserError where several of a folder, or of one and another inside, may be meant.
+    Raises UserError if a folder has several tables, or has a table and a subfolder another.
     """
     stems = {_stem(table): table for table in tables}
     folders = [posixpath.dirname(table) for table in tables]
@@ -174,7 +174,7 @@ def _is_below(folder: str, other: str) -> bool:
 
 
 class _Tables(NamedTuple):
-    """The tables that name images and captions or labels, and why the others do not."""
+    """Tables with columns of images and of captions or labels, and why others were refused."""
 
     names: list[str]
     refused: dict[str, str]
@@ -182,7 +182,7 @@ class _Tables(NamedTuple):
 
 
 def _wants_labels(options: SourceOptions) -> bool:
-    """Returns whether labels are what the data are read for."""
+    """Returns whether the data is read for its labels."""
     return options.label_column is not None and not options.needs_captions
 
 
@@ -199,7 +199,7 @@ def _find_tables(root: Path, names: Sequence[str], options: SourceOptions) -> _T
         except (UnicodeDecodeError, OSError):
             refused[name] = f"{root / name} is no readable UTF-8 text"
             continue
-        # Of one without either, the classes are those of the folders.
+        # A table with neither is ignored: the folders' names are the classes.
         has_label = find_label_column(columns, options) is not None
         have_labels |= has_label
         if captions or has_label:
@@ -208,8 +208,8 @@ def _find_tables(root: Path, names: Sequence[str], options: SourceOptions) -> _T
 
 
 def _columns(path: Path, options: SourceOptions) -> tuple[list[str], tuple[str, ...]]:
-    """(all columns, those of captions). Raises UserError where those that are needed are missing,
-    UnicodeDecodeError and OSError."""
+    """Returns (all columns, caption columns). Raises UserError if a needed column is missing, and
+    UnicodeDecodeError or OSError."""
     ending = path.name.lower().rpartition(".")[2]
     if ending == "parquet":
         from clip_jax.data.sources.row_groups import import_pyarrow
@@ -233,9 +233,9 @@ def _columns(path: Path, options: SourceOptions) -> tuple[list[str], tuple[str, 
 def _check_refused(
     root: Path, contents: FolderContents, refused: dict[str, str], options: SourceOptions
 ) -> None:
-    """Says which table is not read where the names of folders become the captions.
+    """Warns about a refused table when folder names become the captions.
 
-    Raises UserError where these are no names of classes: fewer than two, or those of splits.
+    Raises UserError if these are not class names: fewer than two, or names of splits.
     """
     if not refused or not options.needs_captions:
         return
@@ -251,12 +251,12 @@ def _check_refused(
 
 
 def _has_classes(contents: FolderContents) -> bool:
-    """Returns whether several subfolders have names that can be those of classes."""
+    """Returns whether several subfolders have names that can be classes."""
     return sum(not is_split_name(folder) for folder in contents.class_folders) > 1
 
 
 def _check_classes(root: Path, contents: FolderContents) -> None:
-    """Warns where the folders that would name the classes are named as splits are."""
+    """Warns if the folders that would be the classes have names of splits."""
     folders = sorted(contents.class_folders)
     if folders and not contents.captioned and all(map(is_split_name, folders)):
         logger.warning(
@@ -271,9 +271,9 @@ def _check_classes(root: Path, contents: FolderContents) -> None:
 def _check_rows(
     root: Path, contents: FolderContents, sources: Sequence[Source], tables: Sequence[str]
 ) -> None:
-    """Warns of the images that no row names: they are no records.
+    """Warns about images that no row names, which are left out.
 
-    Nothing is counted as dropped: a table may name a few of many images on purpose.
+    They do not count as dropped: a table may name a few of many images on purpose.
     """
     named: set[str] = set()
     for source in sources:
@@ -282,7 +282,7 @@ def _check_rows(
         folder = os.path.abspath(source.folder(0))
         for index in range(len(source)):
             key = source.key(index).removeprefix("file://")
-            # Most keys are plain, and normalising takes longer than all else here.
+            # Most keys are plain, and normalising would take most of the time.
             is_plain = not key.startswith(("/", ".")) and "//" not in key and "/." not in key
             named.add(
                 f"{folder}/{key}" if is_plain else os.path.normpath(os.path.join(folder, key))
@@ -302,7 +302,7 @@ def _check_rows(
 
 
 def _folders_of_images(root: Path, contents: FolderContents) -> tuple[str, ...]:
-    """Those in which the images of a table may be; none where there are very many."""
+    """Returns folders that may hold the images of a table; () if there are too many."""
     folders: set[str] = set()
     for index in range(len(contents.images)):
         folders.add(posixpath.dirname(contents.images[index]))
@@ -323,7 +323,7 @@ def _open_table(path: Path, options: SourceOptions, elsewhere: tuple[str, ...]) 
 
 
 class FolderOfTables:
-    """The records of several tables in one folder; keys are paths relative to it.
+    """Source of several tables in one folder; keys are paths relative to the folder.
 
     Args:
       root: the folder.
@@ -348,7 +348,7 @@ class FolderOfTables:
         )
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """(number of the table, index in it)"""
+        """Returns (number of the table, index in it)."""
         index = index if index >= 0 else index + len(self)
         number = bisect_right(self._ends, index)
         if index < 0 or number == len(self._ends):

@@ -1,4 +1,4 @@
-"""What sources of rows have in common: which columns, which captions, which images.
+"""Columns, captions and images of rows: code shared by all sources of rows.
 
 A row is a line of a CSV or JSON-lines file, or a row of a Parquet or Hugging Face dataset.
 """
@@ -18,14 +18,14 @@ from clip_jax.files.patterns import is_remote
 from clip_jax.files.reading import read_file
 
 IMAGE_COLUMNS = ("image", "filepath", "path", "file_name", "filename", "image_path")
-# Of formats whose cells may hold the image itself, as img2dataset and others name it.
+# These are for formats whose cells may hold the image itself, as img2dataset and others name it.
 ENCODED_IMAGE_COLUMNS = (
     *IMAGE_COLUMNS,
     *("jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes"),
     *("image/encoded", "url", "image_url"),
 )
 CAPTION_COLUMNS = ("caption", "title", "text")
-# Where cells may be lists the plural is as usual; those with "/" are of TFDS.
+# If cells may be lists, the plural is as common; names with "/" are from TFDS.
 MANY_CAPTION_COLUMNS = (
     *CAPTION_COLUMNS,
     *("captions", "texts", "sentences", "caption/text", "captions/text"),
@@ -33,14 +33,14 @@ MANY_CAPTION_COLUMNS = (
 KEY_COLUMNS = ("key", "__key__")
 
 MAX_CAPTION_BYTES = 4 << 20  # a "caption" beyond this is an accident or an attack
-_PROBED_IMAGES = 20  # how many of the first are looked for before anything is trained
+_PROBED_IMAGES = 20  # first images, checked for existence before training
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a record, as the data spells them; `captions` in the order of the options.
+    """Column names of a record, as the data spells them; `captions` in the order of the options.
 
-    `label`: the column of `SourceOptions.label_column`, which may be one of the others, too.
+    `label` is the column of `SourceOptions.label_column`, and may also be one of the others.
     """
 
     image: str
@@ -60,10 +60,10 @@ def find_columns(
     image_columns: Sequence[str] = IMAGE_COLUMNS,
     caption_columns: Sequence[str] = CAPTION_COLUMNS,
 ) -> Columns:
-    """The columns that the options name, or the first with usual names, upper or lower case.
+    """Returns the columns that the options name, or the first with usual names, ignoring case.
 
-    Raises UserError, which lists the columns present, where there is none; a column of captions may
-    be missing where none is named and captions are not needed.
+    Raises UserError, which lists the columns present, if there is none; caption columns may be
+    missing if captions are not needed.
     """
     image = find_column(where, names, options.image_column, image_columns, "image_column")
     captions = find_caption_columns(where, names, options, caption_columns)
@@ -75,7 +75,7 @@ def find_columns(
 def find_caption_columns(
     where: str, names: Sequence[str], options: SourceOptions, known: Sequence[str]
 ) -> tuple[str, ...]:
-    """As in `find_columns`, those of captions; none where some are missing and not needed."""
+    """Returns the caption columns, as `find_columns` does; () if one is missing and not needed."""
     try:
         return tuple(
             find_column(where, names, given, known, "caption_column")
@@ -88,9 +88,9 @@ def find_caption_columns(
 
 
 def find_label_column(names: Sequence[str], options: SourceOptions) -> str | None:
-    """The column of labels, as the data spells it; None where none is wanted or there.
+    """Returns the label column, as the data spells it; None if none is wanted or present.
 
-    It is matched as the columns of captions are: spelt so, else upper or lower case.
+    It is matched like caption columns: the exact spelling first, then ignoring case.
     """
     wanted = options.label_column
     if wanted is None or wanted in names:
@@ -99,7 +99,7 @@ def find_label_column(names: Sequence[str], options: SourceOptions) -> str | Non
 
 
 def with_label(fields: dict[str, Any], options: SourceOptions) -> dict[str, Any]:
-    """The metadata of a record, with its label under the name that the options spell, too."""
+    """Adds a record's label to `fields` under the name in the options, and returns `fields`."""
     label = find_label_column(tuple(fields), options)
     if label is not None:
         fields.setdefault(options.label_column or label, fields[label])
@@ -109,7 +109,7 @@ def with_label(fields: dict[str, Any], options: SourceOptions) -> dict[str, Any]
 def find_column(
     where: str, names: Sequence[str], given: str | None, known: Sequence[str], option: str
 ) -> str:
-    """As in `find_columns`, one of them."""
+    """Returns one column, as `find_columns` does."""
     lowered = [name.lower() for name in names]
     for name in (given,) if given is not None else known:
         if name in names:
@@ -124,9 +124,9 @@ def find_column(
 
 
 def texts_of(value: Any) -> list[str]:
-    """The captions in a cell: text, UTF-8 bytes or a list of these; blank ones are left out.
+    """Returns the captions in a cell (text, UTF-8 bytes or a list of these) without blank ones.
 
-    Raises CaptionError where there is something else, something without end or no text at all.
+    Raises CaptionError for other types, for captions above `MAX_CAPTION_BYTES`, and for bad text.
     """
     if value is None:
         return []
@@ -155,11 +155,11 @@ Captions = tuple[tuple[str, ...], tuple[float, ...] | None]
 
 
 def captions_of(cells: Sequence[Any], options: SourceOptions) -> Captions:
-    """(captions, weights) of a record, from its cells in the order of the caption columns.
+    """Returns (captions, weights) of a record, from its cells in the order of the caption columns.
 
     The captions of one cell share the weight of its column; columns of weight 0 are left out.
 
-    Raises CaptionError where no caption is left; without `needs_captions` there are none, then.
+    If no caption is left: raises CaptionError, or returns none without `needs_captions`.
     """
     try:
         return weighted([texts_of(cell) for cell in cells], cells, options)
@@ -172,7 +172,7 @@ def captions_of(cells: Sequence[Any], options: SourceOptions) -> Captions:
 def weighted(
     texts: Sequence[Sequence[str]], cells: Sequence[Any], options: SourceOptions
 ) -> Captions:
-    """As `captions_of`; `texts`: of each cell those that can be used."""
+    """Returns the same as `captions_of`; `texts`: the usable captions of each cell."""
     captions = tuple(text for found in texts for text in found)
     if not captions:
         if all(cell is None for cell in cells):
@@ -193,21 +193,21 @@ def weighted(
 
 
 def caption_of_class(template: str, class_name: str) -> str:
-    """Raises UserError where the template has no place for the name."""
+    """Returns the caption of a class. Raises UserError if the template has no `{}`."""
     if "{}" not in template:
         raise UserError(f"caption_template {template!r} has no '{{}}' where the class name goes")
     return template.replace("{}", " ".join(class_name.replace("_", " ").split()))
 
 
 def image_place(folder: str, value: str) -> str:
-    """The path or URL that a cell names: `value` itself, or relative to `folder`."""
+    """Returns the path or URL that a cell names: `value`, possibly relative to `folder`."""
     if "://" in value:
         return value
     return f"{folder}/{value}" if is_remote(folder) else os.path.join(folder, value)
 
 
 def read_image(folder: str, value: str, remote: RemoteOptions) -> bytes:
-    """The file that a cell names. Raises DecodeError where it cannot be read."""
+    """Reads the file that a cell names. Raises DecodeError if it cannot be read."""
     place = image_place(folder, value)
     if not is_remote(place):
         return read_file(place.removeprefix("file://"))
@@ -224,9 +224,9 @@ def read_image(folder: str, value: str, remote: RemoteOptions) -> bytes:
 
 
 def check_images_exist(where: str, folder: str, images: Iterable[str]) -> None:
-    """A wrong folder should be one clear line now, not a thousand unreadable images later.
+    """Raises UserError if none of the first images exists; remote ones are not checked.
 
-    Raises UserError where none of the first images is there; those of stores are not looked for.
+    A wrong folder gives one clear error now instead of a thousand unreadable images later.
     """
     first = [image_place(folder, image) for image in islice(images, _PROBED_IMAGES)]
     if any(is_remote(place) or os.path.isfile(place.removeprefix("file://")) for place in first):
@@ -238,7 +238,7 @@ def check_images_exist(where: str, folder: str, images: Iterable[str]) -> None:
 
 
 def local_copy(path: str, remote: RemoteOptions) -> Path:
-    """The file itself, or its copy in the cache. Raises OSError."""
+    """Returns the path of a local file, or of a remote file's copy in the cache. Raises OSError."""
     if not is_remote(path):
         return Path(path.removeprefix("file://"))
     from clip_jax.files.stores import fetch

@@ -1,9 +1,9 @@
-"""Rows of CSV and TSV files, read as their writers meant them.
+"""Tolerant parser of CSV and TSV rows.
 
-A line without quotes is split at its delimiters, and one that is quoted as RFC 4180 says goes
-through `csv`. Only a line that is neither gets a closer look: blanks around a quoted cell,
-backslashes before quotes, a cell of several lines, a stray quote. What a closer look cannot read in
-one way is `Broken`; it costs its own row, never those after it.
+A line without quotes is split at its delimiters, and a line quoted as in RFC 4180 goes through
+`csv`. Any other line is examined for blanks around a quoted cell, backslashes before quotes, a cell
+of several lines, or a stray quote. A row that cannot be read in exactly one way is `Broken`, and
+does not affect the rows after it.
 """
 
 import csv
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# A longer cell has lost its end; the limit of `csv`, which holds for cells without quotes too.
+# A longer cell must have lost its end. This is the limit of `csv`, for unquoted cells too.
 MAX_CELL = 131_072
 _MAX_LINES = 200  # of one row
 _MAX_ROW = 32 * MAX_CELL
@@ -22,22 +22,22 @@ _LINE_END = re.compile("[\r\n]")
 
 
 class Broken(NamedTuple):
-    """Why a row cannot be used; `by_quotes` where these are the reason."""
+    """The reason why a row cannot be used; `by_quotes`: its quotes are the reason."""
 
     reason: str
     by_quotes: bool = False
 
 
 class Row(NamedTuple):
-    """A row of a table: the number of its first line, and its cells or what is wrong."""
+    """A row of a table: the number of its first line, and its cells or what is wrong with it."""
 
     line: int
     cells: list[str] | Broken
-    text: str  # as it is in the file, without the last line end
+    text: str  # as in the file, without the last line end
 
 
 class Lines:
-    """Lines that can be given back; `number` is that of the last one, from 1."""
+    """Iterator of lines that can be put back; `number` is that of the last line, from 1."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)
@@ -53,20 +53,20 @@ class Lines:
         return line
 
     def give_back(self, lines: list[str]) -> None:
-        """The next lines will be `lines`, which came last."""
+        """Puts back `lines`, the last ones read, to be read again."""
         self._returned.extendleft(reversed(lines))
         self.number -= len(lines)
 
     def split(self, pieces: list[str]) -> None:
-        """The line that came last was `pieces`, which come again one by one."""
+        """Puts back the last line as several, `pieces`."""
         self._returned.extendleft(reversed(pieces))
         self.number -= 1
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a row must be: at least `needed` and at most `width` cells; `is_image` tells whether a
-    cell could be that of the image, which is in the column `image_at`."""
+    """Requirements on a row: `needed` to `width` cells, of which cell `image_at` could name an
+    image according to `is_image`."""
 
     width: int
     needed: int
@@ -74,9 +74,10 @@ class Shape:
     is_image: Callable[[str], bool]
 
     def fitted(self, cells: list[str]) -> list[str] | Broken:
-        """The cells, without empty ones beyond the header.
+        """Returns the cells without empty ones beyond the header, or why they do not fit.
 
-        These are no sign of a delimiter in a caption only where no cell after it is filled.
+        Extra cells are cut only if all cells after the needed ones are empty; otherwise a caption
+        may contain a delimiter.
         """
         count = len(cells)
         if count > self.width and not any(map(str.strip, cells[self.needed :])):
@@ -88,13 +89,13 @@ class Shape:
         return cells
 
     def is_row(self, cells: list[str]) -> bool:
-        """Whether these are surely the cells of a row, good or with some too many, and no line of a
+        """Returns whether these are surely the cells of a row (perhaps too many), not a line of a
         caption."""
         return len(cells) >= self.needed and self.is_image(cells[self.image_at])
 
 
 class Quoting:
-    """How cells are quoted where `delimiter` parts them."""
+    """Parser of quoted cells between delimiters."""
 
     def __init__(self, delimiter: str) -> None:
         self.delimiter = delimiter
@@ -102,7 +103,7 @@ class Quoting:
         blanks = "[ ]*" if delimiter == "\t" else r"[ \t]*"
         self._opening = re.compile(rf'(?:^|{apart}){blanks}"')
         self._opening_late = re.compile(rf'(?:^|{apart})(?!"){blanks}"')
-        # Doubled quotes inside, or a backslash before each.
+        # Quotes inside a cell are doubled, or have a backslash before each.
         insides = (r'[^"]*(?:""[^"]*)*', r'[^"\\]*(?:\\.[^"\\]*)*')
         self._doubled_unclosed, self._backslash_unclosed = (
             re.compile(rf'{blanks}"{inner}\Z', re.DOTALL) for inner in insides
@@ -117,20 +118,20 @@ class Quoting:
         )
 
     def has_blanks(self, text: str) -> bool:
-        """Whether blanks stand before the quote of a cell."""
+        """Returns whether there are blanks before the opening quote of a cell."""
         may_have = ' "' in text or '\t"' in text
         return may_have and self._opening_late.search(text) is not None
 
     def opens(self, text: str) -> bool:
-        """Whether a cell of `text` begins with a quote, after blanks or not."""
+        """Returns whether a cell of `text` begins with a quote, perhaps after blanks."""
         return self._opening.search(text) is not None
 
     def doubled(self, text: str) -> list[str] | None:
-        """The cells, where all are plain or quoted with doubled quotes inside."""
+        """Returns the cells if all are plain or quoted with doubled quotes inside, else None."""
         return _cells(self._doubled, text, lambda cell: cell.replace('""', '"'))
 
     def readings(self, text: str) -> list[list[str]]:
-        """The cells in each way that they can be read, at most two."""
+        """Returns the cells in each possible reading, at most two."""
         found = [self.doubled(text)]
         if _ESCAPED_QUOTE.search(text):
             backslash = _cells(
@@ -140,7 +141,7 @@ class Quoting:
         return [cells for cells in found if cells is not None]
 
     def is_open(self, text: str) -> bool:
-        """Returns whether `text` ends inside a quoted cell, so that more lines may complete it."""
+        """Returns whether `text` ends inside a quoted cell, which more lines may complete."""
         return any(
             unclosed.match(text, _end_of_cells(pattern, text)) is not None
             for pattern, unclosed in (
@@ -150,7 +151,7 @@ class Quoting:
         )
 
     def literal(self, text: str) -> list[str] | None:
-        """The cells, where each that begins with a quote surely means it: `"Yes" she said`."""
+        """Returns the cells if every opening quote is surely literal, as in `"Yes" she said`."""
         cells = text.split(self.delimiter)
         if _go_over_cells(cells):
             return None
@@ -181,7 +182,7 @@ def _cells(pattern: re.Pattern[str], text: str, unquote: Callable[[str], str]) -
 
 
 def _end_of_cells(pattern: re.Pattern[str], text: str) -> int:
-    """Returns where the first cell begins that `pattern` does not match."""
+    """Returns the position of the first cell that `pattern` does not match."""
     at = 0
     while (match := pattern.match(text, at)) is not None and match["end"]:
         at = match.end()
@@ -189,23 +190,23 @@ def _end_of_cells(pattern: re.Pattern[str], text: str) -> int:
 
 
 def _go_over_cells(plain: list[str]) -> bool:
-    """Whether a delimiter may stand between quotes, as in `she said "yes, of course", and left`."""
+    """Returns whether a delimiter may be inside quotes: `she said "yes, of course", and left`."""
     return sum(cell.count('"') % 2 for cell in plain) > 1
 
 
 def read_rows(
     lines: Lines, delimiter: str, shape: Shape, *, is_quoted: bool = True
 ) -> Iterator[Row]:
-    """The rows after the header; blank lines are skipped.
+    """Yields the rows after the header, skipping blank lines.
 
     Args:
-      is_quoted: otherwise every character but the delimiter and the line end means itself.
+      is_quoted: False: every character but the delimiter and the line end is literal.
     """
     return _Reader(lines, delimiter, shape, is_quoted).rows()
 
 
 class _OneLine:
-    """Gives `csv.reader` a line at a time; making a reader for each would take longer than it."""
+    """Feeds `csv.reader` one line at a time; making a reader per line would cost more than that."""
 
     line: str | None = None
 
@@ -228,7 +229,7 @@ class _Reader:
         self._quoting = Quoting(delimiter)
         self._one_line = _OneLine()
         self._csv = csv.reader(self._one_line, delimiter=delimiter, strict=True)
-        self._in_doubt = False  # after a quote without end: lines may still be those of its cell
+        self._in_doubt = False  # after an unclosed quote: lines may still belong to its cell
 
     def rows(self) -> Iterator[Row]:
         lines, delimiter, shape = self._lines, self._delimiter, self._shape
@@ -244,7 +245,7 @@ class _Reader:
                 cells = text.split(delimiter)
                 if len(cells) == 1 and not text.strip():
                     continue
-                # The usual row is tested here, as this is the loop over millions of them.
+                # The common case is tested inline because this loop runs over millions of rows.
                 if not shape.needed <= len(cells) <= shape.width:
                     cells = shape.fitted(cells)
             if len(text) > MAX_CELL or self._in_doubt:
@@ -262,7 +263,7 @@ class _Reader:
         return cells
 
     def _is_several(self, text: str) -> bool:
-        """Whether the line is several, by an older sign for line ends, which come next then."""
+        """Returns whether the line is several rows that end in "\\r"; puts them back if so."""
         pieces = [piece for piece in text.split("\r") if piece.strip()]
         if len(pieces) > 1 and all(self._looks_like_row(piece) for piece in pieces):
             self._lines.split(pieces)
@@ -274,7 +275,7 @@ class _Reader:
         return self._shape.is_row(cells or text.split(self._delimiter))
 
     def _quoted(self, line: str, text: str) -> tuple[list[str] | Broken, str]:
-        """(cells, text of all their lines) of the row that begins with `line`."""
+        """Returns (cells, text of all their lines) of the row that begins with `line`."""
         usual = self._as_usual(text)
         if usual is not None:
             fits = self._shape.needed <= len(usual) <= self._shape.width
@@ -294,7 +295,7 @@ class _Reader:
         return self._of_several_lines(line, text)
 
     def _as_usual(self, text: str) -> list[str] | None:
-        """The cells of a line that can be read in no other way than that of `csv`."""
+        """Returns the cells of a line if `csv`'s reading is the only possible one, else None."""
         if text.count('"') % 2 or '\\"' in text or self._quoting.has_blanks(text):
             return None
         self._one_line.line = text
@@ -309,12 +310,12 @@ class _Reader:
         return [cells for cells in fitted if not isinstance(cells, Broken)]
 
     def _of_several_lines(self, line: str, text: str) -> tuple[list[str] | Broken, str]:
-        """As `_quoted`, of a row whose first line ends inside a quoted cell, or seems to."""
+        """Does what `_quoted` does for a row whose first line seems to end inside a quoted cell."""
         first, whole = text, line
         has_image = self._shape.is_row(text.split(self._delimiter))
         more: list[str] = []
-        # Most broken rows show it in their first line; to read on for each would take a time that
-        # grows with the square of their number.
+        # Most broken rows are known by their first line; reading on for each would take quadratic
+        # time.
         for more_line in self._lines if self._quoting.is_open(line.rstrip("\r\n")) else ():
             more.append(more_line)
             swallows = self._looks_like_row(more_line.rstrip("\r\n"))
@@ -337,21 +338,22 @@ class _Reader:
         return Broken(reason, by_quotes=True), first
 
     def _completes(self, cells: list[str], has_image: bool) -> bool:
-        """Whether cells of several lines are a row; `has_image`: the first line alone could be."""
+        """Returns whether cells of several lines are a row; `has_image`: the first line could be a
+        row on its own."""
         if has_image or len(cells) < self._shape.needed:
             return self._shape.is_row(cells)
         return True
 
 
 def is_plainly_quoted(rows: Iterable[Row], delimiter: str) -> bool:
-    """Whether a table in tabs is quoted as CSV is; the large sets of captions are not.
+    """Returns whether a tab-separated table is quoted like CSV; the large caption sets are not.
 
-    It is where more of its rows need their quotes, for a delimiter, line end or quote inside, than
-    have a cell that begins with a quote and is not quoted; or where every row is quoted. A caption
-    that is all in quotes, of one row among others, means nothing: `"Twin Peaks"` keeps its own.
+    It is if more rows need their quotes (for a delimiter, line end or quote inside) than have a
+    cell that begins with a literal quote, or if every row is quoted. A single caption entirely in
+    quotes proves nothing: `"Twin Peaks"` keeps its quotes.
 
     Args:
-      rows: of the whole table, as `read_rows` finds them with `is_quoted`.
+      rows: all rows of the table, as `read_rows` finds them with `is_quoted`.
     """
     quoting = Quoting(delimiter)
     needed = wrapped = stray = total = 0

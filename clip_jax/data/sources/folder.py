@@ -1,4 +1,4 @@
-"""A folder of images, captioned by `.txt` files beside them or by the names of their subfolders."""
+"""Folder of images, captioned by `.txt` files beside them or by the names of their subfolders."""
 
 import os
 import posixpath
@@ -22,21 +22,21 @@ from clip_jax.errors import UserError
 from clip_jax.files.reading import read_file
 
 _TABLES = ("csv", "tsv", "jsonl", "ndjson")
-# Files of these kinds are often something else, unless they have such a name.
+# Files with these endings count as tables only if their name matches `_TABLE_STEM`.
 _SELDOM_TABLES = ("json", "parquet", "txt", "token")
 _TABLE_STEM = re.compile(r"metadata|captions?|annotations|\btoken\b")
 
 
 class FolderContents:
-    """What lies below a folder; hidden files and folders are skipped.
+    """Recursive listing of a folder, without hidden files and folders.
 
     Attributes:
       images: paths relative to the folder, with "/", sorted by folder.
       caption_files: for each image the name of the `.txt` beside it; "" for none.
-      captioned: how many images have one.
+      captioned: number of images that have one.
       class_folders: names of the subfolders, at any depth, that hold images.
-      tables: relative paths of the files that may be tables of captions, by their names; those
-        that are named as an image beside them are not.
+      tables: relative paths of the files that may be tables of captions, by their names; without
+        those named after an image in the same folder.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -50,7 +50,7 @@ class FolderContents:
         self._walk("")
 
     def _walk(self, folder: str) -> None:
-        # Linked class folders are common; the real path guards against a link to a parent.
+        # Links to class folders are common; real paths guard against a link to a parent.
         real = os.path.realpath(self._root / folder)
         if real in self._seen:
             return
@@ -71,9 +71,9 @@ class FolderContents:
 
 
 def list_folder(folder: Path) -> tuple[set[str], list[str]]:
-    """(names of the folders, names of the files) in `folder`, without hidden ones.
+    """Returns (names of the folders, names of the files) in `folder`, without hidden ones.
 
-    Raises UserError where it cannot be read.
+    Raises UserError if the folder cannot be read.
     """
     folders, files = set(), []
     try:
@@ -93,17 +93,17 @@ def list_folder(folder: Path) -> tuple[set[str], list[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a loop of links
+    except OSError:  # a symlink loop
         return False
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is an image by its ending, in any case."""
+    """Returns whether a file has the ending of an image, ignoring case."""
     return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
 def tables_among(names: list[str]) -> list[str]:
-    """The files in one folder that may be tables of captions, sorted."""
+    """Returns the files of one folder that may be tables of captions, sorted."""
     stems = {name.rpartition(".")[0].lower() for name in filter(is_image_name, names)}
     found = []
     for name in names:
@@ -115,15 +115,15 @@ def tables_among(names: list[str]) -> list[str]:
 
 
 def is_named_as_captions(name: str) -> bool:
-    """Whether a file is called metadata, captions or the like."""
+    """Returns whether a file is called metadata, captions or the like."""
     return _TABLE_STEM.search(posixpath.basename(name).lower()) is not None
 
 
 def caption_files(names: list[str]) -> dict[str, str]:
-    """Image -> its caption file, of the files in one folder; "" where it has none.
+    """Returns image -> caption file ("" for none), for the files of one folder.
 
-    `a.jpg` is captioned by `a.jpg.txt`, else `a.txt`, else by one that differs from these in upper
-    or lower case and is not that of another image.
+    `a.jpg` is captioned by `a.jpg.txt`, else `a.txt`, else by a file that differs from these only
+    in case and is not the caption of another image.
     """
     texts = {name for name in names if name.lower().endswith(".txt")}
     found, taken = {}, set()
@@ -141,18 +141,17 @@ def caption_files(names: list[str]) -> dict[str, str]:
 
 
 class FolderSource:
-    """Images below a folder, in sorted order.
+    """Source of the images below a folder, in sorted order.
 
-    A `.txt` beside an image holds its captions, one a line. Only where no image has one, the name
-    of the image's subfolder is its class (`metadata["class"]`, see `class_names`), and the caption
-    is `caption_template` with that name in it, `_` and `-` read as spaces. The key is the path
-    relative to the folder. Without `needs_captions` every image is a record, with its class in any
-    case.
+    A `.txt` beside an image holds its captions, one per line. If no image has one, the name of an
+    image's subfolder is its class (`metadata["class"]`, see `class_names`), and the caption is
+    `caption_template` with that name in it, `_` and `-` read as spaces. The key is the path
+    relative to the folder. Without `needs_captions` every image is a record and has its class.
 
     Args:
       path: the folder.
-      contents: of it, or of the subfolder `inside`.
-      inside: where in the folder the images are, such as "train"; "" for all.
+      contents: listing of the folder, or of its subfolder `inside`.
+      inside: subfolder with the images, such as "train"; "" for the whole folder.
 
     Raises:
       UserError: the folder has no image, or no image with a caption.
@@ -259,11 +258,11 @@ class FolderSource:
 def class_names(folders: Collection[str]) -> dict[str, str]:
     """Returns folder -> class, which is the folder's name with spaces for `_` and `-`.
 
-    A folder keeps its own name where spaces would make one class of two folders (`T-shirt` and
-    `T_shirt`), leave nothing, or make another number of it (`-1`).
+    A folder keeps its exact name if spaces would merge two folders (`T-shirt` and `T_shirt`), leave
+    nothing, or change a number (`-1`).
 
     Args:
-      folders: the names of all folders of a source that hold images.
+      folders: names of all folders of a source that hold images.
     """
     counts = Counter(map(_readable, folders))
     found = {}

@@ -1,7 +1,7 @@
-"""The embedded dataset: glyphs of the fonts that matplotlib ships, captioned by Unicode's names.
+"""Embedded dataset: glyphs of the fonts that matplotlib ships, captioned by their Unicode names.
 
-Training has the twelve text faces of DejaVu, the test is STIX General: another typeface, whose
-glyphs and a part of whose names training never saw. Every glyph is drawn at one scale on one
+Training uses the twelve text faces of DejaVu; the test set is STIX General, another typeface, whose
+glyphs and some of whose names are not in training. Every glyph is drawn at one scale on one
 baseline, so that "c" and "C" differ. Nothing is downloaded; drawing takes seconds and is cached.
 """
 
@@ -37,8 +37,7 @@ DEJAVU_FACES = tuple(
     )
     for style in styles
 )
-# A face that is left out when settings are chosen, so that nothing is ever chosen by looking at
-# STIX.
+# This face is held out for choosing settings, so that nothing is ever chosen by looking at STIX.
 VALIDATION_FACE = "DejaVuSerif.ttf"
 TEST_FACE = "STIXGeneral.ttf"
 
@@ -52,7 +51,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Glyphs:
-    """A `Source` of glyphs held in memory: grey images (N, 32, 32) uint8, black ink on white."""
+    """`Source` of glyphs in memory: grey images (N, 32, 32) uint8, black ink on white."""
 
     images: np.ndarray
     names: tuple[str, ...]
@@ -65,16 +64,16 @@ class Glyphs:
         return len(self.names)
 
     def key(self, index: int) -> str:
-        """For example "DejaVuSans/U+0041"."""
+        """Returns face and code point, for example "DejaVuSans/U+0041"."""
         face = self.faces[self.face_index[index]].removesuffix(".ttf")
         return f"{face}/U+{self.codepoints[index]:04X}"
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The lower-case Unicode name, for example "latin small letter a"."""
+        """Returns the lower-case Unicode name, for example "latin small letter a"."""
         return (self.names[index],)
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """The name as "class", the code point and the face."""
+        """Returns the name as "class", the code point and the face."""
         codepoint = int(self.codepoints[index])
         face = self.faces[self.face_index[index]]
         return {"class": self.names[index], "codepoint": codepoint, "face": face}
@@ -85,14 +84,14 @@ class Glyphs:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of every key and name; pixels may differ a little between font engines."""
+        """Hash of every key and name, not of pixels, which differ a little between font engines."""
         indices = range(len(self))
         return fingerprint_of((self.key(index), self.captions(index)) for index in indices)
 
 
 def _draw_face(face: str) -> tuple[np.ndarray, list[int]]:
-    """All named, non-blank glyphs of a face: (N, 32, 32) uint8 and their code points."""
-    # Imported here: matplotlib and Pillow's font engine are not needed to classify a photo.
+    """Draws all named, non-blank glyphs of a face: (N, 32, 32) uint8 and their code points."""
+    # The imports are local because classifying a photo needs neither matplotlib nor fonts.
     from fontTools.ttLib import TTFont
     from matplotlib import get_data_path
     from PIL import Image, ImageDraw, ImageFont
@@ -100,7 +99,7 @@ def _draw_face(face: str) -> tuple[np.ndarray, list[int]]:
     path = Path(get_data_path()) / "fonts" / "ttf" / face
     if not path.exists():
         raise UserError(f"font {path}: not found; this matplotlib does not ship {face}")
-    # The BASIC layout draws one code point as one glyph; raqm shapes, and fails on some of them.
+    # The BASIC layout draws one code point as one glyph; raqm does shaping and fails on some.
     font = ImageFont.truetype(str(path), EM_SIZE, layout_engine=ImageFont.Layout.BASIC)
     images, codepoints = [], []
     for codepoint in sorted(TTFont(path, lazy=True).getBestCmap()):
@@ -109,7 +108,7 @@ def _draw_face(face: str) -> tuple[np.ndarray, list[int]]:
             continue
         left, _, right, _ = font.getbbox(character, anchor="ls")
         image = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), 255)
-        # Centred by its ink: side bearings are spacing, not shape.
+        # The ink is centred, because side bearings are spacing, not shape.
         origin = ((IMAGE_SIZE - (right - left)) / 2 - left, BASELINE)
         ImageDraw.Draw(image).text(origin, character, fill=0, font=font, anchor="ls")
         pixels = np.asarray(image)
@@ -123,7 +122,7 @@ def _cache_path(face: str) -> Path:
     import matplotlib
     import PIL
 
-    # What is drawn depends on the fonts, on the engine and on the Unicode version that names it.
+    # The drawings depend on the fonts, the engine and the Unicode version that names glyphs.
     versions = f"{matplotlib.__version__}-{PIL.__version__}-{unicodedata.unidata_version}"
     return (
         cache_folder() / "glyphs" / f"v{LAYOUT_VERSION}-{versions}-{face.removesuffix('.ttf')}.npz"
@@ -142,7 +141,7 @@ def _load_face(face: str) -> tuple[np.ndarray, np.ndarray]:
     points = np.asarray(codepoints, np.int32)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed, so that a killed process leaves no half file.
+        # The file is renamed when complete, so that a killed process leaves no partial file.
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
             np.savez_compressed(file, images=images, codepoints=points)
         os.replace(file.name, path)
@@ -152,9 +151,9 @@ def _load_face(face: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def open_glyphs(split: str, options: SourceOptions | None = None) -> Glyphs:
-    """The glyphs of a split: "train", "train_without_validation", "validation" or "test".
+    """Opens the glyphs of a split: "train", "train_without_validation", "validation" or "test".
 
-    No option concerns them. Raises `UserError` for another name.
+    The options are ignored. Raises `UserError` for another name.
     """
     if split not in SPLITS:
         raise UserError(f"data.path={split!r}: the glyphs have the splits {', '.join(SPLITS)}")
@@ -171,5 +170,5 @@ def open_glyphs(split: str, options: SourceOptions | None = None) -> Glyphs:
 
 
 def is_ascii_letter(codepoint: int) -> bool:
-    """Whether a code point is one of A–Z and a–z, the 52 classes of the letters task."""
+    """Returns whether a code point is in A–Z or a–z, the 52 classes of the letters task."""
     return codepoint < 128 and chr(codepoint).isalpha()

@@ -1,4 +1,4 @@
-"""Folders that `datasets.save_to_disk` wrote, read where they lie (memory-mapped Arrow files)."""
+"""Folders written by `datasets.save_to_disk`, read in place (memory-mapped Arrow files)."""
 
 import dataclasses
 import os
@@ -23,25 +23,25 @@ from clip_jax.data.sources.columns import (
 from clip_jax.data.sources.splits import choose_and_say, find_split
 from clip_jax.errors import DecodeError, UserError, one_line
 
-_ROWS_AT_ONCE = 1000  # when captions are looked through
+_ROWS_AT_ONCE = 1000  # when all captions are read
 
 
 class HuggingFaceSource:
-    """Rows of one split of a dataset on disk, each a record.
+    """Source of one split of a dataset on disk; each row is a record.
 
-    The image is the column of type Image, or one of bytes or paths; captions are columns of text or
-    of lists of texts, or else the names of the ClassLabel put into `caption_template` (and into
-    `metadata["class"]`). Where there are several, the one with a usual name. The other columns of
-    single values are metadata. The key is the column "key", otherwise SPLIT:ROW.
+    The image is the column of type Image, or one of bytes or paths. Captions are columns of text or
+    lists of texts, or else the names of the ClassLabel put into `caption_template` (and into
+    `metadata["class"]`). Of several such columns, the one with a usual name is taken. The other
+    columns of single values are metadata. The key is the column "key", otherwise SPLIT:ROW.
 
-    Opening reads captions and keys once; in memory stay the numbers of the rows with a caption.
+    Opening reads captions and keys once, and keeps only the numbers of rows with a caption.
 
     Args:
       path: the folder of a Dataset or of a DatasetDict.
-      options: `split` of a DatasetDict; by default "train", or the only one.
+      options: `split` selects one of a DatasetDict; by default "train", or the only one.
 
     Raises:
-      UserError: not such a folder, no such split or column, no usable row.
+      UserError: not such a folder, no such split or column, or no usable row.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class HuggingFaceSource:
         self._options = options
         self._reset()
         dataset, self._split, self.split = _load(self._path, options)
-        # Processes that open it again shall find the same, and not speak of it.
+        # Workers that reopen it get the same split, without a second warning.
         self._options = dataclasses.replace(options, split=self.split)
         self._columns = _columns(self._path, dataset.features, options)
         self._classes: dict[str, list[str]] = {
@@ -62,7 +62,7 @@ class HuggingFaceSource:
             if type(feature).__name__ == "ClassLabel"
         }
         if set(self._columns.captions) & set(self._classes):
-            caption_of_class(options.caption_template, "class")  # wrong now, not at the first row
+            caption_of_class(options.caption_template, "class")  # fails now, not at the first row
         self._metadata_columns = [
             name
             for name, feature in dataset.features.items()
@@ -102,8 +102,8 @@ class HuggingFaceSource:
         self._reset()
 
     def _usable_rows(self, dataset: Any, kept: list[int]) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """(key, captions) of each usable row; their numbers are appended to `kept`."""
-        if not self._text_columns:  # a table without columns has no rows
+        """Yields (key, captions) of each usable row, and appends its number to `kept`."""
+        if not self._text_columns:  # selecting no columns would give a table without rows
             kept.extend(range(len(dataset)))
             yield from ((self._key(row, {}), ()) for row in kept)
             return
@@ -153,8 +153,8 @@ class HuggingFaceSource:
         return f"{self._split}:{row}" if value in (None, "") else str(value)
 
     def _cells(self, index: int, columns: list[str]) -> dict[str, Any]:
-        """One row of some columns. Raises DecodeError where it cannot be read."""
-        if self._process != os.getpid():  # the lock may have been held when we were forked
+        """Reads some columns of one row. Raises DecodeError if it cannot be read."""
+        if self._process != os.getpid():  # another thread may have held the lock at the fork
             self._reset()
         view = self._views.get(tuple(columns))
         if view is None:
@@ -218,12 +218,12 @@ class HuggingFaceSource:
             return self._key(row, {})
         try:
             return self._key(row, self._cells(index, self._text_columns))
-        except DecodeError:  # it is still to be named, in the message about that
+        except DecodeError:  # the message about an unreadable row needs a name
             return f"{self._split}:{row}"
 
 
 def _load(path: str, options: SourceOptions) -> tuple[Any, str, str | None]:
-    """(Dataset whose images are not decoded, name by which rows are called, name of the split).
+    """Loads (Dataset with undecoded images, prefix of row names, name of the split).
 
     Raises UserError.
     """
@@ -235,7 +235,7 @@ def _load(path: str, options: SourceOptions) -> tuple[Any, str, str | None]:
         ) from error
     try:
         found = datasets.load_from_disk(path)
-    except Exception as error:  # of the library, of Arrow, of JSON
+    except Exception as error:  # from the library, Arrow or JSON
         raise UserError(
             f"{path} cannot be read ({one_line(error)});"
             " give a folder that datasets.save_to_disk wrote"
@@ -281,7 +281,7 @@ def _columns(where: str, features: Any, options: SourceOptions) -> Columns:
 
 
 def _row(dataset: Any, row: int) -> dict[str, Any]:
-    """Its cells; {} where a text is not UTF-8."""
+    """Returns the cells of a row; {} if a text is not UTF-8."""
     try:
         return dataset[row]
     except UnicodeDecodeError:

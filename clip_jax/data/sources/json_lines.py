@@ -1,4 +1,4 @@
-"""JSON lines, or a list of JSON objects, of image paths and captions."""
+"""Files of JSON lines, or of a list of JSON objects, with image paths and captions."""
 
 import json
 import os
@@ -18,27 +18,26 @@ from clip_jax.data.sources.path_rows import ImageRows, PathSource
 from clip_jax.errors import UserError
 from clip_jax.files.text_encoding import utf16_problem
 
-_LOOKED_AT_ROWS = 100  # for the names of the fields: not every row need have all of them
+_LOOKED_AT_ROWS = 100  # for field names: a row may lack some
 
 
 class JsonLinesSource(PathSource):
-    """Objects with an image path and captions; relative paths are relative to the file.
+    """Source of objects with an image path and captions; paths are relative to the file.
 
-    A caption field is text or a list of texts. Objects with the same image are one record with
+    A caption field is text or a list of texts. Objects with the same image make one record with
     several captions. The other fields, from the image's first object, are its metadata. The key is
-    the path as the file has it.
+    the path as written in the file.
 
     Args:
-      path: a file, glob, brace pattern or comma list, or a folder of them. UTF-8; an object a
+      path: a file, glob, brace pattern or comma list, or a folder of them. UTF-8; one object per
         line, or one list of objects, whatever the ending.
-      options: `image_column` and `caption_column` are names of fields; by default the first known
-        one (`IMAGE_COLUMNS`, `MANY_CAPTION_COLUMNS`), upper or lower case.
+      options: `image_column` and `caption_column` are field names; by default the first known one
+        (`IMAGE_COLUMNS`, `MANY_CAPTION_COLUMNS`), ignoring case.
+      elsewhere: as in `TableSource`.
 
     Raises:
-      UserError: file missing, no JSON, a field missing, no usable row, or none of the first images
-        on disk. Lines that are no JSON objects are dropped.
-
-    `elsewhere` is as in `TableSource`.
+      UserError: file missing, not JSON, a field missing, no usable row, or none of the first images
+        on disk. Lines that are not JSON objects are dropped.
     """
 
     def __init__(
@@ -70,8 +69,8 @@ class JsonLinesSource(PathSource):
 
 
 def read_fields(name: str, path: Path, options: SourceOptions) -> tuple[list[str], Columns]:
-    """(names, columns) of the first objects. Raises UserError where images or captions have no
-    field, and OSError."""
+    """Returns (names, columns) of the first objects. Raises UserError if there is no field for
+    images or captions, and OSError."""
     names = _names(list(islice(_objects(name, path, lambda *_: None), _LOOKED_AT_ROWS)))
     return names, find_columns(name, names, options, caption_columns=MANY_CAPTION_COLUMNS)
 
@@ -88,7 +87,7 @@ def _label(fields: dict[str, Any], column: str | None) -> Any:
 def _objects(
     name: str, path: Path, drop: Callable[[str, str, str], None]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name of the row, its fields); what is no object goes to `drop(kind, row, reason)`."""
+    """Yields (name of the row, its fields); calls `drop(kind, row, reason)` for non-objects."""
     with open(path, "rb") as file:
         start = file.read(4096)
         problem = utf16_problem(start)

@@ -1,6 +1,6 @@
-"""Single images on the web, as rows name them by URL: many are dead, and none is waited for.
+"""Single images on the web, which rows name by URL; many links are dead, so timeouts are short.
 
-Shards of a store are worth minutes of patience (`stores.py`); of an image there are millions more.
+A shard is worth minutes of retries (`stores.py`); one image of millions is not.
 """
 
 import time
@@ -16,18 +16,18 @@ from clip_jax.files.telemetry import telemetry
 
 MAX_IMAGE_BYTES = 64 << 20
 _ATTEMPTS = 2
-_SECONDS = 2.0  # of an attempt without a byte, its connection included
+_SECONDS = 2.0  # without a byte, connecting included, per attempt
 _ALL_SECONDS = 5.0  # of all attempts
 _PAUSE_SECONDS = 0.25
 
-# A host that failed so often in a row is not asked for a while.
+# A host with this many failures in a row is skipped for a while.
 _FAILURES = 3
 _REST_SECONDS = 300.0
-_MAX_HOSTS = 10_000  # that are remembered
+_MAX_HOSTS = 10_000  # remembered
 
 _HEADERS = {"User-Agent": "clip_jax", "Accept": "image/*,*/*;q=0.5"}
-_BUSY = (408, 425, 429)  # what may be otherwise a moment later, as all from 500 on
-_SAFE = "%/:?=&#+,;@!$'()*[]~"  # of a URL; the rest, such as spaces and letters, is to be quoted
+_BUSY = (408, 425, 429)  # worth a retry, as are all from 500 on
+_SAFE = "%/:?=&#+,;@!$'()*[]~"  # not quoted in a URL; other characters, such as spaces, are
 _PIECE_BYTES = 1 << 16
 
 
@@ -41,14 +41,14 @@ _failing: dict[str, _Host] = {}
 
 
 class _Refused(Exception):
-    """The host answers, but there is no such image for us."""
+    """An answer of the host that it has no such image for us."""
 
 
 def read_linked_image(url: str, remote: RemoteOptions) -> bytes:
-    """The file at an http:// or https:// URL; within 5 s, whatever the host does.
+    """Reads the file at an http:// or https:// URL, within 5 s whatever the host does.
 
-    Raises DecodeError where it cannot be had, has more than `MAX_IMAGE_BYTES`, or its host has
-    failed several times of late.
+    Raises DecodeError if the download fails or exceeds `MAX_IMAGE_BYTES`, or the host has recently
+    failed several times.
     """
     end = time.monotonic() + _ALL_SECONDS
     timeout = min(_SECONDS, remote.timeout_seconds)
@@ -61,12 +61,12 @@ def read_linked_image(url: str, remote: RemoteOptions) -> bytes:
             telemetry.add(store_retries=1)
             time.sleep(_PAUSE_SECONDS)
         try:
-            # In a thread: looking up a host knows no timeout.
+            # A thread limits the time, because DNS lookups have no timeout.
             data = in_time(lambda: _get(url, timeout, end), max(timeout, end - time.monotonic()))
         except _Refused as error:
             _failing.pop(host, None)
             raise DecodeError(f"{url}: {error}", "image_missing") from None
-        except Exception as error:  # of sockets, TLS, HTTP, and of URLs that are none
+        except Exception as error:  # from sockets, TLS, HTTP, or an invalid URL
             reason = " ".join(str(error).split()) or type(error).__name__
             if time.monotonic() + timeout > end:
                 break
@@ -88,7 +88,7 @@ def _remember(host: str) -> None:
 
 
 def _get(url: str, timeout: float, end: float) -> bytes:
-    """Raises _Refused, or nearly anything; what it has read by then is lost at `end`."""
+    """Reads a URL until `end`, then discards a partial file. Raises _Refused or nearly anything."""
     request = urllib.request.Request(urllib.parse.quote(url, safe=_SAFE), headers=_HEADERS)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:

@@ -1,4 +1,4 @@
-"""Parquet files: images as bytes, in Hugging Face's struct, or by path or URL."""
+"""Parquet files with images as bytes, in Hugging Face's struct, or by path or URL."""
 
 import contextlib
 import datetime
@@ -28,27 +28,27 @@ from clip_jax.errors import DecodeError, UserError, one_line
 
 logger = logging.getLogger(__name__)
 
-_LARGE_GROUP_BYTES = 8 << 20  # of images: to read it takes as long as to decode one of them
+_LARGE_GROUP_BYTES = 8 << 20  # of images; reading that takes as long as decoding one image
 
 
 class ParquetSource:
-    """Rows of Parquet files, each a record, in the order of the files.
+    """Source of Parquet files, in the order of the files; each row is a record.
 
     The image is in a column of bytes, of structs {"bytes", "path"}, or of paths (relative to the
     Parquet file) or URLs. Captions are text or lists of texts. Other scalar columns are metadata.
     The key is the column "key" or the path of the image; otherwise FILE:ROW.
 
-    Opening reads the columns of captions and keys once; in memory stay the numbers of the rows that
-    have a caption. Everything else is read by row group and kept within a bound (`row_groups.py`).
+    Opening reads the columns of captions and keys once, and keeps only the numbers of rows with a
+    caption. Everything else is read by row group into bounded caches (`row_groups.py`).
 
     Args:
-      path: a file, folder, glob, brace pattern or comma list, here or in a store.
-      options: `image_column` and `caption_column` are names of columns; by default the first known
-        one (`ENCODED_IMAGE_COLUMNS`, `MANY_CAPTION_COLUMNS`), upper or lower case.
+      path: a file, folder, glob, brace pattern or comma list, local or remote.
+      options: `image_column` and `caption_column` are column names; by default the first known one
+        (`ENCODED_IMAGE_COLUMNS`, `MANY_CAPTION_COLUMNS`), ignoring case.
 
     Raises:
       UserError: no file, a column missing or of a wrong type, no usable row, or none of the first
-        images on disk. A file that cannot be read is dropped where others can.
+        images on disk. An unreadable file is dropped if others are readable.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ParquetSource:
             self._check_images()
 
     def _find_groups(self) -> None:
-        """The row groups of all files, and the columns, which are those of the first file."""
+        """Finds the row groups of all files, and the columns, which the first file defines."""
         files, numbers, sizes, image_bytes = [], [], [0], 0
         first = None
         for file, path in enumerate(self._groups.paths):
@@ -145,7 +145,7 @@ class ParquetSource:
         ]
 
     def _usable_rows(self, kept: list[np.ndarray]) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """(key, captions) of each usable row; their numbers are appended to `kept`."""
+        """Yields (key, captions) of each usable row, and appends their numbers to `kept`."""
         for group in range(len(self._file_of_group)):
             file, number = int(self._file_of_group[group]), int(self._number_of_group[group])
             size = int(self._starts[group + 1] - self._starts[group])
@@ -179,7 +179,7 @@ class ParquetSource:
         return list(dict.fromkeys(named))
 
     def _keys_of(self, table: Any, group: int, size: int) -> list[str | None]:
-        """None: a path that is empty."""
+        """Returns the key of each row; None for an empty image path."""
         paths = [""] * size
         if self._image_kind == "path":
             paths = [_text(value) for value in _values(table.column(self._columns.image))]
@@ -193,14 +193,14 @@ class ParquetSource:
         ]
 
     def _origin(self, group: int) -> tuple[str, int]:
-        """(name of the file, rows in it before the group)."""
+        """Returns (name of the file, number of rows in it before the group)."""
         file = self._file_of_group[group]
         first = int(np.searchsorted(self._file_of_group, file))
         before = int(self._starts[group] - self._starts[first])
         return os.path.basename(self._groups.paths[file]), before
 
     def _place(self, group: int, row: int) -> str:
-        """FILE:ROW, counted from 0 in the file."""
+        """Returns FILE:ROW, counted from 0 in the file."""
         file, before = self._origin(group)
         return f"{file}:{before + row}"
 
@@ -216,13 +216,13 @@ class ParquetSource:
         check_images_exist(file, os.path.dirname(file), paths)
 
     def _group(self, index: int) -> tuple[int, int]:
-        """(row group, row in it) of a record."""
+        """Returns (row group, row in it) of a record."""
         row = int(self._rows[index])
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         return group, row - int(self._starts[group])
 
     def _cells(self, index: int, columns: list[str]) -> list[Any]:
-        """What is in small columns. Raises DecodeError where it cannot be read."""
+        """Reads a record's cells in small columns. Raises DecodeError if they are unreadable."""
         group, row = self._group(index)
         file, number = int(self._file_of_group[group]), int(self._number_of_group[group])
         try:
@@ -282,19 +282,19 @@ class ParquetSource:
         name = ""
         if column is not None:
             columns = self._text_columns
-            # What cannot be read is still to be named, in the message about that.
+            # The message about an unreadable record needs a name, too.
             with contextlib.suppress(DecodeError):
                 name = _text(self._cells(index, columns)[columns.index(column)])
         return name or self._place(*self._group(index))
 
 
 def _unreadable() -> tuple[type[Exception], ...]:
-    """What reading a file may raise: pyarrow's own are not all of OSError."""
+    """Returns the errors that reading may raise; not all of pyarrow's derive from OSError."""
     return (OSError, import_pyarrow()[0].ArrowException)
 
 
 def _bytes_of(footer: Any, column: str) -> int:
-    """Decoded bytes of a column, its fields included, over all row groups."""
+    """Returns the uncompressed bytes of a column with its subfields, in all row groups."""
     total = 0
     for number in range(footer.num_columns):
         name = footer.schema.column(number).path
@@ -321,7 +321,7 @@ def _is_scalar(types: Any, kind: Any) -> bool:
 
 
 def _values(column: Any) -> list[Any]:
-    """Python values of a ChunkedArray of text; bytes for texts that are not UTF-8."""
+    """Returns the Python values of a ChunkedArray of text; bytes for texts that are not UTF-8."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -346,7 +346,7 @@ def _text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold."""
+    """Returns the value as JSON can hold it."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if value is None or isinstance(value, (str, int, float, bool)):

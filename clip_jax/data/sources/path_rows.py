@@ -1,4 +1,4 @@
-"""Rows whose images are files that they name: what CSV and JSON lines have in common."""
+"""Rows that name image files: the base of the CSV and JSON-lines sources."""
 
 import math
 import os
@@ -29,17 +29,17 @@ from clip_jax.data.sources.splits import files_of_split
 from clip_jax.errors import UserError
 from clip_jax.files.patterns import expand_paths, has_ending, is_remote
 
-_LOOKED_AT_RECORDS = 20  # of each file, for images that are on the web
+_LOOKED_AT_RECORDS = 20  # of each file, when images are looked for
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.0*)?", re.ASCII)
 _UNLABELLED = -1
 
 
 class ImageRows:
-    """Rows of (image path, captions, the rest), those of one image gathered into one record.
+    """Collector of rows (image path, captions, the rest), which makes one record of each image.
 
     Attributes:
       store: the records, in the order of their first rows.
-      files: of each record that of its first row.
+      files: for each record, the number of the file with its first row.
     """
 
     def __init__(self, paths: Sequence[str], options: SourceOptions) -> None:
@@ -48,28 +48,28 @@ class ImageRows:
         self._by_folder: dict[str, dict[str, int]] = {}  # folder -> image -> record
         self.begin(0)
         self.files = array("L")
-        self._labels: list[Any] = []  # of the records, where labels are wanted
-        self.later_labels: dict[int, Any] = {}  # record -> label, where its first row has none
+        self._labels: list[Any] = []  # one per record, if labels are wanted
+        self.later_labels: dict[int, Any] = {}  # record -> label, if its first row has none
         self.store = GatheringStore()
         self.dropped = Drops(options.listed_drops)
 
     def begin(self, file: int) -> None:
-        """The rows of a file come now."""
+        """Starts the rows of a file."""
         self.file = file
-        # The same relative path is another image in another folder.
+        # The same relative path in another folder is another image.
         self._seen = self._by_folder.setdefault(os.path.dirname(self._paths[file]), {})
 
     def drop(self, kind: str, row: str, reason: str) -> None:
-        """`row` names it in its file."""
+        """Drops a row; `row` is its name in its file."""
         if len(self._paths) > 1:
             row = f"{os.path.basename(self._paths[self.file])} {row}"
         self.dropped.add(kind, row, reason)
 
     def add(self, row: str, image: Any, cells: Sequence[Any], rest: str, label: Any = None) -> None:
-        """Adds a row, or drops it by the name `row`.
+        """Adds a row, or drops it under the name `row`.
 
-        The first of an image's rows tells its `rest`, and the first that has a label tells its
-        `label`. A later row of another label is dropped, and one without is not.
+        An image's `rest` comes from its first row, and its `label` from the first row with one. A
+        later row with a different label is dropped; one without a label is not.
         """
         if image is None or (isinstance(image, str) and not image.strip()):
             self.drop("image_missing", row, "image path is empty")
@@ -77,7 +77,7 @@ class ImageRows:
         try:
             if not isinstance(image, str) or "\0" in image or not image.encode():
                 raise ValueError
-        except ValueError:  # also half a surrogate pair
+        except ValueError:  # also a lone surrogate
             reason = f"image is {type(image).__name__} {str(image)[:40]!r}, not a path"
             self.drop("row_malformed", row, reason)
             return
@@ -102,7 +102,7 @@ class ImageRows:
                 self.store.add_caption(record, column, text)
 
     def _record(self, image: str, rest: str, label: Any) -> int | None:
-        """The number of the image's record, which is new or not; None where labels contradict."""
+        """Returns the number of the image's record, new or known; None if the labels differ."""
         new = len(self.files)
         record = self._seen.setdefault(image, new)
         if record == new:
@@ -121,11 +121,10 @@ class ImageRows:
 
 
 def _meaning(label: Any) -> Any:
-    """Returns what two labels are compared by; None for one that is missing.
+    """Returns the value by which labels are compared; None for a missing label.
 
-    Numbers are compared by value, also where they are written as text, and other text without the
-    blanks around it. None, NaN, -1 and blank text are no labels, as `clip_jax.evaluation.labels`
-    has it.
+    Numbers are compared by value, even if written as text; other text without surrounding blanks.
+    None, NaN, -1 and blank text count as missing, as in `clip_jax.evaluation.labels`.
     """
     if isinstance(label, str):
         label = unicodedata.normalize("NFC", label).strip()
@@ -138,9 +137,9 @@ def _meaning(label: Any) -> Any:
 
 
 class PathSource:
-    """Records whose images are files that rows name; base of the formats of text.
+    """Source of rows that name image files; base class of the text formats.
 
-    The key is the path as the file has it. Relative paths are relative to the file.
+    The key is the path as written in the file. Relative paths are relative to the file.
     """
 
     def __init__(
@@ -153,11 +152,11 @@ class PathSource:
         """Reads all rows.
 
         Args:
-          endings: of the files that are meant, such as ".csv".
-          elsewhere: folders in which the images are looked for where none of the first is beside
-            the file; the only one that has any is taken.
+          endings: endings of the files to read, such as ".csv".
+          elsewhere: folders to search if none of a file's first images exists relative to it; used
+            if exactly one folder has any.
 
-        Raises UserError: file missing, no usable row, or none of the first images there.
+        Raises UserError: file missing, no usable row, or none of the first images found.
         """
         self._paths, self.split = _expanded(os.fspath(path), endings, options)
         self._options = options
@@ -172,7 +171,7 @@ class PathSource:
         self._store = rows.store
         self._later_labels = rows.later_labels
         self._store.gather(keep_columns=bool(options.caption_weights))
-        # Where the records of each file begin.
+        # A file's records are consecutive; these are the indices of the first ones.
         self._starts = np.searchsorted(np.asarray(rows.files), np.arange(len(self._paths)))
         if not len(self._store) and not (options.skip_unreadable and self.dropped.total):
             why = next(iter(self.dropped.items()), None)
@@ -181,7 +180,7 @@ class PathSource:
                 f"{path} has no row with {wanted}; give at least one"
                 + (f" ({self.dropped.total} dropped; {why[0]}: {why[1]})" if why else "")
             )
-        # Of each file the one that its relative paths begin at.
+        # Each file's relative paths start from its entry in this list.
         self._folders = [os.path.dirname(name) for name in self._paths]
         self._check_images(elsewhere)
         self.fingerprint = fingerprint_of(
@@ -189,7 +188,7 @@ class PathSource:
         )
 
     def _read(self, name: str, path: Path, rows: ImageRows) -> None:
-        """Adds all rows of the file called `name`, which lies at `path`."""
+        """Adds all rows of the file called `name`, whose local copy is `path`."""
         raise NotImplementedError
 
     def _check_images(self, elsewhere: Sequence[str]) -> None:
@@ -211,7 +210,7 @@ class PathSource:
             check_images_exist(self._paths[file], self._folders[file], first)
 
     def _file(self, index: int) -> int:
-        """Number of the file that a record comes from."""
+        """Returns the number of the file that a record comes from."""
         index = index if index >= 0 else index + len(self)
         return int(np.searchsorted(self._starts, index, side="right")) - 1
 
@@ -230,7 +229,7 @@ class PathSource:
         )
 
     def folder(self, index: int) -> str:
-        """The one that the path of a record is relative to."""
+        """Returns the folder that a record's path is relative to."""
         return self._folders[self._file(index)]
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -253,14 +252,14 @@ class PathSource:
 
 
 def _has_any(folder: str, images: Sequence[str]) -> bool:
-    """Whether any of the images is in a folder of this machine."""
+    """Returns whether any of the images is in a local folder."""
     return any(os.path.isfile(image_place(folder, image)) for image in images)
 
 
 def _expanded(
     path: str, endings: tuple[str, ...], options: SourceOptions
 ) -> tuple[list[str], str | None]:
-    """(the files that a path means, the split that they are). Raises UserError for none."""
+    """Returns (the files that a path means, their split or None). Raises UserError for none."""
     if is_remote(path) and not any(sign in path for sign in "*?[{,"):
         return [path], None  # whatever its ending
     if os.path.isdir(path):

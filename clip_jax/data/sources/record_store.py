@@ -1,6 +1,6 @@
-"""Keys and captions of millions of records in a few buffers.
+"""Compact storage of the keys and captions of millions of records in a few buffers.
 
-As objects they would take five times their bytes, and each worker would make all of them anew.
+Python objects would take five times the memory, and each worker would have to unpickle all of them.
 """
 
 from array import array
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class PackedTexts:
-    """A list of texts that only grows; lone surrogates, as of file names, are kept."""
+    """Append-only list of texts; lone surrogates, as in file names, are kept."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._bytes = bytearray()
@@ -34,13 +34,13 @@ class PackedTexts:
 
 
 class RecordStore:
-    """Of each record the key, its captions and one more text."""
+    """Keys, captions and one more text (`rest`) of records."""
 
     def __init__(self) -> None:
         self.keys = PackedTexts()
         self.rest = PackedTexts()
         self._captions = PackedTexts()
-        self._ends = array("Q")  # of each record's captions
+        self._ends = array("Q")  # end of each record's captions
 
     def add(self, key: str, captions: Iterable[str], rest: str = "") -> None:
         self.keys.append(key)
@@ -53,7 +53,7 @@ class RecordStore:
         return len(self.keys)
 
     def numbers(self, index: int) -> range:
-        """Of a record's captions, among all."""
+        """Returns the range of a record's captions in the flat list of all captions."""
         end = self._ends[index]
         if index < 0:
             index += len(self._ends)
@@ -64,9 +64,9 @@ class RecordStore:
 
 
 class GatheringStore(RecordStore):
-    """A store whose records get their captions bit by bit, each from a column; `gather` ends that.
+    """A store to which captions are added one by one, each with its column, until `gather`.
 
-    The captions of a record are in the order of the columns, then in that in which they came.
+    A record's captions are ordered by column, then by the order of adding.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class GatheringStore(RecordStore):
         self._captions.append(caption)
 
     def gather(self, keep_columns: bool) -> None:
-        """`keep_columns`: `columns` will be asked for."""
+        """Sorts the captions by record, after the last one; `keep_columns`: `columns` is needed."""
         owners, columns = np.asarray(self._owners), np.asarray(self._columns)
         order = np.lexsort((columns, owners))
         if np.any(order[1:] < order[:-1]):
@@ -93,5 +93,5 @@ class GatheringStore(RecordStore):
             self._columns = array("H")
 
     def columns(self, index: int) -> list[int]:
-        """Of each of a record's captions."""
+        """Returns the column of each of a record's captions."""
         return [self._columns[number] for number in self.numbers(index)]

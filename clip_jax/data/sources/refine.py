@@ -1,6 +1,6 @@
-"""Captions cleaned, and samples left out by rules: a source between the files and the stream.
+"""Wrapper of a source that cleans captions and filters samples by rules.
 
-What a rule leaves out costs a read each time its turn comes; another record takes its place.
+A filtered sample costs a read each time it comes up; another record then takes its place.
 """
 
 import html
@@ -27,7 +27,7 @@ _EDGES = " \t\n-–—|·•:;,/\\*#_~=+<>\"'"
 
 
 def clean_alt_text(text: str) -> str:
-    """An alt text without entities, tags, addresses and file names; "" where nothing is left."""
+    """Removes entities, tags, addresses and file names from an alt text; may return ""."""
     for _ in range(2):  # "&amp;lt;" is common
         text = html.unescape(text)
     text = _TAG.sub(" ", text)
@@ -46,7 +46,7 @@ def open_refined(config: SourceConfig, **changes: Any) -> Source:
 
 
 def refined(source: Source, config: SourceConfig) -> Source:
-    """Returns the source with the rules of `config`; the source itself where there are none."""
+    """Returns the source with the rules of `config`; the source itself if there are none."""
     exclude = HashList.read(config.exclude, config.exclude_distance) if config.exclude else None
     has_rules = (config.captions, config.filters) != (CaptionOptions(), FilterOptions())
     if exclude is None and not has_rules:
@@ -55,8 +55,8 @@ def refined(source: Source, config: SourceConfig) -> Source:
 
 
 class RefinedSource:
-    """`source` with cleaned captions; what the filters or the list of hashes leave out raises
-    `DecodeError` of kind caption_filtered, image_filtered or duplicate."""
+    """Wrapper of `source` that cleans captions; records excluded by the filters or the hash list
+    raise `DecodeError` of kind caption_filtered, image_filtered or duplicate."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class RefinedSource:
     def _refined(
         self, captions: tuple[str, ...], weights: tuple[float, ...] | None
     ) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
-        if not captions:  # read without `needs_captions`
+        if not captions:  # the source was opened without `needs_captions`
             return (), None
         if self._options.clean:
             captions = tuple(clean_alt_text(text) for text in captions)

@@ -1,7 +1,7 @@
-"""Row groups of Parquet files, decoded when they are wanted; the last ones are kept in memory.
+"""Row groups of Parquet files, decoded on demand into an LRU cache.
 
-A row group is the least that can be read, so a global shuffle reads many of them for one image
-each, unless they are small or fit into `IMAGES_BYTES`.
+A row group is the smallest readable unit, so a global shuffle reads a whole one for each image:
+slow, unless the groups are small or fit into `IMAGES_BYTES`.
 """
 
 import os
@@ -14,14 +14,14 @@ from clip_jax.data.sources.columns import local_copy
 from clip_jax.errors import UserError
 from clip_jax.files.options import RemoteOptions
 
-# Of decoded row groups, in each process; one larger than that is kept alone.
+# Each process caches up to this size of decoded row groups; a larger one is kept alone.
 IMAGES_BYTES = 256 << 20
 _TEXTS_BYTES = 64 << 20
 _FOOTERS_BYTES = 64 << 20
 
 
 def import_pyarrow() -> tuple[Any, Any]:
-    """(pyarrow, pyarrow.parquet). Raises UserError where it is not installed."""
+    """Returns (pyarrow, pyarrow.parquet). Raises UserError if pyarrow is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -37,7 +37,7 @@ class _Entry:
 
 
 class ByteCache:
-    """The values used last, up to a number of bytes; each is made once, whoever waits for it."""
+    """LRU cache limited in bytes; a value is made once even if several threads wait for it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -46,7 +46,7 @@ class ByteCache:
         self._sizes: dict[Any, int] = {}
 
     def get(self, key: Any, make: Callable[[], tuple[Any, int]]) -> Any:
-        """`make`: () -> (value, its bytes); what it raises passes through and is not kept."""
+        """Returns the value; `make`: () -> (value, bytes), whose errors pass through uncached."""
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
             self._entries.move_to_end(key)
@@ -72,7 +72,7 @@ class ByteCache:
 class RowGroups:
     """Tables of row groups of several files; picklable, safe in threads and after a fork.
 
-    No file stays open: the footer, which is what costs, is kept.
+    No file stays open; the footers, which are expensive to read, are cached.
     """
 
     def __init__(self, paths: Sequence[str], remote: RemoteOptions) -> None:
@@ -94,7 +94,7 @@ class RowGroups:
         self._reset()
 
     def images(self, file: int, group: int, column: str) -> Any:
-        """The ChunkedArray of one column. Raises OSError and ArrowException, as all below."""
+        """Returns one column as a ChunkedArray. All methods raise OSError and ArrowException."""
         self._check_process()
         table = self._images.get(
             (file, group), lambda: _with_size(self.read(file, group, [column]))
@@ -102,24 +102,24 @@ class RowGroups:
         return table.column(column)
 
     def texts(self, file: int, group: int, columns: Sequence[str]) -> Any:
-        """A Table of columns that are small."""
+        """Returns a Table of small columns."""
         self._check_process()
         key = (file, group, tuple(columns))
         return self._texts.get(key, lambda: _with_size(self.read(file, group, columns)))
 
     def read(self, file: int, group: int, columns: Sequence[str]) -> Any:
-        """A Table, not kept."""
+        """Returns a Table, without caching it."""
         with self._open(file, self.footer(file)) as opened:
-            # Threads are the caller's; pyarrow's own would not live through a fork.
+            # The caller has threads; pyarrow's own would not survive a fork.
             return opened.read_row_group(group, columns=list(columns), use_threads=False)
 
     def footer(self, file: int) -> Any:
-        """The FileMetaData."""
+        """Returns the FileMetaData of a file."""
         self._check_process()
 
         def make() -> tuple[Any, int]:
             with self._open(file) as opened:
-                # Parsed, it takes several times the bytes of the file.
+                # A parsed footer takes several times its serialized size.
                 return opened.metadata, 4 * opened.metadata.serialized_size
 
         return self._footers.get(file, make)
@@ -128,16 +128,16 @@ class RowGroups:
         _, parquet = import_pyarrow()
         for attempts_left in (1, 0):
             try:
-                # Not mapped: a file that is cut off while it is read would end the process.
+                # With a memory map, a file truncated while it is read would kill the process.
                 local = local_copy(self.paths[file], self._remote)
                 return parquet.ParquetFile(local, metadata=footer, memory_map=False)
-            except FileNotFoundError:  # a copy in the cache may give way to others
+            except FileNotFoundError:  # the cache may have evicted the copy
                 if not attempts_left:
                     raise
         raise AssertionError("unreachable")
 
     def _check_process(self) -> None:
-        if self._process != os.getpid():  # a lock may have been held when we were forked
+        if self._process != os.getpid():  # another thread may have held a lock at the fork
             self._reset()
 
 

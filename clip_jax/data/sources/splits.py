@@ -1,4 +1,4 @@
-"""Which split of a dataset is read, where it has several."""
+"""Choice of the split to read from a dataset that has several."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from clip_jax.files.patterns import expand_paths, is_remote
 
 logger = logging.getLogger(__name__)
 
-# Usual names of the same split, as folders and datasets spell them.
+# Folders and datasets use several names for the same split.
 _ALIASES = {
     "train": "train",
     "training": "train",
@@ -26,32 +26,32 @@ SPLIT_NAMES = tuple(_ALIASES)
 
 
 def is_split_name(name: str) -> bool:
-    """Whether a folder of this name holds a split, such as "train" or "Val"."""
+    """Returns whether this is the name of a split, such as "train" or "Val"."""
     return name.lower() in _ALIASES
 
 
 def is_for_training(name: str) -> bool:
-    """Whether the split is the one that models are trained on."""
+    """Returns whether this is the name of the training split."""
     return _ALIASES.get(name.lower()) == "train"
 
 
 def choose_split(
     where: str, names: Sequence[str], wanted: str | None, preferred: Sequence[str]
 ) -> str:
-    """The member of `names` that is to be read; "val", "valid", "dev" and "validation" are the
-    same, as are "train" and "training", "test" and "testing".
+    """Returns the member of `names` to read; "val", "valid", "dev" and "validation" are the same,
+    as are "train" and "training", "test" and "testing".
 
-    With `wanted`: that one. Otherwise the first of `preferred` that is there, else the one for
-    training, else the only one.
+    This is `wanted` if given; otherwise the first of `preferred` that exists, else the training
+    split, else the only split.
 
     Args:
       where: the data, for messages.
-      names: the splits that are there, at least one.
-      wanted: the split that the user named; None for none.
-      preferred: the splits that the program would rather have, the best first.
+      names: the existing splits, at least one.
+      wanted: the split that the user named, or None.
+      preferred: the splits that the program prefers, the best first.
 
     Raises:
-      UserError: `wanted` is not among `names`, or none is preferred of several.
+      UserError: `wanted` is not among `names`, or none of several is preferred.
     """
     if wanted is not None:
         found = find_split(names, wanted)
@@ -74,7 +74,8 @@ def _none_such(where: str, names: Sequence[str], wanted: str) -> UserError:
 
 
 def find_split(names: Sequence[str], wanted: str) -> str | None:
-    """Returns `wanted` as `names` has it: spelt so, else in another case, else by an alias."""
+    """Returns the member of `names` that equals `wanted`: exactly, else ignoring case, else by an
+    alias; None if there is none."""
     if wanted in names:
         return wanted
     lowered = wanted.lower()
@@ -86,8 +87,8 @@ def find_split(names: Sequence[str], wanted: str) -> str | None:
 
 
 def source_files(path: str, ending: str, options: SourceOptions) -> tuple[list[str], str | None]:
-    """(the files of a source, the split that they are): those that `path` means, or of a folder
-    whose files are named by split those of one.
+    """Returns (files that `path` means, their split or None); of a folder whose files are named by
+    split, those of one split.
 
     Raises UserError as `expand_paths` and `choose_split` do.
     """
@@ -101,10 +102,10 @@ def source_files(path: str, ending: str, options: SourceOptions) -> tuple[list[s
 def files_of_split(
     folder: str, paths: Sequence[str], options: SourceOptions
 ) -> tuple[list[str], str | None]:
-    """(the files of one split, its name) of a folder of files that are named by split.
+    """Returns (files of one split, its name), for a folder of files that are named by split.
 
-    Such are "train-00000-of-00002.parquet" and "coco_val.tar": each name has the word for one split
-    in it, and there are several splits. Of other files all are read; the name is None then.
+    Examples are "train-00000-of-00002.parquet" and "coco_val.tar": each name contains one split
+    name, and there are several splits. In other folders all files are read; the name is None.
 
     Raises UserError as `choose_split` does.
     """
@@ -117,7 +118,7 @@ def files_of_split(
 
 
 def choose_and_say(where: str, names: Sequence[str], options: SourceOptions) -> str:
-    """`choose_split` by the options; a warning says which it is where the user named none."""
+    """Calls `choose_split` with the options; warns which one it is if the user named none."""
     split = choose_split(where, names, options.split, options.preferred_splits)
     if options.split is None and len(names) > 1:
         logger.warning("%s: its split %r is read, of %s", where, split, ", ".join(names))
@@ -125,6 +126,6 @@ def choose_and_say(where: str, names: Sequence[str], options: SourceOptions) -> 
 
 
 def _split_in(name: str) -> str | None:
-    """The word for a split in a file's name; None for no such word, or several."""
+    """Returns the split name in a file's name; None for no such word, or several."""
     words = [word for word in re.split(r"[^A-Za-z]+", name) if is_split_name(word)]
     return words[0] if len(words) == 1 else None

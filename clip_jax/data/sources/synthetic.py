@@ -1,4 +1,4 @@
-"""Records without files, for benchmarks: images like photos, and captions, from their numbers."""
+"""Synthetic records for benchmarks: photo-like images and captions, made from record numbers."""
 
 import functools
 import io
@@ -13,7 +13,7 @@ from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import Drops, Record, fingerprint_of
 from clip_jax.errors import UserError
 
-_POOL = 64  # different images; more would cost time before the first batch and change nothing
+_POOL = 64  # distinct images; more would only delay the first batch
 _SIZE = (640, 480)
 _MAX_SIDE = 16384
 _QUALITY = 90
@@ -31,16 +31,16 @@ _PLACES = (
 
 
 class SyntheticSource:
-    """`N` records, each a function of its number alone.
+    """Source of `N` records, each a function of its number alone.
 
-    The JPEG files are those of a pool of 64, with the key in a comment, so that no two are equal.
-    Keys are the numbers. A pool image is made when it is first read, about 20 ms.
+    The JPEG files come from a pool of 64, with the key in a comment, so that no two are equal.
+    Keys are the numbers. A pool image is made when it is first read, in about 20 ms.
 
     Args:
       path: "N", or "N:WIDTHxHEIGHT"; by default 640x480 pixels.
 
     Raises:
-      UserError: not of that form.
+      UserError: `path` has another form.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SyntheticSource:
                 f"synthetic data path {str(path)!r}; accepted are at most {_MAX_SIDE} pixels a side"
             )
         self.dropped = Drops()
-        # Records follow from these; a hash of each would take minutes for a billion.
+        # These determine all records; hashing each would take minutes for a billion.
         name = f"synthetic 1:{self._count}:{self._width}x{self._height}"
         self.fingerprint = fingerprint_of([(name, ())])
 
@@ -79,13 +79,13 @@ class SyntheticSource:
         number = self._number(index)
         image = _pool_image(number % _POOL, self._width, self._height)
         key = self.key(number)
-        # A comment (marker, length, text) after the header that JFIF wants first, of 20 bytes.
+        # A comment (marker, length, text) must come after the JFIF header of 20 bytes.
         comment = b"\xff\xfe" + (len(key) + 2).to_bytes(2, "big") + key.encode()
         return Record(key, image[:20] + comment + image[20:], self.captions(number))
 
     def captions(self, index: int) -> tuple[str, ...]:
         number = self._number(index)
-        # Prime strides: neighbours differ in every word.
+        # The strides are coprime to the lengths, so neighbours differ in every word.
         kind, look = _KINDS[number * 5 % 8], _LOOKS[number * 7 % 10]
         thing, place = _THINGS[number * 3 % 13], _PLACES[number * 4 % 11]
         return (f"a {kind} of a {look} {thing} {place}, number {number}",)
@@ -97,9 +97,9 @@ class SyntheticSource:
         return f"{self._number(index):09d}"
 
 
-@functools.lru_cache(maxsize=4 * _POOL)  # of each process
+@functools.lru_cache(maxsize=4 * _POOL)  # per process
 def _pool_image(number: int, width: int, height: int) -> bytes:
-    """A JPEG with a photo's share of every scale, edges, soft colours, and about its bytes."""
+    """Makes a JPEG with a photo's mix of scales, edges and soft colours, and about its size."""
     rng = np.random.default_rng([number, width, height])
     shapes = Image.new("RGB", (width, height), tuple(rng.integers(60, 190, 3).tolist()))
     draw = ImageDraw.Draw(shapes)
@@ -122,6 +122,6 @@ def _pool_image(number: int, width: int, height: int) -> bytes:
 
 
 def _noise(rng: np.random.Generator, cells: int, width: int, height: int) -> np.ndarray:
-    """float32 (H, W) of variance about 1, smooth between `cells` x `cells` points."""
+    """Returns noise, float32 (H, W), of variance about 1, smooth between `cells`² points."""
     grid = Image.fromarray(rng.standard_normal((cells, cells), np.float32))
     return np.asarray(grid.resize((width, height), Image.Resampling.BILINEAR))

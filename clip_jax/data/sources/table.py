@@ -1,4 +1,4 @@
-"""A CSV or TSV file of image paths and captions."""
+"""CSV or TSV files of image paths and captions."""
 
 import json
 import os
@@ -31,15 +31,15 @@ from clip_jax.files.patterns import is_remote
 from clip_jax.files.text_encoding import utf16_problem
 
 _DELIMITERS = (",", "\t", ";", "|")
-_START_BYTES = 1 << 16  # in which the encoding and the line end show
+_START_BYTES = 1 << 16  # enough to detect the encoding and the line end
 _IMAGE_NAME = re.compile(rf"[^\r\n]+\.({'|'.join(IMAGE_EXTENSIONS)})(#\d+)?", re.IGNORECASE)
-# A line of Flickr8k's and Flickr30k's token files, which have no header.
+# Lines of Flickr8k's and Flickr30k's token files look like this; these files have no header.
 _TOKEN_LINE = re.compile(rf"(?P<image>[^\t]+\.({'|'.join(IMAGE_EXTENSIONS)}))#\d+\t", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Head:
-    """What the first lines of a table tell."""
+    """Format and columns of a table, from its first line."""
 
     delimiter: str
     names: list[str]  # of the columns
@@ -57,23 +57,22 @@ class Head:
 
 
 class TableSource(PathSource):
-    """Rows (image path, caption, anything else); relative paths are relative to the file.
+    """Source of rows (image path, caption, anything else); paths are relative to the file.
 
-    Rows with the same image are one record with several captions. The other columns, from the
-    image's first row, are its metadata. The key is the path as the file has it.
+    Rows with the same image make one record with several captions. The other columns, from the
+    image's first row, are its metadata. The key is the path as written in the file.
 
-    A row with more cells than the header, or with quotes that cannot be read in one way, is dropped
-    by the number of its line. A file in tabs is read without quoting, unless it is plainly quoted
+    A row with more cells than the header, or with ambiguous quotes, is dropped and listed by line
+    number. A tab-separated file is read without quoting, unless it is plainly quoted
     (`delimited.is_plainly_quoted`).
 
     Args:
       path: a file, glob, brace pattern or comma list, or a folder of them. UTF-8, with a header
         line, or of lines `image.jpg#0<TAB>caption`. `.tsv` is split at tabs; otherwise the
-        delimiter is the one of `,` tab `;` `|` that the header has most of.
+        delimiter is the one of `,` tab `;` `|` that is most frequent in the header.
       options: `image_column` and `caption_column` are names in the header; by default the first
-        known one (`IMAGE_COLUMNS`, `CAPTION_COLUMNS`), upper or lower case.
-      elsewhere: folders in which the images are looked for where none of the first is beside the
-        file.
+        known one (`IMAGE_COLUMNS`, `CAPTION_COLUMNS`), ignoring case.
+      elsewhere: folders to search if none of a file's first images exists relative to it.
 
     Raises:
       UserError: file missing, not UTF-8, a column missing, no usable row, or none of the first
@@ -86,7 +85,7 @@ class TableSource(PathSource):
         options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
         elsewhere: tuple[str, ...] = (),
     ) -> None:
-        self._rest_columns: list[tuple[str, ...]] = []  # of each file
+        self._rest_columns: list[tuple[str, ...]] = []  # per file
         super().__init__(path, options, (".csv", ".tsv"), elsewhere)
 
     def _read(self, name: str, path: Path, rows: ImageRows) -> None:
@@ -133,10 +132,10 @@ class TableSource(PathSource):
 
 
 def read_head(name: str, path: Path, options: SourceOptions) -> Head:
-    """The columns of the table called `name`, which lies at `path`.
+    """Reads the columns of the table called `name`, whose local copy is `path`.
 
-    Raises UserError where it has none for images or captions, UnicodeDecodeError or OSError where
-    its beginning cannot be read.
+    Raises UserError if there is none for images or captions, and UnicodeDecodeError or OSError if
+    the beginning cannot be read.
     """
     with open(path, "rb") as file:
         problem = utf16_problem(file.read(_START_BYTES))
@@ -147,7 +146,7 @@ def read_head(name: str, path: Path, options: SourceOptions) -> Head:
     if _TOKEN_LINE.match(line):
         names = ["image", "caption"]
         return Head("\t", names, find_columns(name, names, options), is_token_file=True)
-    # Commas in a quoted name part nothing.
+    # Delimiters in a quoted name do not count.
     bare = re.sub(r'"[^"]*"', "", line)
     delimiters = sorted(_DELIMITERS, key=bare.count, reverse=True)
     if name.lower().endswith(".tsv"):
@@ -156,8 +155,8 @@ def read_head(name: str, path: Path, options: SourceOptions) -> Head:
     for delimiter in delimiters:
         cells = Quoting(delimiter).doubled(line) or line.split(delimiter)
         names = [cell.strip() for cell in cells]
-        # A delimiter at the end of the header names no column: with one more in its rows, a comma
-        # in a caption would pass for it.
+        # A trailing delimiter in the header is no column; if it were, a row with a comma in its
+        # caption would fit.
         while names and not names[-1]:
             names.pop()
         is_quoted = all(f'"{column}"' in line for column in names)
@@ -171,10 +170,10 @@ def read_head(name: str, path: Path, options: SourceOptions) -> Head:
 
 @contextmanager
 def _lines(path: Path, head: Head | None = None) -> Iterator[Lines]:
-    """All lines of a file; with `head` those after the header.
+    """Opens all lines of a file, or with `head` those after the header.
 
-    The line end is that of the header, `\\n` or `\\r`: the other is a character of a caption, or
-    another program's line end, which `read_rows` can tell.
+    The line end is the header's, `\\n` or `\\r`. The other character may be part of a caption, or
+    another program's line end; `read_rows` decides that.
     """
     with open(path, "rb") as binary:
         first = re.search(rb"\r*\n|\r", binary.read(_START_BYTES))
@@ -187,7 +186,7 @@ def _lines(path: Path, head: Head | None = None) -> Iterator[Lines]:
 
 
 def _is_quoted(path: Path, head: Head, shape: Shape) -> bool:
-    """Whether quotes in a file of tabs are those of CSV."""
+    """Returns whether a tab-separated file is quoted like CSV."""
     if head.has_quoted_names:
         return True
     with _lines(path, head) as lines:
@@ -195,7 +194,7 @@ def _is_quoted(path: Path, head: Head, shape: Shape) -> bool:
 
 
 def _image_test(folder: str) -> Callable[[str], bool]:
-    """A test whether a cell could name an image: by its ending, or because it is there."""
+    """Returns a test whether a cell could name an image: by its ending, or an existing file."""
 
     def is_image(cell: str) -> bool:
         cell = cell.strip()
@@ -210,7 +209,7 @@ def _image_test(folder: str) -> Callable[[str], bool]:
 
 
 def _where_not_utf8(path: Path) -> str:
-    """What is wrong with a file of another encoding, and what to do."""
+    """Returns the place of a file's first non-UTF-8 byte, and what to do."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:

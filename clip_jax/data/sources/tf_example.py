@@ -1,6 +1,6 @@
 """Serialized tf.train.Example messages, read and written without TensorFlow.
 
-The protocol buffer, of tensorflow/core/example/feature.proto:
+The protocol buffer, from tensorflow/core/example/feature.proto:
 
     Example {Features features = 1}      Features {map<string, Feature> feature = 1}
     Feature {oneof: BytesList bytes_list = 1, FloatList float_list = 2, Int64List int64_list = 3}
@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 Feature = list[bytes] | list[float] | list[int]
 
 _BYTES, _FLOATS, _INTS = 1, 2, 3
-# Wire types of protocol buffers.
+# These are the wire types of protocol buffers.
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
 def parse_example(data: bytes) -> dict[str, Feature]:
-    """The features by name. Raises ValueError where it is no tf.train.Example."""
+    """Returns the features by name. Raises ValueError if `data` is not a tf.train.Example."""
     features: dict[str, Feature] = {}
     for number, value in _fields(memoryview(data)):
         if number != 1:
@@ -33,9 +33,9 @@ def parse_example(data: bytes) -> dict[str, Feature]:
 def make_example(
     features: Mapping[str, Sequence[bytes] | Sequence[float] | Sequence[int]],
 ) -> bytes:
-    """Serialized; a feature is a sequence of bytes, or of floats (stored as float32), or of ints.
+    """Serializes features, which are sequences of bytes, floats (stored as float32) or ints.
 
-    Raises ValueError where values are of different or other types.
+    Raises ValueError if the values of a feature have mixed or other types.
     """
     entries = []
     for name, values in features.items():
@@ -56,7 +56,7 @@ def _parse_entry(entry: memoryview) -> tuple[str, Feature]:
     for number, value in _fields(feature):
         if number not in (_BYTES, _FLOATS, _INTS):
             continue
-        if number != kind:  # of a oneof, the last one holds
+        if number != kind:  # the last member of a oneof wins
             kind, values = number, []
         values += _parse_list(_message(value), kind)
     return name, values
@@ -85,7 +85,7 @@ def _parse_list(data: memoryview, kind: int) -> list:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, its bytes, or the number of a varint). Raises ValueError where cut off."""
+    """Yields (field number, bytes or varint value). Raises ValueError if the data is cut off."""
     at, end = 0, len(data)
     while at < end:
         tag, at = _varint(data, at)
@@ -107,7 +107,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """(number, where it ends)."""
+    """Returns (number, position after it)."""
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:

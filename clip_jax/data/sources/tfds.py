@@ -1,7 +1,7 @@
-"""TensorFlow Datasets that lie prepared as ArrayRecord, read without TensorFlow.
+"""TensorFlow Datasets prepared as ArrayRecord, read without TensorFlow.
 
-The library tells files, splits and features; records are read as they are stored, so that images
-come as encoded and are decoded once, where the crop to come is known.
+The library provides files, splits and features; records are read as stored, so that images stay
+encoded and are decoded only once, when the crop is known.
 """
 
 import glob
@@ -29,21 +29,21 @@ from clip_jax.files.patterns import is_remote
 
 
 class TfdsSource(ExampleSource):
-    """Records of one split of a dataset of TFDS.
+    """Source of one split of a TFDS dataset.
 
     The image is the feature of type Image, the captions those of type Text, or else the names of
-    the ClassLabel put into `caption_template` (and into `metadata["class"]`); where there are
-    several, the one with a usual name. Parts of nested features are named with "/", such as
-    "captions/text"; a sequence of texts is several captions. The key is the feature "key",
+    the ClassLabel put into `caption_template` (and into `metadata["class"]`). Of several such
+    features, the one with a usual name is taken. Parts of nested features are named with "/", such
+    as "captions/text"; a sequence of texts is several captions. The key is the feature "key",
     otherwise FILE:RECORD.
 
     Nothing is downloaded or built. As in `ArrayRecordSource`, a bad record raises `DecodeError`
-    when it is read; only the records of files that are gone are dropped before.
+    when it is read; only the records of missing files are dropped at opening.
 
     Args:
-      path: a folder that TFDS wrote (with dataset_info.json, or one above it), here or in a store,
-        or the name of a dataset in TFDS's own folder, such as "coco_captions" or "NAME/CONFIG".
-      options: `split` may be whatever TFDS understands, such as "train[:80%]+validation".
+      path: a folder that TFDS wrote (with dataset_info.json, or one above it), local or remote, or
+        the name of a dataset in TFDS's own folder, such as "coco_captions" or "NAME/CONFIG".
+      options: `split` may be anything that TFDS understands, such as "train[:80%]+validation".
 
     Raises:
       UserError: no such dataset or split, not in ArrayRecord format, or no such feature.
@@ -68,7 +68,7 @@ class TfdsSource(ExampleSource):
             feature.name: feature.classes for feature in features if feature.classes is not None
         }
         if set(columns.captions) & set(self._classes):
-            caption_of_class(self._template, "class")  # wrong now, not at the first record
+            caption_of_class(self._template, "class")  # fails now, not at the first record
         dropped = Drops(options.listed_drops)
         there = [shard for shard in shards if _is_there(shard, dropped)]
         examples = Examples(there, options.remote)
@@ -109,7 +109,7 @@ class TfdsSource(ExampleSource):
 
 @dataclass(frozen=True)
 class _Feature:
-    """A feature that has no parts. `kind`: "image", "text", "class" or "" for all others."""
+    """A leaf feature. `kind`: "image", "text", "class" or "" for all others."""
 
     name: str
     kind: str
@@ -127,19 +127,19 @@ def _import_tfds() -> Any:
 
 
 def _builder(path: str) -> Any:
-    """The read-only builder of what lies prepared; no code of the dataset is run."""
+    """Returns the read-only builder of a prepared dataset; runs no code of the dataset."""
     tfds = _import_tfds()
     path = path if is_remote(path) else os.path.expanduser(path)
     if is_remote(path) or os.path.isdir(path):
         folder = path if is_remote(path) else _dataset_folder(path)
         try:
             return tfds.builder_from_directory(folder)
-        except Exception as error:  # of the library, of stores, of JSON
+        except Exception as error:  # from the library, stores or JSON
             raise UserError(f"{path} is no dataset of TFDS: {first_line(error)}") from error
     try:
         name, options = tfds.core.naming.parse_builder_name_kwargs(path)
         return tfds.core.read_only_builder.builder_from_files(str(name), **options)
-    except Exception as error:  # the library has many for what it does not know
+    except Exception as error:  # the library raises many types for unknown names
         raise UserError(
             f"TFDS dataset {path!r} is not prepared here ({first_line(error)}); give the folder"
             " with its dataset_info.json, or prepare it: pip install tensorflow-datasets"
@@ -148,7 +148,7 @@ def _builder(path: str) -> Any:
 
 
 def _dataset_folder(path: str) -> str:
-    """The folder with dataset_info.json: this one, or the only one below."""
+    """Returns the folder with dataset_info.json: `path`, or the only such folder below it."""
     if os.path.isfile(os.path.join(path, "dataset_info.json")):
         return path
     depths = ("*", "*/*", "*/*/*")  # NAME/CONFIG/VERSION
@@ -166,14 +166,14 @@ def _dataset_folder(path: str) -> str:
 
 
 def _shards(where: str, splits: Any, options: SourceOptions) -> tuple[str, list[Shard]]:
-    """(name of the split, its pieces)."""
+    """Returns (name of the split, its shards)."""
     names = sorted(splits)
     if not names:
         raise UserError(f"{where} has no splits; prepare it first")
     split = options.split
     if split is None or find_split(names, split) is not None:
         split = choose_and_say(where, names, options)
-    # Else it may be put together of several: TFDS has a language for that.
+    # Any other name may be an expression over splits in TFDS's syntax.
     try:
         instructions = splits[split].file_instructions
     except (KeyError, ValueError, AssertionError) as error:
@@ -185,7 +185,7 @@ def _shards(where: str, splits: Any, options: SourceOptions) -> tuple[str, list[
 
 
 def _is_there(shard: Shard, dropped: Drops) -> bool:
-    """Whether a file is; those of stores are not looked for. All its records are dropped if not."""
+    """Returns whether a file exists, else drops all its records; remote files are not checked."""
     if is_remote(shard.path) or os.path.isfile(shard.path):
         return True
     dropped.add("shard_unreadable", shard.path, "no such file")
@@ -194,7 +194,7 @@ def _is_there(shard: Shard, dropped: Drops) -> bool:
 
 
 def _flatten(name: str, feature: Any, is_repeated: bool = False) -> Iterator[_Feature]:
-    """The features by the names under which examples have them."""
+    """Yields the leaf features, under their names in the examples."""
     features = _import_tfds().features
     if isinstance(feature, features.FeaturesDict):
         for part, value in feature.items():
@@ -233,7 +233,7 @@ def _columns(where: str, features: list[_Feature], options: SourceOptions) -> Co
             f" {', '.join(of_kind('image')) or '(none)'}"
         )
     texts = set(of_kind("text"))
-    # Without a text of a usual name: one of another name is often a file's, the class says more.
+    # Texts with unusual names are often file names, so the class is a better caption.
     kinds = ("text",) if texts & set(MANY_CAPTION_COLUMNS) else ("class", "text")
     captions: tuple[str, ...] = ()
     try:

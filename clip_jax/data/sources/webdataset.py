@@ -1,9 +1,9 @@
-"""WebDataset archives: uncompressed tar files whose neighbouring members share a key.
+"""WebDataset archives: uncompressed tar files whose adjacent members share a key.
 
-The headers are read once, into an index that is kept (`clip_jax.data.tars.index`); nothing is ever
-extracted to disk, and links, folders and devices in an archive are not followed. Samples are then
-read by offset, in any order, which is what lets plain tar files be shuffled globally and a run
-resume at any batch.
+The headers are read once into an index, which is kept (`clip_jax.data.tars.index`). Nothing is
+extracted to disk; links, folders and devices in an archive are not followed. Samples are then read
+by offset, in any order, so that plain tar files can be shuffled globally and a run can resume at
+any batch.
 """
 
 import logging
@@ -36,25 +36,25 @@ from clip_jax.files.stores import Stat
 logger = logging.getLogger(__name__)
 
 _OPEN_TABLES = 256  # each holds a file handle
-_SHOWN_SECONDS = 5.0  # indexing that takes longer shows how far it is
+_SHOWN_SECONDS = 5.0  # slower indexing shows a progress bar
 
 
 class WebDatasetSource:
-    """Samples of tar files, in the order of the archives.
+    """Source of samples in tar files, in the order of the archives.
 
-    A key is a member's name up to the first dot of its last component, the rest its extension.
-    Of a sample are read: the image (`IMAGE_EXTENSIONS`), its captions (see `CaptionReader`),
-    `.json` as metadata (left out where invalid) and `.cls` as `metadata["cls"]`. A sample without
-    image, or whose caption is missing, blank or not UTF-8, goes to `dropped`. A truncated archive
-    gives its complete samples and a warning, and is named and counted in `dropped`, too.
+    A key is a member's name up to the first dot of its last component; the rest is its extension.
+    A sample has an image (`IMAGE_EXTENSIONS`), captions (see `CaptionReader`), `.json` as metadata
+    (ignored if invalid) and `.cls` as `metadata["cls"]`. A sample without image, or whose caption
+    is missing, blank or not UTF-8, goes to `dropped`. A truncated archive gives its complete
+    samples and a warning, and is listed and counted in `dropped`, too.
 
     Attributes:
       damaged: archive -> why some or all of its samples are missing, or may be.
 
     Raises:
-      UserError: a named file is missing, no sample is usable, or an archive cannot be read or is no
-        uncompressed tar: the only one, or any where `remote.on_failure` is "stop"; not with
-        `options.skip_unreadable`.
+      UserError: a named file is missing, or no sample is usable. Also if an archive is unreadable
+        or not an uncompressed tar, and it is the only one or `remote.on_failure` is "stop"; but not
+        with `options.skip_unreadable`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class WebDatasetSource:
         self.dropped.add("shard_unreadable", path, reason)
 
     def _look_at_headers(self) -> str:
-        """Collects what was dropped; the fingerprint of the whole."""
+        """Collects the drops of all archives; returns the fingerprint of the whole set."""
         fingerprint = Fingerprint()
         endless = []
         for shard in self._shards:
@@ -132,7 +132,7 @@ class WebDatasetSource:
         self._reset()
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """(number of the archive, number in it)."""
+        """Returns (number of the archive, number in it)."""
         if index < 0:
             index += len(self)
         if not 0 <= index < len(self):
@@ -186,7 +186,7 @@ class WebDatasetSource:
         return lambda member: self._read(shard, sample, member)
 
     def _captions(self, shard: int, sample: Sample) -> Captions:
-        # A .json that adds nothing to the caption is not worth a read a sample.
+        # Reading a .json that does not affect the caption would cost a read per sample.
         json_member = sample.json if sample.needs_json else None
         return self._captions_of.read(sample.texts, json_member, self._reader(shard, sample))
 
@@ -203,7 +203,7 @@ class WebDatasetSource:
             fields[label] = read(member)
         if sample.cls is not None and sample.cls.size <= MAX_TEXT_BYTES:
             data = read(sample.cls)
-            # As bytes those who read labels see whether it is text.
+            # Labels stay bytes, so that their readers can see whether they are text.
             fields["cls"] = data if label == "cls" else data.decode("utf-8", "replace").strip()
         return fields
 
@@ -212,7 +212,7 @@ class WebDatasetSource:
         return self._table(shard).key(number)
 
     def position(self, index: int) -> str:
-        """Where the sample's image is: archive and byte, such as "00000.tar:10240"."""
+        """Returns archive and byte offset of the sample's image, such as "00000.tar:10240"."""
         shard, sample = self._sample(index)
         return f"{self._shards[shard].path}:{sample.image.offset}"
 

@@ -1,1 +1,1 @@
-"""From a source to batches: order, workers, an iterator that can be saved."""
+"""Batches from a source: order, workers, an iterator whose state can be saved."""

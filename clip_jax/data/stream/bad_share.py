@@ -1,8 +1,8 @@
-"""The share of records that cannot be used, which `data.max_bad_fraction` limits.
+"""Share of unusable records, which `data.max_bad_fraction` limits.
 
-Records are found unusable at two moments: when the source is opened (a row without caption), and
-when they are read (an image that cannot be decoded). Both count. What a rule leaves out does not,
-nor does what is in a shard that cannot be read.
+Records are found unusable when the source is opened (a row without caption) or when they are read
+(an image that cannot be decoded). Both count. Records dropped by a rule do not count, nor do those
+in an unreadable shard.
 """
 
 from collections import Counter
@@ -14,30 +14,30 @@ from clip_jax.data.sources.refine import RefinedSource
 from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.errors import UserError
 
-# Left out because a rule says so: nothing is wrong with the data.
+# These drops follow a rule of the user; nothing is wrong with the data.
 BY_RULE = ("caption_filtered", "image_filtered", "duplicate")
 _SHARDS = ("shard_unreadable", "shard_damaged")
-_MIN_RECORDS_JUDGED = 100  # the bad share is one of at least so many records (or of all, if fewer)
+_MIN_RECORDS_JUDGED = 100  # minimum denominator of the bad share (or all records, if fewer)
 _EXAMPLES = 3
 _ROUNDING = 1e-9
 
 
 @dataclass
 class Opened:
-    """Rows that were kept and left out when a source was opened; of a stream so far.
+    """Counts of rows kept and dropped when a source was opened; for a stream, so far.
 
-    Several rows may make one record: rows are compared with rows.
+    Both are counts of rows, because several rows may make one record.
     """
 
     kept: int = 0
     left_out: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)  # name -> reason, of the first
+    examples: dict[str, str] = field(default_factory=dict)  # name -> reason, the first few
 
     def add(self, kept: int, counts: Mapping[str, int]) -> int:
-        """Adds rows, left out ones by kind; returns how many of them something is wrong with."""
+        """Adds kept rows and dropped ones by kind; returns how many of these are bad."""
         wrong = Counter({k: n for k, n in counts.items() if k not in (*BY_RULE, *_SHARDS)})
-        # The cut of a damaged archive goes through a sample, which is no fault of its own.
+        # A truncated archive cuts through one sample, which is not counted as bad.
         total = max(0, wrong.total() - counts.get("shard_damaged", 0))
         self.kept += kept
         self.left_out += total
@@ -46,13 +46,13 @@ class Opened:
         return total
 
     def show(self, name: str, reason: str) -> None:
-        """Remembers an example for the message, as far as there is room."""
+        """Remembers an example for the message, while there is room."""
         if len(self.examples) < _EXAMPLES:
             self.examples.setdefault(name, reason)
 
 
 def opened(source: Source) -> Opened:
-    """What opening a source kept and left out; of a mixture over all its sources."""
+    """Returns counts of rows kept and dropped by opening a source, or all sources of a mixture."""
     found = Opened()
     inner = source.source if isinstance(source, RefinedSource) else source
     parts = inner.sources if isinstance(inner, MixtureSource) else (inner,)
@@ -66,27 +66,27 @@ def opened(source: Source) -> Opened:
 
 @dataclass
 class Tally:
-    """Records that cannot be used, among those that there are and those read so far."""
+    """Counts of unusable records, among all and among those read so far."""
 
     opened: Opened
-    count: int  # records that the source has; of a stream an estimate
+    count: int  # records that the source has; an estimate for a stream
     tried: int = 0  # records read so far
-    bad: Counter[str] = field(default_factory=Counter)  # kind -> how many of them are unusable
-    examples: dict[str, str] = field(default_factory=dict)  # name -> reason, of those
+    bad: Counter[str] = field(default_factory=Counter)  # kind -> unusable ones among `tried`
+    examples: dict[str, str] = field(default_factory=dict)  # name -> reason, of unusable ones
 
     def exceeds(self, max_bad_fraction: float) -> bool:
-        """Whether a larger share of the records than `max_bad_fraction` cannot be used."""
+        """Returns whether the share of unusable records is above `max_bad_fraction`."""
         left_out = self.opened.left_out
-        # All records that there are, as far as is known; of a stream those of its shards so far.
+        # The total has all records known; for a stream, those of its shards so far.
         total = max(self.opened.kept + left_out, min(_MIN_RECORDS_JUDGED, self.count + left_out))
-        # What opening left out uses up a part of what is tolerated: the rest is for what it kept.
+        # Rows dropped at opening use up a part of the tolerance; the rest is for the kept ones.
         tolerated = max_bad_fraction * total - left_out
         judged = min(self.count, max(self.tried, _MIN_RECORDS_JUDGED))
         share = self.bad.total() * (total - left_out)
         return tolerated < -_ROUNDING or share > tolerated * judged + _ROUNDING
 
     def error(self, max_bad_fraction: float) -> UserError:
-        """What is wrong with how many, such as which, in one line."""
+        """Returns a one-line error with counts by kind and a few examples."""
         found, opened = [], self.opened
         if opened.left_out:
             rows = opened.kept + opened.left_out
@@ -105,7 +105,7 @@ class Tally:
 
 
 def check_opened(source: Source, max_bad_fraction: float) -> None:
-    """Raises `UserError` where opening the source left out too many records."""
+    """Raises `UserError` if opening the source dropped too many records."""
     tally = Tally(opened(source), len(source))
     if tally.exceeds(max_bad_fraction):
         raise tally.error(max_bad_fraction)

@@ -1,4 +1,4 @@
-"""Every record of a source once, in order, as evaluations read it."""
+"""Batches for evaluations: every record of a source once, in order."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from clip_jax.images.transform import ImageTransform
 logger = logging.getLogger(__name__)
 
 _MAX_THREADS = 4
-_CHUNK = 32  # images a thread decodes at a time
+_CHUNK = 32  # images decoded per task
 
 
 def evaluation_batches(
@@ -25,10 +25,11 @@ def evaluation_batches(
     batch_size: int,
     bad_records: dict[str, str] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every decodable record once, in order: (int64 (B,) record numbers, uint8 (B, S, S, 3)).
+    """Yields every decodable record once, in order: (record numbers int64 (B,), images uint8
+    (B, S, S, 3)).
 
-    The last batch may be shorter. Records that cannot be decoded are logged and left out; they are
-    also put into `bad_records` (key -> reason) where one is given.
+    The last batch may be shorter. Undecodable records are logged and skipped, and added to
+    `bad_records` (key -> reason) if given.
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}; accepted is a whole number of at least 1")
@@ -52,7 +53,7 @@ def evaluation_batches(
 def _in_order(
     source: Source, transform: ImageTransform, batch_size: int
 ) -> Iterator[tuple[int, np.ndarray | str]]:
-    """(record number, image or the reason why there is none); threads stay a batch ahead."""
+    """Yields (record number, image or error message); threads stay a batch ahead."""
 
     def read(start: int) -> list[tuple[int, np.ndarray | str]]:
         results: list[tuple[int, np.ndarray | str]] = []

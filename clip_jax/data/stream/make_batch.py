@@ -1,4 +1,4 @@
-"""From a batch's number to the batch: what workers compute, of nothing but the data and a seed."""
+"""Function from a batch's number to the batch, run by workers; depends on data and seed only."""
 
 import functools
 import itertools
@@ -21,8 +21,8 @@ from clip_jax.hosts.memory import keep_freed_memory
 from clip_jax.images.augmentation import Augmentation, training_image
 
 Tokenize = Callable[[list[str]], np.ndarray]
-_MAX_TRIES = 1000  # records tried for one place in a batch before the data is called bad
-# In shards that cannot be read, one after another: the store is down. Each may cost all attempts.
+_MAX_TRIES = 1000  # records tried for one row of a batch before giving up
+# After this many unreadable shards in a row the store must be down; each may cost all attempts.
 _MAX_LOST = 64
 
 
@@ -33,16 +33,16 @@ class Bad(NamedTuple):
     key: str
     reason: str
     kind: str  # of `records.KINDS`
-    shard: str | None  # that cannot be read, whatever is in it
+    shard: str | None  # its shard, if the whole shard cannot be read
 
 
 @dataclass(frozen=True)
 class MakeBatch:
-    """Batch number -> batch; pickled to the workers.
+    """Function batch number -> batch; pickled to the workers.
 
-    Each record draws from a random stream of its own, named by (seed, position in the global
-    stream): global batch k holds the same records with the same augmentation, in the same rows, on
-    any number of hosts.
+    Each record has its own random stream, keyed by (seed, position in the global stream): global
+    batch k holds the same records with the same augmentation, in the same rows, on any number of
+    hosts.
     """
 
     source: Source
@@ -56,11 +56,11 @@ class MakeBatch:
     seed: int
 
     def __call__(self, number: int) -> dict[str, Any]:
-        """{"images", "tokens", "indices", "report"}; only "report" where there is no batch.
+        """Returns {"images", "tokens", "indices", "report"}; only "report" if there is no batch.
 
-        The report travels as one string: workers hand over arrays and plain values only. It has
-        "bad" (a list of `Bad`), "counts" (of `telemetry`), where the run must end "fatal", and of
-        a stream its "cursor" after the batch and the shards "begun" with it.
+        The report is one JSON string, because workers can send only arrays and plain values. It
+        has "bad" (a list of `Bad`), "counts" (of `telemetry`), "fatal" if the run must end, and
+        for a stream its "cursor" after the batch and the shards "begun" with it.
         """
         _set_up_worker()
         size, count = self.image_size, len(self.rows)
@@ -76,7 +76,7 @@ class MakeBatch:
             numbers = self.order.numbers(positions)
             for place, (position, index) in enumerate(zip(positions, numbers, strict=True)):
                 state["state"]["counter"][3] = position
-                # Setting the state is eight times cheaper than making a generator.
+                # Setting the state costs an eighth of making a generator.
                 rng.bit_generator.state = state
                 found = self._first_good(position, index, images[place], rng, bad)
                 if found is None:
@@ -98,8 +98,8 @@ class MakeBatch:
     def _first_good(
         self, position: int, index: int, out: np.ndarray, rng: np.random.Generator, bad: list[Bad]
     ) -> tuple[int, str, int] | None:
-        """Writes the first usable image, of `index` or else of what replaces it; its record number,
-        caption and bytes."""
+        """Writes the first usable image, of `index` or its replacements, to `out`; returns its
+        record number, caption and size in bytes."""
         lost_in_a_row = 0
         others = (other for other in self.order.replacements(position) if other != index)
         for tried in itertools.islice(itertools.chain((index,), others), _MAX_TRIES):
@@ -125,7 +125,7 @@ class MakeBatch:
 
 
 def choose_caption(record: Record, rng: np.random.Generator) -> str:
-    """One of the captions, by weight where they have some; draws only where there is a choice."""
+    """Chooses one caption, by weight if there are weights; uses `rng` only if there are several."""
     captions = record.captions
     if len(captions) == 1:
         return captions[0]
@@ -142,9 +142,9 @@ def _report(bad: list[Bad], **more: Any) -> str:
 
 @functools.cache
 def _set_up_worker() -> None:
-    """In a worker: ends it when the trainer is gone. One that was killed leaves it waiting.
+    """Makes a worker process exit when its trainer dies; a killed trainer would leave it waiting.
 
-    Buffers of images are kept for the next ones, as the programs do for themselves.
+    It also keeps freed image buffers for reuse, as the main programs do.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

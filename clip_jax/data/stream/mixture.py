@@ -1,4 +1,4 @@
-"""Several sources as one."""
+"""Mixture of several sources."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from clip_jax.data.stream.order import check_weights
 
 
 class MixtureSource:
-    """The records of the first source, then those of the second, …; `weights` tell their shares of
-    the stream (see `order.ShuffledOrder`).
+    """Concatenation of sources; `weights` are their shares of the stream (see
+    `order.ShuffledOrder`).
 
-    Keys are those of the sources, after the source's name and a colon.
+    Keys are "NAME:KEY", with the name and key of the source.
 
-    Raises UserError for weights that are no shares.
+    Raises UserError for invalid weights.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""In which order records come: a function of (seed, position), the same on any number of hosts.
+"""Order of records: a function of (seed, position), the same on any number of hosts.
 
 The global stream of records is endless. Position p belongs to one source of the mixture and is the
-n-th draw from it; n names an epoch of that source and a place in it, and each epoch is a
-permutation of its own. Nothing is kept in memory, and any position can be asked for.
+n-th draw from it; n gives an epoch of that source and a place in it, and each epoch is its own
+permutation. The order keeps no state, and any position can be computed directly.
 """
 
 import functools
@@ -14,41 +14,41 @@ from grain.experimental import index_shuffle
 
 from clip_jax.errors import UserError
 
-# Positions in which each source has its whole-numbered share: weights hold to 1 in 16,000.
+# Each source has a whole-numbered share of a block's positions: weights are exact to 1 in 16,000.
 BLOCK = 8192
 
 
-# Up to so many, permutations are tables: `index_shuffle` walks through 65,536 places to find one of
-# a few (1.7 ms where there are four).
+# Permutations up to this size are tables, because `index_shuffle` walks through 65,536 places to
+# find one of a few (1.7 ms for four).
 SMALL = 4096
 
 
 class Order(Protocol):
-    """Positions in the global stream -> record numbers; pickled to workers."""
+    """Mapping from positions in the global stream to record numbers; pickled to workers."""
 
     def numbers(self, positions: Sequence[int]) -> Iterator[int]:
-        """The records at these positions."""
+        """Yields the record numbers at these positions."""
         ...
 
     def replacements(self, position: int) -> Iterator[int]:
-        """The records that are tried, one after another, where that of `position` cannot be used.
+        """Yields the records to try in turn if the one at `position` is unusable.
 
-        Another shuffled draw, not the neighbours: those of a lost shard would all come to the same
-        few records.
+        They are another shuffled draw, not the neighbours: a lost shard's records would all be
+        replaced by the same few.
         """
         ...
 
     def close(self) -> None:
-        """Lets go of what other threads and processes may wait for."""
+        """Releases other threads and processes that wait for shards."""
         ...
 
 
 class ShuffledOrder:
-    """Sources of `sizes` records, numbered one after the other; each epoch of each is shuffled.
+    """Order of sources whose records are numbered consecutively; each epoch of each is shuffled.
 
     Args:
-      sizes: records of each source.
-      weights: shares of the stream, any positive scale; None: every record as often as any other.
+      sizes: number of records of each source.
+      weights: shares of the stream, on any positive scale; None: all records equally often.
       seed: of all permutations.
     """
 
@@ -61,7 +61,7 @@ class ShuffledOrder:
         self._shares = _shares(tuple(weights or sizes))
 
     def numbers(self, positions: Sequence[int]) -> Iterator[int]:
-        # Of each source and epoch: a permutation is cheap, its seed is not.
+        # Seeds are kept per source and epoch: a permutation is cheap, its seed is not.
         seeds: dict[tuple[int, int], int] = {}
         for position in positions:
             source, draw = self._draw(position)
@@ -73,7 +73,7 @@ class ShuffledOrder:
             yield self._starts[source] + shuffled(index, size, seed)
 
     def _draw(self, position: int) -> tuple[int, int]:
-        """(source, how many records were drawn from it before)."""
+        """Returns (source, number of earlier draws from it)."""
         if len(self._sizes) == 1:
             return 0, position
         block, place = divmod(position, BLOCK)
@@ -82,10 +82,10 @@ class ShuffledOrder:
         return source, block * self._shares[source] + int(ranks[place])
 
     def replacements(self, position: int) -> Iterator[int]:
-        """All of the same source, each once."""
+        """Yields all records of the same source, each once."""
         source, _ = self._draw(position)
         size = self._sizes[source]
-        parts = [self._seed, position, 0, 4]  # others are shorter, or end otherwise
+        parts = [self._seed, position, 0, 4]  # other seeds' parts are shorter or end differently
         seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
         for attempt in range(size):
             yield self._starts[source] + shuffled(attempt, size, seed)
@@ -95,7 +95,7 @@ class ShuffledOrder:
 
 
 def shuffled(index: int, size: int, seed: int) -> int:
-    """The place of `index` in a permutation of `size` things."""
+    """Returns element `index` of a permutation of range(size)."""
     if size > SMALL:
         return index_shuffle(index, max_index=size - 1, seed=seed, rounds=4)
     return int(_permutation(size, seed)[index])
@@ -107,16 +107,16 @@ def _permutation(size: int, seed: int) -> np.ndarray:
 
 
 def _mixed_seed(seed: int, epoch: int, source: int) -> int:
-    """Mixed, not added: seed 0 in epoch 1 must not be seed 1 in epoch 0."""
+    """Returns a seed mixed, not added: seed 0 in epoch 1 must differ from seed 1 in epoch 0."""
     parts = [seed, epoch] if source == 0 else [seed, epoch, source]
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def _shares(weights: tuple[float, ...]) -> tuple[int, ...]:
-    """Whole numbers that sum to `BLOCK`, by largest remainders; at least 1 for a weight above 0."""
+    """Returns integers that sum to `BLOCK`, by largest remainders; at least 1 for a weight > 0."""
     scale = np.asarray(weights, np.float64)
     lifted = np.zeros(len(scale), bool)
-    while True:  # what is lifted to 1 leaves less to the others, in proportion
+    while True:  # lifting a share to 1 shrinks the others in proportion
         rest = scale[~lifted].sum()
         exact = np.where(lifted, 1, scale / rest * (BLOCK - lifted.sum()))
         tiny = (exact < 1) & (scale > 0) & ~lifted
@@ -131,7 +131,7 @@ def _shares(weights: tuple[float, ...]) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _block(shares: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """(source, rank among its source's places in the block) of each place of a block."""
+    """Returns (source, rank among that source's places) of each place of a block."""
     sources = np.repeat(np.arange(len(shares)), shares)
     np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, block, 1]))).shuffle(sources)
     ranks = np.empty(BLOCK, np.int64)
@@ -141,7 +141,7 @@ def _block(shares: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, 
 
 
 def check_weights(weights: Sequence[float]) -> None:
-    """Raises UserError where they are no shares of a mixture, or too many for each to have one."""
+    """Raises UserError if weights are invalid, or too many for each to have a share of a block."""
     for number, weight in enumerate(weights):
         if not (np.isfinite(weight) and weight >= 0):
             raise UserError(

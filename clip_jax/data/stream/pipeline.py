@@ -1,20 +1,19 @@
-"""Source -> shuffled, augmented, tokenised batches of this host, the same for any worker count.
+"""Input pipeline: shuffled, augmented, tokenised batches of a host, the same for any worker count.
 
 A batch is a pure function of (data, seed, batch number). It can be computed in any thread or
-process and in any order, and a resume at batch k needs no state but k. grain's part is to compute
-the batches ahead, in threads or processes, and to hand them over in order:
+process and in any order, and a resume at batch k needs no state but k. grain computes the batches
+ahead, in threads or processes, and delivers them in order:
 
     MapDataset.range(∞) -> map(batch number -> batch) -> [start_batch:] -> threads or processes
 
-Shuffling is inside the map: grain's `index_shuffle`, which needs no memory, anew for each epoch,
-over the endless global stream of records; a host makes the rows of each global batch that it is
-told to. The usual chain of per-record links (seed, shuffle, repeat, slice, random_map, batch) does
-the same, but brings a small in-memory image without augmentation to 33 µs; the one map to 15. It
-also lets a batch be tokenised in one call and its pixels be written in place.
+Shuffling is inside the map: grain's `index_shuffle`, which needs no memory, with a new seed for
+each epoch of the endless global stream of records; a host makes only its own rows of each global
+batch. The usual chain of per-record steps (seed, shuffle, repeat, slice, random_map, batch) does
+the same, but takes 33 µs for a small in-memory image without augmentation; the single map takes 15.
+It also allows one tokenizer call per batch and writing pixels in place.
 
-Each record draws from a random stream of its own, named by (seed, position in the global stream):
-global batch k holds the same records with the same augmentation, in the same rows, on any number of
-hosts.
+Each record has its own random stream, keyed by (seed, position in the global stream): global batch
+k holds the same records with the same augmentation, in the same rows, on any number of hosts.
 """
 
 import json
@@ -46,20 +45,20 @@ Batch = dict[str, np.ndarray]
 
 _ENDLESS = 2**53  # batches
 _READ_THREADS = 4  # without workers; each makes whole batches
-# A state may be saved for a batch a little before the last: a resume can go on from an older place
-# in a stream, not from a newer one.
+# A checkpoint may be of a batch before the last one: a resume can start from an older cursor, not
+# from a newer one.
 _CURSORS = 4
-_LISTED = 1000  # bad records by name; all are counted
-_DIED = "Worker process was terminated unexpectedly"  # how grain says it
+_LISTED = 1000  # bad records listed by name; all are counted
+_DIED = "Worker process was terminated unexpectedly"  # grain's message
 
 
 class BatchIterator:
     """Endless batches of one host; made by `training_batches`.
 
     Attributes:
-      next_batch: number of the batch that `next` gives; what a resume passes as `start_batch`.
-      lost_shards: file -> reason, of those that could not be read; `max_bad_fraction` is not about
-        what was in them.
+      next_batch: number of the batch that `next` returns; a resume passes it as `start_batch`.
+      lost_shards: file -> reason, of unreadable shards; their records do not count for
+        `max_bad_fraction`.
       counts: of `telemetry`, since the source was opened.
     """
 
@@ -84,27 +83,28 @@ class BatchIterator:
         self._host_rows = host_rows
         self._workers = workers
         self._max_bad_fraction = max_bad_fraction
-        # By number: keys of different archives may be equal.
+        # Bad records are kept by number, because archives may have equal keys.
         self._bad_indices: set[int] = set()
         self.lost_shards: dict[str, str] = {}
         self._left_out: Counter[str] = Counter()  # while reading
-        # A stream finds out as it goes what opening leaves out.
+        # A stream finds its drops while it is read, other sources when they are opened.
         self._streams = isinstance(order, StreamOrder)
         self._tally = Tally(Opened() if self._streams else opened(source), len(source))
         self._cursors: deque[Cursor] = deque(maxlen=_CURSORS)
-        # Of workers, the batches tell; of this process, which opened the source, nobody else does.
+        # Batches carry the workers' counts; those of this process, which opened the source, are
+        # taken here.
         self.counts = Counter(telemetry.take())
-        del self.counts["bytes_read"]  # by opening: no part of the rate
+        del self.counts["bytes_read"]  # bytes read by opening are no part of the rate
         self.next_batch = start_batch
 
     def __iter__(self) -> "BatchIterator":
         return self
 
     def __next__(self) -> Batch:
-        """{"images": uint8 (B, S, S, 3), "tokens": int32 (B, L), "indices": int64 (B,)}.
+        """Returns {"images": uint8 (B, S, S, 3), "tokens": int32 (B, L), "indices": int64 (B,)}.
 
-        `indices` are the records used. An image that cannot be decoded is replaced by another
-        record, and logged once. Raises UserError where too many are bad, or a reader process died.
+        `indices` are the records used. A record whose image cannot be decoded is replaced by
+        another, and logged once. Raises UserError if too many are bad, or a reader process died.
         """
         try:
             batch = next(self._iterator)
@@ -137,9 +137,8 @@ class BatchIterator:
 
     @property
     def dropped(self) -> Counter[str]:
-        """Kind (of `records.KINDS`) -> how many records were left out: when the source was opened,
-        and while reading; bad ones once each, shards that cannot be read once each, filtered ones
-        each time their turn came."""
+        """Kind (of `records.KINDS`) -> number of records dropped, at opening and while reading:
+        bad records and unreadable shards once each, filtered records each time they come up."""
         return Counter(self._source.dropped.counts) + self._left_out
 
     def _judge(self, bad: list[Bad], is_complete: bool) -> None:
@@ -161,7 +160,7 @@ class BatchIterator:
             raise self._tally.error(self._max_bad_fraction)
 
     def _is_bad(self, entry: Bad) -> bool:
-        """Counts what was left out; whether something is wrong with the record itself."""
+        """Counts a drop; returns whether something is wrong with the record itself."""
         if entry.shard is not None:
             self._lose(entry.shard, entry.reason)
             return False
@@ -184,7 +183,7 @@ class BatchIterator:
             logger.warning("shard %s left out: %s", shard, reason)
 
     def state(self) -> dict[str, Any]:
-        """JSON-able: what a checkpoint keeps, and what `resume` takes back."""
+        """Returns the JSON-serializable state that a checkpoint keeps and `resume` takes."""
         bad = sorted(self._bad_indices)
         return {
             "next_batch": self.next_batch,
@@ -194,7 +193,7 @@ class BatchIterator:
             "bad_kinds": dict(self._tally.bad),
             "bad_records": self.bad_records,
             "lost_shards": self.lost_shards,
-            # Without what opening the source tells again.
+            # Drops at opening are not saved, because opening the source finds them again.
             "dropped": dict(self._left_out),
             "opened": vars(self._tally.opened) if self._streams else None,
             "cursor": self._cursors[0] if self._cursors else {},
@@ -202,12 +201,12 @@ class BatchIterator:
 
     @property
     def bad_records(self) -> dict[str, str]:
-        """Key -> reason, of the first records that could not be used."""
+        """Key -> reason, of the first unusable records."""
         return self._tally.examples
 
     @property
     def bad_count(self) -> int:
-        """Records of this run that could not be used; those that a rule leaves out not counted."""
+        """Number of unusable records in this run, without those dropped by a rule."""
         return len(self._bad_indices)
 
     def _identity(self) -> dict[str, Any]:
@@ -216,15 +215,15 @@ class BatchIterator:
             "global_batch_size": self._batch_size,
             "fingerprint": self._source.fingerprint,
         }
-        if isinstance(self._order, StreamOrder):  # what cursors mean
+        if isinstance(self._order, StreamOrder):  # cursors depend on these
             identity |= {"streams": self._order.streams, "window_shards": self._order.width}
         return identity
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Takes over the count of bad records of the run that `state` was saved by.
+        """Restores the counts of bad records from the `state` of an earlier run.
 
-        Raises UserError where that run had other data, seed, global batch size or streams. The
-        position is not moved: it is `start_batch`.
+        Raises UserError if that run had other data, seed, global batch size or streams. The
+        position does not change: it is `start_batch`.
         """
         for name, now in self._identity().items():
             if state.get(name) != now:
@@ -252,11 +251,11 @@ class BatchIterator:
             self._cursors.append(dict(state["cursor"]))
 
     def close(self) -> None:
-        """Ends threads and worker processes; nothing comes after it."""
-        self._order.close()  # before: a batch may wait for a shard
+        """Ends threads and worker processes; there are no batches after that."""
+        self._order.close()  # first, because a batch may be waiting for a shard
         if hasattr(self._iterator, "close"):
             self._iterator.close()
-        # Let go of now: what grain's iterators do when the interpreter ends prints a traceback.
+        # The iterator is dropped now, because grain's print a traceback at interpreter exit.
         self._iterator = iter(())
 
 
@@ -277,27 +276,27 @@ def training_batches(
     window_shards: int = 2,
     cursor: Mapping[str, Sequence[int]] | None = None,
 ) -> BatchIterator:
-    """Endless shuffled batches, or this host's share of them.
+    """Returns an iterator of endless shuffled batches, or of this host's share of them.
 
     Args:
       source: the records; pickled to workers.
-      tokenize: list[str] of N -> int32 (N, L); pickled to workers.
+      tokenize: function list[str] of N -> int32 (N, L); pickled to workers.
       image_size: pixels, both sides.
       interpolation: "bicubic" or "bilinear".
-      augmentation: what is done to the images.
-      batch_size: records of the global batch.
-      seed: of order, augmentation and choice of captions; not negative.
+      augmentation: random changes of the images.
+      batch_size: size of the global batch, in records.
+      seed: for order, augmentation and choice of captions; not negative.
       rows: which rows of the global batch this host makes, in this order; None: all.
-      workers: processes; 0 makes batches in threads of this one. Changes no value.
-      start_batch: the first batch's number, for a resume; costs nothing.
-      max_bad_fraction: share of unusable records, found when the source was opened or when they
-        were read, above which the run stops.
-      streams, window_shards: of a streaming source, see `StreamOrder`.
-      cursor: of a streaming source, from the state that a checkpoint keeps.
+      workers: processes; 0 makes batches in threads of this process. Batches do not depend on it.
+      start_batch: the first batch's number, for a resume; skipping costs nothing.
+      max_bad_fraction: share of unusable records, found at opening or reading, above which the
+        run stops.
+      streams, window_shards: for a streaming source, see `StreamOrder`.
+      cursor: for a streaming source, from the state in a checkpoint.
 
     Raises:
       UserError: fewer records than the global batch, too many of them unusable, or a number out of
-        its range.
+        range.
     """
     _check_numbers(
         batch_size=(batch_size, 1),
@@ -344,13 +343,13 @@ def training_batches(
 
 
 def streaming_of(source: Source) -> StreamingSource | None:
-    """The stream that a source reads, itself or below its rules; None where there is none."""
+    """Returns the streaming source, possibly inside a `RefinedSource`; None if there is none."""
     inner = source.source if isinstance(source, RefinedSource) else source
     return inner if isinstance(inner, StreamingSource) else None
 
 
 def shuffled_order(source: Source, seed: int) -> ShuffledOrder:
-    """The order of a run's records: shuffled, and mixed where the source is a mixture."""
+    """Returns the order of a run's records: shuffled, and mixed if the source is a mixture."""
     if isinstance(source, MixtureSource):
         return ShuffledOrder(source.sizes, seed, source.weights)
     return ShuffledOrder((len(source),), seed)
@@ -375,12 +374,12 @@ def _check_numbers(**values: tuple[int, int]) -> None:
 
 def _parallel(batches: Any, workers: int) -> Any:
     if workers == 0:
-        # grain's default buffer of 500 elements would be 500 batches here.
+        # grain's default buffer has 500 elements, and here an element is a batch.
         threads = min(_READ_THREADS, os.cpu_count() or 1)
         return batches.to_iter_dataset(
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
         )
-    # grain reads absl flags, which nobody has parsed in a notebook or a test.
+    # grain reads absl flags, which are not parsed in a notebook or a test.
     if not absl.flags.FLAGS.is_parsed():
         absl.flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)

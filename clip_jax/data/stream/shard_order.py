@@ -1,12 +1,12 @@
-"""The order of a stream of shards: which are read side by side, and how their samples are shuffled.
+"""Order of streamed shards: which are read in parallel, and how their samples are shuffled.
 
-The shards are dealt out to a fixed number of streams, anew in each epoch. A stream reads its shards
-in windows of a few, copied to this machine; within a window samples are shuffled. Each stream fills
-rows of its own of every batch. So the order depends on the seed, the shards, the batch size and the
-number of streams, not on hosts or workers; a host copies the shards of its own rows' streams only.
-An epoch of one stream may end before that of another: shards differ in length.
+Each epoch deals the shards out anew to a fixed number of streams. A stream reads its shards in
+windows of a few, copied to local disk; samples are shuffled within a window. Each stream fills its
+own rows of every batch. So the order depends on the seed, the shards, the batch size and the number
+of streams, not on hosts or workers; a host copies only the shards of its own rows' streams. Streams
+may end an epoch at different times, because shards differ in length.
 
-A checkpoint has the window that each stream is in; a resume begins with that window.
+A checkpoint stores the current window of each stream; a resume begins with that window.
 """
 
 import contextlib
@@ -26,25 +26,25 @@ from clip_jax.errors import UserError
 
 T = TypeVar("T")
 
-_MOST_STREAMS = 64  # where the configuration leaves it open
+_MOST_STREAMS = 64  # default maximum
 MAX_STREAMS = 4096
-_BATCHES_IN_FLIGHT = 64  # at most; threads and buffers make it a few
-_WINDOWS_TRIED = 64  # for a record that takes the place of another
-_EMPTY_EPOCHS = 8  # of one stream, after which the data is called bad: a few may be bad luck
-_CLOSED_SECONDS = 0.2  # between looks whether nobody waits any more
+_BATCHES_IN_FLIGHT = 64  # upper bound; threads and buffers hold only a few
+_WINDOWS_TRIED = 64  # in search of a replacement record
+_EMPTY_EPOCHS = 8  # of one stream before the run stops: a few may be bad luck
+_CLOSED_SECONDS = 0.2  # between checks for closed batches
 
-# Of each stream: epoch, window in it, position in the stream at which the window begins.
+# Stream -> (epoch, window in the epoch, position in the stream at which the window begins).
 Cursor = dict[str, tuple[int, int, int]]
 
 
 class Begun(NamedTuple):
-    """A shard that a stream begins to read."""
+    """A shard that a stream starts to read."""
 
     epoch: int
     path: str
-    samples: int  # that can be used
-    drops: dict[str, int]  # kind -> samples that are left out
-    lost: str | None  # why it cannot be had at all
+    samples: int  # usable ones
+    drops: dict[str, int]  # kind -> dropped samples
+    lost: str | None  # why the whole shard is unreadable
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class _Window:
     epoch: int
     number: int
     shards: tuple[int, ...]
-    ends: np.ndarray  # of its shards, in samples
-    # Of its shards, and of windows before it that are empty: epoch, file, what is in it.
+    ends: np.ndarray  # cumulative sample counts of its shards
+    # (epoch, file, contents) of its shards and of those of empty windows before it.
     begun: tuple[tuple[int, str, Held], ...]
 
     @property
@@ -66,14 +66,14 @@ class _Window:
         return self.start + self.size
 
     def record(self, place: int) -> int:
-        """The number of the record at a place in the window, before shuffling."""
+        """Returns the record number at a place in the window, before shuffling."""
         at = int(np.searchsorted(self.ends, place, side="right"))
         first = int(self.ends[at - 1]) if at else 0
         return self.shards[at] << SHIFT | place - first
 
 
 class _Stream:
-    """The windows of one stream, found one after the other."""
+    """Windows of one stream, found one after the other."""
 
     def __init__(
         self,
@@ -99,10 +99,10 @@ class _Stream:
         self._lock = threading.Lock()
 
     def window(self, position: int) -> _Window:
-        """The one that holds the sample at `position`."""
+        """Returns the window that holds the sample at `position`."""
         with self._lock:
             if self._windows and position < self._windows[0].start:
-                # Let go of already: walked through anew, of what is known to be in the shards.
+                # The window was released: find the windows again from the shards' known counts.
                 self._windows, self._next = [], self._begin
             while not self._windows or position >= self._windows[-1].end:
                 self._windows.append(self._find())
@@ -112,7 +112,7 @@ class _Stream:
         raise AssertionError(f"position {position} of stream {self._index} is before its cursor")
 
     def _let_go(self, position: int) -> None:
-        """Of the windows that no batch in flight with that of `position` can need."""
+        """Releases windows that no batch in flight with the one at `position` can need."""
         with self._lock:
             while self._windows[0].end <= position - self._kept:
                 del self._windows[0]
@@ -141,7 +141,7 @@ class _Stream:
         return window
 
     def _copy(self, epoch: int, number: int) -> Future[list[Held]]:
-        """What is in each shard of a window, once they are copied."""
+        """Returns a future of the contents of each shard of a window, once they are copied."""
 
         def copy() -> list[Held]:
             found = []
@@ -165,26 +165,26 @@ class _Stream:
         return copying.result()
 
     def _shards(self, epoch: int, number: int) -> tuple[tuple[int, ...], bool]:
-        """(shards of a window, whether it is the last of its epoch)."""
+        """Returns (shards of a window, whether it is the last of its epoch)."""
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch, 2])))
         mine = rng.permutation(len(self._source.paths))[self._index :: self._streams].tolist()
         end = (number + 1) * self._width
         return tuple(mine[number * self._width : end]), end >= len(mine)
 
     def record(self, position: int) -> int:
-        """The number of the record at a position of the stream."""
+        """Returns the record number at a position of the stream."""
         window = self.window(position)
         self._let_go(position)
         seed = self._seed_of(window, 3)
         return window.record(shuffled(position - window.start, window.size, seed))
 
     def replacements(self, position: int) -> Iterator[int]:
-        """Other records of the same window, then of those after it."""
+        """Yields other records of the same window, then of later ones."""
         at = position
         for _ in range(_WINDOWS_TRIED):
             window = self.window(at)
             seed = self._seed_of(window, position - self.window(position).start, 4)
-            # What is lost would fail one by one; left out here it fails at once.
+            # Records of lost shards are skipped: trying them would fail one by one.
             is_lost = all(map(self._source.is_lost, window.shards))
             for attempt in range(0 if is_lost else window.size):
                 number = window.record(shuffled(attempt, window.size, seed))
@@ -198,7 +198,7 @@ class _Stream:
 
 
 def _in_background(function: Callable[[], T]) -> "Future[T]":
-    """Its value to come. Unlike a pool's, the thread does not hold up the end of the process."""
+    """Returns a future of the value; unlike a pool's, its thread does not delay process exit."""
     future: Future[T] = Future()
 
     def call() -> None:
@@ -212,15 +212,16 @@ def _in_background(function: Callable[[], T]) -> "Future[T]":
 
 
 class StreamOrder:
-    """The order of a `StreamingSource`; an `Order` that also has cursors.
+    """`Order` of a `StreamingSource`, which also has cursors.
 
     Args:
-      source: whose shards are dealt out.
+      source: the source whose shards are dealt out.
       seed: of the order.
-      batch_size: of the global batch; `streams` divides it.
-      streams: how many; None: the largest divisor of the batch size up to 64 and the shards.
-      width: shards of a window.
-      cursor: where to begin, from a checkpoint; {}: at the start.
+      batch_size: of the global batch; must be a multiple of `streams`.
+      streams: number of streams; None: the largest divisor of the batch size that is at most 64
+        and the number of shards.
+      width: shards per window.
+      cursor: where to begin, from a checkpoint; {} or None: at the start.
 
     Raises UserError for more streams than shards, or a number that does not divide the batch.
     """
@@ -248,9 +249,9 @@ class StreamOrder:
         self._source = source
         self._seed = seed
         self._batch_size = batch_size
-        self._rows = batch_size // streams  # of a batch, by each stream
+        self._rows = batch_size // streams  # of a batch, per stream
         self._cursor = dict(cursor or {})
-        self._end_mark = source.folder / f"closed-{uuid.uuid4().hex}"  # that all processes see
+        self._end_mark = source.folder / f"closed-{uuid.uuid4().hex}"  # visible to all processes
         self._reset()
 
     def _reset(self) -> None:
@@ -265,7 +266,7 @@ class StreamOrder:
         self._reset()
 
     def _place(self, position: int) -> tuple[int, int]:
-        """(stream, position in it) of a position in the global stream."""
+        """Returns (stream, position in it) of a position in the global stream."""
         batch, row = divmod(position, self._batch_size)
         stream, within = divmod(row, self._rows)
         return stream, batch * self._rows + within
@@ -288,7 +289,7 @@ class StreamOrder:
             return stream
 
     def close(self) -> None:
-        """Nobody waits for shards any more, in this process or in workers."""
+        """Stops all waiting for shards, in this process and in workers."""
         with contextlib.suppress(FileNotFoundError):  # the source is gone, folder and all
             self._end_mark.touch()
 
@@ -302,11 +303,11 @@ class StreamOrder:
         return self._stream(stream).replacements(within)
 
     def begun(self, positions: Sequence[int]) -> list[Begun]:
-        """The shards whose window begins at one of these positions: all of the first epoch, later
-        those that leave something out.
+        """Returns the shards whose window begins at one of these positions: all in the first epoch,
+        later only those with drops.
 
-        Told by the batch, whoever has copied them: once, in any number of workers and through
-        resumes.
+        It depends on the positions only, so that each shard is reported once with any number of
+        workers and across resumes.
         """
         found = []
         for position in positions:
@@ -317,7 +318,7 @@ class StreamOrder:
         return [entry for entry in found if entry.drops or entry.lost or entry.epoch == 0]
 
     def cursor(self, positions: Sequence[int]) -> Cursor:
-        """Of each stream that has one of these positions, the window of the last of them."""
+        """Returns, for each stream with one of these positions, the window of the last one."""
         last: dict[int, int] = {}
         for position in positions:
             stream, within = self._place(position)

@@ -1,6 +1,6 @@
-"""Tar files of a store, read one after the other: no index of the whole set, a local shuffle.
+"""Streaming source of remote tar files, read one after the other with no index of the whole set.
 
-`clip_jax.data.stream.shard_order` deals them out; here they are copied, and read.
+This module copies and reads the shards; `clip_jax.data.stream.shard_order` decides their order.
 """
 
 import contextlib
@@ -28,29 +28,29 @@ from clip_jax.files.disk import writing
 
 logger = logging.getLogger(__name__)
 
-SHIFT = 32  # a record's number is its shard's, shifted by so many bits, and its place in the shard
+SHIFT = 32  # record number = shard << SHIFT | place in the shard
 _OPEN_SHARDS = 128
-_TRIED_SHARDS = 64  # at the start, for one with samples: each may cost all attempts
+_TRIED_SHARDS = 64  # at opening, in search of one with samples; each may cost all attempts
 
 
 @dataclass(frozen=True)
 class Held:
-    """What is in a shard, in one epoch."""
+    """Contents of a shard in one epoch."""
 
-    count: int  # samples; 0 where it cannot be had
-    drops: dict[str, int]  # kind -> samples that are left out
-    lost: str | None = None  # why it cannot be had
-    first: str | None = None  # of a shard without samples: what is left out first, and why
+    count: int  # samples; 0 if the shard is unreadable
+    drops: dict[str, int]  # kind -> dropped samples
+    lost: str | None = None  # why the shard is unreadable
+    first: str | None = None  # for a shard without samples: its first drop, and why
 
 
 class StreamingSource:
-    """Records of shards by (shard, place); what a shard holds is found when it is copied.
+    """Source of records by (shard, place); a shard's contents are found when it is copied.
 
-    `len` is an estimate, from the first shard that has samples. A shard that cannot be had, or is
-    no tar, counts as empty. `dropped` is empty: what is left out is found on the way.
+    `len` is an estimate, from the first shard that has samples. A shard that is unreadable or not a
+    tar counts as empty. `dropped` is empty: drops are found while reading.
 
     Raises:
-      UserError: no shard there, or none of the first that could be read.
+      UserError: there is no shard, or none of the first ones has a usable sample.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class StreamingSource:
         self.paths, self.split = source_files(path, ".tar", options)
         self.dropped = Drops()
         self.fingerprint = fingerprint_of((path, ()) for path in self.paths)
-        # Workers agree here on what each shard holds: the first that finds out says so.
+        # Workers agree on each shard's contents through this folder: the first to know writes it.
         with writing(Path(tempfile.gettempdir())):
             self._verdicts = tempfile.TemporaryDirectory(prefix="clip_jax_stream_")
         self.folder = Path(self._verdicts.name)
@@ -96,9 +96,9 @@ class StreamingSource:
         self._reset()
 
     def held(self, shard: int, epoch: int) -> Held:
-        """What a shard has, which is copied for it.
+        """Copies a shard and returns its contents.
 
-        Raises UserError where it cannot be had and `remote.on_failure` is "stop".
+        Raises UserError if it is unreadable and `remote.on_failure` is "stop".
         """
         verdict = self.folder / f"{epoch}-{shard}"
         known = _read(verdict)
@@ -130,7 +130,7 @@ class StreamingSource:
         return held
 
     def is_lost(self, shard: int) -> bool:
-        """Whether it could not be read a moment ago, by this process."""
+        """Returns whether this process recently failed to read the shard."""
         return time.monotonic() < self._failed.get(shard, (0.0, ""))[0]
 
     def _lose(self, shard: int, reason: str) -> DecodeError:
@@ -148,7 +148,7 @@ class StreamingSource:
                 raise DecodeError(reason, "shard_unreadable", self.paths[shard])
             try:
                 source = WebDatasetSource(self.paths[shard], self._options)
-            except UserError as error:  # it was there when its samples were counted
+            except UserError as error:  # it was readable when its samples were counted
                 raise self._lose(shard, str(error)) from error
             with self._lock:
                 while len(self._open) >= _OPEN_SHARDS:
@@ -157,7 +157,7 @@ class StreamingSource:
         return source
 
     def _find(self, number: int) -> tuple[WebDatasetSource, int]:
-        """(shard, place in it). Raises DecodeError where it cannot be had any more."""
+        """Returns (opened shard, place in it). Raises DecodeError if it is no longer readable."""
         shard, place = number >> SHIFT, number & (1 << SHIFT) - 1
         source = self._shard(shard)
         if place >= len(source):
@@ -191,7 +191,7 @@ class StreamingSource:
         return f"{self.paths[number >> SHIFT]}:{number & (1 << SHIFT) - 1}"
 
     def sample_numbers(self, shards: int) -> Iterator[int]:
-        """Records of so many shards, spread over the set."""
+        """Yields the record numbers of about `shards` shards, spread over the set."""
         step = max(1, len(self.paths) // shards)
         for shard in range(0, len(self.paths), step):
             for place in range(self.held(shard, 0).count):
@@ -199,7 +199,7 @@ class StreamingSource:
 
 
 def _first_drop(shard: Shard) -> str | None:
-    """Key and reason of the first that a shard leaves out."""
+    """Returns key and reason of a shard's first drop."""
     with contextlib.suppress(OSError, ValueError):  # its index may be gone by now
         for key, _, reason, _ in read_drops(shard.index, shard.header, shard.table_start):
             return f"{key}: {reason}"

@@ -1,4 +1,4 @@
-"""Makes the index of a tar file: from its headers, and the captions that make a sample usable."""
+"""Builder of a tar file's index, from its headers and the captions that make samples usable."""
 
 import json
 import os
@@ -40,12 +40,12 @@ _MAGIC_BYTES = 8
 
 
 class NotATar(ValueError):
-    """Not an uncompressed tar file; the message says why."""
+    """A file that is not an uncompressed tar; the message says why."""
 
 
 @dataclass
 class _Group:
-    """Neighbouring members of one key, by lower-case extension."""
+    """Adjacent members with one key, by lower-case extension."""
 
     key: str
     start: int  # byte of the first header
@@ -54,7 +54,7 @@ class _Group:
 
 @dataclass
 class _End:
-    """How an archive ends, as `IndexHeader` says it."""
+    """State of an archive's end, as in `IndexHeader`: damage, its byte, and the end mark."""
 
     damage: str | None = None
     at: int = 0
@@ -62,7 +62,7 @@ class _End:
 
 
 class _Builder:
-    """Collects samples; `file` is the archive."""
+    """Collects the samples of the archive `file`."""
 
     def __init__(self, file: BinaryIO, options: SourceOptions) -> None:
         self._descriptor = file.fileno()
@@ -108,7 +108,7 @@ class _Builder:
         self.fingerprint.add(group.key, captions.texts)
 
     def all_drops(self) -> list[tuple[str, str, str, int]]:
-        """(key, kind, reason, byte) of what is left out of the whole archive."""
+        """Returns (key, kind, reason, byte) of everything dropped from the archive."""
         return [drop[:4] for drop in join_apart(self.drops, self._samples())]
 
     def _samples(self) -> Iterator[Used]:
@@ -121,9 +121,9 @@ class _Builder:
 
 
 def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -> bytes:
-    """The index of a local archive, as it is written to disk.
+    """Returns the index of a local archive, as it is written to disk.
 
-    Raises NotATar, and OSError where it cannot be read.
+    Raises NotATar, and OSError if the archive cannot be read.
     """
     end = _End()
     with open(path, "rb") as file:
@@ -165,9 +165,9 @@ def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -
 
 
 def _headers(file: BinaryIO, size: int, end: _End) -> Iterator[tarfile.TarInfo]:
-    """The headers that can be read; `end` is told how the archive ends.
+    """Yields the readable headers, and records in `end` how the archive ends.
 
-    Raises NotATar where there is none.
+    Raises NotATar if there is none.
     """
     try:
         # "r:" seeks from header to header and refuses compression, which has no offsets.
@@ -182,7 +182,7 @@ def _headers(file: BinaryIO, size: int, end: _End) -> Iterator[tarfile.TarInfo]:
         except tarfile.TarError as error:
             _broken(end, archive.offset, size, f" ({error})")
             return
-        except (ValueError, OverflowError, OSError) as error:  # of numbers in a broken header
+        except (ValueError, OverflowError, OSError) as error:  # numbers in a broken header
             _broken(end, archive.offset, size, f" ({error})")
             return
         if info is None:
@@ -193,20 +193,20 @@ def _headers(file: BinaryIO, size: int, end: _End) -> Iterator[tarfile.TarInfo]:
             return
         last = info.offset_data
         yield info
-    # tarfile takes a damaged header for the end of the archive without a word.
+    # tarfile silently takes a damaged header for the end of the archive.
     file.seek(archive.offset)
     block = file.read(tarfile.BLOCKSIZE)
     if archive.offset > size or block.strip(b"\0"):
         _broken(end, archive.offset, size)
     elif not block:
         end.is_marked = False
-    elif _has_data(file):  # a hole of zeros in the middle, or two archives one after the other
+    elif _has_data(file):  # a run of zeros in the middle, or two concatenated archives
         end.at = archive.offset
         end.damage = f"goes on after an end mark at byte {end.at}; the samples before it are used"
 
 
 def _compressed(beginning: bytes) -> str | None:
-    """What to do with a compressed file, by its first bytes; None where it is no such file."""
+    """Returns how to unpack a compressed file, by its first bytes; None for other files."""
     for magic, (name, unpack) in _COMPRESSED.items():
         if beginning.startswith(magic):
             return f"it is compressed by {name}; unpack it first, with {unpack}"
@@ -214,7 +214,7 @@ def _compressed(beginning: bytes) -> str | None:
 
 
 def _has_data(file: BinaryIO) -> bool:
-    """Whether anything but zeros follows."""
+    """Returns whether anything but zeros follows."""
     return any(piece.strip(b"\0") for piece in iter(partial(file.read, _READ_BYTES), b""))
 
 
@@ -228,13 +228,13 @@ def _broken(end: _End, at: int, size: int, why: str = "") -> None:
 
 
 def _is_whole_file(info: tarfile.TarInfo, archive_size: int) -> bool:
-    # A sparse member is stored as pieces: its bytes are not one range of the archive.
+    # A sparse member is stored in pieces, so its bytes are not one range of the archive.
     is_plain = info.isreg() and not info.issparse() and info.size <= _LARGEST_MEMBER
     return is_plain and info.offset_data + info.size <= archive_size
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """'a.b/c.seg.png' -> ('a.b/c', 'seg.png'); the key is empty for hidden files."""
+    """Splits 'a.b/c.seg.png' into ('a.b/c', 'seg.png'); the key is empty for hidden files."""
     folder, _, last = name.rpartition("/")
     stem, _, extension = last.partition(".")
     if not stem:

@@ -1,4 +1,4 @@
-"""Which members of a tar sample hold its captions, and how they are read."""
+"""Selection and decoding of the members of a tar sample that hold its captions."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import CaptionError, check_unicode, decode_caption
 
-CAPTION_FIELDS = ("caption", "text")  # of a .json, where there is no .txt
-SEVERAL_FIELD = "captions"  # of a .json: a list, which comes before .txt
+CAPTION_FIELDS = ("caption", "text")  # of a .json, if there is no .txt
+SEVERAL_FIELD = "captions"  # of a .json: a list, which wins over .txt
 
 MAX_TEXT_BYTES = 4 << 20  # a "caption" beyond this is an accident or an attack
 
 
 class Member(NamedTuple):
-    """Where the bytes of a file are in its archive."""
+    """Byte range of a file in its archive."""
 
     offset: int
     size: int
@@ -25,7 +25,7 @@ ReadMember = Callable[[Member], bytes]
 
 
 class Captions(NamedTuple):
-    """Of one sample; `needs_json`: they cannot be had from .txt alone."""
+    """Captions of one sample; `needs_json`: .txt alone does not give them."""
 
     texts: tuple[str, ...]
     weights: tuple[float, ...] | None
@@ -34,8 +34,8 @@ class Captions(NamedTuple):
 
 @dataclass(frozen=True)
 class CaptionReader:
-    """Without columns: the list "captions" of the .json, or the .txt, or "caption" or "text" of the
-    .json. With columns: each is the ending of a text member (txt) or a field of the .json."""
+    """Reads captions. Without columns: the list "captions" of the .json, or the .txt, or "caption"
+    or "text" of the .json. Each column: the ending of a text member (txt) or a .json field."""
 
     options: SourceOptions
 
@@ -44,14 +44,14 @@ class CaptionReader:
     ) -> Captions:
         """Reads the captions of one sample; `texts`: its text members by ending.
 
-        Raises CaptionError where no caption is usable; without `needs_captions` there are none.
+        If none is usable: raises CaptionError, or returns none without `needs_captions`.
         """
         try:
             return self._needed(texts, json_member, read)
         except CaptionError:
             if self.options.needs_captions:
                 raise
-            # Whoever reads the sample again shall come to the same end.
+            # The .json, if any, is marked as needed so that a later read has the same result.
             return Captions((), None, json_member is not None)
 
     def _needed(
@@ -108,14 +108,14 @@ class CaptionReader:
 
 
 def read_text(member: Member, read: ReadMember) -> str:
-    """Raises CaptionError where it is no caption."""
+    """Returns the caption in a member. Raises CaptionError if it is unusable."""
     if member.size > MAX_TEXT_BYTES:
         raise CaptionError(f"caption of {member.size} bytes", "caption_too_long")
     return decode_caption(read(member))
 
 
 def read_json(member: Member | None, read: ReadMember) -> dict[str, Any]:
-    """The object in it; {} where there is none, or no valid one."""
+    """Returns the JSON object in a member; {} if it is absent or invalid."""
     if member is None or member.size > MAX_TEXT_BYTES:
         return {}
     try:

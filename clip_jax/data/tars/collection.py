@@ -1,4 +1,4 @@
-"""The indexes of many archives: found, checked against their archives, and made where missing."""
+"""Indexes of many archives: found, checked against their archives, and built if missing."""
 
 import contextlib
 import json
@@ -37,17 +37,17 @@ from clip_jax.files.stores import Stat, Unavailable
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]  # archives done, of how many
+Progress = Callable[[int, int], None]  # archives done, total
 
 _STORE_THREADS = 16
-_WORTH_PROCESSES_BYTES = 4 << 30  # of archives to be indexed; below, starting them takes longer
+_WORTH_PROCESSES_BYTES = 4 << 30  # of archives to index; below this, starting processes costs more
 
 
 class Problem(NamedTuple):
-    """Why an archive has no index."""
+    """The reason why an archive has no index."""
 
     reason: str
-    is_tar: bool = True  # False: it can be read, but is no uncompressed tar
+    is_tar: bool = True  # False: readable, but not an uncompressed tar
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class IndexSummary:
     """Outcome of `build_indexes`.
 
     Attributes:
-      shards: those that can be read, in order.
+      shards: the readable archives, in order.
       failed: path -> why there is no index.
-      no_tars: of those that failed, what can be read but is no uncompressed tar.
-      beside: indexes found in the cache that were copied beside their archives.
-      stale: of those made anew, archives that are not the ones that their index was made of.
+      no_tars: failed paths that are readable but not uncompressed tars.
+      beside: number of indexes copied from the cache to beside their archives.
+      stale: archives whose index was of another version of the archive, and was rebuilt.
     """
 
     shards: list[Shard] = field(default_factory=list)
@@ -90,20 +90,20 @@ def build_indexes(
     remote: RemoteOptions | None = None,
     progress: Progress | None = None,
 ) -> IndexSummary:
-    """Finds the index of each archive, and makes what is missing or of another archive.
+    """Finds the index of each archive, and builds those that are missing or stale.
 
     Args:
-      paths: archives, here or in a store.
-      workers: processes that read archives of this machine.
-      beside: they are written beside their archives instead of into the cache, and those of the
-        cache copied there.
-      rebuild: all are made anew.
-      options: what captions are read from; an index is good for one choice of columns.
-      remote: how stores are asked; None: `options.remote`.
+      paths: archives, local or remote.
+      workers: processes that read local archives.
+      beside: writes indexes beside their archives instead of into the cache, and copies cached
+        ones there.
+      rebuild: rebuilds all indexes.
+      options: the caption columns; an index is valid for one choice of them.
+      remote: options for stores; None: `options.remote`.
       progress: called after each archive that had to be read.
 
     Raises:
-      UserError: a folder that cannot be written.
+      UserError: a folder cannot be written.
     """
     remote = remote or options.remote
     summary = IndexSummary()
@@ -142,7 +142,7 @@ def build_indexes(
 
 
 def _stats(paths: Sequence[str], remote: RemoteOptions) -> Iterable[Stat | str]:
-    """Of each archive, or why it cannot be had."""
+    """Returns the `Stat` of each archive, or why it cannot be read."""
 
     def one(path: str) -> Stat | str:
         try:
@@ -164,7 +164,7 @@ def _stats(paths: Sequence[str], remote: RemoteOptions) -> Iterable[Stat | str]:
 def _existing(
     path: str, stat: Stat, options: SourceOptions, remote: RemoteOptions
 ) -> tuple[Shard | None, bool]:
-    """(the archive with its index or None, whether there is one of another archive)."""
+    """Returns (the archive with its index or None, whether a stale index was found)."""
     is_stale = False
     beside = () if is_remote(path) else (Path(path + ENDING),)
     for index in (*beside, *cached_indexes(path, options)):
@@ -173,7 +173,7 @@ def _existing(
         if found is None or not is_index_for(found[0], options):
             continue
         header, start = found
-        # A time that is older proves nothing: mv and cp -p keep it.
+        # An older time proves nothing, because mv and cp -p keep it.
         is_same = header.size == stat.size and header.tag == stat.tag
         if is_same or (is_beside and _is_copy(path, stat, header)):
             return Shard(path, header, index, start), False
@@ -184,9 +184,9 @@ def _existing(
 def _is_copy(
     path: str, stat: Stat, header: IndexHeader, remote: RemoteOptions | None = None
 ) -> bool:
-    """Whether an index that was copied along with an archive is of this one.
+    """Returns whether an index that was copied along with an archive belongs to this one.
 
-    `remote`: how the store of the archive is asked, where it lies in one. Raises Unavailable.
+    `remote`: options of its store, if the archive is remote. Raises Unavailable.
     """
     if header.size != stat.size:
         return False
@@ -207,7 +207,7 @@ def _make(
     beside: bool,
     workers: int,
 ) -> Iterator[tuple[int, Shard | Problem]]:
-    """(number, archive with its new index or why there is none), as they are done."""
+    """Yields (number, archive with its new index or the problem) as each is done."""
     jobs = [(number, path, stat, _target(path, options, beside)) for number, path, stat in missing]
     targets = {number: (path, target) for number, path, _, target in jobs}
     here = [job for job in jobs if not is_remote(job[1])]
@@ -218,7 +218,7 @@ def _make(
     for number, problem in done:
         yield number, problem or _opened(*targets[number])
     elsewhere = [job for job in jobs if is_remote(job[1])]
-    if len(elsewhere) == 1:  # no pool: its threads would hold up the end of the process
+    if len(elsewhere) == 1:  # no pool: its threads would delay the exit of the process
         job = elsewhere[0]
         problem = _index_remote(*job[1:], options, remote, beside)
         yield job[0], problem or _opened(*targets[job[0]])
@@ -244,9 +244,9 @@ def _opened(path: str, index: Path) -> Shard | Problem:
 
 
 def index_file(path: str, stat: Stat, target: Path, options: SourceOptions) -> Problem | None:
-    """Writes the index of a local archive to `target`; None, or why there is none.
+    """Writes the index of a local archive to `target`; returns None, or the problem.
 
-    Raises UserError where `target` cannot be written.
+    Raises UserError if `target` cannot be written.
     """
     try:
         data = make_index(path, options, stat.tag)
@@ -271,7 +271,7 @@ def _write(target: Path, data: bytes) -> None:
 
 
 def _copy_beside(found: list[Shard | None], remote: RemoteOptions, summary: IndexSummary) -> None:
-    """Indexes of the cache go beside their archives; `found` has them there afterwards."""
+    """Copies cached indexes beside their archives, and updates `found`."""
 
     def copy(shard: Shard) -> Shard | Problem | None:
         try:
@@ -292,7 +292,7 @@ def _copy_beside(found: list[Shard | None], remote: RemoteOptions, summary: Inde
 
 
 def _beside(shard: Shard, remote: RemoteOptions) -> Shard | Problem | None:
-    """The archive with its copied index, why there is none, or None where it lies there already.
+    """Returns the archive with its copied index, the problem, or None if it is already there.
 
     Raises OSError, such as Unavailable.
     """
@@ -301,7 +301,7 @@ def _beside(shard: Shard, remote: RemoteOptions) -> Shard | Problem | None:
         tag = str(os.stat(shard.path).st_mtime_ns)
         if shard.index == Path(url) and shard.header.tag == tag:
             return None
-        # One that came along with a copy gets the time of the copy: it need not be compared again.
+        # An index copied with its archive gets the copy's time, to save comparing it again.
         _write(Path(url), with_tag(shard.index.read_bytes(), tag))
         return _opened(shard.path, Path(url))
     data = shard.index.read_bytes()
@@ -317,7 +317,7 @@ def _beside(shard: Shard, remote: RemoteOptions) -> Shard | Problem | None:
 def _index_remote(
     url: str, stat: Stat, target: Path, options: SourceOptions, remote: RemoteOptions, beside: bool
 ) -> Problem | None:
-    """As `index_file`. An index beside the archive in its store is taken, else one is made."""
+    """Does what `index_file` does, for a remote archive; prefers an index in its store."""
     try:
         if not beside:
             try:
@@ -340,14 +340,14 @@ def _index_remote(
 
 
 def _once(remote: RemoteOptions) -> RemoteOptions:
-    """For what is usually not there."""
+    """Returns options with one attempt, for files that usually do not exist."""
     return replace(remote, attempts=1)
 
 
 def _is_index_of(
     data: bytes, url: str, stat: Stat, options: SourceOptions, remote: RemoteOptions
 ) -> bool:
-    """Whether this is an index of an archive in a store, complete and for these options."""
+    """Returns whether `data` is a complete index of a remote archive, for these options."""
     try:
         found = parse_header(data)
     except EOFError:
@@ -364,7 +364,8 @@ def _is_index_of(
 def _in_processes(
     jobs: list[tuple[int, str, Stat, Path]], options: SourceOptions, workers: int
 ) -> Iterator[tuple[int, Problem | None]]:
-    """Processes of their own, not multiprocessing's: it would import the caller's main module."""
+    """Yields (number, problem) from subprocesses; multiprocessing would import the caller's main
+    module."""
     command = [sys.executable, "-m", "clip_jax.data.tars.worker"]
     processes = []
     for worker in range(min(workers, len(jobs))):

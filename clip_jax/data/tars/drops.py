@@ -1,4 +1,4 @@
-"""The reasons why members of a tar file make no sample, in words that say what to change."""
+"""Reasons why members of a tar file make no sample, with advice on what to change."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from clip_jax.data.records import IMAGE_EXTENSIONS
 
-_EXPLAINED = 1000  # drops of an archive whose reason is spelled out: an index may have millions
+_EXPLAINED = 1000  # drops per archive with a detailed reason: an index may have millions
 _SHOWN_ENDINGS = 8
 _EXPECTED = {"txt", "json", "cls"}
 _IMAGES = ", ".join(f".{name}" for name in IMAGE_EXTENSIONS)
@@ -14,7 +14,7 @@ _HALVES = {"image_missing", "caption_missing"}
 
 
 class Dropped(NamedTuple):
-    """Neighbouring members of one key that make no sample."""
+    """Adjacent members of one key that make no sample."""
 
     key: str
     kind: str
@@ -24,18 +24,18 @@ class Dropped(NamedTuple):
 
 
 class Used(NamedTuple):
-    """A sample of the archive."""
+    """A usable sample of the archive."""
 
     key: str
     image: int  # byte of its content
-    endings: tuple[str, ...]  # of its members besides
+    endings: tuple[str, ...]  # of its other members
 
 
 def without_image(key: str, endings: Sequence[str], count: int) -> list[tuple[str, str]]:
-    """(key, reason) of what has no image; `count` drops of the archive came before.
+    """Returns (key, reason) of members without an image; `count`: earlier drops of the archive.
 
-    Names with dots before the ending, such as x.1.jpg and x.2.jpg, have one key: each image of
-    them is one that is lost.
+    Names with dots before the ending, such as x.1.jpg and x.2.jpg, share a key: each such image
+    is a drop of its own.
     """
     found: list[tuple[str, str]] = []
     for ending in endings:
@@ -59,7 +59,7 @@ def without_image(key: str, endings: Sequence[str], count: int) -> list[tuple[st
 
 
 def without_caption(reason: str, endings: Sequence[str], count: int) -> str:
-    """The reason with the endings that a caption may have instead; `count`: as above."""
+    """Returns the reason, with other endings that may hold the caption; `count`: as above."""
     others = [name for name in endings if name not in {*_EXPECTED, *IMAGE_EXTENSIONS}]
     if not others or count >= _EXPLAINED:
         return reason
@@ -74,16 +74,16 @@ def _shown(endings: Sequence[str]) -> str:
 
 
 def join_apart(drops: list[Dropped], samples: Iterable[Used]) -> list[Dropped]:
-    """The drops, parts of one sample that lie apart in the archive as one.
+    """Returns the drops, merging separated parts of one sample into one drop.
 
-    `samples` are asked only where a part without image may belong to one of them.
+    `samples` is read only if a part without an image may belong to one of them.
     """
     parts: dict[str, list[int]] = defaultdict(list)
     for number, drop in enumerate(drops):
-        if drop.kind in _HALVES and drop.endings:  # none: all that it had is cut off
+        if drop.kind in _HALVES and drop.endings:  # empty: all its members are cut off
             parts[drop.key].append(number)
     joined: dict[int, Dropped | None] = {}
-    lonely: dict[str, int] = {}  # without image, and none of the same key beside it
+    lonely: dict[str, int] = {}  # key -> its drop without image, if no drop of that key has one
     for key, numbers in parts.items():
         image = next((n for n in numbers if drops[n].kind == "caption_missing"), None)
         if image is None:
@@ -100,7 +100,7 @@ def join_apart(drops: list[Dropped], samples: Iterable[Used]) -> list[Dropped]:
         if key not in lonely:
             continue
         drop = drops[lonely[key]]
-        if not set(drop.endings) & set(endings):  # else it is a second sample of that key
+        if not set(drop.endings) & set(endings):  # otherwise it is a second sample of that key
             places = f"the image at byte {at}, {_shown(drop.endings)} at byte {drop.start}"
             joined[lonely[key]] = drop._replace(reason=_apart(key, places))
     result = (joined.get(number, drop) for number, drop in enumerate(drops))

@@ -1,9 +1,8 @@
-"""The index of a tar file: where its samples are, made once from the headers.
+"""Index of a tar file: the positions of its samples, built once from the headers.
 
-An index lies beside its archive (`00000.tar.index`) or in the cache. It begins with a header that
-is all that opening a set reads; the table of samples and their keys are mapped into memory where
-they are looked at, and the list of what is left out is read where somebody asks for it. So a set of
-10,000 archives opens in a second and costs little memory.
+An index is beside its archive (`00000.tar.index`) or in the cache. Opening a set reads only the
+index's header; the table of samples and their keys are memory-mapped on first use, and the list of
+drops is read on request. So a set of 10,000 archives opens in a second and uses little memory.
 """
 
 import hashlib
@@ -22,48 +21,48 @@ from clip_jax.data.tars.captions import Member
 
 ENDING = ".index"
 VERSION = 4
-ALWAYS = ("image", "json", "cls")  # members that a sample may have, besides texts
+ALWAYS = ("image", "json", "cls")  # members in the table besides texts
 NO_END = "has no end mark and may be cut off"
 
 _MAGIC = b"clip_jax tar index\n\0"
-# What is looked at of an archive to know it again.
+# These pieces of an archive are hashed to recognise it.
 _PIECES = 4
 _PIECE_BYTES = 4 << 10
-_LAST_PIECE_BYTES = 12 << 10  # more than the zeros at the end of a tar
+_LAST_PIECE_BYTES = 12 << 10  # more than the zeros that end a tar
 
 
 @dataclass(frozen=True)
 class IndexHeader:
-    """What opening a set has to know of one archive."""
+    """Everything that opening a set needs to know of one archive."""
 
     size: int  # bytes of the archive when the index was made
-    tag: str  # that changes when it is written anew, but also when it is copied
+    tag: str  # changes when the archive is rewritten, but also when it is copied
     count: int  # samples
     row_bytes: int
     key_bytes: int
     fingerprint: str  # Fingerprint.value, as text: JSON has no such integers
-    damage: str | None  # where the archive ends early or is broken; its samples before are used
+    damage: str | None  # set if the archive ends early or is broken; samples before that are used
     damage_at: int = 0  # byte
     has_end: bool = True  # the zeros that end a tar; some writers leave them out
     drop_counts: dict[str, int] = field(default_factory=dict)
-    drop_bytes: int = 0  # of their list, at the end of the index
-    options: str = ""  # `options_key` of what captions are read from
+    drop_bytes: int = 0  # of the list of drops, at the end of the index
+    options: str = ""  # `options_key` of the options it was built with
     content: str = ""  # `content_digest` of the archive
-    texts: tuple[str, ...] = ("txt",)  # endings of the text members that the table has
-    unlisted: tuple[str, ...] = ()  # endings of other members of its samples
+    texts: tuple[str, ...] = ("txt",)  # endings of the text members in the table
+    unlisted: tuple[str, ...] = ()  # endings of the samples' other members
     version: int = VERSION
 
 
 def text_endings(options: SourceOptions) -> tuple[str, ...]:
-    """Returns endings of members that may hold captions or labels: .txt, and what columns name."""
+    """Returns the endings of members that may hold captions or labels: txt and the columns."""
     columns = (*options.caption_columns, *filter(None, (options.label_column,)))
     names = (name.lower() for name in columns)
     return tuple(dict.fromkeys(("txt", *(name for name in names if name not in ALWAYS))))
 
 
 def sample_type(texts: Sequence[str]) -> np.dtype:
-    """Returns the type of a row of the table: offset and size of each member (0 where there is
-    none), where the key ends among the keys, whether captions need the .json."""
+    """Returns the dtype of a table row: offset and size of each member (0 if absent), end of the
+    key in the bytes of all keys, and whether captions need the .json."""
     fields = []
     for name in (*ALWAYS, *(f".{ending}" for ending in texts)):
         fields += [(f"{name}_offset", "<u8"), (f"{name}_size", "<u4")]
@@ -71,16 +70,16 @@ def sample_type(texts: Sequence[str]) -> np.dtype:
 
 
 def options_key(options: SourceOptions) -> str:
-    """Returns what of the options an index depends on: which captions make a sample usable."""
+    """Returns the options that an index depends on: those that decide which samples are usable."""
     key = json.dumps(options.caption_columns)
     return key if options.needs_captions else f"{key} or none"
 
 
 def is_index_for(header: IndexHeader, options: SourceOptions) -> bool:
-    """Whether an index lists the samples that these options ask for.
+    """Returns whether an index is valid for these options.
 
-    One that left out no sample for its caption is also good for those who need none, and one
-    without the member of the labels where the archive has no such members.
+    An index that dropped no sample for its caption also serves options without `needs_captions`;
+    one without the label member serves if the archive has no such members.
     """
     if (set(text_endings(options)) - set(header.texts)) & set(header.unlisted):
         return False
@@ -96,16 +95,16 @@ def _needing(options: SourceOptions) -> SourceOptions:
 
 
 def pack_index(header: IndexHeader, *rest: bytes) -> bytes:
-    """An index as it is written to disk. `rest`: table, keys, list of what is left out."""
+    """Returns an index as written to disk. `rest`: table, keys, list of drops."""
     text = json.dumps(asdict(header)).encode()
     return b"".join((_MAGIC, struct.pack("<Q", len(text)), text, *rest))
 
 
 def content_digest(size: int, read: Callable[[int, int], bytes]) -> str:
-    """Tells an archive from another of its size, wherever it is copied to: a hash of the size and
-    of a few pieces, from the first header to the last blocks.
+    """Returns a hash of an archive's size and a few pieces, from the first header to the last
+    blocks, which identifies it wherever it is copied.
 
-    `read` gives the bytes from its first argument to before its second.
+    `read(start, end)` returns the bytes in [start, end).
     """
     digest = hashlib.blake2b(f"{size}\n".encode(), digest_size=16)
     last = max(size - _LAST_PIECE_BYTES, 0)
@@ -117,13 +116,14 @@ def content_digest(size: int, read: Callable[[int, int], bytes]) -> str:
 
 
 def range_reader(file: BinaryIO) -> Callable[[int, int], bytes]:
-    """What `content_digest` takes, of a file here."""
+    """Returns the `read` argument of `content_digest` for a local file."""
     descriptor = file.fileno()
     return lambda start, end: os.pread(descriptor, end - start, start)
 
 
 def with_tag(index: bytes, tag: str) -> bytes:
-    """The same index, of a copy of its archive. Raises ValueError where it is none."""
+    """Returns the index with another tag, for a copy of its archive. Raises ValueError if `index`
+    is not an index."""
     found = parse_header(index)
     if found is None:
         raise ValueError("no index")
@@ -132,9 +132,9 @@ def with_tag(index: bytes, tag: str) -> bytes:
 
 
 def parse_header(data: bytes) -> tuple[IndexHeader, int] | None:
-    """(header, where the table begins) from the first bytes; None where it is no such index.
+    """Returns (header, start of the table) from the first bytes; None for anything else.
 
-    Raises EOFError where more bytes are needed.
+    Raises EOFError, with the number needed, if there are too few bytes.
     """
     start = len(_MAGIC) + 8
     if not data.startswith(_MAGIC) or len(data) < start:
@@ -152,7 +152,7 @@ def parse_header(data: bytes) -> tuple[IndexHeader, int] | None:
 
 
 def whole_size(header: IndexHeader, start: int) -> int:
-    """Bytes of a complete index whose table begins at `start`."""
+    """Returns the size in bytes of a complete index whose table begins at `start`."""
     return _drops_start(header, start) + header.drop_bytes
 
 
@@ -163,9 +163,9 @@ def _drops_start(header: IndexHeader, start: int) -> int:
 def read_drops(
     path: str | os.PathLike[str], header: IndexHeader, start: int
 ) -> list[tuple[str, str, str, int]]:
-    """What an archive has that is left out: key, kind, reason, byte at which the sample begins.
+    """Returns (key, kind, reason, first byte) of each dropped sample of an archive.
 
-    Raises OSError or ValueError where the index is gone or another by now.
+    Raises OSError or ValueError if the index has vanished or changed.
     """
     with open(path, "rb") as file:
         file.seek(_drops_start(header, start))
@@ -173,7 +173,7 @@ def read_drops(
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[IndexHeader, int] | None:
-    """Of an index on disk; None where there is none, or an incomplete or foreign one."""
+    """Reads the header of an index on disk; returns None if it is absent, incomplete or foreign."""
     try:
         with open(path, "rb") as file:
             wanted = 4096
@@ -195,7 +195,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[IndexHeader, int] | None:
 
 
 class Sample(NamedTuple):
-    """Where the members of one sample are."""
+    """Positions of the members of one sample."""
 
     key: str
     image: Member
@@ -206,10 +206,10 @@ class Sample(NamedTuple):
 
 
 class Table:
-    """Samples of one archive, mapped from its index."""
+    """Samples of one archive, memory-mapped from its index."""
 
     def __init__(self, path: str | os.PathLike[str], header: IndexHeader, start: int) -> None:
-        """Raises OSError or ValueError where the index is gone or has another size by now."""
+        """Maps the index. Raises OSError or ValueError if it has vanished or changed size."""
         mapped = np.memmap(path, np.uint8, mode="r")
         end = start + header.count * header.row_bytes
         self._rows = mapped[start:end].view(sample_type(header.texts))
@@ -233,14 +233,14 @@ class Table:
 
 
 def cached_indexes(path: str, options: SourceOptions) -> tuple[Path, ...]:
-    """Returns where the cache may have an index of an archive that these options can use."""
+    """Returns the cache paths that may hold an index of an archive for these options."""
     unlabelled = replace(options, label_column=None)
     every = (_needing(unlabelled), unlabelled, options)
     return tuple(dict.fromkeys(cached_index(path, choice) for choice in every))
 
 
 def cached_index(path: str, options: SourceOptions) -> Path:
-    """Returns where the cache keeps the index of an archive."""
+    """Returns the cache path of an archive's index."""
     from clip_jax.files.stores import cache_folder
 
     identity = f"{path}\n{options_key(options)}\n{text_endings(options)}".encode()

@@ -1,4 +1,4 @@
-"""Positional reads from archives, here or in a store; a few files stay open."""
+"""Positional reads from local or remote archives; some files stay open."""
 
 import contextlib
 import os
@@ -13,15 +13,15 @@ from clip_jax.files.options import RemoteOptions
 from clip_jax.files.patterns import is_remote
 from clip_jax.files.stores import Stat, Unavailable
 
-_MAX_OPEN_FILES = 256  # well below the usual limit of 1,024 a process
-FORGIVEN_SECONDS = 600.0  # after which an archive that failed is asked again
+_MAX_OPEN_FILES = 256  # well below the usual limit of 1,024 per process
+FORGIVEN_SECONDS = 600.0  # until an archive that failed is tried again
 
 
 class ShardFiles:
-    """Picklable, safe in threads and after a fork.
+    """Archives for reading; picklable, safe in threads and after a fork.
 
-    Remote archives that fit into the cache all together are copied into it when they are first
-    wanted; of others, each member is a request of its own.
+    If all remote archives together fit into the cache, each is copied there on first use;
+    otherwise every member is a request of its own.
     """
 
     def __init__(self, paths: Sequence[str], stats: Sequence[Stat], remote: RemoteOptions) -> None:
@@ -49,14 +49,14 @@ class ShardFiles:
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():
-            with contextlib.suppress(OSError):  # at the end of the interpreter
+            with contextlib.suppress(OSError):  # at interpreter exit
                 os.close(descriptor)
 
     def read(self, shard: int, member: Member) -> bytes:
-        """The member's bytes.
+        """Returns the member's bytes.
 
-        Raises OSError, with the archive's name: it is gone, has become shorter, or its store fails;
-        at once where it failed a moment ago.
+        Raises OSError, with the archive's name, if it is gone or shorter, or its store fails; at
+        once if it failed recently.
         """
         # pread has no file position, so threads and forked children may share a descriptor.
         descriptor = self._descriptors.get(shard)
@@ -91,7 +91,7 @@ class ShardFiles:
             path = str(stores.fetch(path, self._remote, self._stats[shard]))
         descriptor = os.open(path, os.O_RDONLY)
         with self._lock:
-            # Closing a kept descriptor could hit a thread that reads from it: the first stay.
+            # The first descriptors stay open: closing one could hit a thread that reads from it.
             keep = shard not in self._descriptors and len(self._descriptors) < _MAX_OPEN_FILES
             if keep:
                 self._descriptors[shard] = descriptor

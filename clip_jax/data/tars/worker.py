@@ -1,4 +1,4 @@
-"""A process that makes indexes of tar files: one JSON line in, one a finished archive out."""
+"""Process that builds tar indexes: one JSON line in, one JSON line out per finished archive."""
 
 import json
 import sys
