@@ -1,4 +1,4 @@
-"""Perceptual hash of 64 bits that hardly changes if an image is resized, recompressed or brightened.
+"""64-bit perceptual hash that hardly changes if an image is resized, recompressed or brightened.
 
 This is the difference hash (dHash): on a grey picture of 9 x 8 pixels, each bit tells whether a
 pixel is lighter than its left neighbour. Images whose hashes differ in a few bits look alike; all
@@ -80,7 +80,7 @@ class HashList:
         return digest.hexdigest()
 
     def has(self, key: str, image: ImageLike) -> bool:
-        """Whether the image of the record with this key is on the list; decodes it only if needed."""
+        """Whether the image of the record with this key is listed; decodes it only if needed."""
         only = self._only.get(key)
         if only is None and not len(self._hashes):
             return False

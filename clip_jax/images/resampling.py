@@ -22,7 +22,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 # All were measured on photos with detail and noise down to the pixel. Shrinks of an axis:
 _BLURRED_FROM = {"bicubic": 2.3, "bilinear": 1.9}  # blur before sampling
-_SOFTENED_FROM = 1.5  # soften after sampling, below the blur's limit: Pillow's kernel is wider
+_SOFTENED_FROM = 1.5  # soften unblurred axes after sampling: Pillow's bilinear kernel is wider
 _SOFTEN = np.array([0.04, 0.92, 0.04], np.float32)
 _SHARPEN = np.array([-0.08, 1.16, -0.08], np.float32)
 _AS_IT_IS = np.ones(1, np.float32)

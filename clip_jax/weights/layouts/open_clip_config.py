@@ -80,7 +80,7 @@ class _Section(dict[str, Any]):
         self.name = name
 
     def take(self, key: str, default: Any = None) -> Any:
-        """Removes and returns a value; null means the default. Raises `UserError` for a wrong type."""
+        """Pops a value; null means the default. Raises `UserError` for a wrong type."""
         value = self.pop(key, default)
         if value is None:
             return default
