@@ -96,8 +96,8 @@ class Search:
         return value
 
     def on_mesh(self, changes: Changes) -> None:
-        """Tries one mesh from most recomputation, or the least that fitted another mesh, down to the
-        least that fits; if none does, tries micro-batches."""
+        """Tries one mesh from most recomputation, or the least that fitted another mesh, down to
+        the least that fits; if none does, tries micro-batches."""
         report = self._with(changes, self.remat)
         if report is not None and not report["fits"]:
             changes = changes | self._ring(report)

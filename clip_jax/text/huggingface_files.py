@@ -1,4 +1,4 @@
-"""Reader of tokenizers in Hugging Face and open_clip directories; `huggingface_export.py` writes."""
+"""Reader of tokenizers in Hugging Face and open_clip directories; see `huggingface_export.py`."""
 
 import json
 import re
