@@ -4,7 +4,7 @@ OpenCV's filters take the nearest 2 or 4 pixels at any scale, which aliases when
 `fast_resize` therefore samples twice as densely as needed, blurs first along strongly shrunk axes,
 and averages squares of 2 x 2 samples, which together approximate Pillow's kernel. The mean
 difference is about half a level of 255 on smooth photos, 1.5 on photos that are sharp to the pixel,
-and 2 on strong grain, where nothing hides it.
+and 2 on strong grain, which nothing hides.
 """
 
 import math
