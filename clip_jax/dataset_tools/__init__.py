@@ -1,1 +1,1 @@
-"""What `python -m clip_jax.data` does: a file a command, and what the commands share."""
+"""Commands of `python -m clip_jax.data`, one file each, and their shared parts."""

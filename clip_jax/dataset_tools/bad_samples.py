@@ -1,4 +1,4 @@
-"""What is wrong with a sample, and where it is."""
+"""Description of a bad sample: its defect and position."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,20 +12,20 @@ from clip_jax.errors import DecodeError
 
 @runtime_checkable
 class HasPosition(Protocol):
-    """A source that knows where in its files a record begins."""
+    """A source that knows the position of a record in its files."""
 
     def position(self, index: int) -> str:
-        """Such as "00000.tar:10240"."""
+        """The record's position, such as "00000.tar:10240"."""
         ...
 
 
 @runtime_checkable
 class HasDamage(Protocol):
-    """A source that knows of broken files."""
+    """A source that knows its broken files."""
 
     @property
     def damaged(self) -> Mapping[str, str]:
-        """File -> why some or all of its samples are missing, or may be."""
+        """File -> the reason why some or all of its samples are missing, or may be."""
         ...
 
 
@@ -43,7 +43,7 @@ class BadSample:
 
 
 def position_of(source: Source, index: int) -> str:
-    """The file and byte where the source knows it, else the number of the record."""
+    """The file and byte if the source knows them, else the number of the record."""
     if isinstance(source, RefinedSource):
         return position_of(source.source, index)
     if isinstance(source, HasPosition):
@@ -56,7 +56,7 @@ def bad_sample(source: Source, index: int, error: DecodeError) -> BadSample:
 
 
 def describe_kinds(counts: Mapping[str, int]) -> str:
-    """ "3 image_bomb, 1 caption_empty": the commonest first."""
+    """Counts by kind, commonest first: "3 image_bomb, 1 caption_empty"."""
     return ", ".join(f"{count:,} {kind}" for kind, count in Counter(counts).most_common())
 
 

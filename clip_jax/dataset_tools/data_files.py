@@ -1,4 +1,4 @@
-"""Which files a path to data means, where its format is one of whole files."""
+"""Files of a data path, for formats that consist of whole files."""
 
 import os
 
@@ -9,8 +9,8 @@ _ENDINGS = {"webdataset": ".tar", "array_record": ".array_record", "parquet": ".
 
 
 def local_files(path: str, format: str) -> list[str]:
-    """The files on this machine that `open_source` reads; of a folder of images, a dataset of
-    another library, or a store: []."""
+    """The local files that `open_source` reads; [] for a folder of images, another library's
+    dataset, or a remote store."""
     path = os.path.expanduser(path)
     kind = detect_format(path) if format == "auto" else format
     if kind in _ENDINGS:

@@ -1,4 +1,4 @@
-"""Which data a command reads: what its flags name, or what a training run's configuration does."""
+"""Flags for a command's data, given directly or by a training configuration."""
 
 import dataclasses
 import re
@@ -18,25 +18,25 @@ from clip_jax.errors import UserError
 from clip_jax.training.config import DataConfig, TrainConfig, build_config
 from clip_jax.training.source_flags import SourceFlags, as_flags
 
-_OVERRIDES = "config.KEY"  # the name shows in the help
+_OVERRIDES = "config.KEY"  # shown in the help
 _OVERRIDE = re.compile(r"--?(no)?config\.")
-# A flag that --config makes superfluous, and the key that says the same.
+# A flag that --config replaces, and the equivalent key.
 Replaced = tuple[flags.FlagHolder[Any], str]
 
 
 @dataclass(frozen=True)
 class DataFlags:
-    """--data and its companions, and --config instead; defined by `define_data_flags`."""
+    """--data and related flags, or --config instead; defined by `define_data_flags`."""
 
     source: SourceFlags[SourceConfig]
     file: flags.FlagHolder[str | None]
     overrides: flags.FlagHolder[list[str] | None]
 
     def config(self, replaced: Iterable[Replaced] = ()) -> TrainConfig | None:
-        """The configuration as training would have it; None without --config.
+        """The configuration as training reads it; None without --config.
 
-        Raises UserError for it, and for flags beside it that say what it says: those of the data
-        and `replaced`.
+        Raises UserError for an invalid one, and for flags that it makes redundant: those of the
+        data and `replaced`.
         """
         if not self.file.value:
             if self.overrides.value:
@@ -62,8 +62,8 @@ class DataFlags:
         return build_config(values)
 
     def moved(self, config: TrainConfig) -> TrainConfig:
-        """A run's configuration with the data that the flags name, where --data is given; the
-        run's rules for captions and images, and for stores, stay where no flag says another."""
+        """A run's configuration, with the data of the flags if --data is given; the run's rules
+        for captions, images and remote stores stay unless a flag overrides them."""
         named = self.source.read()
         if not named.path:
             return config
@@ -75,7 +75,7 @@ class DataFlags:
         return dataclasses.replace(config, data=data)
 
     def open(self, config: TrainConfig | None) -> Source:
-        """Raises UserError where nothing usable is there."""
+        """Opens the data. Raises UserError if nothing usable is found."""
         if config is None:
             return open_refined(self.source.read_needed())
         if config.data.streaming:
@@ -88,7 +88,7 @@ class DataFlags:
         return open_data(config)
 
     def parts(self, config: TrainConfig | None) -> list[tuple[str, str]]:
-        """(path, format) of the data, or of each source of a mixture that is read."""
+        """(path, format) of the data, or of each source of a mixture with a positive weight."""
         if config is None:
             named = self.source.read_needed()
             return [(named.path, named.format)]
@@ -108,14 +108,14 @@ class DataFlags:
         return config.data.path or ", ".join(str(part["path"]) for part in config.data.mixture)
 
     def as_dict(self, config: TrainConfig | None) -> dict[str, Any]:
-        """What decides which records there are, and what their captions are."""
+        """The settings that determine the records and their captions."""
         if config is None:
             return as_flags(self.source.read_needed())
         return {"config": self.file.value, **changed_data(config.data)}
 
 
 def changed_data(data: DataConfig) -> dict[str, Any]:
-    """Dotted key -> value of what is not the default and has to do with what records are."""
+    """Dotted key -> value of non-default settings that affect the records."""
     default = flatten_dict(dataclasses.asdict(DataConfig()), sep=".")
     values = flatten_dict(dataclasses.asdict(data), sep=".")
     about_reading = ("remote.", "stream", "window_shards", "workers", "max_bad_fraction")
@@ -127,7 +127,7 @@ def changed_data(data: DataConfig) -> dict[str, Any]:
 
 
 def define_data_flags(values: flags.FlagValues) -> DataFlags:
-    """Adds --data and its companions, and --config, to the flags of a command."""
+    """Adds --data and related flags, and --config, to the flags of a command."""
     return DataFlags(
         source=SourceFlags(SourceConfig, values),
         file=flags.DEFINE_string(
@@ -146,8 +146,8 @@ def define_data_flags(values: flags.FlagValues) -> DataFlags:
 
 
 def gather_overrides(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """`argv` with each --config.key=value as a value of the one flag that keeps them; as it is
-    where the command has no --config."""
+    """`argv` with each --config.key=value as a value of the one flag that collects them;
+    unchanged if the command has no --config."""
     if _OVERRIDES not in values:
         return list(argv)
     gathered: list[str] = []

@@ -52,14 +52,14 @@ _CHUNK = 64  # records
 
 @dataclass
 class Hashed:
-    """(key, hash) of the records that could be decoded, in order, and how many could not."""
+    """(key, hash) of the decodable records, in order, and the number of the others."""
 
     found: list[tuple[str, int]] = field(default_factory=list)
     bad: int = 0
 
 
 def main() -> None:
-    """Writes the list and says how long it is."""
+    """Writes the list and prints its length."""
     output = output_file(_OUTPUT.value)
     if output is None:
         raise UserError("--output: is missing; give a text file to write")
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def hash_chunk(source: Source, indices: Sequence[int], count: Count) -> Hashed:
-    """A worker's part."""
+    """A worker's job: hashes some records."""
     hashed = Hashed()
     for index in each(indices, count):
         try:
@@ -103,12 +103,12 @@ def hash_chunk(source: Source, indices: Sequence[int], count: Count) -> Hashed:
 
 
 def later_ones(found: Sequence[tuple[str, int]], distance: int) -> Iterator[tuple[str, int]]:
-    """Those whose hash is at most `distance` bits from that of one kept before.
+    """Yields records whose hash is at most `distance` bits from an earlier kept one.
 
-    Records that share hash and key with a kept one are not told apart and stay.
+    Records with the hash and key of a kept one cannot be told apart, and stay.
     """
     kept: dict[int, set[str]] = {}
-    hashes = np.zeros(len(found), np.uint64)  # of the kept, the first len(kept)
+    hashes = np.zeros(len(found), np.uint64)  # of kept records, in the first len(kept) places
     for key, value in found:
         if value not in kept:
             known = hashes[: len(kept) if distance else 0]
@@ -121,6 +121,6 @@ def later_ones(found: Sequence[tuple[str, int]], distance: int) -> Iterator[tupl
 
 
 def _write(output: Path, listed: Iterable[tuple[str, int]], between: str) -> None:
-    # Keys as JSON: they may have line breaks in them.
+    # Keys are written as JSON, because they may contain line breaks.
     lines = (f"{value:016x}{between}{json.dumps(key)}\n" for key, value in listed)
     write_text(output, "".join(lines))

@@ -37,11 +37,11 @@ _BESIDE = flags.DEFINE_boolean(
 )
 _REBUILD = flags.DEFINE_boolean("rebuild", False, "Make them all anew.", flag_values=FLAGS)
 
-_SHOWN_SECONDS = 1.0  # what takes longer shows how far it is
+_SHOWN_SECONDS = 1.0  # longer work shows progress
 
 
 def main() -> int:
-    """Makes what is missing and says how much there is; 1 where an archive is bad."""
+    """Writes missing indexes and prints a summary; returns 1 if an archive is bad."""
     if not _DATA.value:
         raise UserError("--data: is missing; give .tar files, such as --data='shards/*.tar'")
     options = SourceOptions(caption_column=_CAPTION_COLUMN.value)

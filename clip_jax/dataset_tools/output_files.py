@@ -1,4 +1,4 @@
-"""Files that the commands write: checked before the work begins, and never half written."""
+"""Output files of the commands, checked before the work begins and written atomically."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from clip_jax.files.disk import telling
 
 
 def output_file(value: str | None, flag: str = "--output") -> Path | None:
-    """The path of a file to write. Raises UserError where it cannot be one, or not be written."""
+    """The path of a file to write. Raises UserError if it is no file or cannot be written."""
     if not value:
         return None
     path = local_path(value, flag)
@@ -28,7 +28,7 @@ def output_file(value: str | None, flag: str = "--output") -> Path | None:
 
 
 def output_folder(value: str | None, what: str) -> Path:
-    """The path of a folder to write, which need not exist. Raises UserError where it is none, or
+    """The path of a folder to write, which need not exist. Raises UserError if it is no folder or
     cannot be written."""
     if not value:
         raise UserError("--output: is missing; give a new folder")
@@ -49,22 +49,22 @@ def output_folder(value: str | None, what: str) -> Path:
                 folder.mkdir(exist_ok=True)
                 made.append(folder)
             _try(path)
-        finally:  # a mistake found later leaves nothing behind
-            with contextlib.suppress(OSError):  # another run has begun to write there
+        finally:  # so that a later error leaves nothing behind
+            with contextlib.suppress(OSError):  # another run may be writing there
                 for folder in reversed(made):
                     folder.rmdir()
     return path
 
 
 def names_in(folder: Path) -> list[str]:
-    """What a folder of --output has, in order; [] where it is not there. Raises UserError."""
+    """Sorted names in a folder of --output; [] if it does not exist. Raises UserError."""
     with telling(f"--output={folder}"):
         return sorted(os.listdir(folder)) if _kind(folder) else []
 
 
 def _kind(path: Path) -> str | None:
-    """ "folder", "file", or None where nothing is there. Raises OSError where nothing can be: the
-    name is too long, or a folder above is none or is closed."""
+    """Returns "folder", "file", or None if the path does not exist. Raises OSError if it cannot
+    exist: its name is too long, or a parent is no folder or not accessible."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _try(folder: Path) -> None:
-    """Raises OSError where no file can be made there: better now than after hours of work."""
+    """Raises OSError if no file can be created there: better now than after hours of work."""
     aside = disk.aside_of(folder / "x")
     try:
         aside.write_bytes(b"")
@@ -82,11 +82,11 @@ def _try(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON as `write_text` does."""
+    """Writes JSON by `write_text`."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file aside and renames it. Raises UserError where it cannot be written."""
+    """Writes a temporary file and renames it. Raises UserError if it cannot be written."""
     with telling(str(path)):
         disk.write_text(path, text)

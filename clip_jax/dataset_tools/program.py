@@ -1,4 +1,4 @@
-"""Which command is meant: its flags, its help, its run."""
+"""Dispatch to a command: its flags, help and run."""
 
 import importlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from clip_jax.dataset_tools.data_flags import gather_overrides
 from clip_jax.dataset_tools.workers import quiet_about_images
 from clip_jax.errors import UserError
 
-# Command -> the module that has its FLAGS and its main; imported when it is wanted.
+# Command -> module with its FLAGS and main, imported on demand.
 COMMANDS = {
     "inspect": "inspect.command",
     "verify": "verify",
@@ -24,11 +24,11 @@ _HELP = {"-h", "--help", "-help", "--helpfull", "--helpshort"}
 
 def run(argv: Sequence[str], about: str) -> None:
     """Runs `argv` = [program, command, flags …] and exits: 0, the command's own code, or 2 after a
-    mistake. `about` is the help without a command."""
+    mistake. `about` is the general help."""
     if len(argv) > 1 and argv[1] in {*_HELP, "help"}:
         print(about.strip() + "\n\nThe flags of a command: COMMAND --help")
         raise SystemExit(0)
-    # The flags are the command's own, so that two commands may use one name.
+    # Each command has its own flags, so that two commands may use the same name.
     command_line.run(lambda: _run_command(argv), argv[:1])
 
 
@@ -42,7 +42,7 @@ def _run_command(argv: Sequence[str]) -> int | None:
         print(f"{(command.__doc__ or '').strip()}\n\nFlags:")
         print(_flag_help(values))
         return 0
-    values.unparse_flags()  # of a run before this one, in the same process
+    values.unparse_flags()  # an earlier run in this process may have set them
     try:
         rest = values([argv[1], *gather_overrides(values, argv[2:])])
     except flags.Error as error:
@@ -55,7 +55,7 @@ def _run_command(argv: Sequence[str]) -> int | None:
 
 
 def _flag_help(values: flags.FlagValues) -> str:
-    """One paragraph a flag, in the order of their names."""
+    """Help text with one line per flag, sorted by name."""
     lines = []
     for name in sorted(values):
         flag = values[name]

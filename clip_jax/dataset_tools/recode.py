@@ -1,4 +1,4 @@
-"""Encoded images made smaller or of another format, or left as they are."""
+"""Resizing and re-encoding of encoded images."""
 
 import io
 from dataclasses import dataclass
@@ -28,21 +28,20 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class Recoding:
-    """What is done to images.
+    """Recoding of images.
 
-    `resize`: pixels that the shorter side has at most; None: as they are. `encode`: "keep" writes
-    what has to be written anew in its own format (AVIF as JPEG; GIF, BMP, TIFF, PPM and bare pixels
-    as PNG).
+    `resize`: limit of the shorter side in pixels; None keeps the size. `encode`: "keep" re-encodes,
+    if needed, in the same format (AVIF as JPEG; GIF, BMP, TIFF, PPM and bare pixels as PNG).
     """
 
     resize: int | None = None
     encode: str = "keep"
-    quality: int = 95  # of JPEG and WebP, 1 to 100
+    quality: int = 95  # for JPEG and WebP, 1 to 100
 
     def __call__(self, image: bytes | np.ndarray) -> bytes:
-        """The very bytes where nothing has to be done; otherwise upright RGB, alpha on white.
+        """The same bytes if nothing has to be done; otherwise upright RGB, alpha on white, encoded.
 
-        Raises DecodeError where the image cannot be decoded completely, or not be written.
+        Raises DecodeError if the image cannot be decoded completely or encoded.
         """
         found, own = None, ""
         if isinstance(image, bytes):
@@ -66,7 +65,7 @@ class Recoding:
         buffer = io.BytesIO()
         try:
             picture.save(buffer, encode.upper(), **options)
-        except (OSError, ValueError) as error:  # more pixels a side than the format can have
+        except (OSError, ValueError) as error:  # a side exceeds the format's limit
             raise DecodeError(
                 f"image of {picture.width}x{picture.height} cannot be written as {encode}: {error}"
             ) from error
@@ -74,12 +73,12 @@ class Recoding:
 
 
 def image_bytes(record: Record) -> bytes:
-    """The encoded file, or the pixels of a source that has those."""
+    """The encoded file, or the raw pixels if the source has only these."""
     image = record.image
     return image.tobytes() if isinstance(image, np.ndarray) else image
 
 
 def extension_of(image: bytes) -> str:
-    """By what is inside, such as "jpg". Raises DecodeError where it is no known image."""
+    """File extension by content, such as "jpg". Raises DecodeError for an unknown image."""
     found = open_header(image).format or ""
     return _FORMATS[found][1] if found in _FORMATS else found.lower()

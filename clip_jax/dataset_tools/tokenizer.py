@@ -45,12 +45,12 @@ _SAMPLE = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the choice of those.", lower_bound=0, flag_values=FLAGS)
 
-_MEASURED = 20_000  # captions that the figures are of
+_MEASURED = 20_000  # captions on which the figures are based
 _EXAMPLES = 3
 
 
 def main() -> int:
-    """Trains, saves, and says what captions become."""
+    """Trains and saves a tokenizer, and prints figures and examples."""
     folder = output_folder(_OUTPUT.value, "it")
     there = names_in(folder)
     if there and TOKENIZER_CONFIG_NAME not in there:
@@ -69,17 +69,17 @@ def main() -> int:
 
 
 def sampled_captions(source: Source, most: int, seed: int) -> Iterator[str]:
-    """All captions of at most `most` records, drawn without replacement, in their order."""
+    """Yields all captions of at most `most` records, drawn without replacement, in order."""
     chosen = draw(len(source), most, seed)
     for index in chosen:
         try:
             yield from source.captions(index)
-        except DecodeError:  # of a shard that cannot be read; its captions are just not there
+        except DecodeError:  # an unreadable shard has no captions
             continue
 
 
 def draw(count: int, most: int, seed: int) -> list[int]:
-    """At most `most` of 0 … count - 1, in ascending order; the same for the same seed."""
+    """At most `most` of 0 … count - 1, ascending; equal for equal seeds."""
     if count <= most:
         return list(range(count))
     rng = np.random.default_rng(seed)
@@ -87,7 +87,7 @@ def draw(count: int, most: int, seed: int) -> list[int]:
 
 
 def describe(tokenizer: Tokenizer, captions: list[str]) -> str:
-    """Size, tokens a caption, share that is cut, and examples."""
+    """Text with vocabulary size, tokens per caption, share of cut captions, and examples."""
     stride = -(-len(captions) // _MEASURED)
     measured = captions[::stride]
     lengths = token_lengths(tokenizer, measured)
@@ -109,7 +109,7 @@ def describe(tokenizer: Tokenizer, captions: list[str]) -> str:
 
 
 def pieces(tokenizer: Tokenizer, row: np.ndarray) -> str:
-    """The pieces of a row of ids, up to its end, with bars between; at most the first 20."""
+    """The pieces of a row of ids up to its end, joined by bars; at most 20."""
     end = int(np.argmax(row == tokenizer.eos_id))
     texts = [tokenizer.decode([int(index)]) for index in row[:end][:20]]
     return "|".join(texts) + ("|…" if end > 20 else "")

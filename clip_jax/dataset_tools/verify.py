@@ -53,7 +53,7 @@ _PIECE_BYTES = 1 << 20
 
 @dataclass
 class Verified:
-    """What was found in some of the records."""
+    """Results for some of the records."""
 
     good: int = 0
     captions: int = 0
@@ -63,7 +63,7 @@ class Verified:
 
 
 def main() -> int:
-    """Verifies, prints a summary, writes the report; 1 where a sample or a file is bad."""
+    """Verifies, prints a summary, writes the report; returns 1 if a sample or file is bad."""
     output = output_file(_OUTPUT.value)
     config = _SOURCE.read_needed()
     source = open_refined(config, listed_drops=sys.maxsize, skip_unreadable=True)
@@ -81,10 +81,9 @@ def main() -> int:
 def verify(source: Source, *, workers: int) -> dict[str, Any]:
     """Reads and decodes every record.
 
-    Returns JSON-able counts, the checksum of all good samples, the damaged files, and the bad
-    samples: those the source left out when it was opened, then those that cannot be read or
-    decoded, in order; of the former as many as `SourceOptions.listed_drops` says. A damaged file
-    counts as one, of the kind "shard_damaged".
+    Returns JSON-serialisable counts, the checksum of all good samples, the damaged files, and the
+    bad samples: those dropped at opening (at most `SourceOptions.listed_drops`), then those that
+    cannot be read or decoded, in order. A damaged file counts as one, of kind "shard_damaged".
     """
     total = Verified()
     digest = hashlib.sha256()
@@ -120,7 +119,7 @@ def verify(source: Source, *, workers: int) -> dict[str, Any]:
 
 
 def verify_chunk(source: Source, indices: range, count: Count) -> Verified:
-    """A worker's part of `verify`."""
+    """A worker's job in `verify`."""
     found = Verified()
     digests = []
     for index in each(indices, count):
@@ -143,14 +142,14 @@ def record_digest(record: Record) -> bytes:
     digest = hashlib.sha256()
     texts = (text.encode("utf-8", "surrogatepass") for text in (record.key, *record.captions))
     for part in (image_bytes(record), *texts):
-        # Lengths keep ("ab", "c") and ("a", "bc") apart.
+        # Lengths distinguish ("ab", "c") from ("a", "bc").
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.digest()
 
 
 def file_checksums(source: Source, paths: list[str], *, workers: int) -> list[dict[str, Any]]:
-    """[{path, bytes, sha256}]; {path, error} where one cannot be read."""
+    """[{path, bytes, sha256}], or {path, error} for an unreadable file."""
     parts = work_on(source, paths, _checksum, workers=workers, total=0, title="checksums")
     return list(parts)
 
@@ -169,7 +168,7 @@ def _checksum(source: Source, path: str, count: Count) -> dict[str, Any]:
 
 def _summary(report: dict[str, Any]) -> str:
     damaged = report["damaged"]
-    # Some reasons begin with the path.
+    # Some reasons already begin with the path.
     lines = _shown("damaged", [f"{x}: {damaged[x].removeprefix(x).lstrip(' :')}" for x in damaged])
     bad = []
     for sample in report["bad_samples"]:

@@ -1,4 +1,4 @@
-"""The flag by which a command is told how many processes work for it."""
+"""The --workers flag, a command's number of processes."""
 
 import os
 
@@ -6,7 +6,7 @@ from absl import flags
 
 
 def define_workers(values: flags.FlagValues) -> flags.FlagHolder[int]:
-    """Adds --workers."""
+    """Adds --workers to a command's flags."""
     return flags.DEFINE_integer(
         "workers",
         os.cpu_count() or 1,

@@ -1,4 +1,4 @@
-"""Work on the records of a source by several processes, in order, with a progress bar."""
+"""Parallel work on a source's records, with ordered results and a progress bar."""
 
 import multiprocessing
 import os
@@ -19,24 +19,24 @@ from clip_jax.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-Count = Callable[[int], None]  # told of so many more records that are done
+Count = Callable[[int], None]  # receives the number of newly finished records
 Work = Callable[[Source, Job, Count], Result]
 
-_JOBS_AHEAD = 3  # a worker: enough that none waits, few enough that results do not pile up
+_JOBS_AHEAD = 3  # per worker: enough that none waits, few enough that results do not pile up
 _POLL_SECONDS = 0.2
-_LOG_SECONDS = 15  # between lines of progress where nothing can be overwritten
-_COUNTED = 16  # records between two words of a worker on how far it is
+_LOG_SECONDS = 15  # between lines of progress if none can be overwritten
+_COUNTED = 16  # records between a worker's progress reports
 
-_here: dict[str, Any] = {}  # what a worker process holds: its source, its work, …
+_here: dict[str, Any] = {}  # state of a worker process: its source, its work, …
 
 
 def chunks(count: int, size: int) -> list[range]:
-    """0 … count - 1 in pieces of `size`."""
+    """Splits 0 … count - 1 into ranges of `size`."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def each(indices: Sequence[int], count: Count) -> Iterator[int]:
-    """The indices; tells `count` as they are worked on."""
+    """Yields the indices, and reports to `count` as they are finished."""
     for number, index in enumerate(indices, start=1):
         yield index
         if number % _COUNTED == 0:
@@ -53,12 +53,12 @@ def work_on(
     total: int,
     title: str,
 ) -> Iterator[Result]:
-    """`work(source, job, count)` of each job, in order.
+    """Yields `work(source, job, count)` for each job, in order.
 
     Args:
-      work: a function of a module, since it is pickled to the workers.
-      workers: processes; 0, or a single job: this one.
-      total: records, for the progress bar.
+      work: a module-level function, since it is pickled for the workers.
+      workers: number of processes; 0, or a single job, runs in this one.
+      total: number of records, for the progress bar.
       title: of the bar.
 
     Raises:
@@ -102,7 +102,7 @@ def _by_processes(
             " --workers"
         ) from error
     finally:
-        # After an error or Ctrl-C the jobs under way end at the next record.
+        # After an error or Ctrl-C, running jobs end at the next record.
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -117,12 +117,12 @@ def _result(future: Future[Result], counter: Any, bar: Any) -> Result:
 
 
 def quiet_about_images() -> None:
-    """Pillow warns of odd files, as of broken EXIF data; what cannot be used is counted anyway."""
+    """Silences Pillow's warnings of odd files, such as broken EXIF; unusable ones are counted."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def _start_worker(source: Source, work: Any, counter: Any, stop: Any) -> None:
-    # Ctrl-C goes to all processes of the terminal; the first one speaks for them.
+    # Ctrl-C reaches all processes of the terminal; only the main one reports it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet_about_images()
     _here.update(source=source, work=work, counter=counter, stop=stop)
@@ -130,7 +130,7 @@ def _start_worker(source: Source, work: Any, counter: Any, stop: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A program that was killed would leave its workers waiting for ever."""
+    """Exits with the parent; a killed program would leave its workers waiting forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -142,7 +142,7 @@ def _do(job: Any) -> Any:
 
 
 class _Stopped(Exception):
-    """Nobody waits for the result any more."""
+    """Raised to end a job whose result nobody awaits any more."""
 
 
 def _count(more: int) -> None:

@@ -1,1 +1,1 @@
-"""From encoded bytes to uint8 pixels."""
+"""Images: from encoded bytes to uint8 pixels."""

@@ -1,7 +1,6 @@
-"""From an image to uint8 (S, S, 3), as training sees it.
+"""Training augmentation: image -> uint8 (S, S, 3).
 
-In this order: crop or squash, mirror, RandAugment, colour jitter, grayscale, affine map, strokes,
-blur.
+The order: crop or squash, mirror, RandAugment, colour jitter, grayscale, affine map, strokes, blur.
 """
 
 import math
@@ -30,15 +29,15 @@ from clip_jax.images.transform import interpolation_filter
 
 _DARKEST, _LIGHTEST = ImageFilter.MinFilter(3), ImageFilter.MaxFilter(3)
 
-# Shrink from which a JPEG is decoded at 1 / factor. For each pixel of the result 1.5 must be left:
-# the decoder's way of shrinking is sharper than a resize.
+# (least shrink, factor): such a JPEG is decoded at 1 / factor. At least 1.5 pixels per output pixel
+# must remain, because the decoder's own shrinking is sharper than a resize.
 _DECODED_AT = ((12.0, 8), (6.0, 4), (1.9, 2))
-_GRID = ((1024, 8), (64, 2))  # least side of a crop, pixels that its edges are multiples of
+_GRID = ((1024, 8), (64, 2))  # (least side of a crop, step of its edges), in pixels
 
-# From here a pixel of the result covers a whole stored colour of a 4:2:0 file.
+# From this shrink, an output pixel covers a whole stored chroma sample of a 4:2:0 file.
 _COARSE_FROM = 2.0
 
-# EXIF orientation -> (rows and columns change places, then mirrored left-right, then top-bottom).
+# EXIF orientation -> (rows and columns are swapped, then mirrored left-right, then top-bottom).
 _TURNS = {
     1: (False, False, False),
     2: (False, True, False),
@@ -53,19 +52,19 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training does to an image. The defaults are open_clip's; every other step is off.
+    """Settings of the training augmentation. The defaults are open_clip's; other steps are off.
 
-    Raises UserError where a value is out of its range.
+    Raises UserError if a value is out of range.
     """
 
-    # A random crop, or the whole image whatever its aspect (CLIPA, SigLIP); then no crop_… counts.
+    # "squash" takes the whole image whatever its aspect (CLIPA, SigLIP), and ignores crop_….
     resize: Literal["crop", "squash"] = "crop"
-    crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the area; (1, 1): the central square
+    crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the area; (1, 1) is the central square
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, drawn on a log scale
-    flip_probability: float = 0.0  # of mirroring left and right; wrong where text can be read
+    flip_probability: float = 0.0  # of mirroring left-right; harmful if text is legible
     randaugment_operations: int = 0  # drawn for each image, of 14; 2 is usual
-    randaugment_magnitude: float = 9.0  # of 30, how far each of them goes
-    # Colour jitter: factors of up to 1 ± so much (hue: turns of the colour circle), as torchvision.
+    randaugment_magnitude: float = 9.0  # strength of each, out of 30
+    # Colour jitter is torchvision's: factors up to 1 ± this (hue: turns of the colour circle).
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -75,12 +74,12 @@ class Augmentation:
     rotation_degrees: float = 0.0  # greatest angle, either way
     shift: float = 0.0  # greatest shift along each axis, as a fraction of the side
     zoom: tuple[float, float] = (1.0, 1.0)  # factor, drawn on a log scale; above 1 enlarges
-    shear: float = 0.0  # greatest slant either way: horizontal shift a unit of height
+    shear: float = 0.0  # greatest slant either way: horizontal shift per unit of height
     stretch: tuple[float, float] = (1.0, 1.0)  # width over height, drawn on a log scale
-    thicken_probability: float = 0.0  # of widening dark strokes by a part of a pixel
-    thin_probability: float = 0.0  # of narrowing them; never both
+    thicken_probability: float = 0.0  # of widening dark strokes by a fraction of a pixel
+    thin_probability: float = 0.0  # of narrowing them; excludes thickening
     blur_probability: float = 0.0  # of a Gaussian blur of 0.3 to 0.9 pixels
-    # Files are decoded and resized in a third of the time, about a level of 255 off on the mean.
+    # This decodes and resizes files in a third of the time, with a mean error of about 1 of 255.
     fast_decode: bool = True
 
     def __post_init__(self) -> None:
@@ -162,10 +161,10 @@ def training_image(
 ) -> np.ndarray:
     """image -> uint8 (image_size, image_size, 3).
 
-    Steps that are off cost nothing and draw nothing. Equal `rng` state, equal pixels. May return
-    `image` itself, where nothing is to be done; do not write into the result.
+    Steps that are off cost nothing and draw nothing. Equal `rng` states give equal pixels. May
+    return `image` itself if nothing is to be done; do not write into the result.
 
-    Raises DecodeError where the image cannot be decoded.
+    Raises DecodeError if the image cannot be decoded.
     """
     if (
         isinstance(image, np.ndarray)
@@ -209,7 +208,7 @@ def _crop_file(
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """The crop in full-size pixels; a JPEG's from no more pixels than it needs."""
+    """Crops an encoded image; a JPEG is decoded at no larger scale than needed."""
     opened = open_header(data)
     if opened.format not in JPEG_FORMATS:
         picture = upright_rgb(opened)
@@ -217,7 +216,7 @@ def _crop_file(
             picture, _crop_box(*picture.size, augmentation, rng), image_size, interpolation
         )
     width, height = opened.size
-    # Of a JPEG it is in the header; other formats would decode their pixels for it.
+    # A JPEG has the orientation in its header; other formats would decode their pixels for it.
     turn = _TURNS[orientation(opened)]
     if turn[0]:
         width, height = height, width
@@ -228,7 +227,7 @@ def _crop_file(
     if pixels is None:
         return _resize(upright_rgb(opened), box, image_size, interpolation)
     box = _as_stored(box, width, height, turn)
-    # Rounded to whole pixels of the smaller picture, it would be 3 levels off.
+    # The box stays fractional: rounded to whole pixels, the result would be 3 levels off.
     box = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
     if is_fast(box, image_size, factor):
         left, top, right, bottom = _whole(box)
@@ -252,7 +251,7 @@ def _whole(box: Box) -> tuple[int, int, int, int]:
 
 
 def _as_stored(box: Box, width: int, height: int, turn: tuple[bool, bool, bool]) -> Box:
-    """A box of the upright image of this size, where it lies in the image as stored."""
+    """Maps a box of the upright image, which has this size, to the image as stored."""
     swaps, mirrors, flips = turn
     left, top, right, bottom = box
     if mirrors:
@@ -290,7 +289,7 @@ def _crop_box(width: int, height: int, augmentation: Augmentation, rng: np.rando
         if 0 < w <= width and 0 < h <= height:
             left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
             return _on_grid((left, top, left + w, top + h))
-    # Too long or too wide for every draw: the largest central part within the allowed aspects.
+    # No draw fitted the image's aspect, so take the largest central part of an allowed aspect.
     w, h = width, height
     if width < ratio_low * height:
         h = max(1, round(width / ratio_low))
@@ -301,7 +300,7 @@ def _crop_box(width: int, height: int, augmentation: Augmentation, rng: np.rando
 
 
 def _on_grid(box: tuple[int, int, int, int]) -> Box:
-    """With edges where pixels of a JPEG that is decoded smaller end: a pixel or so aside."""
+    """Moves edges to pixel boundaries of a JPEG that is decoded smaller, by a pixel or so."""
     side = min(box[2] - box[0], box[3] - box[1])
     step = next((step for least, step in _GRID if side >= least), 1)
     left, top, right, bottom = (edge // step * step for edge in box)
@@ -311,7 +310,7 @@ def _on_grid(box: tuple[int, int, int, int]) -> Box:
 def _recolour(
     pixels: np.ndarray, augmentation: Augmentation, rng: np.random.Generator
 ) -> np.ndarray:
-    """RandAugment, colour jitter, grayscale."""
+    """Applies RandAugment, colour jitter and grayscale."""
     picture = Image.fromarray(pixels)
     if augmentation.randaugment_operations:
         picture = rand_augment(
@@ -329,14 +328,14 @@ def _recolour(
 
 
 def _redraw(pixels: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """The affine map, then strokes and blur.
+    """Applies the affine map, then strokes and blur.
 
-    What comes in from outside has the median colour of the border, channel by channel: a plain
+    Pixels from outside get the median colour of the border, per channel, so that a plain
     background stays plain.
     """
     size = pixels.shape[0]
     red = pixels[:, :, 0].tobytes()
-    # Drawings and glyphs: one channel takes half the time of three.
+    # Drawings and glyphs are grey, and one channel takes half the time of three.
     is_grey = red == pixels[:, :, 1].tobytes() == pixels[:, :, 2].tobytes()
     fill: Any
     if is_grey:
@@ -363,13 +362,13 @@ def _redraw(pixels: np.ndarray, augmentation: Augmentation, rng: np.random.Gener
 def _affine_matrix(
     size: int, augmentation: Augmentation, rng: np.random.Generator
 ) -> tuple[float, ...]:
-    """Rotation, slant, zoom, stretch and shift about the centre, in one step: output -> input."""
+    """Rotation, slant, zoom, stretch and shift about the centre in one matrix: output -> input."""
     turn, slant, zoom, across, down, stretch = rng.random(6).tolist()
     angle = math.radians(augmentation.rotation_degrees * (2 * turn - 1))
     slant = augmentation.shear * (2 * slant - 1)
     factor = _log_uniform(augmentation.zoom, zoom)
     aspect = math.sqrt(_log_uniform(augmentation.stretch, stretch))
-    # Pillow wants the inverse of shift · rotation · shear · zoom · stretch.
+    # Pillow takes the inverse of shift · rotation · shear · zoom · stretch.
     wide, high = 1 / (factor * aspect), aspect / factor
     cos, sin = math.cos(angle), math.sin(angle)
     a, b = (cos + slant * sin) * wide, (sin - slant * cos) * wide
@@ -388,7 +387,7 @@ def _log_uniform(bounds: tuple[float, float], share: float) -> float:
 def _filter(
     picture: Image.Image, augmentation: Augmentation, rng: np.random.Generator
 ) -> Image.Image:
-    """Strokes a part of a pixel wider or narrower (blended with a 3x3 minimum or maximum), blur."""
+    """Widens or narrows strokes by a fraction of a pixel (blends in a 3x3 min or max); blurs."""
     stroke, strength, blur, radius = rng.random(4).tolist()
     thicken, thin = augmentation.thicken_probability, augmentation.thin_probability
     if stroke < thicken + thin:

@@ -7,9 +7,9 @@ from PIL import Image, ImageEnhance
 
 
 class Jitter(NamedTuple):
-    """How far each may go, as torchvision's ColorJitter takes it; 0: not at all.
+    """Limits of colour jitter, as in torchvision's ColorJitter; 0 disables one.
 
-    The first three: a factor of 1 - x to 1 + x, not below 0. The last: turns, at most 0.5.
+    The first three x allow factors of 1 - x to 1 + x, at least 0. Hue is in turns, at most 0.5.
     """
 
     brightness: float
@@ -26,7 +26,7 @@ _ENHANCERS = {
 
 
 def jitter(picture: Image.Image, limits: Jitter, rng: np.random.Generator) -> Image.Image:
-    """Each of the four by a random amount within its limit, in random order."""
+    """Changes each of the four by a random amount within its limit, in random order."""
     order = rng.permutation(len(limits)).tolist()
     shares = rng.random(len(limits)).tolist()
     for place in order:
@@ -43,7 +43,7 @@ def jitter(picture: Image.Image, limits: Jitter, rng: np.random.Generator) -> Im
 
 
 def turn_hue(picture: Image.Image, turns: float) -> Image.Image:
-    """Every colour moved around the colour circle; greys stay."""
+    """Moves every colour around the colour circle; greys stay."""
     hue, saturation, value = picture.convert("HSV").split()
     shift = round(turns * 256)
     hue = hue.point([(level + shift) % 256 for level in range(256)])
@@ -51,5 +51,5 @@ def turn_hue(picture: Image.Image, turns: float) -> Image.Image:
 
 
 def grayscale(picture: Image.Image) -> Image.Image:
-    """Luma (ITU-R 601) in all three channels."""
+    """RGB picture with the luma (ITU-R 601) in all channels."""
     return picture.convert("L").convert("RGB")

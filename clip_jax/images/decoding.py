@@ -1,9 +1,9 @@
-"""Decoding of whatever the web has to upright RGB; what is broken or a bomb is refused.
+"""Decoding of images from the web to upright RGB; broken ones and bombs are refused.
 
 OpenAI resizes and crops first and converts to RGB last, so palette, alpha and CMYK images are
-resized in their own mode there (palette images by nearest neighbour). Here every image is upright
-RGB, alpha on white, before it is resized: the same for RGB and grey images, and the only sane
-result for the others.
+resized in their own mode (palette images by nearest neighbour). This decoder converts every image
+to upright RGB, alpha on white, before it is resized: equal for RGB and grey images, and the only
+sane result for the others.
 """
 
 import io
@@ -23,33 +23,33 @@ from clip_jax.errors import DecodeError
 from clip_jax.files.reading import read_file
 from clip_jax.images.levels import SIXTEEN_BITS, eight_bits, to_levels, white_of
 
-# One image; an "array" is anything that numpy can make one of, such as a tensor.
+# One image; arrays include anything that numpy can convert, such as tensors.
 ImageLike = Image.Image | np.ndarray | bytes | os.PathLike[str] | str | IO[bytes]
 
-# More declared pixels than these are taken for a decompression bomb: up to them every format and
-# mode stays below 1 GiB and 5 s. WebP takes 17 bytes a pixel, progressive JPEG 10; cameras that
-# write JPEGs of 102 million pixels are the largest there are.
+# More declared pixels count as a decompression bomb; up to these limits every format and mode stays
+# below 1 GiB and 5 s. WebP takes 17 bytes per pixel, progressive JPEG 10; the largest cameras write
+# JPEGs of 102 million pixels.
 MAX_IMAGE_PIXELS = 52_000_000
 MAX_JPEG_PIXELS = 102_000_000
-_STRIP_PIXELS = 4_000_000  # converted at once where a conversion makes copies
+_STRIP_PIXELS = 4_000_000  # converted at a time if a conversion makes copies
 
-# A decoder goes through the whole picture for each scan, and a scan may be a dozen bytes.
+# A decoder passes over the whole picture for each scan, which may be only a dozen bytes.
 _MAX_SCANS = 100  # a progressive JPEG has about ten
 _SCAN = b"\xff\xda"
-_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")  # those with a length, and begin and end
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")  # those with a length, begin and end
 _BEGIN, _END = b"\xd8", b"\xd9"
 
-# An odd EXIF block makes no bad image; without this each worker says so of each.
+# A corrupt EXIF block does not make an image bad, and every worker would warn of each.
 warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # our limits are below
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # our own limits apply
 
-# A list of its own: among Pillow's other formats is one that starts Ghostscript (EPS).
+# The list is explicit because one of Pillow's other formats (EPS) starts Ghostscript.
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 
 JPEG_FORMATS = ("JPEG", "MPO")
 
 _ORIENTATION_TAG = 0x0112
-_BITS_TAG = 0x0102  # of TIFF
+_BITS_TAG = 0x0102  # TIFF's BitsPerSample
 _TWELVE_BITS = 4095
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -65,16 +65,16 @@ _UPRIGHT = {
 def decode(image: ImageLike) -> Image.Image:
     """Any image -> upright PIL image of mode RGB.
 
-    Takes a PIL image, encoded bytes, a path, a file opened for reading bytes (which is read from
-    its beginning), or an array of pixels (H, W), (H, W, 1), (H, W, 3) or (H, W, 4 with alpha) of
-    any numbers: see `clip_jax.images.levels`. EXIF orientation is applied; alpha is put on white;
-    of an animation the first frame is taken.
+    Takes a PIL image, encoded bytes, a path, a file opened for reading bytes (read from its
+    beginning), or an array of pixels (H, W), (H, W, 1), (H, W, 3) or (H, W, 4 with alpha) of any
+    numeric type: see `clip_jax.images.levels`. EXIF orientation is applied; alpha is put on white;
+    animations give their first frame.
 
     Raises:
       DecodeError: unreadable, truncated, corrupt, without pixels, not an image of a known format,
-        declaring more than `MAX_IMAGE_PIXELS`, a JPEG `MAX_JPEG_PIXELS` (found in the header,
-        before anything is allocated), a JPEG of more than a hundred scans, or numbers whose range
-        has no plain meaning.
+        declaring more than `MAX_IMAGE_PIXELS`, or `MAX_JPEG_PIXELS` for a JPEG (checked in the
+        header, before any allocation), a JPEG of more than a hundred scans, or numbers of an
+        ambiguous range.
     """
     if isinstance(image, Image.Image):
         return upright_rgb(image)
@@ -84,15 +84,15 @@ def decode(image: ImageLike) -> Image.Image:
 
 
 def is_array(value: Any) -> bool:
-    """Whether numpy can make an array of it, such as of a tensor; not for text and pictures."""
+    """Whether numpy can convert it, for example a tensor; False for text and pictures."""
     return hasattr(value, "__array__") and not isinstance(value, str | bytes | Image.Image)
 
 
 def as_array(value: Any) -> np.ndarray:
-    """Raises DecodeError where numpy cannot read it, such as a tensor on another device."""
+    """The value as an array. Raises DecodeError if numpy cannot read it, as on another device."""
     try:
         return np.asarray(value)
-    except Exception as error:  # a foreign object's own code
+    except Exception as error:  # the object's own code may raise anything
         raise DecodeError(f"array cannot be read: {_reason(error)}") from error
 
 
@@ -143,16 +143,16 @@ def _read(image: Any) -> bytes:
 
 
 def _read_opened(file: IO[bytes]) -> bytes:
-    """All of a file, wherever it has been read to. Raises DecodeError."""
+    """All bytes of a file, whatever its position. Raises DecodeError."""
     data: Any
     try:
-        # What cannot go back, such as a download, is read from where it is.
+        # A file that cannot seek, such as a download, is read from its current position.
         if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
             file.seek(0)
         data = file.read()
     except UnicodeDecodeError:
         data = ""
-    except Exception as error:  # closed, or opened for writing, or a foreign object's own code
+    except Exception as error:  # closed, opened for writing, or an error of the object's own code
         raise DecodeError(f"file cannot be read: {_reason(error)}", "image_missing") from error
     if not isinstance(data, bytes | bytearray | memoryview):
         raise DecodeError("file was opened as text; open images with mode 'rb'")
@@ -160,9 +160,9 @@ def _read_opened(file: IO[bytes]) -> bytes:
 
 
 def open_header(image: Any) -> Image.Image:
-    """Reads the header only, no pixels yet; refuses decompression bombs. Raises DecodeError.
+    """Reads only the header; refuses decompression bombs. Raises DecodeError.
 
-    `image`: what `decode` takes, if it is encoded.
+    `image`: any encoded input of `decode`.
     """
     data = _read(image)
     if not data:
@@ -174,7 +174,7 @@ def open_header(image: Any) -> Image.Image:
     except Exception as error:  # Pillow's parsers raise nearly anything on hostile bytes
         raise DecodeError(_reason(error, data)) from error
     width, height = opened.size
-    # Pillow has the same limit, but programs that use it often lift that.
+    # Pillow has a limit too, but programs often lift it.
     limit = MAX_JPEG_PIXELS if opened.format in JPEG_FORMATS else MAX_IMAGE_PIXELS
     if width * height > limit:
         raise DecodeError(
@@ -187,22 +187,22 @@ def open_header(image: Any) -> Image.Image:
 
 
 def _check_scans(opened: Image.Image, data: bytes) -> None:
-    """Raises DecodeError where a JPEG has absurdly many scans."""
+    """Raises DecodeError if a JPEG has too many scans."""
     scans = _scans(data)
     first = next(scans, None)
     if first is None:
         return
-    # Most files need no more: a baseline scan of all channels is the only one.
+    # A baseline scan of all channels is the only one, so most files need no further check.
     channels = int.from_bytes(data[first + 2 : first + 3])
     if channels == len(opened.getbands()) and not opened.info.get("progressive"):
         return
-    # A quick look: what is in headers and after the picture, such as a film, counts too here.
+    # This quick count also includes bytes in headers and after the picture, such as a video.
     if data.count(_SCAN) > _MAX_SCANS and (count := 1 + sum(1 for _ in scans)) > _MAX_SCANS:
         raise DecodeError(f"JPEG of {count} scans, more than {_MAX_SCANS}")
 
 
 def _scans(data: bytes) -> Iterator[int]:
-    """Where the headers of a JPEG's scans begin, after the marker; thumbnails do not count."""
+    """Yields the offsets of a JPEG's scan headers, after the marker, except in thumbnails."""
     at = 0
     while (marker := _MARKER.search(data, at)) and marker[1] != _END:
         at = marker.end()
@@ -213,34 +213,34 @@ def _scans(data: bytes) -> Iterator[int]:
 
 
 def _reason(error: Exception, data: bytes | None = None) -> str:
-    """One line without object addresses, the same in every process."""
+    """One line without object addresses, so that it is equal in every process."""
     if isinstance(error, Image.UnidentifiedImageError) and data is not None:
         return f"not an image of a known format (begins with {data[:8]!r})"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; 1 where there is none or the EXIF block is nonsense."""
+    """EXIF orientation 1 to 8; 1 if it is missing or the EXIF block is invalid."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # parsing untrusted bytes; a broken EXIF block does not make a bad image
+    except Exception:  # untrusted bytes; a broken EXIF block does not make an image bad
         return 1
     return value if value in _UPRIGHT else 1
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Decodes an opened image, turns it upright and makes it RGB; `DecodeError` where it cannot."""
+    """Decodes an opened image to upright RGB. Raises `DecodeError`."""
     try:
         if 0 in image.size:
             raise DecodeError(f"image has no pixels: {image.width}x{image.height}")
-        # load() does nothing where it was done; it decodes completely or not at all.
+        # load() does nothing the second time; it decodes completely or not at all.
         image.load()
-        # After load: some formats (TIFF) turn the picture there and take the tag away.
+        # This follows load(), in which some formats (TIFF) turn the picture and remove the tag.
         transpose = _UPRIGHT.get(orientation(image))
         image = _to_rgb(image)
         if transpose is not None:
             image = image.transpose(transpose)
-            image.info = {}  # with the tag still there, the next to read it would turn it again
+            image.info = {}  # if the tag stayed, the next reader would turn it again
         return image
     except DecodeError:
         raise
@@ -256,20 +256,20 @@ def scaled_jpeg(
     Args:
       data: the file.
       opened: its header, from `open_header`.
-      factor: 1, 2, 4 or 8; the decoder then computes so many pixels fewer each way.
-      is_coarse: colours between the stored ones of 4:2:0 files are not interpolated; for images
-        that are shrunk to half or less afterwards.
+      factor: 1, 2, 4 or 8; the decoder divides both sides by it.
+      is_coarse: skips the interpolation of 4:2:0 chroma, for images that are then shrunk to half
+      or less.
 
     Returns:
-      None where it has four channels, or where the decoder finds anything odd, be it only a
-      warning: Pillow is to judge then, as for every other format.
+      None if it has four channels or the decoder reports anything, even a warning: Pillow then
+      decides, as for every other format.
     """
     simplejpeg = _simplejpeg()
     if simplejpeg is None or opened.format not in JPEG_FORMATS or opened.mode not in ("RGB", "L"):
         return None
     width, height = opened.size
     try:
-        # The header as this decoder reads it: what was checked for bombs must be what is decoded.
+        # This decoder must read the same size that was checked for bombs.
         if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
             return None
         smaller = (math.ceil(height / factor), math.ceil(width / factor))
@@ -287,7 +287,7 @@ def scaled_jpeg(
 
 @cache
 def _simplejpeg() -> Any:
-    """The module; None on machines for which there is no wheel of it."""
+    """The module; None on platforms without a wheel."""
     try:
         import simplejpeg
     except ImportError:
@@ -299,7 +299,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        # Pillow's own conversion clips at 255: 16 bits would be nearly all white.
+        # Pillow's own conversion clips at 255, which would turn 16-bit images nearly white.
         white = _stated_white(image) or white_of(np.asarray(part) for _, part in _strips(image))
         return _by_strips(image, lambda part: Image.fromarray(to_levels(np.asarray(part), white)))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -308,7 +308,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _stated_white(image: Image.Image) -> int | None:
-    """The whitest value of a grey image whose format or mode states it."""
+    """White level of a grey image if its format or mode states one, else None."""
     if image.mode.startswith("I;16"):
         tags = getattr(image, "tag_v2", {})
         return _TWELVE_BITS if tags.get(_BITS_TAG) == (12,) else SIXTEEN_BITS
@@ -317,7 +317,7 @@ def _stated_white(image: Image.Image) -> int | None:
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """(first row, these rows) of `_STRIP_PIXELS` or less, from the top; small images whole."""
+    """Yields (first row, strip) from the top, of `_STRIP_PIXELS` or less; small images whole."""
     rows = max(1, _STRIP_PIXELS // max(1, image.width))
     if rows >= image.height:
         yield 0, image
@@ -327,7 +327,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """RGB, each strip converted alone: copies of a whole large image would take gigabytes."""
+    """Converts to RGB strip by strip: copies of a whole large image would take gigabytes."""
     result = None
     for top, strip in _strips(image):
         converted = convert(strip).convert("RGB")

@@ -1,4 +1,4 @@
-"""What an argument of images means: one image or many, in any container, already square or not."""
+"""Interpretation of an `images` argument: one or many, in any container, transformed or not."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -17,18 +17,18 @@ from clip_jax.images.levels import eight_bits
 def image_batches(
     images: Any, transform: Callable[[Any], np.ndarray], image_size: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Images in any form -> uint8 (up to batch_size, S, S, 3), one batch after another.
+    """Images in any form -> batches of uint8 (up to batch_size, S, S, 3).
 
-    An array of one image, (H, W) or (H, W, 1, 3 or 4), a path, bytes, an open file and a PIL image
-    are one image. (N, S, S, 3) are N images that `transform` has seen already, of bytes or of
-    floats. Every other list, generator or array of objects has an image an item.
+    An array (H, W) or (H, W, 1, 3 or 4), a path, bytes, an open file or a PIL image is one image.
+    (N, S, S, 3) are N images, bytes or floats, that `transform` has already processed. Any other
+    list, generator or array of objects has one image per item.
 
     Raises:
-      UserError: none of these. DecodeError, with its place, for an image that is unreadable.
+      UserError: none of these. DecodeError: an image is unreadable; names its position.
     """
     if is_array(images):
         array = as_array(images)
-        if array.dtype.kind in "OUT" and array.ndim == 1:  # paths, or anything that an item can be
+        if array.dtype.kind in "OUT" and array.ndim == 1:  # paths or other items
             return _transformed(array.tolist(), transform, batch_size)
         if array.ndim == 1 and not array.size:
             return iter(())
@@ -37,7 +37,7 @@ def image_batches(
         return iter((_one(array, transform)[None],))
     if isinstance(images, str | bytes | bytearray | memoryview | PathLike | Image.Image):
         return iter((transform(images)[None],))
-    if hasattr(images, "read"):  # before iteration: a file is an iterable of lines
+    if hasattr(images, "read"):  # before iteration, because a file iterates over lines
         return iter((transform(images)[None],))
     if isinstance(images, set | frozenset | Mapping):
         kind = "dict" if isinstance(images, Mapping) else "set, whose order is random"
@@ -51,7 +51,7 @@ def image_batches(
 
 
 def _one(array: np.ndarray, transform: Callable[[Any], np.ndarray]) -> np.ndarray:
-    """An array that is one image. Raises DecodeError where it is not."""
+    """Transforms an array that is one image. Raises DecodeError otherwise."""
     try:
         return transform(array)
     except DecodeError as error:
@@ -61,7 +61,7 @@ def _one(array: np.ndarray, transform: Callable[[Any], np.ndarray]) -> np.ndarra
 
 
 def _squares(array: np.ndarray, size: int, batch_size: int) -> Iterator[np.ndarray]:
-    """Images (N, S, S, 3) that were transformed before."""
+    """Batches of images (N, S, S, 3) that are already transformed."""
     if array.shape[1:] != (size, size, 3):
         first = "; channels come first: give images.transpose(0, 2, 3, 1)"
         raise UserError(

@@ -1,15 +1,15 @@
-"""Pixels stored as other numbers than bytes, and the 8-bit levels that they stand for.
+"""Conversion of pixels stored as any numbers to 8-bit levels.
 
-One rule serves files, Pillow's images and arrays. What becomes level 255 is found from the type and
-the range of all pixels:
+Files, Pillow's images and arrays share one rule. The value that becomes level 255 depends on the
+type and the range of all pixels:
 
 - bool: True.
-- Integers: 255 where none is above it, else 65535 (16 bits) where none is above that.
-- Floats: 1.0 where none is above it, else 255.0 where none is above that.
+- Integers: 255 if none is above it, else 65535 (16 bits) if none is above that.
+- Floats: 1.0 if none is above it, else 255.0 if none is above that.
 
-Where a format states its depth, as 16-bit PNG and TIFF do, that holds instead. Everything else has
-no plain meaning, and is an error rather than a black or white picture: NaN, negative numbers, what
-is above these ranges, and floats that end between 1 and 2.
+If a format states its depth, as 16-bit PNG and TIFF do, that takes precedence. Everything else is
+ambiguous, and an error rather than a black or white picture: NaN, negative numbers, values above
+these ranges, and floats whose maximum is between 1 and 2.
 """
 
 from collections.abc import Iterable
@@ -19,13 +19,13 @@ import numpy as np
 from clip_jax.errors import DecodeError
 
 SIXTEEN_BITS = 65535
-_HALF_LEVEL = 0.5 / 255  # of floats up to 1: what rounding hides
+_HALF_LEVEL = 0.5 / 255  # for floats up to 1: rounding hides this excess
 
 
 def white_of(parts: Iterable[np.ndarray]) -> float:
-    """The value that becomes level 255, of pixels that come in parts, none of them empty.
+    """The value that becomes level 255, from pixels in parts, none of them empty.
 
-    Raises DecodeError where their range has no plain meaning.
+    Raises DecodeError if their range is ambiguous.
     """
     low, high, is_float = np.inf, -np.inf, False
     for part in parts:
@@ -65,8 +65,8 @@ def to_levels(pixels: np.ndarray, white: float) -> np.ndarray:
 
 
 def eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """Numbers of any shape -> uint8 by the rule above. Raises DecodeError where they are none, or
-    their range has no plain meaning."""
+    """Numbers of any shape -> uint8 by the module's rule. Raises DecodeError if they are not
+    numbers, or their range is ambiguous."""
     if pixels.dtype == np.uint8 or not pixels.size:
         return pixels.astype(np.uint8, copy=False)
     if pixels.dtype.name == "bfloat16":

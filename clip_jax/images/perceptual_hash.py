@@ -1,8 +1,8 @@
-"""A 64-bit hash that stays nearly the same when an image is resized, recompressed or brightened.
+"""64-bit perceptual hash that hardly changes if an image is resized, recompressed or brightened.
 
-The difference hash (dHash): on a grey picture of 9 x 8 pixels each bit tells whether a pixel is
-lighter than its left neighbour. Images whose hashes differ in a few bits look alike; those of one
-colour have all the same.
+This is the difference hash (dHash): on a grey picture of 9 x 8 pixels, each bit tells whether a
+pixel is lighter than its left neighbour. Images whose hashes differ in a few bits look alike; all
+single-colour images share one hash.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from clip_jax.errors import UserError
 from clip_jax.images.decoding import ImageLike, decode, open_header, upright_rgb
 
 BITS = 64
-ONLY = "only"  # in a list: the hash counts for the record whose key follows, and for no other
-_DRAFT = 64  # pixels; a JPEG is decoded at an eighth where that leaves so many
+ONLY = "only"  # in a list: the hash applies only to the record whose key follows
+_DRAFT = 64  # pixels; JPEGs are decoded at reduced size, down to an eighth, but not below this
 
 
 def perceptual_hash(image: ImageLike) -> int:
-    """0 to 2^64 - 1. Raises DecodeError where the image cannot be decoded.
+    """The hash, 0 to 2^64 - 1. Raises DecodeError if the image cannot be decoded.
 
-    That of a JPEG, which is decoded in part only, may be a few bits off that of its pixels.
+    A JPEG is decoded at reduced size, so its hash may differ from its pixels' by a few bits.
     """
     if isinstance(image, bytes):
         opened = open_header(image)
@@ -41,9 +41,9 @@ def perceptual_hash(image: ImageLike) -> int:
 
 
 class HashList:
-    """Hashes of images that are to be left out, and how far off still counts as the same.
+    """Hashes of images to leave out, and the distance up to which images count as equal.
 
-    Raises UserError where the distance is out of its range.
+    Raises UserError if the distance is out of range.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class HashList:
         distance: int = 0,
         only: Iterable[tuple[str, int]] = (),
     ) -> None:
-        """`distance`: bits that may differ. `only`: (key, hash), for the records of that key."""
+        """`distance`: bits that may differ. `only`: (key, hash), for records with that key."""
         if not 0 <= distance <= BITS // 4:
             raise UserError(
                 f"config.data.exclude_distance={distance}; accepted is 0 to {BITS // 4} bits"
@@ -71,7 +71,7 @@ class HashList:
 
     @property
     def fingerprint(self) -> str:
-        """Of all hashes and the distance."""
+        """Digest of all hashes and the distance."""
         digest = hashlib.blake2b(f"{self._distance}\n".encode(), digest_size=16)
         digest.update(self._hashes.astype("<u8").tobytes())
         for key in sorted(self._only):
@@ -80,7 +80,7 @@ class HashList:
         return digest.hexdigest()
 
     def has(self, key: str, image: ImageLike) -> bool:
-        """Whether the image of the record of this key is on the list; decoded if need be only."""
+        """Whether the image of the record with this key is listed; decodes it only if needed."""
         only = self._only.get(key)
         if only is None and not len(self._hashes):
             return False
@@ -88,7 +88,7 @@ class HashList:
         return value in self or (only is not None and self._is_near(only, value))
 
     def __contains__(self, value: int) -> bool:
-        """Whether a hash is on the list for every record."""
+        """Whether a hash is on the list that applies to every record."""
         if not len(self._hashes):
             return False
         if self._distance == 0:
@@ -102,10 +102,10 @@ class HashList:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], distance: int = 0) -> "HashList":
-        """From a text file: a hash a line, as 16 hexadecimal digits. "only KEY" may follow: then it
-        counts for the record of this key; what else follows is ignored.
+        """Reads a text file with a hash per line, as 16 hexadecimal digits. After "only KEY" it
+        applies only to the record with this key; any other text after it is ignored.
 
-        Raises UserError where the file cannot be read, or a line is no hash.
+        Raises UserError if the file cannot be read, or a line has no hash.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -131,7 +131,7 @@ class HashList:
 
 
 def _parse(digits: str) -> int | None:
-    """None: no hash."""
+    """The hash, or None if it is invalid."""
     try:
         value = int(digits, 16)
     except ValueError:
@@ -140,7 +140,7 @@ def _parse(digits: str) -> int | None:
 
 
 def _key(text: str) -> str:
-    """As `python -m clip_jax.data hashes` writes it, or bare."""
+    """A key as written by `python -m clip_jax.data hashes`, or bare."""
     try:
         key = json.loads(text)
     except ValueError:

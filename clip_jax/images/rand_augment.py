@@ -1,7 +1,7 @@
-"""RandAugment (Cubuk et al. 2019, arXiv 1909.13719): a few operations drawn from 14, one strength.
+"""RandAugment (Cubuk et al. 2019, arXiv 1909.13719): a few of 14 operations, one strength.
 
-Operations, their ranges and the scale of magnitudes are torchvision's; what comes in from outside
-the picture is black.
+Operations, their ranges and the scale of magnitudes are torchvision's; pixels from outside the
+picture are black.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from PIL import Image, ImageEnhance, ImageOps
 
 GREATEST_MAGNITUDE = 30.0
 
-_SHEAR = 0.3  # greatest, a unit of width or height
+_SHEAR = 0.3  # greatest, per unit of width or height
 _SHIFT = 150 / 331  # greatest, as a share of the side
 _DEGREES = 30.0
 _ENHANCEMENT = 0.9  # factors from 0.1 to 1.9
-_BITS = 4  # fewer of 8 at most
+_BITS = 4  # greatest reduction from 8
 
 Operation = Callable[[Image.Image, float], Image.Image]
 
@@ -34,7 +34,7 @@ def _enhancement(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operat
     return lambda picture, strength: kind(picture).enhance(1 + _ENHANCEMENT * strength)
 
 
-# Name -> (what it does with a strength from -1 to 1, or only from 0 where it has no other side).
+# Name -> (function of a strength, whether the strength may be negative: -1 to 1 instead of 0 to 1).
 OPERATIONS: dict[str, tuple[Operation, bool]] = {
     "identity": (lambda picture, _: picture, False),
     "shear_x": (lambda picture, s: _affine(picture, (_SHEAR * s, 0), (0, 0)), True),

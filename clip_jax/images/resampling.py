@@ -1,10 +1,10 @@
-"""Crops to squares of pixels: by Pillow, exactly, and by OpenCV, near that in a sixth of the time.
+"""Resizing of crops to squares: exact by Pillow, or nearly equal by OpenCV in a sixth of the time.
 
-OpenCV's filters take the nearest 2 or 4 pixels whatever the scale, which aliases when it shrinks.
-Here they sample twice as densely as wanted, along an axis that is shrunk much from pixels that are
-blurred before, and squares of 2 x 2 samples are averaged: in all a kernel that is close to
-Pillow's. The mean difference is about half a level of 255 on smooth photos, and 1.5 on those that
-are sharp to the pixel; strong grain, which nothing hides, comes to 2.
+OpenCV's filters take the nearest 2 or 4 pixels at any scale, which aliases when shrinking.
+`fast_resize` therefore samples twice as densely as needed, blurs first along strongly shrunk axes,
+and averages squares of 2 x 2 samples, which together approximate Pillow's kernel. The mean
+difference is about half a level of 255 on smooth photos, 1.5 on photos that are sharp to the pixel,
+and 2 on strong grain, which nothing hides.
 """
 
 import math
@@ -20,33 +20,33 @@ INTERPOLATIONS = {
 }
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
-# By measurement, on photos with detail and noise down to the pixel. Shrinks of an axis:
-_BLURRED_FROM = {"bicubic": 2.3, "bilinear": 1.9}  # before the sampling
-_SOFTENED_FROM = 1.5  # after it, up to there: Pillow's bilinear kernel is a little wider than ours
+# All were measured on photos with detail and noise down to the pixel. Shrinks of an axis:
+_BLURRED_FROM = {"bicubic": 2.3, "bilinear": 1.9}  # blur before sampling
+_SOFTENED_FROM = 1.5  # soften unblurred axes after sampling: Pillow's bilinear kernel is wider
 _SOFTEN = np.array([0.04, 0.92, 0.04], np.float32)
 _SHARPEN = np.array([-0.08, 1.16, -0.08], np.float32)
 _AS_IT_IS = np.ones(1, np.float32)
-# Of pixels that the JPEG decoder halved; up to this shrink of what is left.
+# Pixels that the JPEG decoder halved are sharpened up to this remaining shrink.
 _SHARPENED_TO = 1.2
 _SHARPEN_HALVED = np.array([-0.025, 1.05, -0.025], np.float32)
-# Of both axes together:
-_BLURRED_BOTH = {"bicubic": 2.42, "bilinear": 0.0}  # their mean; a blur costs a tenth of the time
-_LINEAR_FROM = 1.5  # dense linear samples are nearer to Pillow's cubic kernel than cubic ones
-_GREATEST_OF = {1: 3.5, 2: 1.6}  # by how many times smaller the pixels were decoded already
-_GREATEST_ASPECT = 1.8  # of the two axes' shrinks; 16:9 squashed to a square is below it
+# These limits concern both axes together:
+_BLURRED_BOTH = {"bicubic": 2.42, "bilinear": 0.0}  # mean shrink; a blur costs a tenth of the time
+_LINEAR_FROM = 1.5  # from here dense linear samples match Pillow's cubic kernel better
+_GREATEST_OF = {1: 3.5, 2: 1.6}  # {reduction by the decoder: greatest shrink}
+_GREATEST_ASPECT = 1.8  # ratio of the axes' shrinks; 16:9 squashed to a square is below it
 
 
 @cache
 def _opencv() -> Any:
     import cv2
 
-    # The pipeline has a thread or a process for each core already.
+    # The pipeline already has a thread or a process per core.
     cv2.setNumThreads(1)
     return cv2
 
 
 def exact_resize(picture: Image.Image, box: Box, size: int, interpolation: str) -> np.ndarray:
-    """RGB picture -> uint8 (size, size, 3) of what lies in `box`, by Pillow."""
+    """RGB picture -> uint8 (size, size, 3) of the pixels in `box`, by Pillow."""
     if box == (0, 0, size, size) == (0, 0, *picture.size):
         return np.asarray(picture)
     resample = INTERPOLATIONS[interpolation]
@@ -54,9 +54,9 @@ def exact_resize(picture: Image.Image, box: Box, size: int, interpolation: str) 
 
 
 def is_fast(box: Box, size: int, factor: int = 1) -> bool:
-    """Whether `fast_resize` does what lies in `box` well: whole pixels, no great shrink.
+    """Whether `fast_resize` suits `box`: whole pixels, similar axes, no great shrink.
 
-    `factor`: so many times smaller a JPEG's pixels were decoded.
+    `factor`: the reduction at which a JPEG was decoded.
     """
     across, down = (box[2] - box[0]) / size, (box[3] - box[1]) / size
     return (
@@ -69,9 +69,9 @@ def is_fast(box: Box, size: int, factor: int = 1) -> bool:
 def fast_resize(
     pixels: np.ndarray, size: int, interpolation: str, is_halved: bool = False
 ) -> np.ndarray:
-    """uint8 (H, W, 3) -> uint8 (size, size, 3), by OpenCV; only where `is_fast`.
+    """uint8 (H, W, 3) -> uint8 (size, size, 3), by OpenCV; only if `is_fast`.
 
-    `is_halved`: the pixels are those of a JPEG that was decoded at half its size.
+    `is_halved`: the pixels come from a JPEG decoded at half its size.
     """
     height, width = pixels.shape[:2]
     if height == width == size:
@@ -85,10 +85,10 @@ def fast_resize(
         return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
     wide = _blurred(width / size, height / size, interpolation)
     if any(wide):
-        # The kernel [1 2 1] / 4, for which OpenCV has the fastest code.
+        # This is the kernel [1 2 1] / 4, for which OpenCV has the fastest code.
         kernel = (3 if wide[0] else 1, 3 if wide[1] else 1)
         pixels = cv2.GaussianBlur(pixels, kernel, 0, borderType=cv2.BORDER_REPLICATE)
-    # What was blurred along both axes is smooth enough for the sharper kernel.
+    # After a blur along both axes the picture is smooth enough for the sharper kernel.
     is_cubic = not is_bilinear and (shrink < _LINEAR_FROM or all(wide))
     kind = cv2.INTER_CUBIC if is_cubic else cv2.INTER_LINEAR
     samples = cv2.resize(pixels, (2 * size, 2 * size), interpolation=kind)
@@ -101,7 +101,7 @@ def fast_resize(
 
 
 def _resize_halved(pixels: np.ndarray, size: int, interpolation: str) -> np.ndarray:
-    """The decoder has left out what the kernel would have; hardly anything remains to be done."""
+    """Resizes a JPEG that the decoder halved, which replaced most of the filtering."""
     cv2 = _opencv()
     is_bilinear = interpolation == "bilinear"
     kind = cv2.INTER_LINEAR if is_bilinear else cv2.INTER_CUBIC
@@ -117,7 +117,7 @@ def _resize_halved(pixels: np.ndarray, size: int, interpolation: str) -> np.ndar
 
 
 def _blurred(across: float, down: float, interpolation: str) -> tuple[bool, bool]:
-    """Which axes are blurred before they are sampled, from their shrinks."""
+    """(width, height): whether each axis is blurred before sampling, from its shrink."""
     least = _BLURRED_FROM[interpolation]
     if across + down < 2 * _BLURRED_BOTH[interpolation]:
         least = math.inf
@@ -126,7 +126,7 @@ def _blurred(across: float, down: float, interpolation: str) -> tuple[bool, bool
 
 
 def _correction(shrink: float, is_blurred: bool, interpolation: str) -> np.ndarray:
-    """The kernel that brings the result nearer to Pillow's along an axis."""
+    """The kernel that brings the result closer to Pillow's along an axis."""
     if interpolation == "bicubic":
         return _SHARPEN if shrink == 2 else _AS_IT_IS
     return _SOFTEN if shrink >= _SOFTENED_FROM and not is_blurred else _AS_IT_IS

@@ -1,7 +1,7 @@
-"""From an image to uint8 (S, S, 3), as evaluation does it; training is in `augmentation.py`.
+"""Evaluation transform: image -> uint8 (S, S, 3); training is in `augmentation.py`.
 
-Scaling to [0, 1], mean and standard deviation are applied on the device, so that a quarter of the
-bytes crosses to it.
+Scaling to [0, 1], mean and standard deviation are applied on the device, which receives a quarter
+of the bytes that way.
 """
 
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ __all__ = [
 
 RESIZES = ("shortest", "longest", "squash")
 
-# A picture of 100,000 x 1 pixels would grow to gigabytes: beyond this aspect only the part that the
-# crop keeps is computed, which is the same up to rounding.
+# A picture of 100,000 x 1 pixels would grow to gigabytes: beyond this aspect only the cropped part
+# is computed, which is equal up to rounding.
 _LONGEST_RESIZED_SIDES = 64
 
 
@@ -49,11 +49,10 @@ class ImageTransform:
     """The evaluation transform: image -> uint8 (image_size, image_size, 3).
 
     "shortest" equals torchvision's `Resize(image_size)` on PIL images and `CenterCrop`, to the
-    bit, for images that are RGB: the longer side is truncated to an integer, the offset of the crop
-    rounded half to even. "longest" equals open_clip's: the whole image at most image_size wide and
-    high, centred on `fill`; the odd pixel of the border is right or below. "squash" ignores the
-    aspect. `mean` and `std` are not applied here; they travel along because the device applies
-    them.
+    bit, for RGB images: the longer side is truncated to an integer, the crop's offset rounded half
+    to even. "longest" equals open_clip's: the whole image at most image_size wide and high, centred
+    on `fill`; the odd pixel of the border is right or below. "squash" ignores the aspect. `mean`
+    and `std` are only carried along for the device, which applies them.
     """
 
     image_size: int = 224  # pixels, both sides
@@ -61,7 +60,7 @@ class ImageTransform:
     interpolation: str = "bicubic"  # or "bilinear"; both antialiased
     mean: tuple[float, float, float] = OPENAI_MEAN  # of channels scaled to [0, 1]
     std: tuple[float, float, float] = OPENAI_STD
-    fill: int = 0  # 0 to 255 in all channels: the border that "longest" leaves
+    fill: int = 0  # 0 to 255, all channels: border of "longest"
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
@@ -78,7 +77,7 @@ class ImageTransform:
             object.__setattr__(self, name, values)
 
     def __call__(self, image: ImageLike) -> np.ndarray:
-        """Raises DecodeError where the image cannot be decoded."""
+        """Transforms one image. Raises DecodeError if it cannot be decoded."""
         size = self.image_size
         picture = decode(image)
         width, height = picture.size
@@ -93,7 +92,7 @@ class ImageTransform:
             new_width, new_height = size, int(size * height / width)
         else:
             new_width, new_height = int(size * width / height), size
-        left = round((new_width - size) / 2.0)  # Python rounds half to even, as torchvision does
+        left = round((new_width - size) / 2.0)  # Python rounds half to even, like torchvision
         top = round((new_height - size) / 2.0)
         if max(new_width, new_height) > _LONGEST_RESIZED_SIDES * size:
             x, y = width / new_width, height / new_height
@@ -104,7 +103,7 @@ class ImageTransform:
 
     def _longest(self, picture: Image.Image) -> np.ndarray:
         size = self.image_size
-        # open_clip's rule, its order of operations, and Python's rounding of halves to even.
+        # This is open_clip's rule with its order of operations and Python's rounding half to even.
         ratio = max(picture.width / size, picture.height / size)
         width, height = (max(1, round(side / ratio)) for side in picture.size)
         if picture.size != (width, height):
@@ -114,7 +113,7 @@ class ImageTransform:
         return np.asarray(canvas)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` gives an equal transform."""
+        """JSON-serialisable fields; `from_dict` is the inverse."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -122,7 +121,7 @@ class ImageTransform:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":
-        """Raises UserError on an unknown key or value."""
+        """Inverse of `to_dict`. Raises UserError for an unknown key or value."""
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:

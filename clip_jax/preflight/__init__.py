@@ -1,5 +1,5 @@
-"""Finds out whether a run fits hardware that one does not have, by compiling it for that.
+"""Compilation of a run for hardware that is not present, to find out whether it fits.
 
-The program is `python -m clip_jax.preflight`. In Python: `topology.find_target`, then
-`compile.plan_run`, then `run.preflight`.
+The program is `python -m clip_jax.preflight`; in Python call `topology.find_target`,
+`compile.plan_run` and `run.preflight`.
 """

@@ -31,7 +31,7 @@ _MINUTES = flags.DEFINE_float("suggest_minutes", 15.0, "Time for that.", lower_b
 
 
 def main() -> int:
-    """Plans, compiles, prints the report; 1 where the run does not fit."""
+    """Plans, compiles and prints the report; returns 1 if the run does not fit."""
     values = command_line.config_dict(_CONFIG)
     output = local_path(_OUTPUT.value, "--output") if _OUTPUT.value else None
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
@@ -40,11 +40,11 @@ def main() -> int:
 
     if _TOPOLOGY.value is None:
         raise UserError(f"--topology: is missing; known are {known_topologies()}")
-    # The platform is chosen before anything touches a device.
+    # This chooses the platform, so it must come before anything touches a device.
     target = find_target(_TOPOLOGY.value)
     import jax
 
-    # What is measured is a compilation, not the reading of an earlier one.
+    # The report measures compilation, which a cache hit would skip.
     jax.config.update("jax_enable_compilation_cache", False)
     from clip_jax.preflight.compile import plan_run
     from clip_jax.preflight.report import format_report

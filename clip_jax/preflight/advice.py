@@ -1,4 +1,4 @@
-"""What to change where a run does not fit, worked out from what takes the memory."""
+"""Advice for a run that does not fit, based on its largest uses of memory."""
 
 import math
 import typing
@@ -9,24 +9,24 @@ from clip_jax.preflight.compile import Run
 from clip_jax.preflight.report import Report, gib
 from clip_jax.sharding import batch_shards
 
-FILL = 0.9  # of a device's memory that a proposal may take
-REMAT = typing.get_args(typing.get_type_hints(ClipConfig)["remat"])  # from the most memory down
-LOSS_COPIES = 1.5  # float32 matrices of a device's rows × batch that a dense loss keeps
+FILL = 0.9  # share of a device's memory that a proposal may use
+REMAT = typing.get_args(typing.get_type_hints(ClipConfig)["remat"])  # by memory, descending
+LOSS_COPIES = 1.5  # float32 matrices (a device's rows × batch) that a dense loss keeps
 
 
 def state_bytes(report: Report) -> int:
-    """Of what a device keeps between steps."""
+    """Bytes per device of the state kept between steps."""
     kinds = ("parameter", "optimizer", "ema")
     return sum(report[f"{kind}_bytes_per_device"] for kind in kinds)
 
 
 def can_split_batch(run: Run) -> bool:
-    """Whether micro-batches are possible: not with the statistics of a whole batch."""
+    """Whether micro-batches are possible; statistics of the whole batch prevent them."""
     return run.architecture.batch_norm == "frozen" or not has_running_statistics(run.state.params)
 
 
 def least_fsdp(run: Run, report: Report, room: float) -> int | None:
-    """The least size of mesh.fsdp that keeps the state within so many bytes a device."""
+    """The least mesh.fsdp that keeps the state within `room` bytes per device."""
     now = run.mesh.shape["fsdp"]
     most = run.mesh.size // run.mesh.shape["tensor"] // run.target.slices
     for size in range(1, most + 1):
@@ -36,12 +36,12 @@ def least_fsdp(run: Run, report: Report, room: float) -> int | None:
 
 
 def without_matrix(run: Run) -> str:
-    """The implementation of the loss that never holds a device's rows × batch."""
+    """The loss implementation that never holds a matrix of a device's rows × batch."""
     return "chunked" if batch_shards(run.mesh) == 1 else "ring"
 
 
 def advise(run: Run, report: Report) -> list[str]:
-    """Lines that each name a setting, and what it would bring; the most useful first."""
+    """Lines that each name a setting and its effect, the most useful first."""
     hbm, needed = run.target.hbm_bytes, report["peak_bytes_per_device"]
     if hbm is None or needed is None:
         return []
@@ -58,7 +58,7 @@ def advise(run: Run, report: Report) -> list[str]:
 
 
 def _evaluation_line(run: Run) -> str:
-    """A smaller batch, as long as every part of the mesh has a row of it."""
+    """Suggests a smaller batch, if every shard still gets a row."""
     smaller = run.config.evaluation.batch_size // 2
     if smaller >= batch_shards(run.mesh):
         return f"evaluation: --config.evaluation.batch_size={smaller}"
@@ -66,7 +66,7 @@ def _evaluation_line(run: Run) -> str:
 
 
 def _state_lines(run: Run, report: Report, hbm: int, temporary: int) -> list[str]:
-    """The mesh, where parameters and optimizer take a good part of the memory."""
+    """Advice on the mesh, if parameters and optimizer take much of the memory."""
     state = state_bytes(report)
     if state < 0.25 * hbm:
         return []
@@ -89,7 +89,7 @@ def _state_lines(run: Run, report: Report, hbm: int, temporary: int) -> list[str
 
 
 def loss_bytes(run: Run) -> int:
-    """About what a dense softmax loss takes of a device; 0 for the others, which keep no logits."""
+    """Approximate bytes per device of a dense softmax loss; 0 for others, which keep no logits."""
     if (run.config.loss, run.config.loss_implementation) != ("softmax", "dense"):
         return 0
     here = run.config.batch_size // batch_shards(run.mesh)
@@ -97,7 +97,7 @@ def loss_bytes(run: Run) -> int:
 
 
 def _temporary_lines(run: Run, temporary: float, room: float) -> list[str]:
-    """Loss, remat, micro-batches and batch, where temporaries take the memory."""
+    """Advice on loss, remat, micro-batches and batch, if temporaries take the memory."""
     config, remat, shards = run.config, run.architecture.remat, batch_shards(run.mesh)
     here, loss = config.batch_size // shards, loss_bytes(run)
     lines, towers = [], temporary

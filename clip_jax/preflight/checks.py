@@ -1,4 +1,4 @@
-"""What must not be in a sharded training step: batches gathered on to every device, and optimizer
+"""Checks for defects of a sharded training step: batches gathered on every device, and optimizer
 state that every device holds whole."""
 
 import math
@@ -13,10 +13,10 @@ from clip_jax.sharding import FSDP_MIN_BYTES, STACKED, batch_shards
 
 
 def batch_gathers(run: Run, cost: Cost) -> tuple[Collective, ...]:
-    """All-gathers of activations over the batch in a train step, the largest first.
+    """All-gathers of activations over the batch in a train step, largest first.
 
-    Such is one whose growing axis holds a device's rows of the batch, or a multiple of them, whose
-    result is larger than the (B, D) embeddings that every loss may gather, and which has not the
+    Such an all-gather grows an axis that holds a device's rows of the batch, or a multiple of them.
+    Its result is larger than the (B, D) embeddings, which every loss may gather, and has not the
     size of a parameter or of one layer of it.
     """
     rows = run.config.batch_size
@@ -38,8 +38,8 @@ def batch_gathers(run: Run, cost: Cost) -> tuple[Collective, ...]:
 
 
 def _parameter_sizes(run: Run) -> set[int]:
-    """Elements of every parameter, of one layer of the stacked ones, and of tensor's part of
-    either."""
+    """Element counts of every parameter, of one layer of stacked ones, and of the tensor-parallel
+    shard of either."""
     sizes = set()
     for path, leaf in jax.tree_util.tree_flatten_with_path(run.state.params)[0]:
         shapes = [leaf.shape]
@@ -51,8 +51,8 @@ def _parameter_sizes(run: Run) -> set[int]:
 
 
 def whole_optimizer_leaves(run: Run) -> dict[str, int]:
-    """Leaves of the optimizer's state that every device holds whole although they could be split:
-    path -> bytes. Empty where parameters are not split at all."""
+    """{path: bytes} of optimizer leaves that every device holds whole although they could be split;
+    empty if parameters are not sharded at all."""
     if run.mesh.shape["fsdp"] * run.mesh.shape["tensor"] == 1:
         return {}
     found = {}

@@ -1,4 +1,4 @@
-"""Compiling a run's programs ahead of time, and measuring what comes out."""
+"""Ahead-of-time compilation of a run's programs, with measurements."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from clip_jax.training.run.opening import resolve_architecture
 from clip_jax.training.step.compiled import abstract_batch, abstract_run_state, jit_train_step
 from clip_jax.training.step.state import TrainState
 
-NOMINAL_STEPS = 100_000  # of a run whose length is given in epochs of data that are not here
+NOMINAL_STEPS = 100_000  # length of a run given in epochs, as the data are absent
 
 
 @dataclasses.dataclass(frozen=True)
 class _Vocabulary:
-    """What the architecture takes from a tokenizer that is not there yet."""
+    """Substitute for a missing tokenizer, with what the architecture needs."""
 
     vocab_size: int
     eos_id: int
@@ -43,24 +43,24 @@ class _Vocabulary:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that could start: everything but its data."""
+    """A complete run except for its data."""
 
     config: TrainConfig
     architecture: ClipConfig
     target: Target
     mesh: Mesh
     steps: int
-    notes: tuple[str, ...] = ()  # what was taken for granted, what is not as configured
+    notes: tuple[str, ...] = ()  # assumptions and deviations from the configuration
 
     @functools.cached_property
     def state(self) -> TrainState:
-        """Shapes, dtypes and shardings of all that training keeps."""
+        """Shapes, dtypes and shardings of the training state."""
         return abstract_run_state(self.config, self.architecture, self.mesh, self.steps)
 
 
 def plan_run(config: TrainConfig, target: Target) -> Run:
-    """Raises `UserError` for what training would refuse too: a mesh that does not multiply to the
-    devices, a batch that does not divide."""
+    """Resolves a run for `target`. Raises `UserError` like training: for a mesh that does not
+    multiply to the devices, or a batch that does not divide."""
     tokenizer, notes = _vocabulary(config)
     architecture, _ = resolve_architecture(config, tokenizer)
     sizes = config.mesh
@@ -75,10 +75,10 @@ def plan_run(config: TrainConfig, target: Target) -> Run:
 
 
 def _vocabulary(config: TrainConfig) -> tuple[Any, tuple[str, ...]]:
-    """What stands for the tokenizer, and a note where it is not the one of the run."""
+    """The tokenizer or a substitute, and a note if it differs from the run's."""
     source = config.tokenizer.source
     if source == "captions":
-        # As many pieces as are asked for; few captions give fewer. Our SentencePiece ends with 2.
+        # Few captions may give fewer pieces than requested. Our SentencePiece's EOS is 2.
         size = config.model.overrides.get("vocab_size", config.tokenizer.vocab_size)
         return _Vocabulary(min(size, config.tokenizer.vocab_size), eos_id=2), ()
     if source in ("clip_bpe", "openai"):
@@ -92,7 +92,7 @@ def _vocabulary(config: TrainConfig) -> tuple[Any, tuple[str, ...]]:
 
 
 class TooLargeError(Exception):
-    """The compiler found no room for a program."""
+    """Error for a program that the compiler could not fit into memory."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
@@ -104,7 +104,7 @@ class TooLargeError(Exception):
         ]
 
 
-# The two forms of the message: before buffers are placed, and after.
+# The message has two forms, from before and after buffer assignment.
 _NEEDED = re.compile(r"(?:Used |for HLO temporaries \()([\d.]+)([KMGT]?)")
 _ALLOCATION = re.compile(
     r"Size: ([\d.]+)([KMGT]?)[^\n]*\n(?:\s*Operator: op_name=\"([^\"]*)\"[^\n]*\n)?"
@@ -118,20 +118,20 @@ def _bytes(number: str, unit: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A program that fits, as the compiler left it."""
+    """A compiled program, which fits."""
 
-    memory: Any  # jax's analysis: bytes a device
+    memory: Any  # jax's analysis: bytes per device
     cost: Cost
     seconds: float  # tracing, lowering and compiling
     platform: str
 
     @property
     def peak_bytes(self) -> int:
-        """A device's arguments, results and temporaries at their most.
+        """Peak bytes of a device's arguments, results and temporaries.
 
-        On a TPU the compiler's own figure, which it holds against the device's memory: the sum of
-        the parts counts buffers that take turns in one place. Elsewhere the sum, as that figure
-        leaves temporaries out.
+        On a TPU this is the compiler's figure, which it compares with the device's memory: the sum
+        of the parts would count buffers that share a place. Other platforms leave temporaries out
+        of that figure, so this is the sum.
         """
         memory = self.memory
         if self.platform == "tpu":
@@ -145,7 +145,7 @@ class Compiled:
 
 
 def compile_train_step(run: Run) -> Compiled:
-    """The train step. Raises `TooLargeError`."""
+    """Compiles the train step. Raises `TooLargeError`."""
     with jax.set_mesh(run.mesh):
         begun = time.perf_counter()
         step = jit_train_step(run.config, run.architecture, run.mesh, run.steps)
@@ -154,7 +154,7 @@ def compile_train_step(run: Run) -> Compiled:
 
 
 def compile_evaluation(run: Run) -> dict[str, Compiled]:
-    """What `Clip.encode_image` and `encode_text` run during training, on a full batch."""
+    """Compiles what `Clip.encode_image` and `encode_text` run during training, on a full batch."""
     config, mesh = run.architecture, run.mesh
     rows = -(-run.config.evaluation.batch_size // batch_shards(mesh)) * batch_shards(mesh)
     size = config.image_size
@@ -187,7 +187,7 @@ def _compile(lowered: Any, begun: float, platform: str) -> Compiled:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Of the arrays of a tree, without padding; leaves without a sharding count whole."""
+    """Bytes per device of a tree's arrays, without padding; unsharded leaves count whole."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

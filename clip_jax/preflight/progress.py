@@ -1,4 +1,4 @@
-"""A line on stderr while something takes long."""
+"""Progress line on stderr during long work."""
 
 import contextlib
 import sys
@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Iterator
 
-LINE_SECONDS = 15  # between lines where nothing can be overwritten, as in a log file
+LINE_SECONDS = 15  # between lines if none can be overwritten, as in a log file
 
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Says what is going on and for how long, until the block is left."""
+    """Shows `what` and the elapsed time until the block ends."""
     overwrites, begun, done = sys.stderr.isatty(), time.perf_counter(), threading.Event()
 
     def say(end: str) -> None:

@@ -1,4 +1,4 @@
-"""What a pre-flight found: one JSON object, and the same for people."""
+"""Pre-flight report, as a JSON object and as text."""
 
 from typing import Any
 
@@ -11,21 +11,21 @@ from clip_jax.preflight.compile import Compiled, Run, bytes_per_device
 from clip_jax.preflight.hlo.counting import Collective
 from clip_jax.training.step.compiled import abstract_batch, run_flops
 
-PLANNED_UTILIZATION = (0.4, 0.5)  # of the device's peak, in operations of the model
-LARGEST = 5  # exchanges that are shown
+PLANNED_UTILIZATION = (0.4, 0.5)  # share of the device's peak, in model operations
+LARGEST = 5  # exchanges shown
 GIB = 2**30
 
 Report = dict[str, Any]
 
 
 def whole_bytes(tree: Any) -> int:
-    """Of the arrays of a tree, on all devices together, each part once."""
+    """Total bytes of a tree's arrays, without replicas."""
     return bytes_per_device(
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     )
 
 
-# What only the compiler knows; "largest_allocations" as it lists them when a run does not fit.
+# Only the compiler knows these; it lists "largest_allocations" if a run does not fit.
 _NOT_YET_KNOWN = (
     "fits",
     "reason",
@@ -51,7 +51,7 @@ _NOT_YET_KNOWN = (
 
 
 def describe(run: Run) -> Report:
-    """What is known of a run before it is compiled; every key of the report, the rest None."""
+    """A report with every key, filled as far as known before compilation, else None."""
     config, state, devices = run.config, run.state, run.mesh.size
     flops = run_flops(config, run.architecture)
     peak = peak_flops(run.target.device_kind)
@@ -93,14 +93,14 @@ def describe(run: Run) -> Report:
 
 
 def _state_to_even_share(run: Run) -> float:
-    """Parameters and optimizer a device, against all of them split evenly over fsdp × tensor."""
+    """Parameter and optimizer bytes per device, relative to an even split over fsdp × tensor."""
     trees = (run.state.params, run.state.opt_state)
     even = sum(map(whole_bytes, trees)) / run.mesh.shape["fsdp"] / run.mesh.shape["tensor"]
     return sum(map(bytes_per_device, trees)) / even
 
 
 def add_train_step(report: Report, run: Run, compiled: Compiled) -> Report:
-    """The report with what the compiled train step is like."""
+    """The report with the figures of the compiled train step."""
     memory, cost, hbm = compiled.memory, compiled.cost, run.target.hbm_bytes
     by_kind = cost.collective_bytes
     largest = sorted(cost.collectives, key=lambda c: -c.bytes * c.trips)[:LARGEST]
@@ -127,7 +127,7 @@ def add_train_step(report: Report, run: Run, compiled: Compiled) -> Report:
 
 
 def add_evaluation(report: Report, run: Run, towers: dict[str, Compiled]) -> Report:
-    """The report with the evaluation step, which runs while the training state is there."""
+    """The report with the evaluation step, which runs beside the training state."""
     idle = sum(report[f"{kind}_bytes_per_device"] for kind in ("parameter", "optimizer", "ema"))
     idle -= bytes_per_device(run.state.eval_params)
     peak = idle + max(compiled.peak_bytes for compiled in towers.values())
@@ -176,7 +176,7 @@ def gib(count: float | None) -> str:
 
 
 def format_report(report: Report) -> str:
-    """The report as a page of text; whether it fits comes first."""
+    """The report as a page of text, starting with whether it fits."""
     mesh = " × ".join(f"{name} {size}" for name, size in report["mesh"].items())
     here = report["global_batch_size"] / report["devices"]
     hbm = gib(report["hbm_bytes_per_device"])

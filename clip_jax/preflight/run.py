@@ -1,4 +1,4 @@
-"""One pre-flight: a run's programs compiled, a report made of what comes out."""
+"""Pre-flight of a run: compilation of its programs, and the report."""
 
 import jax
 
@@ -10,9 +10,9 @@ from clip_jax.preflight.report import Report, add_evaluation, add_train_step, de
 
 
 def preflight(run: Run, evaluation: bool = True) -> Report:
-    """Compiles the train step, and the evaluation step where it is asked for.
+    """Compiles the train step and, with `evaluation`, the evaluation step.
 
-    The report has the keys of `report.describe`; where the run does not fit, `reason` says why and
+    The report has the keys of `report.describe`; if the run does not fit, `reason` says why and
     `advice` what to change.
     """
     report = describe(run)
@@ -44,7 +44,7 @@ def _with_evaluation(report: Report, run: Run) -> Report:
 
 
 def _reason(error: Exception, step: str, run: Run) -> str:
-    """One line for a program that was not compiled."""
+    """One line on why a program was not compiled."""
     if isinstance(error, TooLargeError):
         return f"{step} needs {gib(error.needed_bytes)} of {gib(run.target.hbm_bytes)} GiB a device"
     first = next((line for line in str(error).splitlines() if line.strip()), repr(error))

@@ -1,4 +1,4 @@
-"""Trying other settings of a run, few and in a useful order, and ranking those that fit."""
+"""Search for settings with which a run fits, by few trials in a useful order, and their ranking."""
 
 import math
 import sys
@@ -20,12 +20,12 @@ from clip_jax.preflight.report import Report, gib
 from clip_jax.preflight.run import preflight
 from clip_jax.training.config import TrainConfig, build_config, to_dict
 
-# What a chip computes while a byte crosses its links: 765 operations on v5p, 985 on v5e, 2050 on
-# v6e (data sheets). It weighs exchanges against arithmetic, as if nothing overlapped.
+# Operations of a chip while a byte crosses its links: 765 on v5p, 985 on v5e, 2050 on v6e (data
+# sheets). This weighs exchanges against arithmetic, as if nothing overlapped.
 OPERATIONS_PER_BYTE = 1000
 MOST_PARTS = 64
-NEARLY = 0.98  # of the memory that a setting may take which is expected to fit
-LADDER = tuple(remat for remat in reversed(REMAT) if remat != "offload")  # less and less
+NEARLY = 0.98  # share of the memory that a setting may be expected to take
+LADDER = tuple(remat for remat in reversed(REMAT) if remat != "offload")  # descending recomputation
 
 Changes = dict[str, Any]  # key of the configuration -> value
 
@@ -43,7 +43,7 @@ def changed(config: TrainConfig, changes: Changes) -> TrainConfig:
 
 
 def cost(report: Report) -> float:
-    """Of a step, per operation that the model needs: 1 is perfect, all else is overhead."""
+    """Cost of a step per operation that the model needs; 1 is perfect, the excess is overhead."""
     bytes_ = sum(
         size * (2 if kind == "all-reduce" else 1)  # there and back
         for kind, size in report["collective_bytes_by_kind"].items()
@@ -53,7 +53,7 @@ def cost(report: Report) -> float:
 
 
 class Search:
-    """Compiles one setting after another until the time is over."""
+    """Search that compiles one setting after another until the time is over."""
 
     def __init__(self, run: Run, report: Report, seconds: float):
         self.base = run
@@ -61,11 +61,11 @@ class Search:
         self.begun = time.monotonic()
         self.slowest: float = report["compile_seconds"] or 0.0
         self.remat = LADDER[0]  # the least recomputation that fitted so far
-        self.failed: Report | None = None  # the last that needed too much, with less of it
+        self.failed: Report | None = None  # the last that needed too much, with less recomputation
         self.tried: dict[str, Report] = {"": report}
 
     def attempt(self, changes: Changes) -> Report | None:
-        """The report of the run with these changes; None where it cannot be or time is over."""
+        """The report of the run with these changes; None if it is impossible or time is over."""
         changes = {key: value for key, value in changes.items() if self._now(key) != value}
         flags = " ".join(f"--config.{key}={value}" for key, value in sorted(changes.items()))
         if flags in self.tried:
@@ -87,7 +87,7 @@ class Search:
         return report
 
     def _now(self, key: str) -> Any:
-        """What the run has for a key."""
+        """The run's value for a key."""
         if key.startswith("model."):
             return getattr(self.base.architecture, key.removeprefix("model."))
         value = to_dict(self.base.config)
@@ -96,8 +96,8 @@ class Search:
         return value
 
     def on_mesh(self, changes: Changes) -> None:
-        """The settings of one mesh: from most recomputation, or where another mesh came to, to the
-        least that fits; with micro-batches where none does."""
+        """Tries one mesh from most recomputation, or the least that fitted another mesh, down to
+        the least that fits; if none does, tries micro-batches."""
         report = self._with(changes, self.remat)
         if report is not None and not report["fits"]:
             changes = changes | self._ring(report)
@@ -118,7 +118,7 @@ class Search:
                 self.remat = remat
 
     def on_larger_mesh(self) -> None:
-        """What failed last, where splitting the state further would make the room it lacked."""
+        """Retries the last failure if splitting the state further would free enough memory."""
         hbm, failed = self.base.target.hbm_bytes, self.failed
         if failed is None or hbm is None or failed["peak_bytes_per_device"] is None:
             return
@@ -137,7 +137,7 @@ class Search:
         return {}
 
     def _parts(self, report: Report | None) -> int | None:
-        """Micro-batches that would bring a too large run down to the memory; None: not needed."""
+        """Micro-batches with which a too large run should fit; None if unneeded or impossible."""
         hbm = self.base.target.hbm_bytes
         if report is None or report["fits"] or hbm is None or not can_split_batch(self.base):
             return None
@@ -149,9 +149,9 @@ class Search:
         return min(parts * self.base.config.optimizer.microbatches, MOST_PARTS)
 
     def smaller_batches(self, changes: Changes) -> None:
-        """Half the batch, and half again, until it fits."""
+        """Halves the batch until it fits."""
         size = self.base.config.batch_size // 2
-        while size >= 2:  # a pair needs others to be told from
+        while size >= 2:  # a pair needs another to compare with
             report = self.attempt({**changes, "model.remat": "full", "batch_size": size})
             if report is None or report["fits"]:
                 return
@@ -159,8 +159,8 @@ class Search:
 
 
 def _meshes(run: Run, report: Report) -> list[Changes]:
-    """The least size of fsdp that keeps the state within a quarter of the memory, and the present
-    one."""
+    """Changes for the least fsdp that keeps the state within a quarter of the memory, and for the
+    present fsdp."""
     now, hbm = run.mesh.shape["fsdp"], run.target.hbm_bytes
     most = run.mesh.size // run.mesh.shape["tensor"] // run.target.slices
     least = now if hbm is None else least_fsdp(run, report, hbm / 4) or most
@@ -171,9 +171,9 @@ def _meshes(run: Run, report: Report) -> list[Changes]:
 
 
 def suggest(run: Run, report: Report, seconds: float) -> list[Report]:
-    """Settings that fit, the cheapest first: the flags to add, and what a pre-flight found.
+    """Settings that fit, cheapest first: the flags to add, and the pre-flight's figures.
 
-    None is begun that would, by the slowest so far, end after `seconds`.
+    No trial starts that, judging by the slowest so far, would end after `seconds`.
     """
     search = Search(run, report, seconds)
     meshes = _meshes(run, report)
@@ -199,7 +199,7 @@ def suggest(run: Run, report: Report, seconds: float) -> list[Report]:
 
 
 def format_suggestions(rows: list[Report]) -> str:
-    """A ranked table; each row ends with the flags to paste."""
+    """A ranked table, with the flags to paste at the end of each row."""
     if not rows:
         return "nothing that was tried fits; a larger slice, or a smaller model"
     lines = [

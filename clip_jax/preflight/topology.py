@@ -1,5 +1,4 @@
-"""Devices to compile for: a TPU slice that is only described, simulated CPU devices, or this
-machine's own."""
+"""Devices to compile for: a described TPU slice, simulated CPU devices, or this machine's own."""
 
 import contextlib
 import dataclasses
@@ -24,16 +23,16 @@ MOST_SLICES = 64
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """One kind of TPU."""
+    """One TPU generation."""
 
-    hbm_gib: float  # of a device: what the compiler gives to programs, below what is sold
-    shapes: tuple[str, ...]  # chips an axis, of the slices that are sold
+    hbm_gib: float  # per device; the compiler's limit, below the nominal size
+    shapes: tuple[str, ...]  # chips per axis of the slices on offer
     devices_per_chip: int = 1
-    options: tuple[tuple[str, Any], ...] = ()  # of `get_topology_desc`
+    options: tuple[tuple[str, Any], ...] = ()  # for `get_topology_desc`
 
     @property
     def hbm_bytes(self) -> int:
-        """Bytes a device that a program may fill."""
+        """Bytes per device that a program may use."""
         return int(self.hbm_gib * 2**30)
 
 
@@ -42,13 +41,13 @@ _CUBES = (
     "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16",
     "16x16x16", "16x16x24",
 )  # fmt: skip
-# Limits as the compiler states them when a program is too large (libtpu 0.0.42).
+# The compiler states these limits when a program is too large (libtpu 0.0.42).
 GENERATIONS = {
     "v2": Generation(7.48, ("2x2", "4x4", "8x8", "16x16"), devices_per_chip=2),
     "v3": Generation(
         15.48, ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16", "32x32"), devices_per_chip=2
     ),
-    # A v4 chip's two cores are one device, as in any run on v4.
+    # A v4 chip's two cores form one device, as in any run on v4.
     "v4": Generation(30.75, _CUBES, options=(("chip_config_name", "megacore"),)),
     "v5e": Generation(15.75, _FLAT),
     "v5p": Generation(95.74, _CUBES),
@@ -59,26 +58,26 @@ GENERATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Devices that a program is compiled for."""
+    """Target devices of a compilation."""
 
     topology: str
     devices: tuple[Any, ...]
-    hbm_bytes: int | None  # a device; None: not known
+    hbm_bytes: int | None  # per device; None: unknown
     slices: int = 1
 
     @property
     def device_kind(self) -> str:
-        """As jax names it, such as "TPU v5 lite"."""
+        """jax's name, such as "TPU v5 lite"."""
         return self.devices[0].device_kind
 
     @property
     def platform(self) -> str:
-        """ "tpu", "cpu" or "gpu"."""
+        """jax's platform: "tpu", "cpu" or "gpu"."""
         return self.devices[0].platform
 
 
 def known_topologies() -> str:
-    """What `find_target` takes, in words."""
+    """Description of the topologies that `find_target` accepts."""
     by_shapes: dict[tuple[str, ...], list[str]] = {}
     for name, generation in GENERATIONS.items():
         by_shapes.setdefault(generation.shapes, []).append(name)
@@ -92,8 +91,8 @@ def known_topologies() -> str:
 def find_target(topology: str) -> Target:
     """The devices of a topology such as "v5p:8x8x4", "2xv5e:16x16", "cpu:8" or "local".
 
-    Call it before anything touches a device: it chooses jax's platform. Raises `UserError` for an
-    unknown name, with those that are known, and where libtpu is missing.
+    It chooses jax's platform, so call it before anything touches a device. Raises `UserError` for
+    an unknown name, listing the known ones, and if libtpu is missing.
     """
     if topology == "local":
         devices = tuple(jax.devices())
@@ -124,7 +123,7 @@ def _is_sold(sides: list[int], generation: Generation) -> bool:
 
 
 def _described(topology: str, found: re.Match[str], generation: Generation, slices: int) -> Target:
-    """The devices of a TPU that is not there; needs its compiler."""
+    """The devices of an absent TPU; needs its compiler."""
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         how = "pip install -e '.[tpu-preflight]' in the repository"
         if (sys.platform, platform.machine()) != ("linux", "x86_64"):
@@ -140,7 +139,7 @@ def _described(topology: str, found: re.Match[str], generation: Generation, slic
 
     options = dict(generation.options)
     chips = _sides(found["shape"])
-    if chips == [1, 1]:  # a host has four chips otherwise
+    if chips == [1, 1]:  # the default is four chips per host
         options["chips_per_host_bounds"] = (1, 1, 1)
     if slices > 1:
         options["num_slices"] = slices
@@ -153,10 +152,10 @@ def _described(topology: str, found: re.Match[str], generation: Generation, slic
 
 
 def _simulated(topology: str, count: int) -> Target:
-    """The first devices of a CPU that pretends to be several."""
+    """The first `count` simulated CPU devices."""
     if not 1 <= count <= MOST_CPU_DEVICES:
         raise UserError(f"--topology={topology}: give 1 to {MOST_CPU_DEVICES} devices")
-    with contextlib.suppress(RuntimeError):  # the devices are there already: counted below
+    with contextlib.suppress(RuntimeError):  # devices already exist; they are counted below
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
@@ -166,7 +165,7 @@ def _simulated(topology: str, count: int) -> Target:
 
 
 def _memory(device: Any) -> int | None:
-    """Bytes that programs may fill of a device that is there."""
+    """Bytes that programs may use of a present device."""
     if device.platform == "cpu":
         return _host_bytes(len(jax.local_devices()))
     limit = (device.memory_stats() or {}).get("bytes_limit")
@@ -174,7 +173,7 @@ def _memory(device: Any) -> int | None:
 
 
 def _host_bytes(devices: int) -> int | None:
-    """The share of a simulated device of the memory of this machine."""
+    """A simulated device's share of this machine's memory."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // devices
     except (ValueError, OSError, AttributeError):

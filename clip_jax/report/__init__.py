@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with its figures, its curves and what it makes of images.
+"""Report of a run: one HTML file with its figures, its curves, and its answers on images.
 
 `python -m clip_jax.report --workdir=runs/quickstart` writes it again.
 """
@@ -11,12 +11,12 @@ REPORT = "report.html"
 
 
 def write_report(workdir: Path) -> Path:
-    """Writes `workdir`/report.html from what is in the run's folder, and returns its path.
+    """Writes `workdir`/report.html from the files in the run's folder, and returns its path.
 
-    What is missing (no evaluation yet, data that has moved away) is left out with a sentence that
-    says why. Raises `UserError` where `workdir` is not a run, or cannot be written.
+    Missing parts (no evaluation yet, data that has moved away) are left out with a reason. Raises
+    `UserError` if `workdir` is not a run, or cannot be written.
     """
-    # Imported here: matplotlib and jax are not needed to name this module.
+    # The import is local because it needs matplotlib and jax.
     from clip_jax.report.inputs import read_run
     from clip_jax.report.sections import build_page
 

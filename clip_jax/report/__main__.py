@@ -15,7 +15,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; report.html is
 
 
 def main() -> int:
-    """Writes the report and says where it is."""
+    """Writes the report and prints its path."""
     if not _WORKDIR.value:
         raise UserError("--workdir: is missing; give a run, such as --workdir=runs/quickstart")
     from clip_jax.report import write_report

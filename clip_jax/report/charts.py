@@ -9,16 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 DPI = 200
-SIZE = (4.4, 2.75)  # inches: about 115 pixels an inch on a desktop, 75 on a phone
+SIZE = (4.4, 2.75)  # inches; about 115 pixels per inch on a desktop, 75 on a phone
 TICK_STEPS = [1, 2, 2.5, 5, 10]  # round numbers; by default 8, 16, 24 may come out
-MAX_POINTS = 1500  # a curve; more than the chart has pixels only makes it slow
+MAX_POINTS = 1500  # per curve; more points than pixels only cost time
 
 LINES = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#0891b2", "#a16207", "#64748b")
 
 
 @dataclasses.dataclass(frozen=True)
 class Theme:
-    """Colours of a chart; the card behind it shows through."""
+    """Colours of a chart, whose background is transparent."""
 
     ink: str
     grid: str
@@ -35,7 +35,7 @@ DARK = Theme(
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Values over steps; `label` is shown where there are several."""
+    """Values over steps; `label` is shown if there are several."""
 
     steps: Sequence[float]
     values: Sequence[float]
@@ -44,7 +44,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """What is drawn. `level`: a horizontal line to compare with, and its name."""
+    """Content of a chart. `level`: a horizontal reference line and its name."""
 
     title: str
     curves: Sequence[Curve]
@@ -57,7 +57,7 @@ def draw(chart: Chart, theme: Theme) -> bytes:
     """The chart as a PNG with transparent background."""
     several = len(chart.curves) > 1
     legend_rows = -(-len(chart.curves) // 2) if several else 0
-    # The legend gets room of its own below, so that it never covers a curve.
+    # The legend gets its own room below, so that it never covers a curve.
     figure = Figure(figsize=(SIZE[0], SIZE[1] + 0.22 * legend_rows), dpi=DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -66,14 +66,14 @@ def draw(chart: Chart, theme: Theme) -> bytes:
     for curve, colour in zip(chart.curves, _cycle(theme.lines, len(chart.curves)), strict=True):
         stride = -(-len(curve.steps) // MAX_POINTS)
         axes.plot(
-            # From the end, so that the newest value is always there.
+            # Sampling starts at the end, so that it keeps the newest value.
             list(curve.steps)[::-1][::stride],
             list(curve.values)[::-1][::stride],
             color=colour,
             linewidth=1.8,
             marker="o" if chart.has_markers or len(curve.steps) == 1 else None,
             markersize=4.5,
-            clip_on=False,  # a marker at zero is whole
+            clip_on=False,  # shows markers at zero whole
             label=curve.label,
         )
     if chart.level is not None:
@@ -103,7 +103,7 @@ def draw(chart: Chart, theme: Theme) -> bytes:
             columnspacing=1.6,
         )
     buffer = io.BytesIO()
-    # Without the metadata, which names the version: equal runs give equal bytes.
+    # The metadata names the version; omitting it gives equal bytes for equal runs.
     canvas.print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 

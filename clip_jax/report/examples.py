@@ -1,4 +1,4 @@
-"""Which images, labels and queries the report shows: drawn with a fixed seed, never by hand."""
+"""Choice of the report's images, labels and queries: drawn with a fixed seed, never by hand."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -19,13 +19,13 @@ from clip_jax.report.inputs import RunFiles
 from clip_jax.training.config import build_config
 
 SEED = 0
-SHOWN_IMAGES = 12  # of a quiz
-SHOWN_PAIRS = 8  # of the similarity table
+SHOWN_IMAGES = 12  # per quiz
+SHOWN_PAIRS = 8  # in the similarity table
 DRAWN_QUERIES = 3
-MAX_GALLERY = 500  # images that are searched, where the data are not glyphs
-MAX_CANDIDATES = 1000  # captions among which the model chooses
-MAX_PROMPTS = 2000  # class names × templates; beyond it fewer templates have to do
-MAX_LABELS_READ = 50_000  # records whose label is looked up to collect the class names
+MAX_GALLERY = 500  # images to search, unless the data are glyphs
+MAX_CANDIDATES = 1000  # captions from which the model chooses
+MAX_PROMPTS = 2000  # class names × templates; above it fewer templates are used
+MAX_LABELS_READ = 50_000  # records whose labels are read to collect the class names
 
 GLYPH_QUERIES = ("greek small letter omega", "rightwards arrow", "roman numeral seven")
 DRAWN = f"drawn at random with seed {SEED}"
@@ -37,15 +37,15 @@ class Quiz:
 
     title: str
     lead: str
-    images: list[int]  # numbers in the gallery
+    images: list[int]  # indices in the gallery
     candidates: list[str]
-    truths: list[frozenset[str]]  # of each image, the labels that are right
+    truths: list[frozenset[str]]  # correct labels of each image
     templates: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
-    """Images as the model sees them, with all that the report asks about them."""
+    """Images as the model sees them, with the report's questions about them."""
 
     origin: str  # for example "held-out images of photos/test"
     pixels: np.ndarray  # uint8 (N, S, S, 3)
@@ -53,13 +53,13 @@ class Gallery:
     quizzes: list[Quiz]
     queries: list[str]
     query_note: str
-    pairs: list[int]  # images with captions that all differ
+    pairs: list[int]  # images whose captions all differ
 
 
 def open_gallery(run: RunFiles, transform: ImageTransform) -> Gallery:
-    """The images that suit the run: glyphs of an unseen typeface, or the user's own.
+    """The images for a run: glyphs of an unseen typeface, or the user's own.
 
-    Raises `UserError` where the data cannot be opened or no image can be decoded.
+    Raises `UserError` if the data cannot be opened or no image can be decoded.
     """
     if run.setting("data.format") == "glyphs":
         return _glyph_gallery(str(run.setting("data.path", "train")), transform)
@@ -67,13 +67,13 @@ def open_gallery(run: RunFiles, transform: ImageTransform) -> Gallery:
 
 
 def _draw(purpose: int, count: int, total: int) -> list[int]:
-    """Distinct numbers below `total`; each purpose has its own."""
+    """Distinct numbers below `total`, drawn independently for each purpose."""
     rng = np.random.default_rng([SEED, purpose])
     return [int(i) for i in rng.choice(total, size=min(count, total), replace=False)]
 
 
 def _glyph_gallery(trained_on: str, transform: ImageTransform) -> Gallery:
-    # A run that leaves a face out for choosing settings must not be looked at through the test.
+    # A run that holds out a typeface to choose settings must not be shown on the test.
     split = "validation" if trained_on == "train_without_validation" else "test"
     source = glyphs.open_glyphs(split)
     typeface = source.faces[0].removesuffix(".ttf")
@@ -119,7 +119,7 @@ def _own_gallery(run: RunFiles, transform: ImageTransform) -> Gallery:
     data, source, origin = _open_own(run)
     numbers, pixels = [], []
     reasons = ""
-    # A few more than needed: some may not be decodable.
+    # More are drawn than needed, as some may not decode.
     for index in _draw(4, 2 * MAX_GALLERY, len(source)):
         try:
             pixels.append(transform(source[index].image))
@@ -133,7 +133,7 @@ def _own_gallery(run: RunFiles, transform: ImageTransform) -> Gallery:
         raise UserError(f"no image of the {origin} can be decoded ({reasons or 'there is none'})")
     captions = [source.captions(index) for index in numbers]
     labels = _labels(data, source, numbers)
-    if labels is not None:  # images to be classified need no captions
+    if labels is not None:  # images to classify need no captions
         names = [tuple(truth) for truth in labels[1]]
         captions = [found or name for found, name in zip(captions, names, strict=True)]
     if not all(captions):
@@ -154,7 +154,7 @@ def _own_gallery(run: RunFiles, transform: ImageTransform) -> Gallery:
 
 
 def _open_own(run: RunFiles) -> tuple[TaskData, Source, str]:
-    """The user's images, those held out for evaluation where there are such; and what they are."""
+    """The user's images, preferably those held out for evaluation, and a description of them."""
     config = build_config(run.config)
     data, training = config.task_data(), config.data
     if data.path and data.path != training.path:
@@ -173,7 +173,7 @@ def _own_quiz(
     labels: tuple[list[str], list[frozenset[str]]] | None,
     captions: list[tuple[str, ...]],
 ) -> Quiz:
-    """Class names where the records have labels, captions where they do not."""
+    """A quiz of class names if the records have labels, else of captions."""
     shown = range(len(captions)) if labels is None else [i for i, x in enumerate(labels[1]) if x]
     images = list(shown[:SHOWN_IMAGES])
     how = f"{len(images)} images {DRAWN}"
@@ -188,7 +188,7 @@ def _own_quiz(
         )
         return Quiz("What is this?", lead, images, candidates, truths, templates)
     truths = [frozenset(captions[i]) for i in images]
-    # Those of the shown images first, so that the right one is always among them.
+    # The shown images' captions come first, so that the right one is always a candidate.
     own = list(dict.fromkeys(text for i in images for text in captions[i]))
     rest = [text for texts in captions[len(images) :] for text in texts]
     candidates = list(dict.fromkeys([*own, *rest]))[: max(MAX_CANDIDATES, len(own))]
@@ -197,7 +197,7 @@ def _own_quiz(
 
 
 class _Some(LabelledRecords):
-    """Some records of a source, for those who look at their labels."""
+    """A subset of a source's records, for reading their labels."""
 
     def __init__(self, source: Source, numbers: Sequence[int]) -> None:
         self._source = source
@@ -216,7 +216,7 @@ class _Some(LabelledRecords):
 def _labels(
     data: TaskData, source: Source, shown: list[int]
 ) -> tuple[list[str], list[frozenset[str]]] | None:
-    """(all class names, those of each shown record); None where the records have no labels."""
+    """(all class names, those of each shown record); None if the records have no labels."""
     others: Iterable[int] = range(len(source))
     if len(source) > MAX_LABELS_READ:
         others = _draw(5, MAX_LABELS_READ, len(source))
@@ -226,7 +226,7 @@ def _labels(
     except UserError:
         if data.classnames is not None:
             raise
-        return None  # no labels, or numbers without names, which say nothing to a text tower
+        return None  # no labels, or numbers without names, which mean nothing to a text tower
     numbers = labels.numbers[: len(shown)].tolist()
     if set(numbers) == {UNLABELLED}:
         return None

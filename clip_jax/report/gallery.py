@@ -1,4 +1,4 @@
-"""The parts of the page that ask the model: labels of images, images of queries, similarity."""
+"""Sections of the page that query the model: classification, search, similarity."""
 
 import functools
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from clip_jax.report.inputs import RunFiles
 TOP_LABELS = 5
 TOP_IMAGES = 8
 
-Guard = Callable[[str, Callable[[], str]], str]  # (title, how to make it) -> the section
+Guard = Callable[[str, Callable[[], str]], str]  # (title, function that builds it) -> the section
 
 
 def gallery_sections(run: RunFiles, guard: Guard) -> list[str]:
-    """Classification, search and similarity on the images of the run."""
+    """Sections on classification, search and similarity for the run's images."""
     opened: list[tuple[Gallery, np.ndarray]] = []
 
     def ask() -> str:
@@ -58,7 +58,7 @@ def _guess_card(
     candidates: list[str],
     truth: frozenset[str],
 ) -> str:
-    """A picture with its most probable labels; below, the true one where it is not among them."""
+    """A picture with its most probable labels, and the true one below if it is not among them."""
     bars = []
     for index in order[:TOP_LABELS]:
         share = float(probabilities[index])
@@ -131,7 +131,7 @@ def _similarity_section(run: RunFiles, gallery: Gallery, image_embeds: np.ndarra
     for row, caption in enumerate(captions):
         cells = "".join(
             f"<td{page.css_class('pair', row == column)} "
-            # Half transparent: the figure must stay readable on it, light or dark.
+            # It is half transparent, so that the number stays readable in both themes.
             f'style="background:rgba(var(--heat),{0.03 + 0.55 * ((value - low) / span) ** 2:.2f})">'
             f"{value:.2f}</td>"
             for column, value in enumerate(cosine_TI[row])

@@ -1,4 +1,4 @@
-"""What a run left in its folder, read with patience: any part may be missing."""
+"""Tolerant reader of a run's folder, of which any part may be missing."""
 
 import dataclasses
 import functools
@@ -14,10 +14,10 @@ from clip_jax.training.log.summary import Row, read_config
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """The run's own words about itself, and the model once it is asked for."""
+    """A run's configuration and metrics, and its model, loaded on demand."""
 
     workdir: Path
-    config: dict[str, Any]  # config.json as it is: a run of an older version is still readable
+    config: dict[str, Any]  # config.json unparsed, so that runs of older versions stay readable
     metrics: list[Row]
     evaluations: list[Row]
 
@@ -32,14 +32,14 @@ class RunFiles:
 
     @functools.cached_property
     def clip(self) -> Clip:
-        """The trained model. Raises `UserError` where there is none that can be read."""
+        """The trained model. Raises `UserError` if none can be read."""
         clip = load(self.workdir)
         # Prompts and captions may be longer than the context of a small model.
         return Clip(clip.config, clip.params, clip.tokenizer.with_truncation(True))
 
 
 def read_run(workdir: Path) -> RunFiles:
-    """Reads a run's folder. Raises `UserError` where it holds neither a config nor metrics."""
+    """Reads a run's folder. Raises `UserError` if it has neither a config nor metrics."""
     if not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: no such folder; give the folder of a run")
     run = RunFiles(

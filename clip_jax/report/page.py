@@ -1,6 +1,6 @@
-"""The building blocks of the page: escaped text, pictures inside the file, cards and tables.
+"""Building blocks of the page: escaped text, embedded pictures, cards and tables.
 
-Whatever comes from data or configuration passes through `text`; nothing refers to another file.
+Everything from data or configuration passes through `text`; nothing refers to another file.
 """
 
 import base64
@@ -14,25 +14,25 @@ from PIL import Image
 
 from clip_jax.report.style import CSS
 
-THUMBNAIL = 144  # pixels; larger pictures are made smaller, for the size of the file
-SMALL = 64  # pixels; up to here a picture is shown pixel by pixel
+THUMBNAIL = 144  # pixels; larger pictures are shrunk to save space
+SMALL = 64  # pixels; up to this size pictures are shown pixel by pixel
 
-# The browser itself refuses what is not in the file.
+# The browser itself blocks anything outside the file.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def text(value: Any) -> str:
-    """Anything as HTML text, also right inside a quoted attribute."""
+    """Anything as HTML text, also valid in a quoted attribute."""
     return html.escape(str(value), quote=True)
 
 
 def css_class(name: str, applies: bool) -> str:
-    """A class attribute, or nothing."""
+    """A class attribute if it applies, else ""."""
     return f' class="{name}"' if applies else ""
 
 
 def short(caption: str, limit: int = 140) -> str:
-    """A caption for display: on one line, cut where it is as long as a page."""
+    """A caption for display, on one line and cut to `limit` characters."""
     words = " ".join(caption.split())
     return words if len(words) <= limit else words[: limit - 1] + "…"
 
@@ -60,31 +60,31 @@ def document(title: str, body: str) -> str:
 
 
 def section(title: str, lead: str, body: str) -> str:
-    """A headed part of the page. `lead` (plain text) says what is seen and how it was chosen."""
+    """A section with a heading; `lead` (plain text) says what it shows and how that was chosen."""
     shown = f'<p class="lead">{text(lead)}</p>\n' if lead else ""
     return f"<section>\n<h2>{text(title)}</h2>\n{shown}{body}\n</section>"
 
 
 def left_out(title: str, why: str) -> str:
-    """A part that could not be made, and the reason."""
+    """A section that was left out, with the reason."""
     return section(title, "", f'<p class="card left-out">Left out: {text(why)}</p>')
 
 
 def grid(kind: str, items: Iterable[str]) -> str:
-    """Items (HTML) side by side, as many as the screen is wide for."""
+    """Items (HTML) side by side, as many as fit the screen."""
     inside = "\n".join(items)
     return f'<div class="grid {kind}">\n{inside}\n</div>'
 
 
 def tiles(items: Sequence[str]) -> str:
-    """Tiles in one row, or in two of equal length where they are many."""
+    """Tiles in one row, or in two of equal length if there are more than five."""
     columns = len(items) if len(items) <= 5 else -(-len(items) // 2)
     inside = "\n".join(items)
     return f'<div class="grid tiles" style="--columns:{max(columns, 1)}">\n{inside}\n</div>'
 
 
 def tile(value: str, label: str) -> str:
-    """A figure and what it counts."""
+    """A tile with a figure and its label."""
     return f'<div class="card tile"><b>{text(value)}</b><span>{text(label)}</span></div>'
 
 
@@ -99,7 +99,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
 def picture(pixels: np.ndarray, alt: str) -> str:
     """uint8 (S, S, 3) as an <img> that holds its own data.
 
-    Small pictures stay as they are, as PNG, and show their pixels; photos become JPEG thumbnails.
+    Small pictures stay PNG and show their pixels; photos become JPEG thumbnails.
     """
     image = Image.fromarray(pixels)
     buffer = io.BytesIO()
@@ -116,7 +116,7 @@ def picture(pixels: np.ndarray, alt: str) -> str:
 
 
 def themed_picture(light: bytes, dark: bytes, alt: str) -> str:
-    """A PNG in two versions, of which the reader's colour scheme takes one."""
+    """A PNG in two versions, chosen by the reader's colour scheme."""
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_data_url(dark, "png")}">'
         f'<img alt="{text(alt)}" src="{_data_url(light, "png")}"></picture>'
@@ -128,14 +128,14 @@ def _data_url(data: bytes, kind: str) -> str:
 
 
 def _breakable(path: str) -> str:
-    """A path that breaks between its parts rather than within a word."""
+    """A path as HTML that wraps between its parts rather than within a word."""
     return text(path).replace("/", "/<wbr>")
 
 
 def metrics_table(
     groups: Sequence[tuple[str, Sequence[str]]], rows: Sequence[tuple[str, str, Sequence[str], str]]
 ) -> str:
-    """Groups of columns (name, titles); rows of (name, detail, cells, count)."""
+    """A table with column groups (name, titles) and rows (name, detail, cells, count)."""
     first = {0}
     for _, titles in groups:
         first.add(max(first) + len(titles))

@@ -1,4 +1,4 @@
-"""The parts of the page that come from the run's own files: overview, curves, evaluation."""
+"""Sections of the page from the run's own files: overview, curves, evaluation."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def build_page(run: RunFiles) -> str:
 
 
 def _or_reason(title: str, make: Callable[[], str]) -> str:
-    """A section, or why it is left out: one missing piece must not cost the others."""
+    """A section, or the reason for its omission: one missing piece must not cost the others."""
     try:
         return make()
     except (UserError, OSError) as error:
@@ -110,7 +110,7 @@ def _tiles(run: RunFiles) -> list[str]:
 
 
 def _median_rate(metrics: list[Row]) -> float | None:
-    """Samples per second; the first row is compilation and not training."""
+    """Median samples per second, without the first row, which includes compilation."""
     rates = [row["samples_per_second"] for row in metrics if "samples_per_second" in row]
     return statistics.median(rates[1:] or rates) if rates else None
 
@@ -147,7 +147,7 @@ def _tokenizer(run: RunFiles) -> str:
 
 
 def _devices(metrics: list[Row]) -> str:
-    """How many, which the rates tell."""
+    """Number of devices, inferred from the rates; "" if unknown."""
     row = next((row for row in metrics if row.get("samples_per_second_per_device")), None)
     if row is None:
         return ""
@@ -199,7 +199,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _chance_level(run: RunFiles) -> tuple[float, str] | None:
-    """The softmax loss of a model that guesses: ln of the batch size."""
+    """The softmax loss of a guessing model, ln of the batch size, with its name."""
     batch_size = run.setting("batch_size")
     if run.setting("loss") != "softmax" or not isinstance(batch_size, int) or batch_size < 2:
         return None
@@ -207,7 +207,7 @@ def _chance_level(run: RunFiles) -> tuple[float, str] | None:
 
 
 def _quality_chart(evaluations: list[Row]) -> Chart | None:
-    """Accuracy and recall over steps, a curve a task and dataset."""
+    """Accuracy and recall over steps, one curve per task and dataset."""
     series: dict[tuple[str, str, str], list[Row]] = {}
     for row in evaluations:
         series.setdefault(
@@ -222,7 +222,7 @@ def _quality_chart(evaluations: list[Row]) -> Chart | None:
             ("image_to_text_recall_at_1", "R@1"),
             ("image_to_text_recall_at_10", "R@10"),
         ):
-            # Of the parts of a dataset the one figure that moves most is enough.
+            # For parts of a dataset, the figure that moves most is enough.
             if metric in rows[0] and not (of_part and short == "R@1"):
                 curve = _curve(rows, metric, f"{task} {short}{of_part}")
                 curves.append(Curve(curve.steps, [100 * v for v in curve.values], curve.label))
@@ -239,7 +239,7 @@ def _evaluation(run: RunFiles) -> str:
         raise UserError(
             "evaluation.jsonl has no rows; config.evaluation.tasks says what is measured"
         )
-    # Classification and retrieval share no metric: side by side, neither has empty cells.
+    # Classification and retrieval share no metric; separate tables have no empty cells.
     classification = [column for column in columns if column.group == "zero-shot"]
     retrieval = [column for column in columns if column.group != "zero-shot"]
     tables = [_metrics_table(rows, part) for part in (classification, retrieval) if part]
@@ -248,7 +248,7 @@ def _evaluation(run: RunFiles) -> str:
 
 
 def _metrics_table(rows: list[Row], columns: list[Column]) -> str:
-    """A line for each row that has one of the metrics."""
+    """A table with a line for each row that has one of the metrics."""
     groups: dict[str, list[str]] = {}
     for column in columns:
         groups.setdefault(column.group, []).append(column.name)

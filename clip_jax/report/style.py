@@ -1,4 +1,4 @@
-"""The page's style sheet: light, or dark where the reader's system is, from 360 pixels upwards."""
+"""Style sheet of the page: light or dark like the reader's system, from 360 pixels upwards."""
 
 CSS = """\
 :root {

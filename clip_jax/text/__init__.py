@@ -1,1 +1,1 @@
-"""From strings to int32 ids."""
+"""Text: from strings to int32 ids."""

@@ -1,6 +1,6 @@
-"""Tokens that were added to a vocabulary: where Hugging Face's files keep them, and how they match.
+"""Tokens added to a vocabulary: their place in Hugging Face's files, and their matching in texts.
 
-An added token is a dictionary as in the list `added_tokens` of a tokenizer.json: `id`, `content`,
+An added token is a dictionary, as in the list `added_tokens` of a tokenizer.json: `id`, `content`,
 `single_word`, `lstrip`, `rstrip`, `normalized`, `special`.
 """
 
@@ -35,7 +35,7 @@ def role_names(config: Mapping[str, Any]) -> dict[str, str]:
 def declared_tokens(
     config: Mapping[str, Any], special_map: Mapping[str, Any], added: Mapping[str, Any]
 ) -> tuple[list[AddedToken], list[AddedToken]]:
-    """(tokens with an id, by id; tokens that transformers gives the next ids, without `id`).
+    """(tokens with an id, by id; tokens without, to which transformers gives the next ids).
 
     Args:
       config: content of tokenizer_config.json (`added_tokens_decoder`, names of special tokens).
@@ -43,11 +43,11 @@ def declared_tokens(
       added: content of added_tokens.json, {token: id}.
 
     Raises:
-      UserError: a token is not of the form that transformers writes.
+      UserError: a token does not have the form that transformers writes.
     """
     names = _extra_names(config) + _extra_names(special_map)
     extra = {token["content"]: token for token in reversed(names)}
-    # transformers takes the older key of special_tokens_map.json for no mark of a special token.
+    # transformers does not treat tokens under special_tokens_map.json's older key as special.
     special = {token["content"] for token in _extra_names(config)}
     special |= {*role_names(special_map).values(), *role_names(config).values()}
     with_id: dict[str, AddedToken] = {}
@@ -86,13 +86,13 @@ def _token(token: Mapping[str, Any], index: Any) -> AddedToken:
 
 
 def as_library(token: Mapping[str, Any]) -> tokenizers.AddedToken:
-    """The library's object of an added token."""
+    """An added token as the library's object."""
     flags = {flag: token[flag] for flag in _FLAGS}
     return tokenizers.AddedToken(token["content"], **flags)
 
 
 def added_tokens_of(backend: tokenizers.Tokenizer) -> list[AddedToken]:
-    """The added tokens of the library's object, by id."""
+    """The added tokens of a library tokenizer, by id."""
     found = sorted(backend.get_added_tokens_decoder().items())
     return [
         {"id": index, "content": token.content, **{flag: getattr(token, flag) for flag in _FLAGS}}
@@ -105,10 +105,10 @@ def add_tokens(
     with_id: Sequence[Mapping[str, Any]],
     without: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Adds tokens as transformers does: in the order of their ids, then those without one.
+    """Adds tokens like transformers: by id, then those without one.
 
     Raises:
-      UserError: an id is not the one that the library gives, which has no holes.
+      UserError: an id differs from the library's, which numbers without gaps.
     """
     known = {token["content"] for token in added_tokens_of(backend)}
     new = [token for token in without if token["content"] not in known]
@@ -130,14 +130,14 @@ def with_tokens(
     with_id: Sequence[Mapping[str, Any]],
     without: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """A parsed `tokenizer.json` with more added tokens; the same where it has them all."""
+    """A parsed `tokenizer.json` with more added tokens; unchanged if it has them all."""
     there = [{**token} for token in spec.get("added_tokens") or ()]
     contents = {token["content"] for token in there}
     has_all = all(token in there for token in with_id) and all(
         token["content"] in contents for token in without
     )
     words = (spec.get("model") or {}).get("vocab")
-    # A token that is a word of the vocabulary has its id; of others the library counts the ids.
+    # A token that is a word of the vocabulary has that word's id; the library numbers the others.
     is_plain = isinstance(words, dict) and all(
         words.get(token["content"]) == token["id"] for token in there
     )
@@ -156,8 +156,8 @@ def with_tokens(
 
 
 class PythonSplitter:
-    """Cuts texts at added tokens as transformers' slow tokenizers do: at the longest token first,
-    letter by letter, without any normalization of the text."""
+    """Splits texts at added tokens like transformers' slow tokenizers: longest token first,
+    character by character, without normalising the text."""
 
     def __init__(self, tokens: Iterable[Mapping[str, Any]]):
         self._tokens = {token["content"]: token for token in tokens}
@@ -185,12 +185,12 @@ class PythonSplitter:
 
 
 class TokenSplitter:
-    """Cuts texts at added tokens exactly as the library does before it splits them further."""
+    """Splits texts at added tokens exactly like the library's first step."""
 
     def __init__(self, tokens: Iterable[Mapping[str, Any]], normalizer: Any = None):
-        """`normalizer`: of the library; None for none."""
+        """`normalizer`: a library object, or None."""
         tokens = list(tokens)
-        # One unknown word stands for each stretch of text between two added tokens.
+        # Each stretch of text between two added tokens becomes one unknown word.
         backend = tokenizers.Tokenizer(models.WordLevel({"\0": 0}, unk_token="\0"))
         if normalizer is not None:
             backend.normalizer = normalizer

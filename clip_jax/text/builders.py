@@ -1,6 +1,6 @@
-"""Builds a `tokenizer.json` from the older files of Hugging Face directories, as transformers does.
+"""Builders of a `tokenizer.json` from older Hugging Face files, equivalent to transformers'.
 
-Also from a SentencePiece model, for export.
+A SentencePiece model can be converted too, for export.
 """
 
 import json
@@ -25,7 +25,7 @@ def _to_json(backend: tokenizers.Tokenizer) -> bytes:
 
 
 def clip_normalizer() -> Any:
-    """Normalizer of transformers' CLIPTokenizer, which comes before its search for added tokens."""
+    """Normalizer of transformers' CLIPTokenizer, which runs before it searches for added tokens."""
     return normalizers.Sequence(
         [
             normalizers.NFC(),
@@ -41,9 +41,9 @@ def clip_json(
     eos_token: str,
     added: Sequence[Mapping[str, Any]] = (),
 ) -> bytes:
-    """`tokenizer.json` of a CLIP vocabulary and the tokens added to it. It has no ftfy and no HTML
+    """`tokenizer.json` of a CLIP vocabulary and its added tokens, without ftfy and HTML
     unescaping."""
-    # The library takes a special token from `added_tokens` only where the model knows it too.
+    # The library accepts a special token in `added_tokens` only if the model knows it too.
     backend = tokenizers.Tokenizer(
         models.BPE(
             vocab=vocabulary.ids,
@@ -74,7 +74,7 @@ def clip_json(
 
 
 def wordpiece_json(vocab_txt: bytes, config: Mapping[str, Any], names: Mapping[str, str]) -> bytes:
-    """`vocab.txt` of a BERT -> `tokenizer.json`. `config`: do_lower_case and its companions."""
+    """`vocab.txt` of a BERT -> `tokenizer.json`. `config`: do_lower_case and related keys."""
     try:
         tokens = vocab_txt.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -128,9 +128,9 @@ def byte_level_json(
 
 
 def unigram_json(model: bytes, eos_id: int, lowercase: bool) -> bytes | None:
-    """A unigram SentencePiece model without normalisation of its own -> `tokenizer.json`.
+    """A unigram SentencePiece model without its own normalisation -> `tokenizer.json`.
 
-    None where the library has no equal: byte-pair models and those with a table of characters.
+    None if the library has no equivalent: byte-pair models, and those with a character table.
     """
     from sentencepiece import sentencepiece_model_pb2 as layout  # needs protobuf
 

@@ -1,4 +1,4 @@
-"""CLIP's byte-pair vocabulary: read from OpenAI's merges file or from Hugging Face files."""
+"""CLIP's byte-pair vocabulary, read from OpenAI's merges file or from Hugging Face files."""
 
 import gzip
 import json
@@ -15,19 +15,19 @@ from clip_jax.errors import UserError
 BPE_FILE_NAME = "bpe_simple_vocab_16e6.txt.gz"
 VOCAB_FILE_NAME = "vocab.json"
 MERGES_FILE_NAME = "merges.txt"
-NUM_MERGES = 48_894  # of OpenAI's file, which has more lines than CLIP uses
+NUM_MERGES = 48_894  # used by CLIP; OpenAI's file has more lines
 BOS_TOKEN, EOS_TOKEN = "<|startoftext|>", "<|endoftext|>"
 END_OF_PIECE = "</w>"
 
 
 def byte_values() -> list[int]:
-    """The 256 bytes in the order in which CLIP numbers them: the printable ones first."""
+    """The 256 bytes in CLIP's order: printable ones first."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return printable + [b for b in range(256) if b not in set(printable)]
 
 
 def byte_symbols() -> list[str]:
-    """GPT-2's printable stand-in of each byte, in the order of `byte_values`."""
+    """GPT-2's printable substitute for each byte, in the order of `byte_values`."""
     values = byte_values()
     num_printable = 188
     return [chr(b) for b in values[:num_printable]] + [
@@ -37,11 +37,11 @@ def byte_symbols() -> list[str]:
 
 @dataclass(frozen=True)
 class BpeVocabulary:
-    """Symbols and merges of a byte-pair vocabulary, and the library's engine that applies them."""
+    """Symbols and merges of a byte-pair vocabulary, and the library engine that applies them."""
 
     ids: dict[str, int]  # symbol → id, special ones included
-    merges: list[tuple[str, str]]  # by rank: the earlier goes first
-    engine: models.BPE  # leaves out symbols that `ids` lacks
+    merges: list[tuple[str, str]]  # by rank: earlier ones are applied first
+    engine: models.BPE  # drops symbols that `ids` lacks
 
     @property
     def size(self) -> int:
@@ -49,7 +49,7 @@ class BpeVocabulary:
         return max(self.ids.values()) + 1
 
     def special_id(self, token: str) -> int:
-        """Id of a special token; UserError where the vocabulary lacks it."""
+        """Id of a special token. Raises UserError if the vocabulary lacks it."""
         if token not in self.ids:
             raise UserError(f"{VOCAB_FILE_NAME}: lacks the special token {token!r}")
         return self.ids[token]
@@ -58,13 +58,13 @@ class BpeVocabulary:
 def make_engine(
     ids: dict[str, int], merges: list[tuple[str, str]], unk_token: str | None = None
 ) -> models.BPE:
-    """The engine of CLIP's kind. `unk_token` stands for each symbol that `ids` lacks."""
+    """CLIP's kind of engine. `unk_token` replaces each symbol that `ids` lacks."""
     return models.BPE(
         vocab=ids,
         merges=merges,
         end_of_word_suffix=END_OF_PIECE,
         unk_token=unk_token,
-        cache_capacity=0,  # `ClipBpeTokenizer` remembers whole words
+        cache_capacity=0,  # `ClipBpeTokenizer` caches whole words
     )
 
 
@@ -106,7 +106,7 @@ def read_huggingface_merges(vocab: bytes, merges: bytes) -> BpeVocabulary:
     """Contents of `vocab.json` and `merges.txt` -> a vocabulary of any size.
 
     Raises:
-      UserError: one is damaged, or they do not belong together.
+      UserError: one is damaged, or they do not match.
     """
     ids = parse_json(vocab, VOCAB_FILE_NAME)
     if not ids or not all(type(i) is int and i >= 0 for i in ids.values()):
@@ -136,7 +136,7 @@ def write_huggingface_merges(vocabulary: BpeVocabulary) -> tuple[bytes, bytes]:
 def vocabulary_of_tokenizer_json(
     spec: Mapping[str, Any], special: Collection[str] = (BOS_TOKEN, EOS_TOKEN)
 ) -> BpeVocabulary:
-    """The `BpeVocabulary` of a parsed `tokenizer.json`; of its added tokens, `special` only.
+    """The `BpeVocabulary` of a parsed `tokenizer.json`, with only the added tokens in `special`.
 
     Raises:
       UserError: it is not a byte-pair vocabulary.
@@ -153,7 +153,7 @@ def vocabulary_of_tokenizer_json(
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:
-    """Content of a JSON file that holds an object; UserError with its `name` otherwise."""
+    """Parses a JSON file that holds an object; otherwise raises UserError with its `name`."""
     try:
         value = json.loads(content)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""Caption cleaning: what happens to a text before any tokenizer sees it.
+"""Caption cleaning, which precedes every tokenizer.
 
-The cleaning is part of a model's identity: the mode is stored with the tokenizer, never guessed.
+It is part of a model's identity: the mode is stored with the tokenizer, never guessed.
 """
 
 import html
@@ -15,8 +15,8 @@ from clip_jax.errors import UserError
 
 CLEANING_MODES = ("lower", "whitespace", "canonicalize", "siglip", "lowercase", "none")
 
-# Most captions are of characters that ftfy leaves alone one by one (a test goes through all), and
-# ftfy costs ten times as much as all the rest.
+# Most captions have only characters that ftfy leaves alone one by one (a test covers all), and ftfy
+# costs ten times as much as the rest.
 _PLAIN_ASCII = re.compile(r"[ -~\t\n]*")
 _CALM = re.compile(  # without line breaks, Latin ligatures, curly quotes, controls, odd widths
     "[\t -~\xa0-\u0131\u0134-\u0148\u014a-\u01c3\u01cd-\u01f0\u01f4-\u02bb\u02bd-\u1fff"
@@ -26,7 +26,7 @@ _CALM = re.compile(  # without line breaks, Latin ligatures, curly quotes, contr
 _CURLY_QUOTES = (("’", "'"), ("‘", "'"), ("“", '"'), ("”", '"'))
 _MAYBE_ENTITY = re.compile(r"&(?! |$)")
 _NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
-# "▁" is how SentencePiece spells a space.
+# SentencePiece writes a space as "▁".
 _SIGLIP = str.maketrans("▁", " ", string.punctuation)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -41,22 +41,22 @@ def check_cleaning(cleaning: str) -> str:
 def clean_text(text: str, cleaning: str) -> str:
     """Cleans one caption.
 
-    Three modes repair mojibake (ftfy), unescape HTML twice ("&amp;lt;" is "<"), strip, and make
-    each run of white space one space:
+    Three modes repair mojibake (ftfy), unescape HTML twice ("&amp;lt;" is "<"), strip, and collapse
+    each run of white space to one space:
 
-    - `whitespace`: nothing more.
-    - `lower`: also lower-cased; OpenAI's cleaning.
-    - `canonicalize`: also "_" becomes a space and ASCII punctuation goes; big_vision's cleaning of
-      zero-shot prompts, which open_clip applies to every text of a SigLIP model.
+    - `whitespace`: only that.
+    - `lower`: also lower-cases; OpenAI's cleaning.
+    - `canonicalize`: also turns "_" into a space and deletes ASCII punctuation; big_vision's
+      cleaning of zero-shot prompts, which open_clip applies to every text of a SigLIP model.
 
     Three do not:
 
-    - `siglip`: lower-cased, ASCII punctuation ("_" too) removed, white space collapsed; what
-      transformers' SiglipTokenizer does.
-    - `lowercase`: lower-cased.
-    - `none`: as it is.
+    - `siglip`: lower-cases, deletes ASCII punctuation ("_" too), collapses white space; equals
+      transformers' SiglipTokenizer.
+    - `lowercase`: lower-cases.
+    - `none`: changes nothing.
 
-    In every mode a lone surrogate, which UTF-8 cannot spell, becomes U+FFFD.
+    In every mode a lone surrogate, which UTF-8 cannot encode, becomes U+FFFD.
     """
     if cleaning in ("none", "lowercase", "siglip"):
         if not text.isascii() and _SURROGATE.search(text):
@@ -68,23 +68,23 @@ def clean_text(text: str, cleaning: str) -> str:
     text = _repair(text)
     if cleaning == "canonicalize":
         text = text.translate(_NO_PUNCTUATION)
-    # Lower-casing comes last: it never makes white space, and both peers order it so.
+    # Lower-casing comes last, as in OpenAI's and open_clip's code; it never creates white space.
     text = " ".join(text.split())
     return text if cleaning == "whitespace" else text.lower()
 
 
 def clean_words(text: str, cleaning: str) -> list[str]:
-    """The words of `clean_text(text, cleaning)`: its parts between white space."""
+    """The words of `clean_text(text, cleaning)`, split at white space."""
     if cleaning == "lower":
         return _repair(text).lower().split()
     return clean_text(text, cleaning).split()
 
 
 def _repair(text: str) -> str:
-    """ftfy, then HTML unescaping twice; short cuts where the outcome is known without ftfy."""
+    """Applies ftfy, then HTML unescaping twice; skips ftfy if the outcome is known without it."""
     if "&" in text and _MAYBE_ENTITY.search(text):
         once = html.unescape(text)
-        # With no entity left there is nothing for ftfy's looser rules to find in between.
+        # If no entity is left, ftfy's looser rules have nothing to find in between.
         if once.isascii() and once.isprintable() and not _MAYBE_ENTITY.search(once):
             return once
     elif text.isascii():

@@ -1,4 +1,4 @@
-"""The byte-pair tokenizer of OpenAI's CLIP, id for id.
+"""Byte-pair tokenizer of OpenAI's CLIP, with identical ids.
 
 Source: Radford et al. 2021, section 2.4, and the `simple_tokenizer` that OpenAI released with it.
 """
@@ -35,7 +35,7 @@ __all__ = [
     "find_bpe_file",
 ]
 
-# A contraction, a run of letters, one number character, or a run of anything else.
+# A piece is a contraction, a run of letters, one number character, or a run of anything else.
 _PIECE = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _STAND_INS = dict(zip(byte_values(), byte_symbols(), strict=True))
 _MAX_CACHED_WORDS = 1 << 17
@@ -43,7 +43,7 @@ _MAX_CACHED_CHARACTERS = 64
 
 
 class _Words(dict[str, bytes]):
-    """Bytes of the ids of each word met so far: pieces never cross white space."""
+    """Cache of words' ids as bytes; words are independent, since pieces never cross white space."""
 
     def __init__(self, encode: Callable[[str], bytes]):
         super().__init__()
@@ -59,25 +59,25 @@ class _Words(dict[str, bytes]):
 class ClipBpeTokenizer(RowTokenizer):
     """OpenAI CLIP's tokenizer: texts -> int32 (N, context_length): BOS, ids, EOS, padding.
 
-    Differs from OpenAI's in one point: a literal "<|endoftext|>" in a caption is ordinary text and
-    never becomes the special id, because that would move the position at which the text tower
-    pools. `special_strings="parse"` gives OpenAI's behaviour.
+    It differs from OpenAI's in one point: a literal "<|endoftext|>" in a caption is ordinary text
+    and never becomes the special id, which would move the position at which the text tower pools.
+    `special_strings="parse"` gives OpenAI's behaviour.
 
-    A byte that a small vocabulary cannot spell is left out; Hugging Face puts `unk_token`, which
-    for CLIP is EOS, and with "parse" so does this.
+    A byte that a small vocabulary cannot spell is dropped; with "parse" it becomes, as in Hugging
+    Face, `unk_token`, which for CLIP is EOS.
 
     Args:
-      merges: content of `bpe_simple_vocab_16e6.txt.gz` (see `find_bpe_file`); with `vocab`, that of
-        Hugging Face's `merges.txt`.
-      context_length: ids a row, BOS and EOS included; >= 2.
-      truncate: cut a longer caption, its last id being EOS; otherwise it is a UserError.
+      merges: content of `bpe_simple_vocab_16e6.txt.gz` (see `find_bpe_file`); with `vocab`,
+      content of Hugging Face's `merges.txt`.
+      context_length: ids per row, BOS and EOS included; >= 2.
+      truncate: cuts longer captions, keeping EOS as last id; otherwise they raise UserError.
       cleaning: a mode of `clip_jax.text.cleaning.clean_text`; CLIP's is "lower".
-      special_strings: "encode" as text or "parse" into the special ids.
+      special_strings: "encode" them as text or "parse" them into the special ids.
       vocab: content of Hugging Face's `vocab.json`, of any size.
-      pad_id: OpenAI's is 0, which is also the real token "!": the text tower is causal and pools
-        at EOS, so padding is unseen.
-      added_tokens: tokens that a user added (see `added_tokens.py`); a text is cut at them first,
-        as transformers does, so that cleaning leaves them alone. That of `pad_id` stays text.
+      pad_id: OpenAI's is 0, which is also the token "!"; the text tower is causal and pools at
+      EOS, so it never sees padding.
+      added_tokens: tokens that a user added (see `added_tokens.py`); texts are split at them
+      first, as in transformers, so cleaning leaves them alone. The one of `pad_id` stays text.
     """
 
     kind = "clip_bpe"
@@ -112,7 +112,7 @@ class ClipBpeTokenizer(RowTokenizer):
         self._check_row()
 
         ids, self._engine = self.vocabulary.ids, self.vocabulary.engine
-        # A word then has an id at least.
+        # If so, every word has at least one id.
         self._spells_all = all(c in ids and c + END_OF_PIECE in ids for c in byte_symbols())
         special: dict[str, int] = {}
         if special_strings == "parse":
@@ -140,29 +140,29 @@ class ClipBpeTokenizer(RowTokenizer):
         encoded, most, cleaning = self._words, self.context_length, self.cleaning
         for text in texts:
             words = clean_words(text, cleaning)
-            # The rest of an endless caption need not be looked at.
+            # The rest of an endless caption can be skipped.
             if cut and len(words) > most and self._spells_all:
                 words = words[:most]
             yield b"".join([encoded[word] for word in words])
 
     def _encode_word(self, word: str) -> bytes:
         """Characters without white space -> bytes of their int32 ids."""
-        if word.isascii() and word.isalpha():  # most are one piece
+        if word.isascii() and word.isalpha():  # usually one piece
             return self._encode_piece(word)
         known = self._words.get
         pieces = self._find_pieces(word)
         return b"".join([known(piece) or self._encode_piece(piece) for piece in pieces])
 
     def _encode_piece(self, piece: str) -> bytes:
-        """Merges the pair of lowest rank, leftmost first, until none is left: O(n log n)."""
+        """Ids of a piece as bytes; merges the lowest-ranked pair, leftmost first, in O(n log n)."""
         if not piece.isalnum() or not piece.isascii():
             piece = piece.encode("utf-8").decode("latin-1").translate(_STAND_INS)
         return id_bytes([token.id for token in self._engine.tokenize(piece)])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids of one text -> the text, lower-cased and with a space after each piece's last token.
+        """Ids of one text -> lower-cased text with a space after each piece's last token.
 
-        Stops at the first EOS; BOS is left out, and so are ids that the vocabulary lacks.
+        Stops at the first EOS; drops BOS and ids that the vocabulary lacks.
         """
         byte_of = dict(zip(byte_symbols(), byte_values(), strict=True))
         symbols = {i: symbol for symbol, i in self.vocabulary.ids.items()}
@@ -188,7 +188,7 @@ class ClipBpeTokenizer(RowTokenizer):
         }
 
     def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """(JSON-able spec, {file name: content}); `tokenizer_from_files` is the inverse."""
+        """(JSON-serialisable spec, {file name: content}); inverse of `tokenizer_from_files`."""
         return {"kind": self.kind, "options": self._options()}, dict(self._files)
 
     @classmethod

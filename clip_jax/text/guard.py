@@ -1,4 +1,4 @@
-"""Editing a `tokenizer.json` so that special strings in a text stay text."""
+"""Edits of a `tokenizer.json` that keep special strings in a text as text."""
 
 from collections.abc import Collection
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from clip_jax.errors import UserError
 from clip_jax.text.byte_pairs import vocabulary_of_tokenizer_json
 
-# Noncharacters, before which no name occurs in a text: `without_marks` sees to it.
+# Hidden names start with these noncharacters, and `without_marks` keeps them out of texts.
 _MARKS = "\ufdd0\ufdd1\ufdd2"
 
 
 def hide_tokens(spec: dict[str, Any], tokens: Collection[str]) -> dict[str, Any]:
-    """A parsed `tokenizer.json` in which `tokens` have names that no text contains.
+    """A parsed `tokenizer.json` with `tokens` renamed so that no text contains them.
 
-    Leaving them out of the added tokens would not do: a unigram model finds any piece of its
-    vocabulary in a text, control symbols too, and a word-level one any word.
+    Removing them from the added tokens is not enough: a unigram model finds any piece of its
+    vocabulary in a text, even control symbols, and a word-level model any word.
     """
     hidden = set(tokens)
 
@@ -41,12 +41,12 @@ def hide_tokens(spec: dict[str, Any], tokens: Collection[str]) -> dict[str, Any]
 
 
 def without_marks(text: str) -> str:
-    """The text; where it has all the marks that hide a name, in any order, without one of them."""
+    """The text; if it contains all marks, in any order, the first mark becomes U+FFFD."""
     return text.replace(_MARKS[0], "\ufffd") if all(mark in text for mark in _MARKS) else text
 
 
 def with_lowercase(spec: dict[str, Any]) -> dict[str, Any]:
-    """A parsed `tokenizer.json` that lower-cases first, as SigLIP 2 does before Gemma's."""
+    """A parsed `tokenizer.json` that lower-cases first, as SigLIP 2 does before Gemma's steps."""
     normalizer = spec.get("normalizer")
     steps = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
     if any(step.get("type") == "Lowercase" for step in steps):

@@ -1,4 +1,4 @@
-"""Tokenizers written as Hugging Face's files; `huggingface_tokenizer.py` reads them."""
+"""Writer of tokenizers as Hugging Face's files; `huggingface_files.py` reads them."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -25,12 +25,12 @@ _SPECIAL_MAP = "special_tokens_map.json"
 
 
 def to_huggingface_files(tokenizer: object) -> dict[str, bytes]:
-    """{file name: content} of a directory that transformers' AutoTokenizer loads to the same ids.
+    """{file name: content} of a directory that transformers' AutoTokenizer loads to equal ids.
 
-    transformers does less cleaning: it has no ftfy and no HTML unescaping, so the ids are the same
-    for a text that these leave alone (`clean_text(text, tokenizer.cleaning)` is one). A literal
-    special string is text to us and a special token to transformers. Cleaning "canonicalize" is
-    written as SigLIP's, which deletes "_" instead of making it a space.
+    transformers cleans less: it has no ftfy and no HTML unescaping, so the ids are equal for texts
+    that these leave alone, such as `clean_text(text, tokenizer.cleaning)`. A literal special string
+    is text to us and a special token to transformers. Cleaning "canonicalize" is written as
+    SigLIP's, which deletes "_" instead of turning it into a space.
 
     Raises:
       UserError: the tokenizer has no counterpart in transformers.
@@ -51,7 +51,7 @@ def to_huggingface_files(tokenizer: object) -> dict[str, bytes]:
 
 
 def _decoder(tokens: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """`added_tokens_decoder` of a tokenizer_config.json."""
+    """`added_tokens_decoder` for a tokenizer_config.json."""
     return {
         str(token["id"]): {key: value for key, value in token.items() if key != "id"}
         for token in tokens
@@ -65,8 +65,8 @@ def _json(value: Mapping[str, Any]) -> bytes:
 def _clip_files(tokenizer: ClipBpeTokenizer) -> dict[str, bytes]:
     vocabulary, bos, eos = tokenizer.vocabulary, tokenizer.bos_token, tokenizer.eos_token
     vocab, merges = write_huggingface_merges(vocabulary)
-    # A padding token is special to transformers: were it "!" (OpenAI's id 0), every "!" of a text
-    # would become padding. Behind EOS a causal tower sees no padding, so EOS serves as well.
+    # transformers treats the padding token as special: if it were "!" (OpenAI's id 0), every "!" of
+    # a text would become padding. A causal tower ignores ids after EOS, so EOS can pad.
     names = {"bos_token": bos, "eos_token": eos, "unk_token": eos, "pad_token": eos}
     added = tokenizer.added_tokens
     names["pad_token"] = next((t["content"] for t in added if t["id"] == tokenizer.pad_id), eos)

@@ -1,4 +1,4 @@
-"""Tokenizers out of Hugging Face and open_clip directories; `tokenizer_export.py` writes them."""
+"""Reader of tokenizers in Hugging Face and open_clip directories; see `huggingface_export.py`."""
 
 import json
 import re
@@ -41,7 +41,7 @@ __all__ = ["HuggingFaceTokenizer", "has_tokenizer", "load_huggingface_tokenizer"
 
 _CONFIG = "tokenizer_config.json"
 _SPECIAL_MAP = "special_tokens_map.json"
-# SentencePiece files and the layout that each name stands for.
+# A SentencePiece model may have any of these names.
 _PIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 _TOKENIZER_FILES = (
     TOKENIZER_JSON_NAME,
@@ -64,11 +64,11 @@ _CLASS_OF_MODEL_TYPE = {
 _T5 = re.compile(r"<extra_id_\d+>$")
 _GEMMA = ("GemmaTokenizer", "Siglip2Tokenizer")
 _DEFAULT_CONTEXT_LENGTHS = {"SiglipTokenizer": 64} | dict.fromkeys(_GEMMA, 64)
-_LARGEST_CONTEXT_LENGTH = 1 << 20  # transformers writes 10^30 where there is no limit
+_LARGEST_CONTEXT_LENGTH = 1 << 20  # transformers writes 10^30 for no limit
 
 
 class _Directory:
-    """The files of a directory, and what its configurations say."""
+    """Files of a directory, with the parsed configurations."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -76,7 +76,7 @@ class _Directory:
         special_map, config = self.json(_SPECIAL_MAP), self.json(_CONFIG)
         self.config = {**special_map, **config}
         self.names = role_names(self.config)
-        # Tokens added to the vocabulary: with the ids that the files give, and without one.
+        # Added tokens are separated into those with an id in the files, and those without.
         self.declared, self.extra = declared_tokens(
             config, special_map, self.json(ADDED_TOKENS_NAME)
         )
@@ -101,7 +101,7 @@ class _Directory:
         return parse_json(self.read(name), name) if self.has(name) else {}
 
     def tokenizer_class(self) -> str:
-        """Of transformers, without "Fast"; "" where nothing tells."""
+        """transformers' class name without "Fast"; "" if unknown."""
         named = self.config.get("tokenizer_class")
         if not isinstance(named, str):
             kinds = (self.text_model.get("model_type"), self.model.get("model_type"))
@@ -110,7 +110,7 @@ class _Directory:
         return named.removesuffix("Fast")
 
     def context_length(self, given: int | None, name: str) -> int:
-        """As given; else as the configurations say; else what the class of tokenizer is used at."""
+        """The given length, else the configurations', else the usual one of the tokenizer class."""
         said = (
             given,
             self.open_clip_text.get("context_length"),
@@ -124,7 +124,7 @@ class _Directory:
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a folder has files that a tokenizer can be made of."""
+    """Whether a folder has files of a tokenizer."""
     return any((directory / name).is_file() for name in _TOKENIZER_FILES)
 
 
@@ -135,25 +135,25 @@ def load_huggingface_tokenizer(
     cleaning: str | None = None,
     strip_sep_token: bool = False,
 ) -> RowTokenizer | None:
-    """The tokenizer of a Hugging Face or open_clip directory; None where it holds no such files.
+    """The tokenizer of a Hugging Face or open_clip directory; None if it has no such files.
 
-    By tokenizer_class of tokenizer_config.json, else model_type of config.json, else the files
-    themselves: CLIPTokenizer (ours, with ftfy), SiglipTokenizer with spiece.model, Gemma (lower
+    Its kind follows from tokenizer_class of tokenizer_config.json, else model_type of config.json,
+    else the files: CLIPTokenizer (ours, with ftfy), SiglipTokenizer with spiece.model, Gemma (lower
     case, no BOS), XLM-RoBERTa's sentencepiece.bpe.model, BERT's vocab.txt, RoBERTa's vocab.json and
     merges.txt, and any tokenizer.json.
 
     Args:
       directory: holds tokenizer.json, or vocab.json with merges.txt, or vocab.txt, or spiece.model,
         tokenizer.model, sentencepiece.bpe.model, or OpenAI's merges file.
-      context_length: ids a row; None takes that of open_clip_config.json, model_max_length of
-        tokenizer_config.json, or of the class.
-      cleaning: a mode of `text_cleaning.clean_text`; None takes open_clip's where there is an
-        open_clip_config.json, and transformers' elsewhere.
-      strip_sep_token: CLIPA's rule (see `HuggingFaceTokenizer`); that of open_clip_config.json
-        counts too.
+      context_length: ids per row; None takes that of open_clip_config.json, model_max_length of
+      tokenizer_config.json, or the class's default.
+      cleaning: a mode of `cleaning.clean_text`; None takes open_clip's if there is an
+      open_clip_config.json, else transformers'.
+      strip_sep_token: CLIPA's rule (see `HuggingFaceTokenizer`); open_clip_config.json may
+      also set it.
 
     Raises:
-      UserError: a file is damaged, or they do not belong together; the message names it.
+      UserError: a file is damaged, or files do not match; the message names it.
     """
     path = Path(directory)
     if not has_tokenizer(path):
@@ -177,7 +177,7 @@ def _load(
         strip_sep_token = strip_sep_token or bool(kwargs.get("strip_sep_token"))
     spec = files.json(TOKENIZER_JSON_NAME) if files.has(TOKENIZER_JSON_NAME) else None
     if name == "CLIPTokenizer" or is_clip_bpe(spec or {}):
-        # It lower-cases by itself, whatever cleaning comes before.
+        # This tokenizer lower-cases itself, whatever cleaning precedes it.
         cleaning = "lower" if cleaning in (None, "whitespace") else cleaning
         return _load_clip(files, spec, length, cleaning)
     if name == "SiglipTokenizer":
@@ -231,7 +231,7 @@ def _load_clip(
     added = _added_to_clip(files, spec, vocabulary, bos, eos)
     ids = {**vocabulary.ids, **{token["content"]: token["id"] for token in added}}
     pad = files.names.get("pad", eos)
-    # open_clip pads with 0 whatever the files beside its weights say, unless it reads them.
+    # open_clip pads with 0, unless it reads the tokenizer files beside its weights.
     zero = files.open_clip_text and not (added and files.open_clip_text.get("hf_tokenizer_name"))
     pad_id = 0 if zero or vocab is None else ids.get(pad, ids.get(eos, 0))
     return ClipBpeTokenizer(
@@ -312,7 +312,7 @@ def _added_to_pieces(
         if index >= pieces or token["content"] not in marks:
             added.append({"id": index, **token})
     if not is_siglip and not tokenizer.fairseq_ids:
-        # The model finds its own ones itself, and T5's additional tokens stand in no text.
+        # The model matches its own tokens itself, and T5's additional tokens occur in no text.
         others = [t["content"] for t in added if t["id"] >= pieces and not _T5.match(t["content"])]
         if others:
             raise UserError(

@@ -1,6 +1,6 @@
-"""Tokenizers of Hugging Face's `tokenizers` library: any `tokenizer.json`.
+"""Tokenizer for any `tokenizer.json`, by Hugging Face's `tokenizers` library.
 
-`huggingface_tokenizer.py` reads and writes whole Hugging Face directories.
+`huggingface_files.py` reads whole Hugging Face directories, `huggingface_export.py` writes them.
 """
 
 import json
@@ -18,7 +18,7 @@ from clip_jax.text.guard import hide_tokens, without_marks
 from clip_jax.text.rows import RowTokenizer, id_bytes
 
 TOKENIZER_JSON_NAME = "tokenizer.json"
-# Hugging Face's tokenizer_config.json, under another name: ours is called that too.
+# Hugging Face's tokenizer_config.json gets another name, because ours has that one.
 CONFIG_NAME = "huggingface_config.json"
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
 _EOS_NAMES = ("</s>", "<eos>", "[SEP]", "<|endoftext|>")
@@ -27,23 +27,23 @@ _EOS_NAMES = ("</s>", "<eos>", "[SEP]", "<|endoftext|>")
 class HuggingFaceTokenizer(RowTokenizer):
     """Any `tokenizer.json`: texts -> int32 (N, context_length): prefix, ids, suffix, padding.
 
-    The name of a token that marks a row's structure ("[SEP]", "</s>") is ordinary text in a text
+    The name of a token that marks a row's structure ("[SEP]", "</s>") is ordinary text in a caption
     and never becomes the special id; `special_strings="parse"` gives Hugging Face's behaviour.
-    Other added tokens, special or not, are found as Hugging Face finds them.
+    Other added tokens, special or not, are matched as in Hugging Face.
 
     Args:
       tokenizer_json: content of the file.
-      context_length: ids a row, special ones included.
+      context_length: ids per row, special ones included.
       cleaning: a mode of `clip_jax.text.cleaning.clean_text`, applied before the file's own
         normalisation.
-      truncate: cut a longer text, its last id being EOS; otherwise it is a UserError.
-      special_strings: "encode" as text or "parse" into the special ids.
+      truncate: cuts longer texts, keeping EOS as last id; otherwise they raise UserError.
+      special_strings: "encode" them as text or "parse" them into the special ids.
       config: content of Hugging Face's `tokenizer_config.json`, for the names of special tokens.
-      pad_id: None takes that of the files.
+      pad_id: None takes the files'.
       prefix_ids: ids before those of the text, mostly BOS or [CLS]; None takes the prefix of the
         file's post-processor.
       suffix_ids: ids after them, EOS or [SEP] last; None takes the post-processor's.
-      strip_sep_token: CLIPA's rule: in the finished row the last id of the suffix becomes padding.
+      strip_sep_token: CLIPA's rule: in a finished row the suffix's last id becomes padding.
     """
 
     kind = "huggingface"
@@ -103,11 +103,11 @@ class HuggingFaceTokenizer(RowTokenizer):
         encode = self._backend.encode
         for text in texts:
             cleaned = without_marks(clean_text(text, self.cleaning))
-            # One by one: data workers call this side by side, each on its own core.
+            # Texts go one by one: data workers call this in parallel, each on its own core.
             yield id_bytes(encode(cleaned, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids of one text -> the text as its vocabulary spells it, up to the first EOS."""
+        """Ids of one text -> text as the vocabulary spells it, up to the first EOS."""
         return self._backend.decode(self._body_of(ids), skip_special_tokens=False)
 
     def _options(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class HuggingFaceTokenizer(RowTokenizer):
         }
 
     def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """(JSON-able spec, {file name: content}); `tokenizer_from_files` is the inverse."""
+        """(JSON-serialisable spec, {file name: content}); inverse of `tokenizer_from_files`."""
         return {"kind": self.kind, "options": self._options()}, dict(self._files)
 
     @classmethod
@@ -129,7 +129,7 @@ class HuggingFaceTokenizer(RowTokenizer):
 
 
 def load_backend(content: bytes) -> tokenizers.Tokenizer:
-    """Content of a `tokenizer.json` -> the library's object; UserError where it is none."""
+    """Content of a `tokenizer.json` -> the library's object. Raises UserError if it is invalid."""
     try:
         backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
     # The library raises plain Exception for any damage.
@@ -146,7 +146,7 @@ def _largest_id(backend: tokenizers.Tokenizer) -> int:
 
 
 def _post_processor_ids(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the file's post-processor puts before and after those of a text."""
+    """(prefix, suffix): the ids that the file's post-processor adds to those of a text."""
     for probe in ("a", "e", "0", ".", *list(backend.get_vocab())[-64:]):
         body = backend.encode(probe, add_special_tokens=False).ids
         row = backend.encode(probe, add_special_tokens=True).ids

@@ -1,4 +1,4 @@
-"""Where CLIP's merges file is found: on disk, in an installed package, or downloaded once."""
+"""Location of CLIP's merges file: on disk, in an installed package, or downloaded once."""
 
 import hashlib
 import importlib.util
@@ -21,15 +21,15 @@ _DOWNLOAD_TIMEOUT_SECONDS = 30
 
 
 def find_bpe_file(path: str | Path | None = None, beside: str | Path | None = None) -> Path:
-    """The verified merges file of CLIP: `bpe_simple_vocab_16e6.txt.gz`.
+    """Path of CLIP's merges file `bpe_simple_vocab_16e6.txt.gz`, verified.
 
-    Looks at `path` and nowhere else if it is given; else at the environment variable CLIP_JAX_BPE;
-    else in the folder `beside` (that of the weights); else in the cache (~/.cache/clip_jax, or
-    CLIP_JAX_CACHE); else inside an installed `open_clip` or `clip` package (found, not imported);
-    else downloads it from OpenAI's repository into the cache.
+    Looks only at `path` if it is given. Otherwise tries, in this order: the environment variable
+    CLIP_JAX_BPE; the folder `beside` (of the weights); the cache (~/.cache/clip_jax, or
+    CLIP_JAX_CACHE); an installed `open_clip` or `clip` package (located, not imported); a download
+    from OpenAI's repository into the cache.
 
     Raises:
-      UserError: there is none and none can be had, or its SHA-256 is not that of OpenAI's file.
+      UserError: none was found or downloaded, or its SHA-256 differs from OpenAI's file.
     """
     if path is not None:
         return _verified(Path(with_home(path, "path")), "the given path")
@@ -66,7 +66,7 @@ def _verified(path: Path, origin: str) -> Path:
 
 
 def _download(target: Path) -> Path:
-    """Downloads the merges file to `target`, which appears whole and verified or not at all."""
+    """Downloads the merges file to `target` atomically, after verification."""
     try:
         with urllib.request.urlopen(BPE_FILE_URL, timeout=_DOWNLOAD_TIMEOUT_SECONDS) as response:
             content = response.read()

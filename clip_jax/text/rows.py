@@ -1,4 +1,4 @@
-"""What all tokenizers share: rows of a fixed length, the rule for texts too long, copies."""
+"""Base class of all tokenizers: rows of a fixed length, truncation, modified copies."""
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,26 +14,26 @@ BYTES_PER_ID = 4
 
 
 def id_bytes(ids: Iterable[int]) -> bytes:
-    """Ids -> the bytes of an int32 array of them: rows are put together by joining such bytes."""
+    """Ids -> their bytes as int32; joining such bytes builds rows."""
     return array("i", ids).tobytes()
 
 
 def as_text_list(texts: str | Sequence[str]) -> list[str]:
-    """The strings of one or of a sequence of them. Raises UserError that names the wrong item."""
+    """A list from one string or a sequence of strings. Raises UserError naming a wrong item."""
     return [texts] if isinstance(texts, str) else text_list(texts, "texts", "a photo of a cat")
 
 
 class RowTokenizer:
     """Texts -> int32 (N, context_length): prefix ids, ids of the text, suffix ids, padding.
 
-    A subclass turns texts into ids (`_bodies`) and says what it is made of (`to_files`).
+    A subclass turns texts into ids (`_bodies`) and serialises itself (`to_files`).
     """
 
     kind: str
     vocab_size: int
     eos_id: int
     pad_id: int
-    # Tokens that a user added to the vocabulary, in the form of a tokenizer.json.
+    # A user added these tokens to the vocabulary; their form is tokenizer.json's.
     added_tokens: Sequence[Mapping[str, Any]] = ()
     _prefix: tuple[int, ...]  # before the ids of a text, mostly BOS
     _suffix: tuple[int, ...]  # after them, EOS last
@@ -47,7 +47,7 @@ class RowTokenizer:
         self.special_strings = special_strings
 
     def _check_row(self) -> None:
-        """Raises UserError where the special ids do not fit into a row, or an option is wrong."""
+        """Raises UserError if the special ids do not fit into a row, or an option is wrong."""
         smallest = max(2, len(self._prefix) + len(self._suffix))
         if type(self.context_length) is not int or self.context_length < smallest:
             raise UserError(
@@ -61,11 +61,10 @@ class RowTokenizer:
     def __call__(self, texts: str | Sequence[str], truncate: bool | None = None) -> np.ndarray:
         """Texts (N) -> int32 (N, context_length).
 
-        `truncate`: cut a text that is too long, its row still ending in EOS; None takes the
-        tokenizer's own setting.
+        `truncate`: cuts texts that are too long, keeping EOS; None takes the tokenizer's setting.
 
         Raises:
-          UserError: a text is too long and is not to be cut.
+          UserError: a text is too long and not to be cut.
         """
         listed = as_text_list(texts)
         cut = self.truncate if truncate is None else truncate
@@ -80,7 +79,7 @@ class RowTokenizer:
                 body = body[:room]
             row = prefix + body + suffix
             rows.append(row + padding[len(row) :])
-        # Of a bytearray numpy makes an array that can be written to.
+        # numpy's view of a bytearray is writable, unlike that of bytes.
         packed = np.frombuffer(bytearray(b"".join(rows)), np.int32)
         return packed.reshape(len(listed), self.context_length)
 
@@ -92,8 +91,8 @@ class RowTokenizer:
         )
 
     def _bodies(self, texts: list[str], cut: bool) -> Iterable[bytes]:
-        """`id_bytes` of each text without prefix and suffix; where `cut`, ids beyond the context
-        length may be left out."""
+        """`id_bytes` of each text without prefix and suffix; if `cut`, ids beyond the context
+        length may be omitted."""
         raise NotImplementedError
 
     def _body_of(self, ids: Iterable[int]) -> list[int]:
@@ -118,18 +117,18 @@ class RowTokenizer:
         return self._changed(context_length=context_length)
 
     def with_truncation(self, truncate: bool) -> Self:
-        """The same tokenizer that cuts texts that are too long, or refuses them."""
+        """The same tokenizer, cutting texts that are too long or refusing them."""
         return self._changed(truncate=truncate)
 
     def _changed(self, **attributes: Any) -> Self:
-        # The vocabulary and the cache of words are shared, not built again.
+        # Copies share the vocabulary and the word cache.
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__ | attributes)
         other._check_row()
         return other
 
     def _options(self) -> dict[str, Any]:
-        """JSON-able keyword arguments of the constructor."""
+        """JSON-serialisable keyword arguments of the constructor."""
         return {
             "context_length": self.context_length,
             "cleaning": self.cleaning,
@@ -138,7 +137,7 @@ class RowTokenizer:
         }
 
     def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """(JSON-able spec, {file name: content}); `tokenizer_from_files` is the inverse."""
+        """(JSON-serialisable spec, {file name: content}); inverse of `tokenizer_from_files`."""
         raise NotImplementedError
 
     @classmethod

@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers: training one from captions, and using any `.model` file.
+"""SentencePiece tokenizers: training from captions, and use of any `.model` file.
 
 Source: Kudo 2018 (unigram language model); SigLIP and SigLIP 2 use such vocabularies.
 """
@@ -22,12 +22,12 @@ from clip_jax.text.rows import RowTokenizer, id_bytes
 logger = logging.getLogger(__name__)
 
 MODEL_FILE_NAME = "tokenizer.model"
-# pad, unk, EOS and one piece for each byte
+# The reserved pieces are pad, unk, EOS and one per byte.
 _NUM_RESERVED_PIECES = 3 + 256
-# SentencePiece drops longer lines (4,192 bytes); a row of ids ends far earlier anyway.
+# SentencePiece drops longer lines (4,192 bytes); rows of ids are far shorter anyway.
 _MAX_TRAINING_CHARACTERS = 1000
 _FAIRSEQ_IDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
-_SPACE = "▁"  # how the models spell it
+_SPACE = "▁"  # as written in the models
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _MIN_VOCAB_SIZE = _NUM_RESERVED_PIECES + 16
 
@@ -35,22 +35,22 @@ _MIN_VOCAB_SIZE = _NUM_RESERVED_PIECES + 16
 class SentencePieceTokenizer(RowTokenizer):
     """A SentencePiece model: texts -> int32 (N, context_length): [BOS,] ids, EOS, padding.
 
-    The name of a control symbol in a text ("</s>") is ordinary text; `special_strings="parse"`
-    gives its id, as transformers does.
+    The name of a control symbol ("</s>") is ordinary text in a caption; `special_strings="parse"`
+    gives its id, as in transformers.
 
     Args:
       model: content of a SentencePiece `.model` file.
-      context_length: ids a row, BOS and EOS included.
+      context_length: ids per row, BOS and EOS included.
       cleaning: a mode of `clip_jax.text.cleaning.clean_text`, applied before the model.
-      add_bos: put the BOS id first.
+      add_bos: puts the BOS id first.
       pad_id: None takes the model's; SigLIP pads with its EOS id.
-      truncate: cut a longer text, its last id being EOS; otherwise it is a UserError.
-      special_strings: "encode" as text or "parse" into the special ids.
-      fairseq_ids: number the pieces as XLM-RoBERTa does: 0 BOS, 1 padding, 2 EOS, 3 unknown, the
-        model's pieces from its fourth on one higher than in the model, and a mask id last.
-      added_tokens: tokens that a user added (see `added_tokens.py`), found as transformers'
-        SiglipTokenizer, or with `fairseq_ids` its XLMRobertaTokenizer, finds them: before SigLIP's
-        own cleaning, after any other. That of `pad_id` stays text.
+      truncate: cuts longer texts, keeping EOS as last id; otherwise they raise UserError.
+      special_strings: "encode" them as text or "parse" them into the special ids.
+      fairseq_ids: numbers pieces like XLM-RoBERTa: 0 BOS, 1 padding, 2 EOS, 3 unknown, then the
+      model's pieces from the fourth on, one higher than in the model, and a mask id last.
+      added_tokens: tokens that a user added (see `added_tokens.py`), matched as in transformers'
+      SiglipTokenizer, or with `fairseq_ids` XLMRobertaTokenizer: before SigLIP's own cleaning,
+      after any other. The one of `pad_id` stays text.
     """
 
     kind = "sentencepiece"
@@ -123,7 +123,7 @@ class SentencePieceTokenizer(RowTokenizer):
         return {*self._specials, *(("<pad>", "<mask>") if self.fairseq_ids else ())}
 
     def find_piece(self, piece: str) -> int | None:
-        """The id of a piece in the tokenizer's own numbers, or None."""
+        """The id of a piece in the tokenizer's own numbering, or None."""
         if self.fairseq_ids and piece in _FAIRSEQ_IDS:
             return _FAIRSEQ_IDS[piece]
         found = self._processor.piece_to_id(piece)
@@ -133,7 +133,7 @@ class SentencePieceTokenizer(RowTokenizer):
         return mask if self.fairseq_ids and piece == "<mask>" else None
 
     def piece_id(self, piece: str) -> int:
-        """The model's id of a piece, such as "</s>"; UserError where it has none."""
+        """The model's id of a piece, such as "</s>". Raises UserError if it has none."""
         found = self._processor.piece_to_id(piece)
         if self.piece(found) != piece:
             raise UserError(f"this SentencePiece model has no piece {piece!r}")
@@ -147,12 +147,12 @@ class SentencePieceTokenizer(RowTokenizer):
         if self.special_strings == "parse":
             return [id_bytes(self._renumber(self._parse(text))) for text in texts]
         cleaned = [clean_text(text, self.cleaning) for text in texts]
-        # One thread: data workers call this side by side, each on its own core.
+        # One thread is enough: data workers call this in parallel, each on its own core.
         rows = self._processor.encode(cleaned, out_type=int, num_threads=1)
         return [id_bytes(self._renumber(ids)) for ids in rows]
 
     def _with_added(self, text: str) -> list[int]:
-        """Ids of a text in which added tokens are looked for."""
+        """Ids of a text, in which added tokens are matched."""
         assert self._split is not None
         own_cleaning = self.cleaning == "siglip"
         text = clean_text(text, "none" if own_cleaning else self.cleaning)
@@ -171,8 +171,8 @@ class SentencePieceTokenizer(RowTokenizer):
         return ids
 
     def _stretch(self, text: str) -> list[int]:
-        """Ids of a part of a text as SiglipTokenizer has them: behind an added token the first word
-        is not one that begins with a space, and a piece called as an added token is that token."""
+        """Ids of a part of a text as in SiglipTokenizer: after an added token the first word has no
+        leading space, and a piece with an added token's name is that token."""
         if self.cleaning == "siglip":
             text = text.lower().translate(_PUNCTUATION)
         words = " ".join(text.split())
@@ -188,7 +188,7 @@ class SentencePieceTokenizer(RowTokenizer):
         return [3 if i == self.unk_id else i + 1 for i in ids]
 
     def _parse(self, text: str) -> list[int]:
-        """Ids of a text in which the names of special symbols stand for those symbols."""
+        """Ids of a text, in which names of special symbols become those symbols."""
         names = "|".join(map(re.escape, self._specials))
         ids: list[int] = []
         for i, part in enumerate(re.split(f"({names})", text)):
@@ -199,7 +199,7 @@ class SentencePieceTokenizer(RowTokenizer):
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids of one text -> the cleaned text, up to the first EOS, without BOS and padding."""
+        """Ids of one text -> cleaned text up to the first EOS, without BOS and padding."""
         kept = [i for i in self._body_of(ids) if i not in (self.bos_id, self.pad_id)]
         added = {token["id"]: token["content"] for token in self.added_tokens}
         parts = [
@@ -224,7 +224,7 @@ class SentencePieceTokenizer(RowTokenizer):
         }
 
     def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """(JSON-able spec, {file name: content}); `tokenizer_from_files` is the inverse."""
+        """(JSON-serialisable spec, {file name: content}); inverse of `tokenizer_from_files`."""
         return {"kind": self.kind, "options": self._options()}, {MODEL_FILE_NAME: self.model}
 
     @classmethod
@@ -241,15 +241,15 @@ def train_sentencepiece(
 ) -> SentencePieceTokenizer:
     """Trains a unigram vocabulary on the distinct cleaned captions, in the order first seen.
 
-    The same captions in the same order give the same model, byte for byte. Ids: 0 padding,
-    1 unknown, 2 EOS, then 256 bytes (a character outside the vocabulary is spelled in bytes, so
-    nothing is lost), then the learned pieces; there is no BOS.
+    Equal captions in equal order give the same model, byte for byte. Ids: 0 padding, 1 unknown,
+    2 EOS, then 256 bytes (which spell characters outside the vocabulary, so nothing is lost), then
+    the learned pieces; there is no BOS.
 
     Args:
-      captions: at least one that is not empty after cleaning; their first 1,000 characters count.
-      vocab_size: number of ids wished for, the 259 above included; a small set of captions gives
-        fewer, which is logged (`.vocab_size` of the result is the true number).
-      context_length: ids a row, EOS included.
+      captions: at least one must remain after cleaning; only their first 1,000 characters count.
+      vocab_size: requested number of ids, including the 259 above; few captions give fewer,
+        which is logged (`.vocab_size` of the result is the actual number).
+      context_length: ids per row, EOS included.
       cleaning: a mode of `clip_jax.text.cleaning.clean_text`.
 
     Raises:
@@ -297,10 +297,10 @@ def _train_unigram(captions: list[str], vocab_size: int) -> bytes:
             eos_id=2,
             byte_fallback=True,
             character_coverage=1.0,
-            normalization_rule_name="identity",  # the cleaning is ours
+            normalization_rule_name="identity",  # captions are already clean
             input_sentence_size=0,
             shuffle_input_sentence=False,
-            num_threads=1,  # with more, sums of floats depend on who finishes first
+            num_threads=1,  # with more, the order of float sums would vary
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
@@ -313,11 +313,11 @@ def _train_unigram(captions: list[str], vocab_size: int) -> bytes:
 
 
 def _without_rare_characters(captions: list[str], most: int) -> list[str]:
-    """The captions with all but their `most` commonest characters replaced by spaces.
+    """The captions, with all but their `most` commonest characters replaced by spaces.
 
-    A character that training never sees is spelled in bytes. SentencePiece gives every character
-    a piece of its own (at least 98 % of the running text), which for a few Chinese captions asks
-    for more pieces than a small vocabulary has.
+    Characters that training never sees are spelled in bytes. SentencePiece gives every character
+    its own piece (at least 98 % of the running text), which for a few Chinese captions exceeds a
+    small vocabulary.
     """
     counts = Counter(itertools.chain.from_iterable(captions))
     rare = dict.fromkeys((ord(c) for c, _ in counts.most_common()[most:]), " ")

@@ -1,4 +1,4 @@
-"""What a tokenizer is, how one is found by name or path, and how it is saved with a model."""
+"""Tokenizer interface, look-up by name or path, and storage with a model."""
 
 import hashlib
 import json
@@ -47,16 +47,16 @@ OPENAI_VOCAB_SIZE = 49408
 class Tokenizer(Protocol):
     """Turns captions into rows of ids; picklable, so that data workers can hold one."""
 
-    context_length: int  # ids a row, special ones included
+    context_length: int  # ids per row, special ones included
     vocab_size: int
-    eos_id: int  # every row has it exactly at its end; the text tower pools there
+    eos_id: int  # ends every text; the text tower pools at it
     pad_id: int
 
     def __call__(self, texts: str | Sequence[str], /, truncate: bool | None = None) -> np.ndarray:
         """Texts (N) -> int32 (N, context_length).
 
-        A text that is too long is cut, EOS last, where `truncate`; UserError otherwise. None: as
-        the tokenizer is set (see `with_truncation`), which at first is False.
+        If `truncate`, texts that are too long are cut, keeping EOS; otherwise they raise UserError.
+        None takes the tokenizer's setting (see `with_truncation`), by default False.
         """
 
     def decode(self, ids: Iterable[int], /) -> str:
@@ -66,10 +66,10 @@ class Tokenizer(Protocol):
         """The same tokenizer with rows of another length."""
 
     def with_truncation(self, truncate: bool, /) -> "Tokenizer":
-        """The same tokenizer that cuts texts that are too long, or refuses them."""
+        """The same tokenizer, cutting texts that are too long or refusing them."""
 
     def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """(JSON-able spec with `kind` and `options`, {file name: content})."""
+        """(JSON-serialisable spec with `kind` and `options`, {file name: content})."""
 
 
 _KINDS: dict[str, type[RowTokenizer]] = {
@@ -81,7 +81,7 @@ def tokenizer_from_files(spec: Mapping[str, Any], files: Mapping[str, bytes]) ->
     """Inverse of `Tokenizer.to_files`.
 
     Raises:
-      UserError: unknown kind or option, a file is missing, or its content is no such tokenizer.
+      UserError: unknown kind or option, a missing file, or invalid content.
     """
     cls = _KINDS.get(spec.get("kind", ""))
     if cls is None:
@@ -109,10 +109,10 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """Reads what `save_tokenizer` wrote.
+    """Reads a tokenizer written by `save_tokenizer`.
 
     Raises:
-      UserError: a file is missing or is not what was saved; the message names it.
+      UserError: a file is missing or was changed; the message names it.
     """
     config = Path(directory) / TOKENIZER_CONFIG_NAME
     try:
@@ -124,7 +124,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise UserError(f"{config}: expected an object with kind, options and sha256")
     files = {}
     for name, digest in digests.items():
-        # A config from elsewhere must not make us read files outside its folder.
+        # A foreign config must not make us read files outside its folder.
         if Path(name).name != name:
             raise UserError(f"{config}: sha256 key {name!r} is not a plain file name")
         files[name] = _read(config.parent / name)
@@ -144,13 +144,13 @@ def _read(path: Path) -> bytes:
 
 
 def get_tokenizer(name_or_path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of a name or path.
+    """The tokenizer for a name or path.
 
     Accepted: "clip_bpe" or "openai" (OpenAI's, see `find_bpe_file`), or the name of an architecture
-    with OpenAI's vocabulary; a directory that
-    `save_tokenizer` wrote, or one of Hugging Face's or open_clip's layout; a SentencePiece `.model`
-    file (context length 64, cleaning "lower"); the merges file `bpe_simple_vocab_16e6.txt.gz`; a
-    `tokenizer.json`, `merges.txt` (with vocab.json beside it) or `vocab.txt`.
+    with OpenAI's vocabulary; a directory written by `save_tokenizer`, or in Hugging Face's or
+    open_clip's layout; a SentencePiece `.model` file (context length 64, cleaning "lower"); the
+    merges file `bpe_simple_vocab_16e6.txt.gz`; a `tokenizer.json`, `merges.txt` (with vocab.json
+    beside it) or `vocab.txt`.
 
     Raises:
       UserError: none of these, or the file is corrupted.
@@ -180,7 +180,7 @@ def get_tokenizer(name_or_path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _of_directory(path: Path) -> Tokenizer:
-    # Hugging Face's file of that name has no `kind`.
+    # Hugging Face's file of the same name has no `kind`.
     config = path / TOKENIZER_CONFIG_NAME
     if config.is_file() and b'"kind"' in _read(config):
         return load_tokenizer(path)
@@ -189,7 +189,7 @@ def _of_directory(path: Path) -> Tokenizer:
 
 
 def _of_single_file(path: Path) -> Tokenizer:
-    """A file with what it cannot do without, whatever else lies in its folder."""
+    """The tokenizer of one file and those that it requires, ignoring others in the folder."""
     names = {"merges.txt": "merges.txt", ".json": "tokenizer.json", ".txt": "vocab.txt"}
     name = names.get(path.name) or names[path.suffix]
     if path.name == "vocab.json":

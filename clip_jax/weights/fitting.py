@@ -1,4 +1,4 @@
-"""A model and a tokenizer made one: lengths, sizes, and the id at which texts are read."""
+"""Matching of a model and a tokenizer: context length, vocabulary size, pooled end-of-text id."""
 
 import logging
 
@@ -12,11 +12,11 @@ logger = logging.getLogger(__name__)
 def fit_tokenizer(
     config: ClipConfig, tokenizer: Tokenizer, *, keep_vocab_size: bool = True
 ) -> tuple[ClipConfig, Tokenizer]:
-    """The two made one: the tokenizer at the model's context length, the model pooling at its end.
+    """Matches both: the tokenizer gets the model's context length, the model pools at its end id.
 
-    Where the end of text is not the largest id, the text tower reads that id's position instead;
-    without `keep_vocab_size` the model takes the tokenizer's vocabulary. Raises `UserError` where
-    the tokenizer has more ids than the model.
+    If end of text is not the largest id, the text tower pools at that id instead. Without
+    `keep_vocab_size` the model takes the tokenizer's vocabulary size. Raises `UserError` if the
+    tokenizer has more ids than the model.
     """
     if not keep_vocab_size:
         sizes = {"vocab_size": tokenizer.vocab_size, "decoder_vocab_size": tokenizer.vocab_size}
@@ -35,10 +35,10 @@ def fit_tokenizer(
 
 
 def fitting(tokenizer: Tokenizer, config: ClipConfig, where: str) -> Tokenizer:
-    """The tokenizer at the model's context length; the log says what looks like a mistake.
+    """The tokenizer at the model's context length; logs likely mistakes.
 
-    Raises `UserError` where it has more ids than the model, or never writes the id that the text
-    tower reads at.
+    Raises `UserError` if it has more ids than the model, or never writes the id at which the text
+    tower pools.
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(

@@ -1,4 +1,4 @@
-"""From a path on disk to a model: which layout it is, its configuration, tokenizer and weights."""
+"""Recognition of a model on disk: its layout, configuration, tokenizer and weights."""
 
 import dataclasses
 import functools
@@ -49,26 +49,26 @@ logger = logging.getLogger(__name__)
 
 
 class NoTokenizerError(UserError):
-    """The source has no tokenizer files, and OpenAI's, which it would take, are not to be had."""
+    """A source without tokenizer files, when OpenAI's, its fallback, are not available either."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A model that was recognised on disk; nothing but names and shapes has been read yet."""
+    """A model recognised on disk, of which only names and shapes have been read."""
 
     layout: str  # "clip_jax", "huggingface", "open_clip", "openai" or "big_vision"
     path: Path
-    config: ClipConfig  # as the source says, before any override
+    config: ClipConfig  # the source's own, before any override
     tensors: Tensors
     rules: Callable[[ClipConfig], list[Rule]]
     tokenizer: Callable[[], Tokenizer | None]
     ignored: re.Pattern[str] = NOTHING
-    says_sizes: bool = True  # False: the architecture's name is all that is known
+    says_sizes: bool = True  # False: only the architecture's name is known
 
     def params(self, config: ClipConfig, dtype: str, place: Place, show: bool | None = None) -> Any:
-        """The parameters in `dtype` and in the layout of `config`, each leaf handed to `place`.
+        """The parameters in `dtype` and in the layout of `config`; each leaf goes through `place`.
 
-        `show`: a progress bar on stderr; None shows it where a person watches and it takes a while.
+        `show`: a progress bar on stderr; None shows it on a terminal if the model is large.
         """
         size = sum(math.prod(shape) for shape in self.tensors.shapes.values())
         if show is None:
@@ -81,8 +81,10 @@ class Source:
             return read_params(config, table, self.tensors, self.ignored, dtype, place, bar.update)
 
     def _may_resize(self, rule: Rule, config: ClipConfig) -> bool:
-        """A table is made to fit where another size was asked for, or none was said; a source that
-        contradicts itself is refused."""
+        """Whether to interpolate a table: if another size was requested, or the source states none.
+
+        Otherwise a mismatch means that the source contradicts itself, which is refused.
+        """
         if not self.says_sizes:
             return True
         if rule.resize == "line":
@@ -92,14 +94,14 @@ class Source:
     def own_tokenizer(self, config: ClipConfig) -> Tokenizer | None:
         """The source's tokenizer at the model's context length, or None.
 
-        Raises `UserError` where it has more ids than the model.
+        Raises `UserError` if it has more ids than the model.
         """
         found = self.tokenizer()
         return None if found is None else fitting(found, config, str(self.path))
 
 
 def on_mesh(mesh: Mesh) -> Place:
-    """Puts each leaf on the mesh, split over fsdp by the rule that training uses."""
+    """Returns a `Place` that puts leaves on the mesh, sharded over fsdp by the training rule."""
 
     def place(path: str, leaf: np.ndarray) -> jax.Array:
         spec = leaf_spec(path, leaf.shape, leaf.dtype, mesh)
@@ -111,9 +113,9 @@ def on_mesh(mesh: Mesh) -> Place:
 
 
 def open_source(path: Path, architecture: str | None = None) -> Source:
-    """Recognises what lies at `path`. `architecture`: the name for files that do not say theirs.
+    """Recognises the model at `path`. `architecture`: for files that do not state their own.
 
-    Raises `UserError` that says what was looked for and what was found.
+    Raises `UserError` naming what was looked for and what was found.
     """
     try:
         opened = _open_directory if path.is_dir() else _open_file
@@ -173,7 +175,7 @@ def _weights_in(path: Path, names: tuple[str, ...]) -> Tensors:
             f"{path}: has a configuration but no weights (looked for {' and '.join(names)}, their "
             f"shards and variants); there is: {inventory(path)}"
         )
-    if file.name.split(".index")[0] not in names:  # such as model.fp16.safetensors
+    if file.name.split(".index")[0] not in names:  # for example model.fp16.safetensors
         logger.warning("%s: has no %s; took %s", path, " or ".join(names), file.name)
     return open_tensors(file)
 
@@ -211,7 +213,7 @@ def _open_clip_rules(tensors: Tensors) -> Callable[[ClipConfig], list[Rule]]:
 def _hugging_face_directory(
     path: Path, file: Path | None = None, root: Path | None = None
 ) -> Source:
-    """`root`: has the tokenizer and the image transform where the folder itself lacks them."""
+    """Opens Hugging Face's layout; tokenizer and image transform may come from `root`."""
     document = _read_json(path / "config.json")
     tensors = open_tensors(file) if file else _weights_in(path, HUGGING_FACE_WEIGHTS)
     rules: Callable[[ClipConfig], list[Rule]]
@@ -226,7 +228,7 @@ def _hugging_face_directory(
     for about_path in [folder / name for folder in (path, root) if folder for name in names]:
         name = about_path.name
         about = _read_json(about_path) if about_path.is_file() else {}
-        # transformers 5 writes processor_config.json for a text-only processor, too.
+        # transformers 5 writes processor_config.json for text-only processors too.
         if about if name == "preprocessor_config.json" else "image_processor" in about:
             try:
                 image = from_huggingface(about)
@@ -252,7 +254,7 @@ def _hugging_face_directory(
 
 
 def _open_file(path: Path, architecture: str | None) -> Source:
-    """A file of weights; a configuration beside it is taken, else `architecture` names it."""
+    """Opens a weight file with the configuration beside it, or that of `architecture`."""
     if path.suffix not in WEIGHT_SUFFIXES and not is_index(path):
         raise UserError(
             f"{path}: not a file of weights (accepted: {', '.join(WEIGHT_SUFFIXES)}, or a folder)"
@@ -301,7 +303,8 @@ def _open_file(path: Path, architecture: str | None) -> Source:
 
 
 def _which_architecture(tensors: Tensors, path: Path) -> str:
-    """A hint: the names whose shapes fit. Shapes do not show the activation, so none is taken."""
+    """A hint naming the architectures that fit; shapes do not show the activation, so none is
+    chosen."""
     if not openai.looks_native(tensors.shapes):
         return "give architecture= (clip_jax.list_models() has the names)"
     try:
@@ -317,7 +320,7 @@ def _which_architecture(tensors: Tensors, path: Path) -> str:
 def _tokenizer(
     folder: Path, config: ClipConfig, cleaning: str | None = None, strip_sep_token: bool = False
 ) -> Tokenizer | None:
-    """That of the folder; without its files OpenAI's, where the vocabulary is OpenAI's."""
+    """The folder's tokenizer; without one, OpenAI's BPE if vocab_size is 49,408."""
     found = load_huggingface_tokenizer(
         folder,
         context_length=config.context_length,

@@ -1,4 +1,4 @@
-"""The README.md that goes with exported weights."""
+"""README.md of exported weights."""
 
 from typing import Any
 
@@ -55,8 +55,8 @@ def _towers(config: ClipConfig) -> list[str]:
 def model_card(
     config: ClipConfig, params: Any, tokenizer: Tokenizer | None, format: str, source: str | None
 ) -> str:
-    """Architecture, preprocessing, tokenizer, and how to load it, as Markdown with a header that
-    the hub reads."""
+    """Markdown on architecture, preprocessing, tokenizer and loading, with a header that the hub
+    reads."""
     mean, std = (", ".join(f"{x:.8g}" for x in v) for v in (config.image_mean, config.image_std))
     words = "none in this folder"
     if tokenizer is not None:

@@ -1,4 +1,4 @@
-"""What lies at a path as a model: any layout, a training run, or one of its checkpoints."""
+"""Models at a path: any layout, a training run, or one of its checkpoints."""
 
 import functools
 from pathlib import Path
@@ -24,9 +24,9 @@ from clip_jax.weights.rules.table import ArrayTensors
 
 
 def open_model(path: Path, architecture: str | None = None) -> Source:
-    """What lies at a path, recognised but not yet read: any layout, or a training checkpoint.
+    """Recognises, without reading it, the model at a path: any layout, or a training checkpoint.
 
-    Raises `UserError` that says what was looked for and what was found.
+    Raises `UserError` naming what was looked for and what was found.
     """
     if path.is_dir() and not is_bundle(path / "model") and not is_bundle(path):
         checkpoints = _find_checkpoints(path)
@@ -41,7 +41,7 @@ def open_model(path: Path, architecture: str | None = None) -> Source:
         instead, _ = _first_readable(checkpoints_in(run / "checkpoints"))
         if instead is None:
             raise
-        reason = str(error).removesuffix("; download it again")  # it came from a training run
+        reason = str(error).removesuffix("; download it again")  # a training run was not downloaded
     raise UserError(
         f"{reason}; give {instead}, the newest checkpoint that can be read, or run the training "
         "command again, which exports again"
@@ -49,13 +49,13 @@ def open_model(path: Path, architecture: str | None = None) -> Source:
 
 
 def _find_checkpoints(source: Path) -> list[Path]:
-    """A checkpoint that is given and those before it, or those of a run, the newest first."""
+    """The given checkpoint and earlier ones, or all checkpoints of a run, newest first."""
     if is_checkpoint(source):
         steps = checkpoints_in(source.parent) if source.name.isdigit() else []
         return [source, *(path for path in steps if int(path.name) < int(source.name))]
     for folder in (source / "checkpoints", source):
         found = checkpoints_in(folder)
-        # Empty folders are known as checkpoints by their place alone.
+        # Only its location identifies an empty folder as a checkpoint.
         is_ours = folder.name == "checkpoints" or any(is_checkpoint(path) for path in found)
         if found and is_ours:
             return found
@@ -63,7 +63,7 @@ def _find_checkpoints(source: Path) -> list[Path]:
 
 
 def _open_newest(checkpoints: list[Path], source: Path) -> Source:
-    """Opens the first. Raises `UserError` where it is damaged, with the next that can be read."""
+    """Opens the first. If it is damaged, raises `UserError` naming the next readable one."""
     newest, *others = checkpoints
     try:
         return _open_checkpoint(newest)
@@ -78,7 +78,7 @@ def _open_newest(checkpoints: list[Path], source: Path) -> Source:
 
 
 def _first_readable(checkpoints: list[Path]) -> tuple[Path | None, list[str]]:
-    """The first whose parameters can be read, and what is wrong with those before it."""
+    """The first with readable parameters, and the errors of those before it."""
     reasons: list[str] = []
     for path in checkpoints:
         try:

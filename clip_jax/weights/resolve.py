@@ -1,4 +1,4 @@
-"""From what a user typed to a path on this machine: a path, a hub id, or a URL for fsspec."""
+"""Resolution of a model source (path, hub id, or fsspec URL) to a local path."""
 
 import difflib
 import hashlib
@@ -25,7 +25,7 @@ _INSTALL = {
     "az": "adlfs",
     "abfs": "adlfs",
 }
-# Of weights in several formats the first kind that is there is fetched, and nothing else.
+# If a source has weights in several formats, only the first format in this list is fetched.
 _WEIGHTS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -39,27 +39,27 @@ _WEIGHTS = tuple(
     )
 )
 _DESCRIPTION = re.compile(r"(tokenizer/.*|[^/]*\.(json|txt|model|txt\.gz))")
-# One training checkpoint; the source may be the run, its checkpoints/ or the step itself.
+# This marks one training checkpoint; the source may be the run, its checkpoints/ or the step.
 _CHECKPOINT = re.compile(r"(?P<folder>((checkpoints/)?(?P<step>\d+)/)?)identity/_METADATA")
-# One of Hugging Face's Trainer, in the folder that it writes to.
+# This marks a checkpoint in the output folder of Hugging Face's Trainer.
 _TRAINER_CHECKPOINT = re.compile(r"(?P<folder>checkpoint-(?P<step>\d+)/)config\.json")
 _WEIGHT_SUFFIXES = (".safetensors", ".npz", ".bin", ".pt", ".pth", ".json")
 
 
 def resolve_source(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
-    """The local file or folder that `source` stands for; fetched first where it is elsewhere.
+    """The local file or folder of `source`, which is downloaded first if it is remote.
 
-    A path that exists is itself. `org/name`, `hf://org/name[@revision]` and `hf-hub:org/name` are
-    repositories of the hub, kept in its own cache and read from there offline. Any other URL
-    (`gs://`, `s3://`, …) goes to $CLIP_JAX_CACHE/sources and is fetched again only where size or
-    tag changed. `revision`: a branch, tag or commit of a hub repository.
+    An existing path is returned as it is. `org/name`, `hf://org/name[@revision]` and
+    `hf-hub:org/name` are hub repositories, cached by the hub's client and readable offline. Any
+    other URL (`gs://`, `s3://`, …) goes to $CLIP_JAX_CACHE/sources and is fetched again only if its
+    size or tag has changed. `revision`: a branch, tag or commit of a hub repository.
 
-    Raises `UserError` for what does not exist, cannot be reached, or needs a package.
+    Raises `UserError` if the source does not exist, cannot be reached, or needs a missing package.
     """
     if not isinstance(source, str | os.PathLike):
         raise UserError(f"source={shown(source)}: must be a path, a URL or a hub id")
     typed = os.fspath(source)
-    if isinstance(source, Path):  # which folds the slashes of a URL
+    if isinstance(source, Path):  # Path collapses the slashes of a URL
         typed = re.sub(r"^([a-z0-9+]{2,}):/(?!/)", r"\1://", typed)
     hub_prefix = next((prefix for prefix in _HUB_PREFIXES if typed.startswith(prefix)), None)
     path = Path(with_home(typed.removeprefix("file://"), "source"))
@@ -93,7 +93,7 @@ def resolve_source(source: str | os.PathLike[str], *, revision: str | None = Non
 
 
 def _nearest(path: Path) -> str:
-    """ "; nearest is '…'" where the deepest folder that exists holds a similar name."""
+    """ "; nearest is '…'" if the parent folder holds a similar name, else ""."""
     try:
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     except OSError:
@@ -103,11 +103,11 @@ def _nearest(path: Path) -> str:
 
 
 def wanted_files(names: Iterable[str]) -> list[str]:
-    """Of all files of a source, relative and with "/", those that loading it needs.
+    """The files of a source, relative and with "/", that loading it needs.
 
-    Of a training run the exported model, or else the newest complete checkpoint; likewise of what
-    Hugging Face's Trainer wrote. Of anything else the descriptions and tokenizers, and the weights
-    in one format.
+    For a training run: the exported model, or else the newest complete checkpoint; likewise for
+    output of Hugging Face's Trainer. Otherwise: configurations, tokenizers, and the weights in one
+    format.
     """
     names = sorted(name for name in names if name and not name.endswith("/"))
     if "model/config.json" in names:
@@ -125,12 +125,12 @@ def wanted_files(names: Iterable[str]) -> list[str]:
             return [folder + name for name in wanted_files(inside)]
     wanted = {name for name in names if _DESCRIPTION.fullmatch(name)} | set(weights)
     if "config.json" in wanted and weights and weights[0].startswith("model"):
-        wanted.discard("open_clip_config.json")  # describes the weights that were left out
+        wanted.discard("open_clip_config.json")  # it describes the weights that are left out
     return sorted(wanted)
 
 
 def _one_format(names: Iterable[str]) -> list[str]:
-    """The files of weights at the top, of the first format that is there."""
+    """The top-level weight files, in the first format present."""
     top = [name for name in names if "/" not in name]
     of_each = ([name for name in top if pattern.fullmatch(name)] for pattern in _WEIGHTS)
     return next((found for found in of_each if found), [])
@@ -144,12 +144,12 @@ def _from_hub(repository: str, revision: str | None) -> Path:
             f"{repository}: hub ids need huggingface_hub; run `pip install huggingface_hub`"
         ) from error
     try:
-        # Unlike a listing of files, which the client tries for half a minute without a connection.
+        # The client would retry a file listing for half a minute without a connection.
         about = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=20)
         names = [file.rfilename for file in about.siblings or ()]
     except Exception as error:
         _raise_if_refused(error, repository, revision)
-        # Whatever the client's transport raises without a connection.
+        # The client's transport may raise anything if there is no connection.
         return _from_hub_cache(repository, revision, error)
     try:
         return Path(
@@ -165,10 +165,10 @@ def _from_hub(repository: str, revision: str | None) -> Path:
 
 
 def _raise_if_refused(error: Exception, repository: str, revision: str | None) -> None:
-    """Raises `UserError` for what the hub itself answers; returns where it was not reached."""
+    """Raises `UserError` if the hub itself refused; returns if it was not reached."""
     from huggingface_hub import errors
 
-    if isinstance(error, errors.GatedRepoError):  # is a RepositoryNotFoundError too
+    if isinstance(error, errors.GatedRepoError):  # a subclass of RepositoryNotFoundError
         raise UserError(
             f"{repository}: access to this hub repository is granted on request; ask for it on "
             "its page, then run `hf auth login`"
@@ -185,10 +185,10 @@ def _raise_if_refused(error: Exception, repository: str, revision: str | None) -
 
 
 def _from_hub_cache(repository: str, revision: str | None, unreachable: Exception) -> Path:
-    """What an earlier download left; `UserError` with the ways out where that holds no weights."""
+    """The folder of an earlier download. Raises `UserError` with remedies if it has no weights."""
     import huggingface_hub
 
-    # One kind after the other: the client refuses a cached folder that lacks any wanted file.
+    # Formats are tried in turn: the client refuses a cached folder that lacks any wanted file.
     for weights in ("*.safetensors", "*.npz", "*.bin", "*.pt", "*.pth"):
         try:
             folder = Path(
@@ -219,18 +219,18 @@ def _cache_folder(url: str) -> Path:
 
 
 def _from_url(url: str) -> Path:
-    """Fetches a file or folder with fsspec; what is there with the same size and tag is kept."""
+    """Fetches a file or folder with fsspec; keeps local files with the same size and tag."""
     url = url.rstrip("/")
     filesystem, root = _open_filesystem(url)
     try:
         found: dict[str, Mapping[str, Any]]
-        if url.startswith("http"):  # listing would read the whole file in search of links
+        if url.startswith("http"):  # listing would read the whole file to search for links
             found = {root: filesystem.info(root)}
         else:
             found = filesystem.find(root, detail=True)
         if not found:
             raise FileNotFoundError("no such file or folder")
-    except Exception as error:  # each filesystem raises what its client library has
+    except Exception as error:  # each filesystem raises its client library's errors
         raise UserError(f"{url}: cannot be read ({first_line(error, with_type=True)})") from error
     base = root.rstrip("/")
     is_file = list(found) == [base]
@@ -270,7 +270,7 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
 
 
 def _tag(about: Mapping[str, Any]) -> list[str]:
-    """What changes with a remote file's content: its size, and the store's own mark of it."""
+    """Size and store-specific version mark of a remote file, which change with its content."""
     marks = ("ETag", "etag", "md5Hash", "crc32c", "generation", "mtime", "LastModified", "created")
     mark = next((str(about[key]) for key in marks if about.get(key)), "")
     return [str(about.get("size")), mark]
@@ -279,7 +279,7 @@ def _tag(about: Mapping[str, Any]) -> list[str]:
 def _fetch(
     filesystem: Any, files: Mapping[str, tuple[str, Mapping[str, Any]]], folder: Path
 ) -> None:
-    """`files`: {name in `folder`: (remote name, what the store says)}; each whole or not at all."""
+    """Fetches each file atomically; `files`: {name in `folder`: (remote name, store's info)}."""
     from tqdm import tqdm
 
     manifest_path = folder.parent / f"{folder.name}.manifest.json"
@@ -293,7 +293,7 @@ def _fetch(
         for name in files
         if manifest.get(name) != tags[name] or not _has_size(folder / name, tags[name][0])
     ]
-    for name in set(manifest) - set(files):  # of an older model under the same URL
+    for name in set(manifest) - set(files):  # leftover of an older model under the same URL
         (folder / name).unlink(missing_ok=True)
         del manifest[name]
     total = sum(int(files[name][1].get("size") or 0) for name in due)

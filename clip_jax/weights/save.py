@@ -1,4 +1,4 @@
-"""A model written to a folder, in our own layout or in that of Hugging Face or open_clip."""
+"""Writer of model folders, in our own layout, Hugging Face's or open_clip's."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from clip_jax.weights.rules import preprocessing
 from clip_jax.weights.rules.table import write_tensors
 
 OPEN_CLIP_CONFIG, OPENAI_VOCAB_SIZE = "open_clip_config.json", 49408
-# Our modes of cleaning -> the nearest of open_clip's.
+# Our text cleaning mode -> open_clip's nearest mode.
 OPEN_CLIP_CLEANING = {
     **{mode: mode for mode in ("lower", "whitespace", "canonicalize")},
     "siglip": "canonicalize",
@@ -46,11 +46,11 @@ def save_model(
     tokenizer: Tokenizer | None,
     source: str | None = None,
 ) -> None:
-    """Writes a model with its image transform and tokenizer, and a card that says what it is.
+    """Writes a model with its image transform, tokenizer and model card.
 
-    Written aside and renamed, so that no reader sees half of it. `source` is what the card names as
-    origin. Raises `UserError` for an unknown format, a model that it cannot express, or a folder
-    that holds something else.
+    It writes to a temporary folder and renames it, so that no reader sees a partial model. The
+    card names `source` as origin. Raises `UserError` for an unknown format, a model that the format
+    cannot express, or a folder with other files.
     """
     if format not in FORMATS:
         raise UserError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
@@ -73,8 +73,8 @@ def _write_foreign(
     tokenizer: Tokenizer | None,
     card: str,
 ) -> None:
-    """A folder in Hugging Face's or open_clip's layout."""
-    documents = _documents(format, config, tokenizer)  # first: it refuses what cannot be expressed
+    """Writes a folder in Hugging Face's or open_clip's layout."""
+    documents = _documents(format, config, tokenizer)  # first, because it may refuse the model
     files = {} if tokenizer is None else to_huggingface_files(tokenizer)
     if format == "open_clip" and tokenizer is not None:
         text_cfg = documents[OPEN_CLIP_CONFIG]["model_cfg"]["text_cfg"]
@@ -98,7 +98,7 @@ def _write_foreign(
 
 
 def check_output(directory: Path, source: Path) -> None:
-    """Raises `UserError` where a model cannot be written to `directory`: before the long work."""
+    """Raises `UserError` early if a model cannot be written to `directory`."""
     target, origin = directory.absolute().resolve(), source.resolve()
     if target == origin or target in origin.parents:
         raise UserError(f"{directory}: holds the source itself; give a new folder")
@@ -110,11 +110,11 @@ def check_output(directory: Path, source: Path) -> None:
 
 
 def open_clip_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What text_cfg says of a tokenizer. Any name makes open_clip read the files of the folder;
-    without one it takes OpenAI's.
+    """The tokenizer's keys of text_cfg.
 
-    Raises `UserError` naming added tokens that open_clip's cleaning, which comes first, would
-    change.
+    Any name makes open_clip read the folder's tokenizer files; without one it takes OpenAI's.
+
+    Raises `UserError` naming added tokens that open_clip's cleaning, run first, would change.
     """
     added = [token["content"] for token in getattr(tokenizer, "added_tokens", ())]
     is_clip = isinstance(tokenizer, ClipBpeTokenizer)
@@ -123,7 +123,7 @@ def open_clip_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     cleaning = getattr(tokenizer, "cleaning", "none")
     theirs = OPEN_CLIP_CLEANING[cleaning]
     if is_clip and added and theirs == "lower":
-        theirs = "whitespace"  # CLIPTokenizer lower-cases by itself, behind the added tokens
+        theirs = "whitespace"  # CLIPTokenizer lower-cases itself, after matching added tokens
     lost = [token for token in added if clean_text(token, theirs) != token]
     if lost and theirs != cleaning:
         raise UserError(
@@ -139,7 +139,7 @@ def open_clip_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 def _documents(
     format: str, config: ClipConfig, tokenizer: Tokenizer | None
 ) -> dict[str, dict[str, Any]]:
-    """{file name: JSON}; the first is the one that marks the layout."""
+    """{file name: JSON}; the first file identifies the layout."""
     if format == "open_clip":
         return {OPEN_CLIP_CONFIG: config_to_open_clip(config)}
     end_of_text = None if tokenizer is None else tokenizer.eos_id
@@ -151,7 +151,7 @@ def _documents(
 
 
 def _write_aside(directory: Path, write: Callable[[Path], None], mark: str) -> None:
-    """Fills a new folder beside `directory` and puts it in its place.
+    """Fills a new folder beside `directory` and moves it into place.
 
     An older model of the same layout is replaced; a folder with anything else is left alone.
     """
@@ -176,6 +176,6 @@ def _write_aside(directory: Path, write: Callable[[Path], None], mark: str) -> N
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a file of that name can be part of a model's folder."""
+    """Whether a file of this name can belong to a model folder."""
     suffixes = (".json", ".safetensors", ".txt", ".model", ".txt.gz")
     return name.endswith(suffixes) or name in ("README.md", "tokenizer")

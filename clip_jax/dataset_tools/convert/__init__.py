@@ -1,1 +1,1 @@
-"""`python -m clip_jax.data convert`: any format to tars or ArrayRecord."""
+"""`python -m clip_jax.data convert`, from any format to tars or ArrayRecord."""

@@ -80,15 +80,15 @@ _ENCODE = flags.DEFINE_enum(
 )
 
 _MOST_PER_SHARD, _LEAST_PER_SHARD = 10_000, 256
-_SHARDS = 32  # of small data: work for several cores, and little of it lost by a kill
-_WEIGHED = 200  # samples that --shard_mb is estimated from
-_SAMPLE_OVERHEAD = 2_560  # bytes a sample: three headers and what pads the members
-_LISTED = 1000  # bad samples of a shard, by name
+_SHARDS = 32  # for small data: enough for several cores, and a kill loses little
+_WEIGHED = 200  # samples from which --shard_mb is estimated
+_SAMPLE_OVERHEAD = 2_560  # bytes per sample: three headers and padding
+_LISTED = 1000  # bad samples per shard, by name
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What convert.json holds, and whether this run wrote anything."""
+    """Content of convert.json, and whether this run wrote anything."""
 
     record: dict[str, Any]
     is_new: bool
@@ -106,13 +106,13 @@ class ShardJob:
 
 
 def main() -> int:
-    """Writes the shards that are not there yet, and says what came out."""
+    """Writes the missing shards and prints a summary."""
     folder = output_folder(_OUTPUT.value, "the shards")
     if _SHARD_MB.value is not None and not math.isfinite(_SHARD_MB.value):
         raise UserError(f"--shard_mb={_SHARD_MB.value}: must be a finite number of at least 0.001")
     if _PER_SHARD.value is not None and _SHARD_MB.value is not None:
         raise UserError("--samples_per_shard and --shard_mb: give one of them")
-    _writer(_TO.value)  # what it needs is installed, or it says so now
+    _writer(_TO.value)  # fails early if a package is missing
     config = _DATA.config()
     source = _DATA.open(config)
     per_shard = _PER_SHARD.value or default_per_shard(len(source))
@@ -143,7 +143,7 @@ def _describe(converted: Converted, folder: Path) -> str:
 
 
 def default_per_shard(records: int) -> int:
-    """Records a shard: told by the data alone, so that the files are the same by any workers."""
+    """Records per shard, from the data alone, so that the files do not depend on workers."""
     return min(_MOST_PER_SHARD, max(_LEAST_PER_SHARD, -(-records // _SHARDS)))
 
 
@@ -155,13 +155,13 @@ def convert(
     *,
     workers: int,
 ) -> Converted:
-    """Writes `source` into `folder`, as far as it is not there.
+    """Writes the parts of `source` that `folder` lacks.
 
-    `source_facts`: what is written there about the source, besides its fingerprint; with "files",
-    the state of its files.
+    `source_facts`: recorded about the source in addition to its fingerprint; "files" is the state
+    of its files.
 
     Raises:
-      UserError: the folder holds something else or cannot be written; no sample is usable.
+      UserError: the folder has other content or cannot be written; no sample is usable.
     """
     plan = read_plan(folder, settings, source.fingerprint, source_facts.get("files"))
     recoding = Recoding(settings.resize, settings.encode, settings.quality)
@@ -198,7 +198,7 @@ def convert(
 
 
 def convert_shard(source: Source, job: ShardJob, count: Count) -> ShardResult:
-    """A worker's part: one shard, complete or not there. Raises UserError where it cannot write."""
+    """A worker's job: writes one shard atomically. Raises UserError if it cannot write."""
     target = job.folder / job.name
     aside = job.folder / ASIDE / f"{job.name}.part-{os.getpid()}"
     left_out: Counter[str] = Counter()
@@ -237,7 +237,7 @@ def convert_shard(source: Source, job: ShardJob, count: Count) -> ShardResult:
 def _sample(source: Source, index: int, recoding: Recoding) -> Sample:
     record = source[index]
     image = recoding(record.image)
-    # What JSON and UTF-8 can hold, whatever the source has found.
+    # A source may yield text that UTF-8 or JSON cannot hold.
     captions = tuple(text.encode("utf-8", "replace").decode() for text in record.captions)
     return record.key, image, captions, plain(source.metadata(index))
 
@@ -255,13 +255,13 @@ def _writer(to: str) -> Callable[[Path, Iterable[Sample]], object]:
 
 
 def _estimate(source: Source, recoding: Recoding, shard_mb: float) -> int:
-    """Records a shard of about `shard_mb` million bytes."""
+    """Records per shard of about `shard_mb` million bytes."""
     sizes = []
     for number in range(min(_WEIGHED, len(source))):
         index = number * len(source) // min(_WEIGHED, len(source))
         try:
             _, image, captions, _ = _sample(source, index, recoding)
-        except DecodeError:  # counted when its shard is made
+        except DecodeError:  # counted when its shard is written
             continue
         texts = sum(len(caption.encode("utf-8", "replace")) for caption in captions)
         sizes.append(len(image) + texts + _SAMPLE_OVERHEAD)

@@ -1,4 +1,4 @@
-"""Whether the files of a source have changed since a run looked at them."""
+"""State of a source's files, to detect changes since an earlier run."""
 
 import hashlib
 import os
@@ -12,15 +12,15 @@ from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.dataset_tools.data_files import local_files
 from clip_jax.files.patterns import is_remote
 
-# Formats whose keys are paths of images, relative to the folder or to that of the file.
+# In these formats, keys are paths of images, relative to the folder or to the file's folder.
 _KEYS_ARE_PATHS = ("folder", "csv", "jsonl")
 _LIBRARIES = ("tfds", "huggingface")  # their datasets are folders
 _WITHOUT_FILES = ("synthetic", "glyphs")
 
 
 def state_of_files(source: Source, parts: Sequence[tuple[str, str]]) -> str | None:
-    """Hash of name, size and time of change of the files here that `source` reads, images that are
-    files of their own included; None where it reads none. The fingerprint knows no image.
+    """Hash of name, size and modification time of the local files that `source` reads, including
+    separate image files; None if it reads none. The fingerprint does not cover images.
 
     Args:
       parts: (path, format) of the data, or of each source of a mixture.
@@ -34,7 +34,7 @@ def state_of_files(source: Source, parts: Sequence[tuple[str, str]]) -> str | No
             try:
                 found = os.stat(place)
             except OSError:
-                continue  # that of an image is told when its turn comes
+                continue  # a missing image is reported when it is read
             state = f"{name}\0{found.st_size}\0{found.st_mtime_ns}\0"
             digest.update(state.encode("utf-8", "surrogatepass"))
             count += 1
@@ -42,10 +42,10 @@ def state_of_files(source: Source, parts: Sequence[tuple[str, str]]) -> str | No
 
 
 def _files(source: Source, path: str, format: str) -> Iterator[tuple[str, str]]:
-    """(name that does not depend on how the path was given, place) of each file."""
+    """(name independent of how the path was given, path) of each file."""
     if format in _WITHOUT_FILES or is_remote(path):
         return
-    if format == "tfds" and not os.path.isdir(path):  # a name, whose folder TFDS knows
+    if format == "tfds" and not os.path.isdir(path):  # a name; only TFDS knows its folder
         return
     kind = detect_format(path) if format == "auto" else format
     for file in local_files(path, kind):

@@ -1,8 +1,8 @@
-"""A conversion on disk: what was asked, which shards are whole, and what was left out.
+"""State of a conversion on disk: its settings, complete shards, and omitted samples.
 
-DIR/convert.json is written first, with what was asked, and once more at the end, with what came
-out. A shard is made in DIR/.convert and renamed; what is known of it lies there too until the end.
-So after a kill every file in DIR is whole, and the next run makes the rest.
+DIR/convert.json is written first with the settings, and again at the end with the results. A shard
+is written in DIR/.convert and renamed; its result stays there until the end. After a kill, every
+file in DIR is therefore complete, and the next run writes the rest.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ ASIDE = ".convert"  # folder in it
 
 @dataclass(frozen=True)
 class Settings:
-    """What a conversion is asked to do; another answer needs another folder."""
+    """Settings of a conversion; each folder has one."""
 
     to: str  # "webdataset" or "array_record"
-    samples_per_shard: int | None  # or
-    shard_mb: float | None  # about so many million bytes
+    samples_per_shard: int | None  # or shard_mb
+    shard_mb: float | None  # approximate size in million bytes
     resize: int | None
     encode: str
     quality: int
@@ -39,18 +39,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What came of one shard; one without samples has no file."""
+    """Result of one shard; a shard without samples has no file."""
 
     name: str
     samples: int
     bytes: int
-    left_out: dict[str, int] = field(default_factory=dict)  # kind -> how many
+    left_out: dict[str, int] = field(default_factory=dict)  # kind -> count
     bad_samples: list[dict[str, str]] = field(default_factory=list)  # the first of them
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """The folder that is written, and its plan."""
+    """The output folder and its plan."""
 
     folder: Path
     plan: dict[str, Any]  # as in convert.json
@@ -58,7 +58,7 @@ class Conversion:
     records: int
 
     def shards(self) -> dict[str, range]:
-        """File name -> the records that go there."""
+        """File name -> its range of records."""
         size: int = self.plan["records_per_shard"]
         starts = range(0, self.records, size)
         width = max(5, len(str(len(starts) - 1)))
@@ -68,7 +68,7 @@ class Conversion:
         }
 
     def finished(self) -> dict[str, ShardResult]:
-        """The shards that are whole."""
+        """The complete shards."""
         found = [*self.plan.get("shards", ())]
         found += (_read(path) for path in sorted((self.folder / ASIDE).glob("*.json")))
         results = {values["name"]: ShardResult(**values) for values in found if values}
@@ -81,7 +81,7 @@ class Conversion:
         return path.is_file() and path.stat().st_size == result.bytes
 
     def finish(self, source: Source, results: dict[str, ShardResult]) -> dict[str, Any]:
-        """Writes convert.json with what came out, and takes away what lay aside."""
+        """Writes convert.json with the results, and deletes the temporary files."""
         left_out = Counter(source.dropped.counts)
         for result in results.values():
             left_out.update(result.left_out)
@@ -99,18 +99,18 @@ class Conversion:
         return record
 
     def tidy(self) -> None:
-        """Takes away what lay aside."""
+        """Deletes the temporary files."""
         shutil.rmtree(self.folder / ASIDE, ignore_errors=True)
 
 
 def read_plan(
     folder: Path, settings: Settings, fingerprint: str, files: str | None
 ) -> dict[str, Any] | None:
-    """What a former run with the same settings has planned; None in a new folder.
+    """The plan of an earlier run with equal settings; None in a new folder.
 
-    `fingerprint`, `files`: of the source, and the state of its files.
+    `fingerprint`: the source's. `files`: the state of its files.
 
-    Raises UserError where the folder holds something else.
+    Raises UserError if the folder has other content.
     """
     others = [name for name in names_in(folder) if not name.startswith((ASIDE, ASIDE_PREFIX))]
     plan = _read(folder / RECORD)
@@ -121,10 +121,10 @@ def read_plan(
                 f" {RECORD}; give a new folder"
             )
         return None
-    # The data first: how large shards are by default follows from it.
+    # The data come first, because the default shard size follows from them.
     here = {"fingerprint": fingerprint, "files": files, **asdict(settings)}
     there = {**plan["settings"], "fingerprint": plan["source"]["fingerprint"]}
-    there["files"] = plan["source"].get("files", files)  # of an earlier version
+    there["files"] = plan["source"].get("files", files)  # plans of earlier versions lack it
     other = {
         "fingerprint": "other data (keys or captions)",
         "files": "files of other size or time of change",
@@ -140,7 +140,7 @@ def read_plan(
 
 
 def begin(folder: Path, settings: Settings, source_facts: dict[str, Any], size: int) -> Any:
-    """Writes the plan of a new conversion with `size` records a shard, and returns it."""
+    """Writes the plan of a new conversion with `size` records per shard, and returns it."""
     plan = {
         "source": source_facts,
         "settings": asdict(settings),
@@ -153,13 +153,13 @@ def begin(folder: Path, settings: Settings, source_facts: dict[str, Any], size: 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and keeps it for this process. Raises UserError where another has it."""
+    """Creates and locks the folder for this process. Raises UserError if another holds it."""
     with telling(f"--output={folder}"):
         (folder / ASIDE).mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Of a run that was killed.
+        # A killed run may have left these files.
         for left in (*(folder / ASIDE).glob("*.part-*"), *folder.glob(f"{ASIDE_PREFIX}*")):
             left.unlink(missing_ok=True)
         yield

@@ -1,10 +1,9 @@
-"""Samples as a WebDataset archive that any reader takes, the same bytes whenever it is written.
+"""Writer of samples as a WebDataset archive for any reader, with reproducible bytes.
 
-A sample is KEY.jpg (.png, … by what is inside), KEY.txt with its first caption, and KEY.json with
-its metadata where it has some. Where there are several captions, the .json has all of them as the
-list "captions", which our reader prefers; other readers get the first. Keys become names that stay
-inside the folder where somebody extracts the archive, and are unique in it; a key that had to be
-changed is in the .json as "source_key".
+A sample is KEY.jpg (.png, … by content), KEY.txt with its first caption, and KEY.json with its
+metadata, if any. If there are several captions, the .json has all of them as the list "captions",
+which our reader prefers; other readers get the first. Keys become names that are unique and stay
+inside the folder where the archive is extracted; the .json keeps a changed key as "source_key".
 """
 
 import io
@@ -29,12 +28,12 @@ _CHANGED_KEY = "source_key"
 
 
 def write_tar(path: Path, samples: Iterable[Sample]) -> None:
-    """Writes the samples in their order; metadata as `plain` makes them.
+    """Writes the samples in order; metadata must have passed through `plain`.
 
-    Raises OSError where it cannot.
+    Raises OSError if it cannot.
     """
     used: set[str] = set()
-    # Pax headers appear where a name is long or not ASCII; tar programs know them since 2001.
+    # Long or non-ASCII names get pax headers, which tar programs have known since 2001.
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
         for key, image, captions, metadata in samples:
             name = _unique(safe_name(key), used)
@@ -54,17 +53,17 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    # A TarInfo has no owner and the time 0 unless it is told.
+    # A TarInfo has no owner and time 0 by default, so the bytes are reproducible.
     info = tarfile.TarInfo(name)
     info.size = len(data)
     archive.addfile(info, io.BytesIO(data))
 
 
 def safe_name(key: str) -> str:
-    """A key as the name of a member without its ending; most keys are that already.
+    """A key as a member name without extension; most keys are unchanged.
 
-    The ending of an image goes; dots of the last part, at the first of which an ending begins, and
-    control characters become "_"; "..", "." and leading slashes go.
+    Removes image extensions, "..", "." and leading slashes. Replaces by "_" control characters, and
+    dots in the last part, where the first dot would start the extension.
     """
     text = key.encode("utf-8", "replace").decode()
     stem, dot, ending = text.rpartition(".")
@@ -85,7 +84,7 @@ def _unique(name: str, used: set[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Anything as JSON can hold it: numbers of numpy as numbers, NaN as null, the rest as text."""
+    """Anything as JSON values: numpy numbers as numbers, NaN as null, the rest as text."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, dict):

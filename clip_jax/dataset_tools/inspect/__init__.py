@@ -1,1 +1,1 @@
-"""What `python -m clip_jax.data inspect` finds, and the page that shows it."""
+"""`python -m clip_jax.data inspect`: its findings and their page."""

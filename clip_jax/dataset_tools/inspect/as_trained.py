@@ -1,4 +1,4 @@
-"""How training sees samples: by a configuration, by a model or its run, or by defaults."""
+"""Samples as training sees them, by a configuration, by a model or its run, or by defaults."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from clip_jax.text.tokenizer import Tokenizer, train_sentencepiece
 from clip_jax.training.config import TokenizerConfig, TrainConfig, build_config
 
 _DEFAULT_IMAGE_SIZE = 224
-_RECORDS = 100_000  # a tokenizer is trained on the captions of so many; of more, on some
+_RECORDS = 100_000  # above this, a tokenizer is trained only on the surveyed captions
 _ON_ALL = "SentencePiece, trained on all captions, as the trainer does"
 _ON_SOME = "SentencePiece, trained on the captions looked at"
 
 
 @dataclass(frozen=True)
 class AsTrained:
-    """A loader, and where it comes from."""
+    """A loader and its origin."""
 
     loader: Loader
     tokenizer_name: str
-    config: TrainConfig | None = None  # of the run that it is as in
+    config: TrainConfig | None = None  # the run's
     config_name: str = ""
 
     @classmethod
     def by_default(
         cls, tokenizer: Tokenizer, name: str, model: ClipConfig | None = None
     ) -> AsTrained:
-        """As a run without settings of its own, with the sizes of `model`."""
+        """The loader of a run with default settings and the sizes of `model`."""
         loader = Loader(
             tokenizer=tokenizer,
             image_size=model.image_size if model else _DEFAULT_IMAGE_SIZE,
@@ -45,7 +45,7 @@ class AsTrained:
         return cls(loader, name)
 
     def with_sizes(self, image_size: int | None, context_length: int | None) -> AsTrained:
-        """With other pixels a side or tokens a caption, where they are given."""
+        """A copy with another image size or context length, if given."""
         loader = self.loader
         if image_size is not None:
             loader = dataclasses.replace(loader, image_size=image_size)
@@ -55,7 +55,7 @@ class AsTrained:
         return dataclasses.replace(self, loader=loader)
 
     def about(self) -> list[tuple[str, str]]:
-        """That in words."""
+        """(name, description) of the loader's settings."""
         loader = self.loader
         return [
             ("tokenizer", self.tokenizer_name),
@@ -87,7 +87,7 @@ def _besides(augmentation: Augmentation) -> str:
 
 
 def of_captions(found: Survey) -> AsTrained:
-    """As a training run does that is told of nothing: with a tokenizer of its captions."""
+    """The loader of a default run, with a tokenizer trained on the captions."""
     settings = TokenizerConfig()
     tokenizer = train_sentencepiece(
         found.captions(), settings.vocab_size, cleaning=settings.cleaning
@@ -96,9 +96,9 @@ def of_captions(found: Survey) -> AsTrained:
 
 
 def of_model(name: str, given: Tokenizer | None, given_name: str | None) -> AsTrained:
-    """As a model reads; where `name` is the folder of a run, as that run did.
+    """The loader of a model or, if `name` is the folder of a run, of that run.
 
-    Raises UserError where it is no model, or has no tokenizer and none is given.
+    Raises UserError if it is no model, or has no tokenizer and none is given.
     """
     from clip_jax.weights.open_model import open_model
     from clip_jax.weights.resolve import resolve_source
@@ -120,16 +120,16 @@ def of_model(name: str, given: Tokenizer | None, given_name: str | None) -> AsTr
 
 
 def run_config(folder: Path) -> TrainConfig | None:
-    """What config.json in the folder of a run says; None where there is no run.
+    """The configuration in config.json of a run's folder; None if it is no run.
 
-    Raises UserError for one of another version.
+    Raises UserError for another version's.
     """
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    # Other layouts have a file of that name, too.
+    # Other layouts have a file of this name too.
     if not isinstance(values, dict) or not {"data", "augmentation"} <= values.keys():
         return None
     try:
@@ -139,9 +139,9 @@ def run_config(folder: Path) -> TrainConfig | None:
 
 
 def of_config(config: TrainConfig) -> AsTrained | None:
-    """As a run of that configuration would; None where its tokenizer is trained on its captions.
+    """The loader of a configuration; None if its tokenizer is trained on the captions.
 
-    Raises UserError for a tokenizer or model that is not to be had.
+    Raises UserError for a tokenizer or model that is not available.
     """
     from clip_jax.training.run.initial import open_initial, takes_tokens
     from clip_jax.training.run.opening import make_tokenizer
@@ -157,7 +157,7 @@ def of_config(config: TrainConfig) -> AsTrained | None:
 
 
 def of_config_and_captions(config: TrainConfig, source: Source, found: Survey) -> AsTrained:
-    """As a run of that configuration would, with a tokenizer trained as the trainer does it."""
+    """The loader of a configuration, with a tokenizer trained like the trainer's."""
     from clip_jax.training.run.data import captions_of
 
     settings = config.tokenizer

@@ -60,7 +60,7 @@ _LIMIT = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the crops.", lower_bound=0, flag_values=FLAGS)
 
-# What --config says otherwise.
+# These flags are redundant with --config.
 _REPLACED = (
     (_MODEL, ""),
     (_TOKENIZER, "tokenizer.source"),
@@ -70,13 +70,13 @@ _REPLACED = (
 
 
 def main() -> int:
-    """Looks, writes the page, and says the most important of it."""
+    """Inspects the data, writes the page, and prints the key figures."""
     output = output_file(_OUTPUT.value)
     if output is None:
         raise UserError("--output: is missing; give a file, such as --output=page.html")
     import jax
 
-    # Only arithmetic is counted: no accelerator is to be taken from a training run.
+    # jax only counts arithmetic, so it must not take an accelerator from a training run.
     jax.config.update("jax_platforms", "cpu")
     config = _DATA.config(_REPLACED)
     trained = _before(config)
@@ -115,7 +115,7 @@ def main() -> int:
 
 
 def _before(config: TrainConfig | None) -> AsTrained | None:
-    """What is known without the data: a mistake there is told before the long work."""
+    """The loader, if it needs no data; this reports mistakes before the long work."""
     if config is not None:
         return of_config(config)
     tokenizer = get_tokenizer(_TOKENIZER.value) if _TOKENIZER.value else None
@@ -135,7 +135,7 @@ def _nothing(title: str, found: Survey) -> str:
 def _about_source(
     source: Source, config: TrainConfig | None, trained: AsTrained
 ) -> list[tuple[str, str]]:
-    """What the page says of the data and of whose eyes it is seen with."""
+    """(name, value) facts on the data and on the loader that shows them."""
     if config is None:
         rows = [
             (name.replace("_", " "), str(value))

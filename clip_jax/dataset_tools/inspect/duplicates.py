@@ -1,4 +1,4 @@
-"""Which records are the same image, nearly the same, or have the same caption."""
+"""Search for equal images, near duplicates and repeated captions."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,20 +8,20 @@ import numpy as np
 
 from clip_jax.dataset_tools.inspect.survey import Facts
 
-MAX_DISTANCE = 4  # bits of 64 by which the hashes of near duplicates differ
+MAX_DISTANCE = 4  # bits of 64 by which hashes of near duplicates may differ
 
 
 @dataclass(frozen=True)
 class Group:
-    """Records that are alike, in order. `distance`: bits between the first and the most
-    similar one."""
+    """Similar records, in order. `distance`: bits between the first and the most similar
+    one."""
 
     members: tuple[Facts, ...]
     distance: int
 
 
 def exact_groups(facts: Iterable[Facts]) -> list[Group]:
-    """Images whose bytes are equal; the largest groups first."""
+    """Groups of images with equal bytes, largest first."""
     by_digest: dict[bytes, list[Facts]] = {}
     for fact in facts:
         by_digest.setdefault(fact.digest, []).append(fact)
@@ -30,8 +30,8 @@ def exact_groups(facts: Iterable[Facts]) -> list[Group]:
 
 
 def near_groups(facts: Sequence[Facts]) -> list[Group]:
-    """Images whose hashes differ by at most `MAX_DISTANCE` bits from that of the first of their
-    group; of equal files one counts. The most alike first."""
+    """Groups of images whose hashes differ by at most `MAX_DISTANCE` bits from their group's
+    first, most similar groups first; equal files count once."""
     different = list({fact.digest: fact for fact in reversed(facts)}.values())[::-1]
     groups = [
         Group(tuple(different[number] for number in numbers), distance)
@@ -41,10 +41,10 @@ def near_groups(facts: Sequence[Facts]) -> list[Group]:
 
 
 def near_numbers(hashes: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-    """(numbers of the hashes in a group, bits between its first and the most similar one), by the
-    first. Each hash is in one group at most."""
-    # Not chains of neighbours: in a large set they would join what is not alike at all. And row by
-    # row, of those that no group has yet: of n equal images all pairs would be n² / 2.
+    """Yields (indices of the hashes in a group, bits between its first and the most similar one),
+    ordered by the first. Each hash is in at most one group."""
+    # Groups are not chains of neighbours, which in a large set would join dissimilar images. Rows
+    # compare only ungrouped hashes: all pairs of n equal images would be n² / 2.
     left = np.array(hashes, np.uint64)
     numbers = np.arange(len(left))
     while len(left):
@@ -58,7 +58,7 @@ def near_numbers(hashes: Sequence[int]) -> Iterator[tuple[list[int], int]]:
 
 
 def repeated_captions(captions: Iterable[str]) -> list[tuple[str, int]]:
-    """(caption, how often) of those that occur more than once, white space apart; the commonest
+    """(caption, count) of captions that occur more than once, up to white space, commonest
     first."""
     counts = Counter(" ".join(caption.split()) for caption in captions)
     return [(caption, count) for caption, count in counts.most_common() if count > 1]

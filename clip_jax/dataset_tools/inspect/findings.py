@@ -1,4 +1,4 @@
-"""All that the page of `inspect` shows, gathered."""
+"""Collected findings for the page of `inspect`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from clip_jax.dataset_tools.inspect.token_lengths import token_lengths
 from clip_jax.errors import DecodeError
 from clip_jax.images.decoding import decode
 
-_GROUPS = 8  # of duplicates with pictures
-_MEMBERS = 4  # pictures a group
+_GROUPS = 8  # duplicate groups shown with pictures
+_MEMBERS = 4  # pictures per group
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Shown:
     pixels: np.ndarray  # uint8 (S, S, 3)
     caption: str  # as stored
     seen: str  # its tokens as text
-    tokens: int  # that it has, of which `context` are kept
+    tokens: int  # before the cut to `context`
     context: int
-    alternatives: int  # captions that it has
+    alternatives: int  # number of its captions
 
     @property
     def is_cut(self) -> bool:
@@ -43,7 +43,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class ShownGroup:
-    """Images that are alike, with what is shown of them."""
+    """A group of similar images, with its pictures."""
 
     group: Group
     pictures: tuple[tuple[Facts, np.ndarray], ...]  # upright RGB
@@ -51,14 +51,14 @@ class ShownGroup:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Figures of the records that were looked at."""
+    """Findings on the surveyed records."""
 
     title: str  # the path, as given
     about: list[tuple[str, str]]
-    records: int  # that the source has
+    records: int  # in the source
     survey: Survey
-    dropped: dict[str, Drop]  # when the source was opened: the first, by key
-    kinds: Counter[str]  # of what cannot be used: when opened, and of those looked at
+    dropped: dict[str, Drop]  # at the opening of the source: the first, by key
+    kinds: Counter[str]  # unusable records, at opening and in the survey
     dropped_total: int
     token_counts: np.ndarray  # int (captions,)
     context: int
@@ -67,7 +67,7 @@ class Inspection:
     exact_shown: list[ShownGroup]
     near: list[Group]
     near_shown: list[ShownGroup]
-    captions: list[tuple[str, int]]  # repeated, and how often
+    captions: list[tuple[str, int]]  # repeated ones, with counts
     throughput: Throughput | None
     cores: int
     chips: dict[str, float]  # architecture -> samples/s of one chip
@@ -88,11 +88,11 @@ def gather(
     seed: int,
     models: Sequence[str],
 ) -> Inspection:
-    """What the page shows of a survey; reads the samples that are shown once more.
+    """The findings of a survey; reads the shown samples again.
 
     Args:
-      samples: how many are shown.
-      seed: of their crops.
+      samples: number shown.
+      seed: for their crops.
       models: architectures whose chips the host could feed.
     """
     exact, near = exact_groups(found.facts), near_groups(found.facts)

@@ -1,4 +1,4 @@
-"""Histograms as PNG, in the look of the report's charts."""
+"""Histograms as PNG, in the style of the report's charts."""
 
 import io
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from clip_jax.report.charts import DPI, SIZE, TICK_STEPS, Theme
 
 _BINS = 32
-# What lies beyond this quantile is in the last bar where it would stretch the axis so many times.
+# Values beyond the quantile go into the last bar if they would stretch the axis by this factor.
 _REST, _STRETCH = 0.98, 3
-_FARTHEST = 1.3  # times the last bar, where a mark still has its true place
+_FARTHEST = 1.3  # times the last bar; up to here a mark has its true place
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """What is drawn. `mark`: a value to compare with, and its name."""
+    """Content of a histogram. `mark`: a reference value and its name."""
 
     title: str
     values: Sequence[float]
     unit: str
     mark: tuple[float, str] | None = None
-    whole: bool = True  # numbers
+    whole: bool = True  # whole numbers
 
     def summary(self) -> str:
-        """Median, the middle 90 %, and the extremes, in words."""
+        """Text with the median, the middle 90 %, and the extremes."""
         low, median, high = np.quantile(self.values, (0.05, 0.5, 0.95), method="nearest")
         least, most = min(self.values), max(self.values)
         return (
@@ -42,7 +42,7 @@ class Histogram:
 
 
 def draw_histogram(histogram: Histogram, theme: Theme) -> bytes:
-    """The histogram as a PNG with transparent background; records over values."""
+    """The histogram, records over values, as a PNG with transparent background."""
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -54,7 +54,7 @@ def draw_histogram(histogram: Histogram, theme: Theme) -> bytes:
     is_cut = top > _STRETCH * rest > 0
     shown = np.minimum(values, rest) if is_cut else values
     axes.hist(shown, _edges(shown, histogram.whole).tolist(), color=theme.lines[0], rwidth=0.92)
-    if shown.min() == shown.max():  # one bar, which would fill the whole width
+    if shown.min() == shown.max():  # a single bar would fill the whole width
         room = 10 if histogram.whole else 1
         axes.set_xlim(shown.max() - room, shown.max() + room)
     if histogram.mark is not None:
@@ -72,22 +72,22 @@ def draw_histogram(histogram: Histogram, theme: Theme) -> bytes:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     buffer = io.BytesIO()
-    # Without the metadata, which names the version: equal data give equal bytes.
+    # The metadata names the version; omitting it gives equal bytes for equal data.
     canvas.print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _draw_mark(axes: Axes, mark: tuple[float, str], last: float, theme: Theme) -> None:
-    """A line at the mark; of one far beyond the `last` bar at the edge, dashed, with an arrow:
-    there is room for the bars then."""
+    """Draws a line at the mark; if that is far beyond the `last` bar, a dashed line at the edge
+    with an arrow, which leaves room for the bars."""
     value, name = mark
     low, high = axes.get_xlim()
     is_beyond = value > _FARTHEST * last
     where = high if is_beyond else value
     axes.axvline(where, color=theme.lines[1], linewidth=1.4, linestyle="--" if is_beyond else "-")
     low, high = axes.get_xlim()
-    is_right = where > (low + high) / 2  # where words to the right of it would leave the picture
-    axes.set_ylim(top=1.12 * axes.get_ylim()[1])  # room for its name above the bars
+    is_right = where > (low + high) / 2  # text to its right would leave the picture
+    axes.set_ylim(top=1.12 * axes.get_ylim()[1])  # for its name above the bars
     axes.annotate(
         f"{name} → {value:,.6g}" if is_beyond else name,
         (where, 0.98),
@@ -102,7 +102,7 @@ def _draw_mark(axes: Axes, mark: tuple[float, str], last: float, theme: Theme) -
 
 
 def _edges(values: np.ndarray, whole: bool) -> np.ndarray:
-    """Of the bars; of whole numbers each bar has as many."""
+    """Edges of the bars; for whole numbers every bar covers equally many."""
     low, high = float(values.min()), float(values.max())
     if whole:
         width = max(1, int(np.ceil((high - low + 1) / _BINS)))

@@ -1,4 +1,4 @@
-"""The page of `inspect`: tiles, samples, histograms, what cannot be used."""
+"""Page of `inspect`: tiles, samples, histograms, unusable records."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,8 +11,8 @@ from clip_jax.dataset_tools.inspect.token_lengths import LONGEST
 from clip_jax.report import page
 from clip_jax.report.charts import DARK, LIGHT
 
-_EXAMPLES = 3  # of each kind of what cannot be used
-_SHOWN_TEXT = 200  # characters of a caption
+_EXAMPLES = 3  # per kind of unusable record
+_SHOWN_TEXT = 200  # characters per caption
 _IN_THE_CARD = "grid-template-columns:132px 1fr"
 
 
@@ -31,7 +31,7 @@ def build_page(inspection: Inspection) -> str:
 
 
 def key_figures(inspection: Inspection) -> list[tuple[str, str]]:
-    """(value, what it is): the tiles, and what the terminal says."""
+    """(value, label) of the tiles, also printed in the terminal."""
     survey = inspection.survey
     figures = [
         (f"{inspection.records:,}", "samples with a caption"),
@@ -48,7 +48,7 @@ def key_figures(inspection: Inspection) -> list[tuple[str, str]]:
 
 
 def _copies(inspection: Inspection) -> int:
-    """Images that have the bytes of an earlier one."""
+    """Number of images with the bytes of an earlier one."""
     return sum(len(group.members) - 1 for group in inspection.exact)
 
 
@@ -184,7 +184,7 @@ def _unusable(inspection: Inspection) -> str:
 
 
 def _first_of_each(rows: Iterable[list[str]]) -> Iterator[list[str]]:
-    """The first rows of each kind, which their second column is."""
+    """Yields the first rows of each kind; the kind is the second column."""
     seen: Counter[str] = Counter()
     for row in rows:
         seen[row[1]] += 1

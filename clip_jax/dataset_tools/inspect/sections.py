@@ -1,4 +1,4 @@
-"""The parts of the page of `inspect` about duplicates and about speed."""
+"""Sections of `inspect`'s page on duplicates and speed."""
 
 from clip_jax.dataset_tools.inspect.duplicates import MAX_DISTANCE, Group
 from clip_jax.dataset_tools.inspect.findings import Inspection, ShownGroup
@@ -6,12 +6,12 @@ from clip_jax.dataset_tools.inspect.table import table
 from clip_jax.dataset_tools.inspect.throughput import CHIP, DECODE, UTILISATION, Spent
 from clip_jax.report import page
 
-_CAPTIONS = 12  # repeated ones that are listed
+_CAPTIONS = 12  # repeated ones listed
 _COLUMNS = "grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr))"
 
 
 def duplicates_section(inspection: Inspection) -> list[str]:
-    """Equal images, similar images, equal captions."""
+    """Sections on equal images, similar images and equal captions."""
     looked_at = len(inspection.survey.facts)
     exact = sum(len(group.members) for group in inspection.exact)
     near = sum(len(group.members) for group in inspection.near)
@@ -55,12 +55,12 @@ def _count_groups(groups: list[Group]) -> str:
 
 
 def _shown(groups: list[ShownGroup], which: str) -> str:
-    """How the sentence ends that counts them."""
+    """End of the sentence that counts the groups."""
     return f"; the {which} are shown ({len(groups)})." if groups else "."
 
 
 def _groups(groups: list[ShownGroup]) -> str:
-    """The images of each group side by side."""
+    """Cards with the images of each group side by side."""
     cards = []
     for shown in groups:
         items = "\n".join(
@@ -88,7 +88,7 @@ def _of_it(spent: Spent) -> str:
 
 
 def throughput_section(inspection: Inspection) -> str:
-    """Rates by stage, the bottleneck, the chips that the host could feed."""
+    """Section on rates by stage, the bottleneck, and the chips that the host could feed."""
     measured = inspection.throughput
     if measured is None:
         return page.left_out("Throughput", "no sample could be read.")

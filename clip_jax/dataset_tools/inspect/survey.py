@@ -1,4 +1,4 @@
-"""What single records are like: sizes, bytes, captions, hashes, or why they cannot be used."""
+"""Survey of single records: sizes, bytes, captions, hashes, or why they are unusable."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ _CHUNK = 32  # records
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one good record."""
+    """Facts about one good record."""
 
     index: int
     key: str
     captions: tuple[str, ...]
     width: int  # pixels, upright
     height: int
-    size_bytes: int  # of the encoded image
-    format: str  # as Pillow names it; "pixels" of sources without files
-    digest: bytes  # of those bytes
+    size_bytes: int  # encoded image
+    format: str  # Pillow's name; "pixels" for sources without files
+    digest: bytes  # hash of the bytes
     hash: int  # perceptual, 64 bits
 
 
 @dataclass
 class Survey:
-    """Of the records that were looked at, in order."""
+    """Results for the surveyed records, in order."""
 
     facts: list[Facts] = field(default_factory=list)
     bad: list[BadSample] = field(default_factory=list)
@@ -46,13 +46,13 @@ class Survey:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """At most `most` of 0 … count - 1, at equal distances."""
+    """At most `most` of 0 … count - 1, evenly spaced."""
     chosen = min(count, most)
     return [number * count // chosen for number in range(chosen)]
 
 
 def survey(source: Source, indices: Sequence[int], *, workers: int) -> Survey:
-    """Reads and fully decodes the records; with a progress bar."""
+    """Reads and fully decodes the records, with a progress bar."""
     jobs = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
     found = Survey()
     for part in work_on(
@@ -64,7 +64,7 @@ def survey(source: Source, indices: Sequence[int], *, workers: int) -> Survey:
 
 
 def survey_chunk(source: Source, indices: Sequence[int], count: Count) -> Survey:
-    """A worker's part of `survey`."""
+    """A worker's job in `survey`."""
     found = Survey()
     for index in each(indices, count):
         try:
@@ -88,5 +88,5 @@ def _facts(source: Source, index: int) -> Facts:
         size_bytes=len(data),
         format=kind or "?",
         digest=hashlib.blake2b(data, digest_size=16).digest(),
-        hash=perceptual_hash(record.image),  # of the file, as training takes it
+        hash=perceptual_hash(record.image),  # of the file, as in training
     )

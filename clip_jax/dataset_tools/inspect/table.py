@@ -1,4 +1,4 @@
-"""A table of the page of `inspect`."""
+"""Table on the page of `inspect`."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from clip_jax.report import page
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
-    """Rows of plain text under titles; the first `texts` columns are words, the others numbers."""
+    """A table of plain text with titles; the first `texts` columns are words, the rest numbers."""
 
     def cells(tag: str, values: Sequence[str]) -> str:
         return "".join(

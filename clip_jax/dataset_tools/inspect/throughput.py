@@ -1,4 +1,4 @@
-"""How fast one thread reads, decodes and tokenises, and which chips that could feed."""
+"""Speed of one thread that reads, decodes and tokenises, and the chips that it could feed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from clip_jax.images.augmentation import Augmentation, training_image
 from clip_jax.text.tokenizer import Tokenizer
 
 CHIP = "TPU v5e"
-UTILISATION = 0.5  # of the peak, assumed of a good training run
+UTILISATION = 0.5  # share of the peak, assumed for a good training run
 CHIP_MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
-_BATCH = 32_768  # of the whole run, for the loss's part of the arithmetic
+_BATCH = 32_768  # global batch, for the loss's share of the arithmetic
 _MOST_RECORDS = 512
 _SECONDS = 6.0  # at most
 _TEXTS_AT_ONCE = 64
-# Decoding waits for nothing: where it takes so many times its CPU time, other work had the core.
+# Decoding never waits: if it takes this many times its CPU time, other work had the core.
 _BUSY = 1.2
 
 READ, DECODE, TOKENISE = "read", "decode and crop", "tokenise"
@@ -31,8 +31,8 @@ READ, DECODE, TOKENISE = "read", "decode and crop", "tokenise"
 
 @dataclass
 class Spent:
-    """Seconds in one stage: by the clock, and CPU time. That is the process's, which does nothing
-    else meanwhile: SentencePiece encodes in a thread of its own."""
+    """Seconds in one stage: by the clock, and CPU time of the process, which does nothing else
+    meanwhile (SentencePiece encodes in its own thread)."""
 
     wall: float = 0.0
     cpu: float = 0.0
@@ -43,14 +43,14 @@ class Spent:
 
 @dataclass(frozen=True)
 class Throughput:
-    """What one thread needed for some records, one after the other, each through all stages."""
+    """Time that one thread took to pass some records, one by one, through all stages."""
 
     records: int
     spent: dict[str, Spent]  # by stage
 
     @property
     def stages(self) -> dict[str, float]:
-        """Records a second, if there were nothing but that stage."""
+        """Records per second of each stage alone."""
         return {name: self.records / max(spent.wall, 1e-9) for name, spent in self.spent.items()}
 
     @property
@@ -59,12 +59,12 @@ class Throughput:
 
     @property
     def whole(self) -> float:
-        """Records a second through all stages."""
+        """Records per second through all stages."""
         return self.records / self.seconds
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of the time, by stage."""
+        """Share of the time by stage."""
         return {name: spent.wall / self.seconds for name, spent in self.spent.items()}
 
     @property
@@ -73,13 +73,13 @@ class Throughput:
 
     @property
     def was_busy(self) -> bool:
-        """Whether other work had the core for a good part of the time."""
+        """Whether other work had the core for much of the time."""
         return self.spent[DECODE].wall > _BUSY * self.spent[DECODE].cpu
 
 
 @dataclass(frozen=True)
 class Loader:
-    """What becomes of a record in training."""
+    """Processing of a record in training."""
 
     tokenizer: Tokenizer
     image_size: int
@@ -87,7 +87,7 @@ class Loader:
     augmentation: Augmentation
 
     def sample(self, record: Record, seed: int) -> tuple[np.ndarray, str]:
-        """uint8 (S, S, 3), and the caption that is chosen for it. Raises DecodeError."""
+        """(uint8 pixels (S, S, 3), chosen caption). Raises DecodeError."""
         rng = np.random.default_rng(seed)
         caption = choose_caption(record, rng)
         pixels = training_image(
@@ -96,22 +96,22 @@ class Loader:
         return pixels, caption
 
     def tokens(self, captions: Sequence[str]) -> np.ndarray:
-        """int32 (N, L), cut where too long."""
+        """Ids, int32 (N, L); captions that are too long are cut."""
         return self.tokenizer(list(captions), truncate=True)
 
 
 def measure(source: Source, loader: Loader, indices: Sequence[int]) -> Throughput | None:
-    """`indices`: good records; None where none can be used. What has been read lately may come from
-    memory."""
-    # As training reads them: in no order.
+    """Measures the stages on good records (`indices`); None if none is usable. Recently read data
+    may come from memory."""
+    # Training reads in random order.
     order = np.random.default_rng(0).permutation(np.asarray(indices)).tolist()[:_MOST_RECORDS]
-    _pass(source, loader, order[:1])  # what is made once is not counted
+    _pass(source, loader, order[:1])  # excludes one-time work
     records, spent = _pass(source, loader, order)
     return Throughput(records, spent) if records else None
 
 
 def _pass(source: Source, loader: Loader, order: Sequence[int]) -> tuple[int, dict[str, Spent]]:
-    """(how many are done, what that took by stage)."""
+    """(number of records done, time spent by stage)."""
     spent = {name: Spent() for name in (READ, DECODE, TOKENISE)}
     done = 0
     texts: list[str] = []
@@ -146,7 +146,7 @@ def _tokenised(loader: Loader, texts: list[str]) -> Spent:
 
 @contextlib.contextmanager
 def _clocked() -> Iterator[Spent]:
-    """Filled in when the block ends."""
+    """Times a block; the result is filled in when it ends."""
     spent = Spent()
     wall, cpu = time.perf_counter(), time.process_time()
     yield spent
@@ -154,7 +154,7 @@ def _clocked() -> Iterator[Spent]:
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Number of cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
@@ -162,7 +162,7 @@ def cores() -> int:
 
 
 def chip_rates(names: Sequence[str] = CHIP_MODELS) -> dict[str, float]:
-    """Architecture -> samples a second that one `CHIP` trains at `UTILISATION` of its peak."""
+    """Architecture -> samples per second that one `CHIP` trains at `UTILISATION` of its peak."""
     from clip_jax.models.architectures import get_architecture
     from clip_jax.models.flops import PEAK_FLOPS, step_flops
 

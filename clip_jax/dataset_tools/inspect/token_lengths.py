@@ -1,4 +1,4 @@
-"""How many tokens captions have when nothing is cut."""
+"""Number of tokens of captions before any cut."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from clip_jax.text.tokenizer import Tokenizer
 
-LONGEST = 4096  # tokens; a longer caption counts as so many
+LONGEST = 4096  # tokens; the count of a longer caption too
 _CAPTIONS_AT_ONCE = 256  # rows of LONGEST ids: 4 MiB
 
 
@@ -14,7 +14,7 @@ def token_lengths(tokenizer: Tokenizer, captions: Sequence[str]) -> np.ndarray:
     """int64 (N,): tokens of each caption, special ones included, at most `LONGEST`."""
     long = tokenizer.with_context_length(max(LONGEST, tokenizer.context_length))
     lengths = [
-        # Every row has its end of text; what follows is padding.
+        # Every row has an end of text, followed only by padding.
         np.argmax(
             long(captions[start : start + _CAPTIONS_AT_ONCE], truncate=True) == long.eos_id, 1
         )

@@ -1,1 +1,1 @@
-"""What a compiled program costs, from its text."""
+"""Cost of a compiled program, from its text."""

@@ -1,5 +1,7 @@
-"""What one run of a compiled program does on each device: arithmetic, and what crosses between
-devices. Loop bodies count as often as they run; the compiler's own analysis counts them once."""
+"""Arithmetic and communication of one run of a compiled program, per device.
+
+Loop bodies count as often as they run; the compiler's own analysis counts them once.
+"""
 
 from __future__ import annotations
 
@@ -25,46 +27,46 @@ _KINDS = {name: name for name in COLLECTIVES} | {"ragged-all-to-all": "all-to-al
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between devices, as often as its loops run it."""
+    """One exchange between devices, repeated `trips` times by its loops."""
 
     kind: str  # of COLLECTIVES
-    operands: tuple[Shape, ...]  # what a device puts in
-    results: tuple[Shape, ...]  # what it gets out
+    operands: tuple[Shape, ...]  # a device's input
+    results: tuple[Shape, ...]  # a device's output
     dims: tuple[int, ...]  # "all-gather": the axis that grows
-    group: int  # devices that take part together; 0: not known
-    op_name: str  # the line of the model that it comes from
-    chain: str = ""  # TPU: the parts of one exchange that is spread over several fusions share it
-    begins: bool = False  # whether this is the part that the exchange begins with
+    group: int  # number of participating devices; 0: unknown
+    op_name: str  # its origin in the model
+    chain: str = ""  # TPU: shared by the parts of one exchange over several fusions
+    begins: bool = False  # whether this is the exchange's first part
     trips: int = 1
 
     @property
     def bytes(self) -> int:
-        """Bytes a device and time: of the larger of operand and result, as each kind has its
-        whole on one side."""
+        """Bytes per device and repetition: the larger of operand and result, since each kind has
+        its whole on one side."""
         return max(sum(s.bytes for s in self.operands), sum(s.bytes for s in self.results))
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run, on each device."""
+    """Cost of one run, per device."""
 
-    flops: float = 0.0  # of matrix products and convolutions, two a multiply-add
+    flops: float = 0.0  # matrix products and convolutions; 2 per multiply-add
     collectives: tuple[Collective, ...] = ()
-    unknown_loops: tuple[str, ...] = ()  # loops of unknown length; counted as running once
+    unknown_loops: tuple[str, ...] = ()  # loops of unknown length, counted once
 
     def times(self, trips: int) -> Cost:
-        """The cost of a loop of so many rounds."""
+        """The cost of a loop with `trips` iterations."""
         repeated = (dataclasses.replace(c, trips=c.trips * trips) for c in self.collectives)
         return Cost(self.flops * trips, tuple(repeated), self.unknown_loops)
 
     @property
     def collective_counts(self) -> dict[str, int]:
-        """How many of each kind run, of those that do."""
+        """Number of exchanges by kind, without kinds that do not occur."""
         return self._sum(lambda collective: collective.trips)
 
     @property
     def collective_bytes(self) -> dict[str, int]:
-        """Bytes a device by kind; see `Collective.bytes`."""
+        """Bytes per device by kind; see `Collective.bytes`."""
         return self._sum(lambda collective: collective.trips * collective.bytes)
 
     def _sum(self, amount: Callable[[Collective], int]) -> dict[str, int]:
@@ -77,9 +79,9 @@ class Cost:
 def program_cost(text: str) -> Cost:
     """The cost of a compiled program, from its text.
 
-    Matrix products and convolutions are counted wherever they stand: loops times their length, the
-    dearest branch of a conditional, fusions, calls and asynchronous wrappers. Custom kernels are
-    not, but for the libraries' matrix products and convolutions on a GPU.
+    Matrix products and convolutions are counted everywhere: in loops times their length, in the
+    dearest branch of a conditional, in fusions, calls and asynchronous wrappers. Custom kernels are
+    not counted, except for GPU libraries' matrix products and convolutions.
     """
     module = parse(text)
     cost = _cost(Frame(module, module.entry))
@@ -87,8 +89,8 @@ def program_cost(text: str) -> Cost:
 
 
 def _once(collectives: tuple[Collective, ...]) -> tuple[Collective, ...]:
-    """Each exchange that is spread over several fusions by its beginning alone: the rest of it may
-    stand in a loop that it is hidden behind."""
+    """Keeps only the first part of an exchange that is spread over several fusions: the rest may
+    be in a loop that hides it."""
     begun = {c.chain for c in collectives if c.begins}
     kept: list[Collective] = []
     seen: set[str] = set()
@@ -155,11 +157,10 @@ def _convolution_flops(frame: Frame, step: Instruction) -> float:
 
 
 def _window_flops(step: Instruction, left: Shape, right: Shape, out: Shape) -> float:
-    """Two a pair of output and kernel positions that meet inside the input.
+    """Two operations per pair of output and kernel positions that meet inside the input.
 
-    XLA's TPU compiler writes batched matrix products as convolutions whose batch axes are spatial
-    ones, most positions of which fall on padding: positions that do not meet cost nothing
-    (XLA's HloCostAnalysis counts the same).
+    XLA's TPU compiler writes batched matrix products as convolutions with spatial batch axes, most
+    positions of which fall on padding and cost nothing (XLA's HloCostAnalysis counts alike).
     """
     labels = re.split("_|->", step.attribute("dim_labels"))
     in_axes, _, out_axes = (
@@ -181,7 +182,7 @@ def _by_label(shape: Shape, labels: str) -> dict[str, int]:
 
 
 def _window(text: str) -> dict[str, list[int]]:
-    """`{size=3x3 pad=1_1x1_1 stride=2x2}` -> the numbers of each spatial axis."""
+    """`{size=3x3 pad=1_1x1_1 stride=2x2}` -> the numbers per spatial axis."""
     found = dict(item.split("=") for item in text.strip("{}").split())
     sizes = found.get("size", "")
     axes = len(sizes.split("x")) if sizes else 0
@@ -205,8 +206,8 @@ def _meetings(
     inputs: int, outputs: int, size: int, pad: int, stride: int, base_dilation: int,
     window_dilation: int,
 ) -> int:  # fmt: skip
-    """Pairs (output o, kernel k) of one axis for which o·stride − pad + k·window_dilation is an
-    input, `base_dilation` apart from the next."""
+    """Number of pairs (output o, kernel k) of one axis for which o·stride − pad + k·window_dilation
+    hits an input; inputs are `base_dilation` apart."""
     common = math.gcd(stride, base_dilation)
     period = base_dilation // common
     inverse = pow(stride // common, -1, period)
@@ -223,7 +224,7 @@ def _meetings(
 
 
 def _library_flops(frame: Frame, step: Instruction) -> float:
-    """Of a GPU library's matrix product or convolution; 0 for any other custom call."""
+    """Operations of a GPU library's matrix product or convolution; 0 for other custom calls."""
     target = step.attribute("custom_call_target").strip('"')
     if not target.startswith(("__cublas$", "__cudnn$conv")):
         return 0.0
@@ -234,7 +235,7 @@ def _library_flops(frame: Frame, step: Instruction) -> float:
         config, _ = json.JSONDecoder().raw_decode(step.attributes, begin)
         axes = config["gemm_backend_config"]["dot_dimension_numbers"]["lhs_contracting_dimensions"]
         return 2.0 * out.elements * math.prod(left.dims[int(axis)] for axis in axes)
-    # The window is that of the forward convolution, whatever is asked for.
+    # The window always belongs to the forward convolution.
     if target == "__cudnn$convBackwardInput":
         left, right, out = out, right, left
     elif target == "__cudnn$convBackwardFilter":
@@ -248,10 +249,10 @@ def _collective(frame: Frame, step: Instruction, kind: str) -> Collective:
     )
     results = step.shapes
     if step.opcode.endswith("-start") and kind in ("all-gather", "collective-permute"):
-        # The start also returns its operands, and on a TPU two counters.
+        # The start op also returns its operands, and on a TPU two counters.
         results = results[len(operands) : 2 * len(operands)]
     if kind == "all-reduce" and frame.computation.name.startswith("all-reduce-scatter"):
-        # The TPU compiler's reduce-scatter: a fusion of an all-reduce and the slice that is kept.
+        # The TPU compiler's reduce-scatter is a fusion of an all-reduce and the kept slice.
         kind = "reduce-scatter"
         root = frame.computation.instructions[frame.computation.root]
         results = root.shapes
@@ -274,10 +275,10 @@ _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)?
 
 
 def _group_size(attributes: str) -> int:
-    """Devices a group, from `{{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=4,'b'=2] {'a'}`."""
+    """Devices per group, from `{{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=4,'b'=2] {'a'}`."""
     if mesh := _MESH_GROUPS.search(attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        # An axis, or a part of one: 'a' or 'a':(2)4.
+        # Each is an axis or a part of one: 'a' or 'a':(2)4.
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part or sizes[name]) for name, part in axes)
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):

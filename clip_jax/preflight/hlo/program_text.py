@@ -1,7 +1,7 @@
-"""The text of a compiled program (`Compiled.as_text()`), read.
+"""Parser for the text of a compiled program (`Compiled.as_text()`).
 
-Only what counting needs: computations, their instructions, shapes, and how often a loop runs. The
-texts of the CPU, TPU and GPU compilers differ in what they call things, not in the grammar.
+It reads only what counting needs: computations, their instructions, shapes, and loop lengths. The
+texts of the CPU, TPU and GPU compilers differ in names, not in grammar.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable
 
-# Bits an element; what is not here (tokens, opaque values) takes no memory.
+# Bits per element; types not listed take no memory, like tokens and opaque values.
 _BITS = {"pred": 8, "token": 0, "opaque": 0} | {
     f"{letter}{bits}": bits for letter in "suf" for bits in (1, 2, 4, 8, 16, 32, 64)
 }
@@ -23,7 +23,7 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\
 _SHAPE = re.compile(r"([a-z]+[0-9]*(?:e[0-9]+m[0-9]+[a-z]*)?)\[([0-9,<=]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-MOST_TRIPS = 100_000  # a loop that runs longer is taken for one of unknown length
+MOST_TRIPS = 100_000  # a longer loop counts as one of unknown length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Instruction:
     name: str
     opcode: str
     result: str  # the text of its shape; see `shapes`
-    operands: tuple[str, ...]  # names, of the same computation
-    argument: str  # what stands in the parentheses: a constant's value, a parameter's number
+    operands: tuple[str, ...]  # names in the same computation
+    argument: str  # text in the parentheses: a constant's value, a parameter's number
     attributes: str
 
     @functools.cached_property
     def shapes(self) -> tuple[Shape, ...]:
-        """The arrays of the result: one, or the leaves of a tuple."""
+        """Shapes of the result: one array, or the leaves of a tuple."""
         return tuple(
             Shape(dtype, tuple(int(size.strip("<=")) for size in sizes.split(",") if size))
             for dtype, sizes in _SHAPE.findall(self.result)
@@ -77,11 +77,11 @@ class Instruction:
         return text
 
     def dims(self, name: str) -> tuple[int, ...]:
-        """An attribute such as `dimensions={0,2}`."""
+        """Numbers of an attribute such as `dimensions={0,2}`."""
         return tuple(int(n) for n in re.findall(r"\d+", self.attribute(name)))
 
     def called(self, *names: str) -> tuple[str, ...]:
-        """The computations that the first attribute of these names calls."""
+        """The computations called by the first of these attributes that is present."""
         for name in names:
             text = self.attribute(name)
             if text:
@@ -103,7 +103,7 @@ class Computation:
     root: str = ""
 
     def shape(self, name: str) -> Shape:
-        """The (first) array that an instruction makes."""
+        """Shape of the (first) array that an instruction returns."""
         return self.instructions[name].shapes[0]
 
 
@@ -116,7 +116,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """The text of a compiled program, as `jax.stages.Compiled.as_text` returns it.
+    """Parses the text that `jax.stages.Compiled.as_text` returns.
 
     Raises `ValueError` for a text without an entry computation.
     """
@@ -144,7 +144,7 @@ def parse(text: str) -> Module:
     return Module(computations, entry)
 
 
-State = dict[int, int]  # the integers of a tuple that are known, by index
+State = dict[int, int]  # index -> known integer of a tuple
 
 _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "add": lambda a, b: a + b,
@@ -167,7 +167,7 @@ _SAME_VALUE = {"copy", "convert", "bitcast", "reshape", "copy-start", "copy-done
 
 
 class Frame:
-    """A computation with what is known of its arguments: works out scalar integers in it."""
+    """A computation with its known arguments, which evaluates scalar integers."""
 
     def __init__(
         self,
@@ -181,11 +181,11 @@ class Frame:
         self._known: dict[str, int | None] = {}
 
     def call(self, name: str, *arguments: int | State | None) -> Frame:
-        """The frame of a computation that this one calls."""
+        """The frame of a called computation."""
         return Frame(self.module, self.module.computations[name], arguments)
 
     def value(self, name: str) -> int | None:
-        """The integer that an instruction makes; None: an array, or not known."""
+        """The integer that an instruction returns; None for an array or an unknown value."""
         if name not in self._known:
             step = self.computation.instructions[name]
             shape = step.shapes[0] if len(step.shapes) == 1 else None
@@ -219,7 +219,7 @@ class Frame:
         return None if a is None or b is None else int(operation(a, b))
 
     def element(self, name: str, index: int) -> int | None:
-        """The integer at a place of the tuple that an instruction makes."""
+        """The integer at an index of the tuple that an instruction returns."""
         step = self.computation.instructions[name]
         if step.opcode == "tuple":
             return self.value(step.operands[index]) if index < len(step.operands) else None
@@ -237,8 +237,8 @@ class Frame:
         return self.call(called, *(self.value(operand) for operand in step.operands))
 
     def loop(self, step: Instruction) -> tuple[int | None, Frame]:
-        """A `while` of this computation: how often its body runs, if known, and the body's frame,
-        in which the constants of the state are known."""
+        """(iterations or None, body frame) of a `while`; the frame knows the constants of the
+        state."""
         body = self.module.computations[step.called("body")[0]]
         places = range(len(step.shapes))
         state = {i: v for i in places if (v := self.element(step.operands[0], i)) is not None}
@@ -248,7 +248,7 @@ class Frame:
         return trips, self.call(body.name, kept)
 
     def _count(self, step: Instruction, state: State, counters: set[int]) -> int | None:
-        """Counts the rounds of a loop by running its counters."""
+        """Counts the iterations of a loop by running its counters."""
         condition, body = step.called("condition")[0], step.called("body")[0]
         for trips in range(MOST_TRIPS):
             goes_on = self.call(condition, state).result
@@ -261,7 +261,7 @@ class Frame:
 
 
 def _is_kept(body: Computation, index: int) -> bool:
-    """Whether the body of a loop hands an element of its state on unchanged."""
+    """Whether a loop's body passes on an element of its state unchanged."""
     root = body.instructions[body.root]
     if root.opcode != "tuple" or index >= len(root.operands):
         return False
@@ -272,7 +272,7 @@ def _is_kept(body: Computation, index: int) -> bool:
 
 
 def _literal(text: str) -> int | None:
-    """A scalar constant: a whole number, true or false."""
+    """Value of a scalar constant (a whole number, true or false), or None."""
     if text in ("true", "false"):
         return int(text == "true")
     return int(text) if re.fullmatch(r"-?\d+", text) else None

@@ -1,4 +1,4 @@
-"""Says what lies in a folder, and finds the checkpoints of Hugging Face's Trainer in one."""
+"""Folder contents for messages, and the newest checkpoint of Hugging Face's Trainer in a folder."""
 
 import logging
 import re
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 _STEP = re.compile(r"checkpoint-(\d+)")
 _ADAPTER_CONFIG = "adapter_config.json"
-_MAX_NAMES, _MAX_LETTERS = 8, 120  # of a folder, in one error
+_MAX_NAMES, _MAX_LETTERS = 8, 120  # limits of one error message
 
 
 def inventory(directory: Path) -> str:
@@ -37,8 +37,10 @@ def refuse_adapter(directory: Path) -> None:
 
 
 def newest_trainer_checkpoint(directory: Path, weights: Sequence[str]) -> Path | None:
-    """The `checkpoint-N` of the largest N that has a configuration and weights, which the log
-    says; None where the folder has no such checkpoints."""
+    """The `checkpoint-N` with the largest N that has a configuration and weights; logs the choice.
+
+    Returns None if the folder has no such checkpoint.
+    """
     steps = [(int(m[1]), p) for p in directory.iterdir() if (m := _STEP.fullmatch(p.name))]
     whole = [
         path

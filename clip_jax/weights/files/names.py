@@ -1,4 +1,4 @@
-"""What files of weights have in common: tensors by name, and how names are listed."""
+"""Interface of weight files (tensors by name), and lists of names for messages."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ MAX_NAMES = 5  # in one error
 
 
 class Tensors(Protocol):
-    """Tensors by name, in files that are read when a tensor is asked for; for one thread."""
+    """Tensors by name, read from their files on demand; not thread-safe."""
 
     where: Path  # file or folder, for errors
     shapes: Mapping[str, tuple[int, ...]]  # name -> shape, known without reading the data
@@ -18,12 +18,12 @@ class Tensors(Protocol):
     def read(self, name: str) -> np.ndarray:
         """One tensor in its stored dtype (bfloat16 by ml_dtypes), C-contiguous.
 
-        Raises `UserError` where the file is damaged there, `KeyError` for a name not in `shapes`.
+        Raises `UserError` if the file is damaged there, `KeyError` for a name not in `shapes`.
         """
         ...
 
 
 def listed(names: Sequence[str], most: int = MAX_NAMES) -> str:
-    """The first names, and how many more there are."""
+    """The first `most` names, joined by commas, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

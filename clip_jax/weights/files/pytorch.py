@@ -1,10 +1,10 @@
 """Torch's own files as `Tensors`, without ever running the code that a pickle can contain.
 
 State dictionaries go through torch's weights-only loader, which refuses everything but tensors and
-plain containers; for the harmless values that training programs keep beside them (numpy's numbers,
-arguments) stands an object that does nothing. TorchScript archives (OpenAI's releases), which that
-loader does not take, go through `torch.jit.load`: it runs no Python and compiles their code without
-running it, but for `__setstate__` methods, so archives with these are refused.
+plain containers. The harmless values that training programs save beside them (numpy scalars,
+arguments) are replaced by an inert object. That loader does not take TorchScript archives (OpenAI's
+releases); these go through `torch.jit.load`, which runs no Python and compiles their code without
+running it, except for `__setstate__` methods, so archives with such methods are refused.
 """
 
 import pickle
@@ -21,9 +21,9 @@ import numpy as np
 from clip_jax.errors import UserError, first_line
 from clip_jax.weights.files.names import listed
 
-# Pages of a mapped file that were read count as resident memory until it is mapped anew.
+# Pages that were read from a mapped file count as resident memory until it is mapped again.
 REMAP_BYTES = 128 * 2**20
-MAX_DEPTH = 5  # of dictionaries in dictionaries
+MAX_DEPTH = 5  # nesting of dictionaries
 
 
 def _torch(path: Path) -> Any:
@@ -38,7 +38,7 @@ def _torch(path: Path) -> Any:
 
 
 def _to_numpy(tensor: Any, path: Path, name: str) -> np.ndarray:
-    """A copy that shares nothing with the file; bfloat16, which numpy lacks, by its bits."""
+    """A copy that shares no memory with the file; bfloat16, which numpy lacks, goes by its bits."""
     import torch
 
     try:
@@ -51,7 +51,7 @@ def _to_numpy(tensor: Any, path: Path, name: str) -> np.ndarray:
 
 
 class _Inert:
-    """Stands for an object in a checkpoint that is no tensor, and does nothing."""
+    """Inert replacement for an object in a checkpoint that is not a tensor."""
 
     def __init__(self, *args: Any):
         pass
@@ -61,9 +61,9 @@ class _Inert:
 
 
 def _inert_globals() -> list[tuple[type, str]]:
-    """Names of values that training programs keep beside the weights, and what stands for each.
+    """(replacement, name) of each global that training programs save beside the weights.
 
-    None of these values is built: numpy's own constructors would take a crafted dtype at its word.
+    None of the originals is built: numpy's own constructors would trust a crafted dtype.
     """
     arrays = [
         f"numpy.{core}.multiarray.{name}"
@@ -100,10 +100,10 @@ def _inert_globals() -> list[tuple[type, str]]:
 
 
 class TorchTensors:
-    """Everything in a file of `torch.save` that is a tensor, in dictionaries of any depth.
+    """All tensors in a `torch.save` file, in nested dictionaries.
 
-    `containers` has the names in each dictionary; that of a dictionary in another one is its path
-    ("state_dict", "callbacks.ema"), which comes before the names of its tensors.
+    `containers` maps each dictionary to the names in it. A nested dictionary is named by its path
+    ("state_dict", "callbacks.ema"), which is the prefix of its tensors' names.
     """
 
     def __init__(self, path: Path):
@@ -126,11 +126,11 @@ class TorchTensors:
 
     def _open(self) -> dict[str, Any]:
         torch, path = _torch(self.where), self.where
-        # The format before torch 1.6 is no zip archive and cannot be mapped.
+        # Files from before torch 1.6 are not zip archives and cannot be mapped.
         mapped = zipfile.is_zipfile(path)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about how the file was written, long ago
+                warnings.simplefilter("ignore")  # they concern how old files were written
                 with torch.serialization.safe_globals(_inert_globals()):
                     content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
@@ -156,7 +156,7 @@ class TorchTensors:
         return found
 
     def _collect(self, value: Any, container: str, found: dict[str, Any], depth: int = 0) -> None:
-        """Puts the tensors of a dictionary and of those in it into `found`."""
+        """Adds the tensors of a dictionary, and of dictionaries nested in it, to `found`."""
         import torch
 
         if not isinstance(value, dict) or depth > MAX_DEPTH:
@@ -202,7 +202,7 @@ class ScriptTensors:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript is deprecated; these files are not
                 state = torch.jit.load(str(self.where), map_location="cpu").state_dict()
-        except Exception as error:  # as above: anything, on damaged bytes
+        except Exception as error:  # as above: damaged bytes raise nearly anything
             raise UserError(
                 f"{self.where}: is a damaged TorchScript archive ({first_line(error)}); "
                 "download it again"

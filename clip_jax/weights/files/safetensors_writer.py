@@ -1,8 +1,8 @@
-"""Writing .safetensors as a stream: never more than one tensor and a buffer in memory.
+"""Streaming writer of .safetensors: holds at most one tensor and a buffer in memory.
 
-The library writes from a dictionary of all tensors at once. The format: 8 bytes of header length,
-a JSON header padded with spaces, then the tensors without gaps; readers want each aligned to its
-item size, so that wider dtypes come first.
+The library needs a dictionary of all tensors at once. The format: 8 bytes of header length, a JSON
+header padded with spaces, then the tensors without gaps. Readers want each tensor aligned to its
+item size, so wider dtypes come first.
 """
 
 import json
@@ -17,8 +17,8 @@ import numpy as np
 
 from clip_jax.errors import UserError
 
-MAX_SHARD_BYTES = 5 * 10**9  # as transformers
-_BUFFER_BYTES = 64 * 2**20  # data wait for their header in memory up to here, in a file beyond
+MAX_SHARD_BYTES = 5 * 10**9  # transformers' default
+_BUFFER_BYTES = 64 * 2**20  # larger streams spill from memory to a temporary file
 
 _DTYPE_NAMES = {
     np.dtype(np.float64): "F64",
@@ -40,11 +40,12 @@ def save_safetensors(
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int | None = MAX_SHARD_BYTES,
 ) -> list[Path]:
-    """Writes one file, or, above `max_shard_bytes` of data, shards and an index as transformers do.
+    """Writes one file, or, above `max_shard_bytes` of data, shards and an index like transformers.
 
-    Shards are `STEM-00001-of-0000N.safetensors` with `PATH.index.json`; None never splits. All is
-    written aside and renamed at the end; what an earlier call left under the other form goes away.
-    `metadata` is by default {"format": "pt"}, which transformers demands. Returns the weight files.
+    Shards are `STEM-00001-of-0000N.safetensors` with `PATH.index.json`; None never splits. All
+    files are written to a temporary folder and renamed at the end; an earlier call's files in the
+    other form are deleted. `metadata` defaults to {"format": "pt"}, which transformers demands.
+    Returns the weight files.
 
     Raises `UserError` for a name given twice or a dtype that the format lacks.
     """
@@ -73,7 +74,7 @@ def save_safetensors(
 
 
 class _Shard:
-    """One file in the making: data in one stream an item size, the header known at the end."""
+    """One unfinished file: a data stream per item size; the header is known only at the end."""
 
     def __init__(self, folder: Path):
         self.entries: dict[str, tuple[np.dtype, tuple[int, ...], int]] = {}  # …, offset in stream
@@ -90,14 +91,14 @@ class _Shard:
             )
         stream = self._streams[size]
         if stream.tell() + tensor.nbytes > _BUFFER_BYTES:
-            stream.rollover()  # before the data, which would lie in both for a while
+            stream.rollover()  # before writing, or the data would be held twice for a while
         self.entries[name] = tensor.dtype, tensor.shape, stream.tell()
         data = np.ascontiguousarray(tensor).reshape(-1)
         stream.write(data.view(np.uint8).data)
         self.bytes += tensor.nbytes
 
     def finish(self, path: Path, metadata: dict[str, str]) -> tuple[Path, list[str], int]:
-        """(file, names, bytes of data)."""
+        """Writes the file; returns (path, tensor names, bytes of data)."""
         starts, start = {}, 0
         for size in sorted(self._streams, reverse=True):
             starts[size] = start

@@ -1,8 +1,8 @@
 """Named tensors in files, read one at a time: safetensors, sharded indices, torch files, npz.
 
-The kind of a file is taken from its content, not from its name. Nothing here runs code that a file
-contains, and nothing keeps more of a file in memory than the tensor that was asked for, except
-TorchScript archives (see `torch_files`).
+The kind of a file is detected from its content, not from its name. Nothing runs code from a file,
+or keeps more of it in memory than the requested tensor, except for TorchScript archives (see
+`pytorch.py`).
 """
 
 import json
@@ -40,10 +40,10 @@ _SAFETENSORS_DTYPES = {
 
 
 def find_weights(directory: Path, names: Sequence[str]) -> Path | None:
-    """The first of the file names, or its sharded form `NAME.index.json`, that is in the folder.
+    """The first of the file names, or of their sharded forms `NAME.index.json`, that exists.
 
-    Where there is none, the one variant of a name that is there ("model.fp16.safetensors"). Raises
-    `UserError` where there are several variants.
+    Otherwise the only variant of a name ("model.fp16.safetensors"). Raises `UserError` if there are
+    several variants.
     """
     candidates = (directory / file for name in names for file in (name, f"{name}.index.json"))
     plain = next((path for path in candidates if path.is_file()), None)
@@ -51,7 +51,7 @@ def find_weights(directory: Path, names: Sequence[str]) -> Path | None:
 
 
 def _find_variant(directory: Path, names: Sequence[str]) -> Path | None:
-    """A file that transformers' `save_pretrained(…, variant=…)` or diffusers wrote."""
+    """A file written by transformers' `save_pretrained(…, variant=…)` or by diffusers."""
     for name in names:
         stem, suffix = map(re.escape, name.rsplit(".", 1))
         pattern = re.compile(
@@ -71,11 +71,11 @@ def _find_variant(directory: Path, names: Sequence[str]) -> Path | None:
 def open_tensors(path: Path) -> Tensors:
     """Opens .safetensors, `*.index.json` of shards, torch .bin/.pt/.pth, TorchScript .pt, or .npz.
 
-    Names are those of the layout: what training programs wrap around a model is taken off, which
-    the log says (see `wrappers.py`).
+    Names are those of the layout: prefixes and containers that training programs add are stripped,
+    with a log message (see `wrappers.py`).
 
-    Raises `UserError` naming the file where it is missing, empty, truncated, of no known kind, an
-    adapter, of several models, or needs torch which is not installed.
+    Raises `UserError` naming the file if it is missing, empty, truncated, of an unknown kind, an
+    adapter, or holds several models, or if it needs torch and torch is not installed.
     """
     tensors = _open_raw(path)
     if isinstance(tensors, NpzFile):
@@ -84,9 +84,9 @@ def open_tensors(path: Path) -> Tensors:
 
 
 def _open_raw(path: Path) -> Tensors:
-    """The file's tensors under the names that are stored."""
+    """The file's tensors under their stored names."""
     start = _first_bytes(path)
-    # The length of the header in 8 bytes, then JSON.
+    # Safetensors starts with the header's length in 8 bytes, then JSON.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32:
         return SafetensorsFile(path)
     if start.startswith(b"PK"):
@@ -96,7 +96,7 @@ def _open_raw(path: Path) -> Tensors:
     if is_index(path):
         return Shards(path)
     if path.suffix == ".safetensors":
-        return SafetensorsFile(path)  # its checks say what is wrong
+        return SafetensorsFile(path)  # its checks report what is wrong
     raise UserError(
         f"{path}: not weights of a known kind (begins with {start[:16]!r}); accepted are "
         ".safetensors, .safetensors.index.json, torch .bin/.pt/.pth and .npz"
@@ -104,7 +104,7 @@ def _open_raw(path: Path) -> Tensors:
 
 
 def _first_bytes(path: Path) -> bytes:
-    """The first 512 bytes. Raises `UserError` for what is saved in place of weights by mistake."""
+    """The first 512 bytes. Raises `UserError` for files often mistaken for weights."""
     try:
         with open(path, "rb") as file:
             start = file.read(512)
@@ -122,7 +122,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _open_zip(path: Path) -> Tensors:
-    """.npz, TorchScript and torch's own format are all zip archives: told apart by members."""
+    """Opens .npz, TorchScript or torch's format: all are zip archives, told apart by members."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
@@ -145,14 +145,14 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def is_index(path: Path) -> bool:
-    """Whether a file is called as an index of shards: "….index.json", "….index.fp16.json"."""
+    """Whether a file is named like an index of shards: "….index.json", "….index.fp16.json"."""
     return re.search(r"\.index(\.\w+)?\.json$", path.name) is not None
 
 
 class SafetensorsFile:
     """One .safetensors file: the library checks the header, tensors are read by their offsets.
 
-    The library's own reader maps the file, and what was read of it stays in this process's
+    The library's own reader maps the file, and the pages that were read stay in this process's
     resident memory until it is closed.
     """
 
@@ -185,7 +185,7 @@ class SafetensorsFile:
                 f"{', '.join(_SAFETENSORS_DTYPES)}"
             )
         start, stop = entry["data_offsets"]
-        # By bytes: numpy cannot read ml_dtypes' types from files.
+        # It reads bytes, because numpy cannot read ml_dtypes' types from files.
         data = np.fromfile(self.where, np.uint8, stop - start, offset=self._data_start + start)
         if len(data) != stop - start:
             raise UserError(f"{self.where}: {name}: the file became shorter while it was read")
@@ -195,7 +195,7 @@ class SafetensorsFile:
 class NpzFile:
     """numpy's .npz, as big_vision writes it: names with "/", bfloat16 stored as two raw bytes.
 
-    Of a training checkpoint (`params/…`, `opt/…`) the parameters alone are shown.
+    A training checkpoint (`params/…`, `opt/…`) shows only its parameters.
     """
 
     def __init__(self, path: Path):
@@ -244,7 +244,7 @@ def _npy_shape(file: Any) -> tuple[int, ...]:
 
 
 class Shards:
-    """Several files under one index: {"weight_map": {tensor name: file name}}."""
+    """Several weight files with one index: {"weight_map": {tensor name: file name}}."""
 
     def __init__(self, index: Path):
         self.where = index

@@ -1,7 +1,7 @@
-"""Finds a model inside what training programs wrap around it: prefixes, dictionaries, averages.
+"""Search for the model among the prefixes, dictionaries and averages that training programs add.
 
-Every layout has a tensor `logit_scale` and towers of known names beside it. What stands before
-these names is a wrapper's (`model.`, `base_model.model.`); what lies elsewhere is not the model.
+Every layout has a tensor `logit_scale` beside towers of known names. A prefix of these names comes
+from a wrapper (`model.`, `base_model.model.`); all other tensors are not the model's.
 """
 
 import logging
@@ -18,14 +18,14 @@ from clip_jax.weights.files.names import Tensors, listed
 logger = logging.getLogger(__name__)
 
 SCALE = "logit_scale"
-# Parts of names that the wrappers of torch put in, before a model or before any module in it.
+# torch's wrappers insert these parts before the names of a model or of any module in it.
 _MECHANICAL = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# The count of torch.optim.swa_utils.AveragedModel, which stands beside `module.`.
+# torch.optim.swa_utils.AveragedModel keeps this counter beside `module.`.
 _COUNTERS = {"n_averaged"}
 _TOWER = re.compile(
     r"(visual|vision_model|text_model|transformer|token_embedding)\.|text\.transformer\.|vision/"
 )
-# Moving averages, and what optimizers keep for each parameter.
+# These words mark moving averages and per-parameter optimizer state.
 _SECONDARY = re.compile(
     r"(^|[._])(ema|swa|avg|averaged?|shadow|teacher|momentum|polyak|optim\w*|exp|grads?)([._]|$)",
     re.IGNORECASE,
@@ -39,17 +39,17 @@ _ADAPTER = re.compile(
 class Found:
     """The tensors of one model in a file."""
 
-    container: str  # which dictionary of the file has them; "" is the outermost
+    container: str  # path of their dictionary in the file; "" is the outermost
     stored: dict[str, str]  # {name in the layout: name in that dictionary}
-    notice: str  # what was taken off and left out; "" where that was nothing
-    matters: bool  # more than what torch's own wrappers put before the names
+    notice: str  # what was stripped and left out; "" for nothing
+    matters: bool  # more was removed than the parts that torch's own wrappers insert
 
 
 def find_model(containers: Mapping[str, Iterable[str]], where: Path) -> Found:
-    """The model among the names of each dictionary of a file; where none is seen, the most likely
-    dictionary with all its names.
+    """Finds the model among the names in each dictionary of a file.
 
-    Raises `UserError` for an adapter, and where two models have an equal claim.
+    If it recognises none, it returns all names of the most likely dictionary. Raises `UserError`
+    for an adapter, and if two models are equally likely.
     """
     names = {container: list(found) for container, found in containers.items()}
     for found in names.values():
@@ -87,7 +87,7 @@ def _refuse_adapter(names: Iterable[str], where: Path) -> None:
 
 
 def _without_mechanical(names: list[str]) -> dict[str, str]:
-    """{name without the parts of torch's wrappers: name}; unchanged where two would be one."""
+    """{name without the parts of torch's wrappers: name}; unchanged if two names would collide."""
     shown = {
         ".".join(part for part in name.split(".") if part not in _MECHANICAL): name
         for name in names
@@ -100,7 +100,7 @@ def _without_mechanical(names: list[str]) -> dict[str, str]:
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """Prefixes of the names of each model that is there."""
+    """Name prefix of each model that is present."""
     scales = [name.removesuffix(SCALE) for name in names if name.endswith(SCALE)]
     candidates = [prefix for prefix in scales if not prefix or prefix.endswith(".")]
     return [
@@ -123,12 +123,12 @@ def _choose(models: list[tuple[str, str]], where: Path) -> tuple[str, str]:
 
 
 def _label(container: str, prefix: str) -> str:
-    """Name of a model in messages; "" for one without a prefix in the outermost dictionary."""
+    """A model's name in messages; "" for a model without prefix in the outermost dictionary."""
     return f"{container}.{prefix}" if container else prefix
 
 
 def _likeliest(names: Mapping[str, list[str]]) -> str:
-    """The dictionary that a training program would keep a model in."""
+    """The dictionary in which training programs usually keep the model."""
     usual = ("state_dict", "model_state_dict", "model", "module", "net", "")
     return next((c for c in usual if names.get(c)), max(names, key=lambda c: len(names[c])))
 
@@ -154,9 +154,9 @@ class Unwrapped:
     """The tensors of a model, under the names of its layout."""
 
     def __init__(self, tensors: Tensors):
-        """Raises `UserError` as `find_model` does; logs what was taken off or left out."""
+        """Raises `UserError` like `find_model`; logs what was stripped or left out."""
         self.where, self._tensors = tensors.where, tensors
-        # Only torch files have dictionaries in dictionaries, whose path begins their names.
+        # Only torch files have nested dictionaries, whose paths prefix the names.
         containers = getattr(tensors, "containers", {"": list(tensors.shapes)})
         found = find_model(containers, tensors.where)
         if found.notice:

@@ -1,1 +1,1 @@
-"""One file a layout of weights."""
+"""Layouts of weights, one file each."""

@@ -1,4 +1,4 @@
-"""Names of BERT's, RoBERTa's and XLM-RoBERTa's tensors in Hugging Face's layout."""
+"""Tensor names of BERT, RoBERTa and XLM-RoBERTa in Hugging Face's layout."""
 
 from collections.abc import Iterator
 

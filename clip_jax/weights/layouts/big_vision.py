@@ -1,8 +1,8 @@
 """big_vision's two-tower `.npz` (SigLIP, SigLIP 2, LiT) -> ours.
 
-Names are those of Flax, with the towers under `img` and `txt`; heads are an axis of their own, so
-that nothing is transposed. The blocks of a tower are `encoderblock_0`, `encoderblock_1`, …, or,
-scanned, one `encoderblock` whose tensors have a leading axis of layers.
+Names are Flax's, with the towers under `img` and `txt`; heads have their own axis, so nothing is
+transposed. The blocks of a tower are `encoderblock_0`, `encoderblock_1`, …, or, if scanned, one
+`encoderblock` whose tensors have a leading axis of layers.
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ IMAGE_POSITIONS, TEXT_POSITIONS = "img/pos_embedding", "txt/pos_embedding"
 SECOND_POSITIONS = "txt/Encoder_0/pos_embedding"
 PATCHES, CLASS_TOKEN = "img/embedding/kernel", "img/cls"
 IMAGE_BLOCKS, TEXT_BLOCKS = "img/Transformer/encoderblock", "txt/Encoder_0/encoderblock"
-# What a row may have otherwise than the file shows: tables are resized, and the others are no part
-# of the function.
+# A named row may differ from the file in these fields: tables are resized, and the others do not
+# affect the function.
 _FREE = re.compile(
     r"(name|image_.*|context_length|eos_id|pad_id|logit_scale_init|vision_init|text_init)$"
 )
 ATTENTION = "MultiHeadDotProductAttention_0"
 POOL_HEAD = "img/MAPHead_0"
 
-# Names of before 2022; modules were once numbered over all modules of a block.
+# Files from before 2022 use other names; a block once numbered all its modules in one sequence.
 _OLDER_NAMES = (
     (re.compile(r"^img/Transformer/(posembed_input/)?pos_embedding$"), IMAGE_POSITIONS),
     (re.compile(r"/MultiHeadDotProductAttention_1/"), f"/{ATTENTION}/"),
@@ -77,7 +77,7 @@ POOL = (
 def _stack(
     theirs: str, ours: str, layers: int, scanned: bool, names: Collection[str]
 ) -> Iterator[Rule]:
-    """All blocks of a tower; each side is scanned or not."""
+    """Rules of all blocks of a tower; either side may be scanned."""
     if not any(name.startswith(f"{theirs}/") for name in names):
         yield from blocks(BLOCK, f"{theirs}_{{}}/", ours, layers, scanned)
     elif scanned:
@@ -95,9 +95,9 @@ def _projection(theirs: str, ours: str, kind: str) -> Iterator[Rule]:
 
 
 def big_vision_rules(config: ClipConfig, names: Collection[str]) -> list[Rule]:
-    """The whole table of one model: a rule for each tensor of the file, or of each layer of it.
+    """The full table of one model: a rule per tensor of the file, or per layer of it.
 
-    `names`: of the file, as `merge_position_tables` shows them.
+    `names`: the file's, as `merge_position_tables` shows them.
     """
     assert isinstance(config.vision_layers, int)
     scanned, class_rows = config.scan_layers, int(config.vision_class_token)
@@ -127,7 +127,7 @@ def big_vision_rules(config: ClipConfig, names: Collection[str]) -> list[Rule]:
 
 
 def _stored_names(names: Collection[str]) -> dict[str, str]:
-    """{today's name: name in the file}."""
+    """{current name: name in the file}."""
     stored = {}
     for name in names:
         today = name
@@ -138,17 +138,17 @@ def _stored_names(names: Collection[str]) -> dict[str, str]:
 
 
 def _todays_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """{today's name: shape}, in the order of the file; of files that are today's, the same."""
+    """{current name: shape}, in file order; unchanged for current files."""
     today = {name: tuple(shapes[stored]) for name, stored in _stored_names(shapes).items()}
     if TEXT_POSITIONS in today:
         today.pop(SECOND_POSITIONS, None)
     patches, positions = today.get(PATCHES, ()), today.get(IMAGE_POSITIONS, ())
-    if len(patches) == 2:  # for any aspect, images come cut into patches of RGB
+    if len(patches) == 2:  # NaFlex models take images as flattened RGB patches
         side = math.isqrt(patches[0] // 3)
         if 3 * side**2 == patches[0]:
             today[PATCHES] = (side, side, 3, patches[1])
     if len(positions) == 3:
-        rows = positions[0] * positions[1]  # a line of 1 x N, or a grid
+        rows = positions[0] * positions[1]  # 1 x N, or a square grid
         if CLASS_TOKEN in today and math.isqrt(rows) ** 2 == rows:
             rows += 1
         today[IMAGE_POSITIONS] = (1, rows, positions[2])
@@ -156,7 +156,7 @@ def _todays_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
 
 
 class _Today:
-    """A file with names and shapes of today's big_vision."""
+    """A file under the names and shapes of current big_vision."""
 
     def __init__(self, tensors: Tensors):
         self.where, self._tensors = tensors.where, tensors
@@ -169,18 +169,18 @@ class _Today:
         if name == TEXT_POSITIONS and SECOND_POSITIONS in self._stored:
             second = self._tensors.read(self._stored[SECOND_POSITIONS])
             tensor = tensor.astype(np.float32) + second.astype(np.float32)
-        if tensor.size < math.prod(shape):  # the class token had no position: it gets zeros
+        if tensor.size < math.prod(shape):  # the class token had no position and gets zeros
             rows = tensor.reshape(-1, shape[-1])
             tensor = np.concatenate([np.zeros_like(rows[:1]), rows])
         return tensor.reshape(shape)
 
 
 def merge_position_tables(tensors: Tensors) -> Tensors:
-    """The file as `big_vision_rules` takes it: one table of positions a tower, with a row for the
-    class token where there is one, and the patch embedding (p, p, 3, D).
+    """Shows the file as `big_vision_rules` takes it, under current names.
 
-    Some text towers have two tables, which were added one after the other; image towers for any
-    aspect (NaFlex) have a square table and a matrix over patches; names have changed.
+    Each tower gets one table of positions, with a row for the class token if there is one, and the
+    patch embedding is (p, p, 3, D). Some text towers have two tables, which were added in sequence;
+    NaFlex image towers have a square table and a matrix over patches.
     """
     return _Today(tensors)
 
@@ -188,11 +188,11 @@ def merge_position_tables(tensors: Tensors) -> Tensors:
 def config_from_big_vision(
     names_and_shapes: Mapping[str, Shape], architecture: str | None = None
 ) -> ClipConfig:
-    """The configuration of a file: the row called `architecture`, or a SigLIP of these shapes.
+    """The configuration of a file: the row named `architecture`, or a SigLIP of these shapes.
 
-    Takes the names of the file itself, or those of `merge_position_tables`; `naflex` shows only in
-    the former. Raises `UserError` when the file has no two towers of this layout, or when they are
-    not those of `architecture` (sizes of image and context apart, to which tables are resized).
+    Accepts the file's own names or those of `merge_position_tables`; only the former reveal
+    `naflex`. Raises `UserError` if the file does not have two towers of this layout, or if they
+    differ from `architecture` other than in image size and context length (tables are resized).
     """
     naflex = len(names_and_shapes.get(PATCHES, ())) == 2
     found = _config_from_shapes(_todays_shapes(names_and_shapes), naflex)
@@ -246,7 +246,7 @@ def _shape(shapes: Mapping[str, Shape], name: str, axes: int) -> Shape:
 
 
 def _tower(shapes: Mapping[str, Shape], stack: str, root: str) -> dict[str, Any]:
-    """The `_TOWER_FIELDS` of one tower."""
+    """Configuration fields of one tower, without their prefix."""
     scanned = any(name.startswith(f"{stack}/") for name in shapes)
     block = stack if scanned else f"{stack}_0"
     query = _shape(shapes, f"{block}/{ATTENTION}/query/kernel", 4 if scanned else 3)

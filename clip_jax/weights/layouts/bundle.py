@@ -28,7 +28,7 @@ VERSION = 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 CARD = "README.md"
 APART = re.compile(r"/blocks_(\d+)/")
-# Tables of positions: how they are made to fit another input size, and the rows that are kept.
+# Position tables: (how they are resized to another input size, leading rows that are kept).
 RESIZED = {
     "vision/positions": ("grid", 1),
     "vision/attention_pool/positions": ("grid", 1),
@@ -63,11 +63,11 @@ def write_bundle(
     card: str | None = None,
     replace_damaged: bool = False,
 ) -> None:
-    """Writes a model, aside first and then renamed, so that no reader ever sees half of it.
+    """Writes a model to a temporary folder and renames it, so that no reader sees a partial one.
 
-    `step` is the training step of the parameters, where that is known; `card` goes into README.md.
-    Raises `UserError` when the folder holds something that is not such a model; what is left of
-    one whose config.json is gone or cut off counts as one with `replace_damaged`.
+    `step` is the training step of the parameters, if known; `card` goes into README.md. Raises
+    `UserError` if the folder holds anything but such a model; with `replace_damaged`, the remains
+    of one whose config.json is missing or truncated are replaced too.
     """
     directory = directory.absolute()
     names = {path.name for path in directory.glob("*")}
@@ -114,7 +114,7 @@ def is_bundle(directory: Path) -> bool:
 
 
 def _has_lost_config(directory: Path) -> bool:
-    """Whether config.json is no JSON at all, or missing beside a tokenizer: no layout is so."""
+    """Whether config.json is not JSON, or missing beside a tokenizer, as in no intact layout."""
     try:
         json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -125,14 +125,14 @@ def _has_lost_config(directory: Path) -> bool:
 
 
 def exported_step(directory: Path) -> int | None:
-    """The training step that a folder says it was exported at; None where there is no export."""
+    """The training step recorded in an exported folder; None if it is not an export."""
     return _read_about(directory).get("step")
 
 
 def is_whole(directory: Path) -> bool:
-    """Whether the weights and the tokenizer of an export open; tensors are not read.
+    """Whether the weights and the tokenizer of an export open, without reading tensors.
 
-    An export of a training run has a tokenizer. The size of the weights' file is checked.
+    Exports of training runs always have a tokenizer. The size of the weight file is checked.
     """
     try:
         _, _, tokenizer = open_bundle(directory)
@@ -144,8 +144,8 @@ def is_whole(directory: Path) -> bool:
 def open_bundle(
     directory: Path,
 ) -> tuple[ClipConfig, Tensors, Callable[[], Tokenizer | None]]:
-    """Configuration, tensors and tokenizer of a folder that `write_bundle` wrote; the last two are
-    read when they are used. Raises `UserError` naming the damaged file."""
+    """Configuration, tensors and tokenizer of a folder written by `write_bundle`; the last two are
+    read on use. Raises `UserError` naming the damaged file."""
     about = _read_about(directory)
     if about.get("version") != VERSION:
         raise UserError(
@@ -164,9 +164,9 @@ def open_bundle(
 
 
 def bundle_rules(stored: ClipConfig, config: ClipConfig) -> list[Rule]:
-    """The table of our own layout: names are paths.
+    """The table of our own layout, whose names are tree paths.
 
-    Blocks that are stacked in the one and apart in the other are matched layer by layer.
+    If blocks are stacked on one side and separate on the other, they are matched by layer.
     """
     rules = []
     for path, shape in our_shapes(config).items():
@@ -188,7 +188,7 @@ def bundle_rules(stored: ClipConfig, config: ClipConfig) -> list[Rule]:
 
 
 def tokenizer_to_identity(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer with its files as JSON-able values."""
+    """A tokenizer and its files as JSON-serialisable values."""
     import base64
 
     spec, files = tokenizer.to_files()
@@ -197,7 +197,7 @@ def tokenizer_to_identity(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def tokenizer_from_identity(identity: dict[str, Any]) -> Tokenizer:
-    """The inverse, from a checkpoint's identity."""
+    """The inverse of `tokenizer_to_identity`, from a whole checkpoint identity."""
     import base64
 
     stored = identity["tokenizer"]

@@ -1,10 +1,10 @@
-"""Training checkpoints as a layout of weights: the reading half of `training/run/checkpoint.py`.
+"""Training checkpoints as a layout of weights: the reader for `training/run/checkpoint.py`.
 
-A checkpoint DIR/STEP holds separately restorable parts: `params` (what is trained), `ema` (their
-moving average, where there is one), `rest` (optimizer state, step, random key) and `identity`, one
-JSON text: the resolved configuration, the architecture with its image transform, the tokenizer
-with its files, and the position in the data. orbax writes into a temporary folder and commits at
-the end, so that a half-written checkpoint is never seen as one.
+A checkpoint DIR/STEP holds separately restorable parts: `params` (trained), `ema` (their moving
+average, optional), `rest` (optimizer state, step, random key) and `identity`, one JSON text: the
+resolved configuration, the architecture with its image transform, the tokenizer with its files,
+and the position in the data. orbax writes into a temporary folder and commits at the end, so a
+partial checkpoint never looks complete.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from orbax.checkpoint import v1 as ocp
 from clip_jax.errors import UserError, one_line
 from clip_jax.models.config import ClipConfig
 
-_ECHO_SECONDS = 0.3  # for which threads go on after a read that has failed
-_REASON_LETTERS = 100  # of what another library says of a damaged file
+_ECHO_SECONDS = 0.3  # time that threads may go on after a failed read
+_REASON_LETTERS = 100  # limit for another library's message on a damaged file
 
-_ON_HOST = "numpy arrays"  # as a wanted part: wherever the run had them
-_PARTS = ("params", "rest", "identity")  # of every checkpoint
-# The objects of an identity that a reader relies on.
+_ON_HOST = "numpy arrays"  # marks a wanted part to be read as numpy arrays
+_PARTS = ("params", "rest", "identity")  # present in every checkpoint
+# Readers rely on these objects of an identity.
 _IDENTITY = (
     "config",
     "config.optimizer",
@@ -48,10 +48,10 @@ class DamagedCheckpoint(UserError):
 
 
 def load_parts(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Parts of a checkpoint. Raises `DamagedCheckpoint` where they cannot be read.
+    """Parts of a checkpoint. Raises `DamagedCheckpoint` if they cannot be read.
 
-    The error holds on to none of orbax's: their frames keep hundreds of coroutines alive, each of
-    which complains on stderr when it is freed, at the end of the program if not before.
+    The error does not chain orbax's errors: their frames keep hundreds of coroutines alive, each of
+    which complains on stderr when it is freed, at exit at the latest.
     """
     missing = _missing(directory)
     if missing:
@@ -69,23 +69,23 @@ def load_parts(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 def _try_to_load(
     directory: Path, wanted: dict[str, Any]
 ) -> tuple[dict[str, Any], str] | tuple[None, str]:
-    """(parts, ""), or (None, why they cannot be read)."""
+    """(parts, ""), or (None, the reason why they cannot be read)."""
     try:
         if any(tree is _ON_HOST for tree in wanted.values()):
             wanted = _with_shapes(directory, wanted)
         return ocp.load_checkpointables(directory.absolute(), wanted), ""
     except _UNREADABLE as error:
         cause = _innermost(error)
-        # A file that is not JSON is named by no library.
+        # No library names a file that is not JSON.
         part = _not_json(directory) or _part_in(error, directory, wanted)
         return None, f"{part} is damaged or incomplete ({one_line(cause, _REASON_LETTERS)})"
 
 
 def _with_shapes(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Replaces `_ON_HOST` by numpy arrays of the part's shapes, whose memory is never touched.
+    """Replaces `_ON_HOST` by numpy arrays of the part's shapes that take up no memory.
 
-    Without them orbax would put the arrays on the devices that the run had, which a machine with
-    fewer does not have.
+    Without them orbax would put the arrays on the run's original devices, which may not exist on
+    this machine.
     """
     stored = ocp.checkpointables_metadata(directory.absolute()).metadata
     return {
@@ -99,13 +99,13 @@ def _with_shapes(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The error that began it: orbax wraps those of files in some that are about itself."""
+    """The root error: orbax wraps file errors in errors about itself."""
     chain = _chain(error)
     return next((e for e in reversed(chain) if isinstance(e, ValueError | OSError)), error)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """An error and those that it came from, the first of them last."""
+    """An error and its causes, the root cause last."""
     chain = [error]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(inner)
@@ -113,14 +113,14 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _part_in(error: BaseException, directory: Path, wanted: dict[str, Any]) -> str:
-    """The part whose path an error names; all that were wanted where it names none."""
+    """The part whose path an error names, or all wanted parts if it names none."""
     text = " ".join(str(inner) for inner in _chain(error))
     named = [part for part in wanted if f"{directory.absolute() / part}/" in text]
     return ", ".join(named or wanted)
 
 
 def _not_json(directory: Path) -> str | None:
-    """The first of a checkpoint's JSON files that cannot be read as such, or None."""
+    """The first of a checkpoint's JSON files that cannot be parsed, or None."""
     patterns = ("*/_METADATA", "*/_sharding", "*/array_metadatas/*")
     found = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
     for path in (*found, directory / "identity" / "_strings.json"):
@@ -133,16 +133,16 @@ def _not_json(directory: Path) -> str | None:
 
 @contextlib.contextmanager
 def _without_echoes() -> Iterator[None]:
-    """Keeps stderr free of warnings, and of the failures of other reads after one has failed.
+    """Silences warnings, and the failures of other reads once one has failed.
 
-    There are hundreds of them, each a page, in threads and coroutines that go on for a moment.
+    There are hundreds, each a page long, from threads and coroutines that go on for a moment.
     """
     hook = sys.unraisablehook
     levels = {name: logging.getLogger(name).level for name in ("asyncio", "absl")}
     with warnings.catch_warnings():
-        # orbax warns of it where the part's metadata is damaged.
+        # orbax warns of this if the part's metadata is damaged.
         warnings.filterwarnings("ignore", message="Sharding info not provided")
-        # A read that fails leaves others behind that nobody waits for any more.
+        # A failed read leaves other reads behind that nobody awaits.
         warnings.filterwarnings("ignore", category=RuntimeWarning, message="coroutine")
         try:
             for name in levels:
@@ -156,7 +156,7 @@ def _without_echoes() -> Iterator[None]:
 
 
 def read_identity(directory: Path) -> dict[str, Any]:
-    """The identity of a checkpoint folder. Raises `DamagedCheckpoint`, also when it is none."""
+    """The identity of a checkpoint folder. Raises `DamagedCheckpoint`, also for no checkpoint."""
     stored = load_parts(directory, {"identity": None})["identity"]
     try:
         identity = json.loads(stored["json"])
@@ -168,7 +168,7 @@ def read_identity(directory: Path) -> dict[str, Any]:
 
 
 def _check_identity(identity: Any) -> None:
-    """Raises ValueError or `UserError` where JSON is not what `Run.identity` makes."""
+    """Raises ValueError or `UserError` unless the JSON has the form that `Run.identity` writes."""
     if not isinstance(identity, dict):
         raise ValueError(f"a {type(identity).__name__}, not an object")
     for key in _IDENTITY:
@@ -183,9 +183,9 @@ def _check_identity(identity: Any) -> None:
 
 
 def read_params(directory: Path) -> dict[str, Any]:
-    """The parameters of a checkpoint alone, as numpy arrays: their moving average where it has one.
+    """A checkpoint's parameters as numpy arrays, or their moving average if it has one.
 
-    Raises `DamagedCheckpoint` when they cannot be read.
+    Raises `DamagedCheckpoint` if they cannot be read.
     """
     has_average = read_identity(directory)["config"]["optimizer"]["ema_decay"] is not None
     name = "ema" if has_average else "params"
@@ -193,30 +193,30 @@ def read_params(directory: Path) -> dict[str, Any]:
 
 
 def _missing(path: Path) -> list[str]:
-    """The files that every checkpoint has and this one has not; what is in them is not read."""
+    """Names of required files that this checkpoint lacks; their content is not read."""
     names = [f"{part}/_METADATA" for part in _PARTS]
     return [name for name in names if not (path / name).is_file()]
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is a checkpoint, or what is left of one."""
+    """Whether a folder is a checkpoint, or the remains of one."""
     return (path / "_CHECKPOINT_METADATA").is_file() or (
         (path / "identity").is_dir() and (path / "params").is_dir()
     )
 
 
 def steps_in(directory: Path) -> list[Path]:
-    """What is named by a step, newest first."""
+    """Entries named by a step number, newest first."""
     if not directory.is_dir():
         return []
     return sorted((p for p in directory.iterdir() if p.name.isdigit()), key=lambda p: -int(p.name))
 
 
 def checkpoints_in(directory: Path) -> list[Path]:
-    """The checkpoints in a folder of steps, damaged or not, the newest first.
+    """The checkpoints in a folder of steps, damaged or not, newest first.
 
-    An empty folder and a file count, as what is left of one; folders that hold something else, such
-    as another program's model, do not.
+    Empty folders and files count, as remains of checkpoints; folders with other content, such as
+    another program's model, do not.
     """
     return [path for path in steps_in(directory) if not _is_foreign(path)]
 

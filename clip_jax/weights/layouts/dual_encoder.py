@@ -16,7 +16,7 @@ from clip_jax.weights.layouts.huggingface_config import Section
 from clip_jax.weights.rules.table import Rule, affine, blocks, linear
 
 IGNORED = re.compile(r"\.embeddings\.(position_ids|token_type_ids)$")
-# What transformers takes for a key that config.json leaves out.
+# transformers' defaults for keys that config.json leaves out.
 _TOWER = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 _TOWER |= {"intermediate_size": 3072}
 _VISION = _TOWER | {"image_size": 224, "num_channels": 3}
@@ -93,7 +93,7 @@ def _text_fields(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _only(section: Section, accepted: Mapping[str, Any]) -> None:
-    """Raises `UserError` for a key that is there with another value."""
+    """Raises `UserError` for a present key with another value."""
     for key, value in accepted.items():
         if section.values.get(key, value) != value:
             raise section.refuse(key, repr(value))
@@ -102,7 +102,7 @@ def _only(section: Section, accepted: Mapping[str, Any]) -> None:
 def config_from_dual_encoder(document: Mapping[str, Any]) -> ClipConfig:
     """The content of config.json -> our configuration.
 
-    Raises `UserError` naming a key whose value we cannot honour.
+    Raises `UserError` naming a key whose value is not supported.
     """
     top = {"projection_dim": 512, "logit_scale_init_value": 2.6592}
     model = Section("vision-text-dual-encoder", document, top)
@@ -139,7 +139,7 @@ def _plain_vision(theirs: str) -> Iterator[Rule]:
 
 
 def _plain_block(old: bool) -> Iterator[Rule]:
-    """A block of `ViTModel`; `old` are the names before transformers 5."""
+    """Rules of a `ViTModel` block; `old` means the names before transformers 5."""
     query = "attention.attention.{}" if old else "attention.{}_proj"
     out = "attention.output.dense" if old else "attention.o_proj"
     widen, narrow = ("intermediate.dense", "output.dense") if old else ("mlp.fc1", "mlp.fc2")
@@ -156,7 +156,7 @@ def _plain_block(old: bool) -> Iterator[Rule]:
 
 
 def dual_encoder_rules(config: ClipConfig, names: Collection[str]) -> list[Rule]:
-    """The whole table of one model; `names` are the file's, which tell its age."""
+    """The full table of one model; the file's `names` tell which version wrote it."""
     nested = any(name.startswith("vision_model.vision_model.") for name in names)
     theirs = "vision_model.vision_model." if nested else "vision_model."
     old = any(".attention.attention." in name for name in names)

@@ -1,7 +1,7 @@
 """Hugging Face's `CLIPModel`, `MetaClip2Model`, `SiglipModel` and `Siglip2Model` <-> ours.
 
-Tensors are named alike in all four; matrices are (out, in), and query, key and value stand alone,
-but for those of SigLIP's pooling head, which are stacked on the first axis.
+All four use the same tensor names; matrices are (out, in), and query, key and value are separate,
+except in SigLIP's pooling head, which stacks them on the first axis.
 """
 
 import re
@@ -16,7 +16,7 @@ from clip_jax.weights.rules.table import Rule, affine, blocks, linear, under
 
 __all__ = ["IGNORED", "config_from_huggingface", "config_to_huggingface", "huggingface_rules"]
 
-# Files of before 2023 hold the numbers of the positions as buffers.
+# Files from before 2023 hold the position indices as buffers.
 IGNORED = re.compile(r"\.embeddings\.position_ids$")
 
 
@@ -67,14 +67,14 @@ SIGLIP = (
 
 
 def huggingface_rules(config: ClipConfig) -> list[Rule]:
-    """The whole table of one model: a rule for each tensor of the file.
+    """The full table of one model: a rule per tensor of the file.
 
-    `config` is one that `config_from_huggingface` gave, or that `config_to_huggingface` takes.
+    `config` comes from `config_from_huggingface`, or is accepted by `config_to_huggingface`.
     """
     assert isinstance(config.vision_layers, int)
     text, vision, scanned = "text_model", "vision_model", config.scan_layers
     embeddings = f"{vision}.embeddings"
-    # For any aspect, images come cut into patches, and the embedding of a patch is a matrix.
+    # NaFlex models take images as patches, and embed a patch by a matrix.
     patch_kind = "out_of_heads" if config.naflex else "convolution"
     class_rows = int(config.vision_class_token)
     return [

@@ -10,7 +10,7 @@ from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.config import ClipConfig, override
 
-# What transformers takes for a key that config.json leaves out.
+# transformers' defaults for keys that config.json leaves out.
 _CLIP_TEXT: dict[str, Any] = {
     "vocab_size": 49408,
     "hidden_size": 512,
@@ -58,8 +58,8 @@ _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
 }
-_LOGIT_SCALE = 2.6592  # how they round ln(1 / 0.07)
-# CLIP's config.json was wrong about the id for years; this value stands for "the largest id".
+_LOGIT_SCALE = 2.6592  # transformers' rounding of ln(1 / 0.07)
+# CLIP's config.json had this wrong id for years; transformers reads it as "the largest id".
 _ARGMAX_EOS = 2
 
 
@@ -104,7 +104,7 @@ class Section:
         return _ACTIVATIONS[value]
 
     def tower(self, prefix: str) -> dict[str, Any]:
-        """What both towers have."""
+        """Configuration fields that both towers share."""
         return {
             f"{prefix}_width": self.count("hidden_size"),
             f"{prefix}_layers": self.count("num_hidden_layers"),
@@ -131,7 +131,7 @@ def _section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) 
     values = config.get(name) or {}
     older = config.get(f"{name}_dict")
     if older is not None:
-        # Files of 2022: this object and the defaults of what it leaves out come first.
+        # In files of 2022 this object, completed by the defaults, takes precedence.
         values = {**values, **defaults, **older} if isinstance(values, Mapping) else values
     return Section(name, values, defaults)
 
@@ -142,8 +142,10 @@ def _norms(text: Section, vision: Section) -> dict[str, Any]:
 
 
 def _pad_id(vocab_size: int, text_pool: str, eos_id: int, default: int) -> int:
-    """That of the known architectures with this vocabulary: config.json's belongs to no tokenizer
-    (transformers ignores it)."""
+    """The padding id of a known architecture with this vocabulary, or `default`.
+
+    config.json's matches no tokenizer (transformers ignores it).
+    """
     wanted = (vocab_size, text_pool, eos_id)
     for row in ARCHITECTURES.values():
         if (row.vocab_size, row.text_pool, row.eos_id) == wanted:
@@ -154,8 +156,8 @@ def _pad_id(vocab_size: int, text_pool: str, eos_id: int, default: int) -> int:
 def config_from_huggingface(config: Mapping[str, Any]) -> ClipConfig:
     """The content of `config.json` -> the model's configuration, `name` "custom".
 
-    The image fields are those that the family was released with; `preprocessor_config.json` has
-    the model's own. Raises `UserError` naming a key whose value we cannot compute.
+    The image fields are those of the family's release; `preprocessor_config.json` has the model's
+    own. Raises `UserError` naming a key whose value is not supported.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in _DEFAULTS:
@@ -213,7 +215,7 @@ def _siglip_config(text: Section, vision: Section, naflex: bool) -> ClipConfig:
         naflex=naflex,
         embed_dim=width,
         image_size=image_size,
-        # Their processor resizes so where it keeps the aspect.
+        # transformers' processor uses bilinear if it keeps the aspect ratio.
         image_interpolation="bilinear" if naflex else "bicubic",
         patch_size=patch_size,
         context_length=text.count("max_position_embeddings"),
@@ -225,7 +227,7 @@ def _siglip_config(text: Section, vision: Section, naflex: bool) -> ClipConfig:
 
 
 def siglip_config(**fields: Any) -> ClipConfig:
-    """A SigLIP with these fields; the pooling head has the image tower's heads and MLP."""
+    """A SigLIP with these fields; the pooling head has the image tower's heads and MLP size."""
     base = ARCHITECTURES["ViT-B-16-SigLIP"]
     config = override(
         base,
@@ -238,14 +240,14 @@ def siglip_config(**fields: Any) -> ClipConfig:
     return override(config, pad_id=pad_id)
 
 
-# What config.json says, and so may be anything.
+# config.json has these fields, so any value can be saved.
 _TOWER_FIELDS = ("width", "layers", "heads", "mlp_dim", "activation")
 _SAID = (
     *(f"{tower}_{field}" for tower in ("vision", "text") for field in _TOWER_FIELDS),
     *("embed_dim", "image_size", "patch_size", "context_length", "vocab_size"),
     *("norm_eps", "vision_norm_eps"),
 )
-# What is no part of the function, or only under another option, which must be off.
+# These fields do not affect the function, or only with another option, which must be off.
 _FREE = (
     *("name", "vision_init", "text_init", "logit_scale_init", "pad_id", "batch_norm"),
     *("image_mean", "image_std", "image_resize", "image_interpolation", "image_fill"),
@@ -257,7 +259,7 @@ _POOL_FIELDS = ("vision_pool_heads", "vision_pool_mlp_dim")
 
 
 def _nearest(config: ClipConfig, siglip: bool) -> ClipConfig:
-    """What is as near to `config` as a `CLIPModel` or a `SiglipModel` comes."""
+    """The configuration nearest to `config` that a `CLIPModel` or a `SiglipModel` can have."""
     base = ARCHITECTURES["ViT-B-16-SigLIP"] if siglip else ClipConfig()
     fields = {name: getattr(config, name) for name in (*_SAID, *_FREE)}
     if config.text_pool != "eos":
@@ -265,7 +267,7 @@ def _nearest(config: ClipConfig, siglip: bool) -> ClipConfig:
     if siglip:
         fields["naflex"] = config.naflex
         fields.update(zip(_POOL_FIELDS, (config.vision_heads, config.vision_mlp_dim), strict=True))
-        if config.naflex:  # they know the number of patches
+        if config.naflex:  # Siglip2Model stores the number of patches
             fields["image_size"] = config.vision_grid * config.patch_size
         if config.logit_bias_init is not None:
             fields["logit_bias_init"] = config.logit_bias_init
@@ -277,7 +279,7 @@ def _nearest(config: ClipConfig, siglip: bool) -> ClipConfig:
 
 
 def _model_type(config: ClipConfig) -> str:
-    """The `model_type` of their class that computes `config`, or `UserError`."""
+    """The `model_type` of the transformers class that computes `config`. Raises `UserError`."""
     obstacles = {}
     for kind in ("CLIPModel", "SiglipModel"):
         near = dataclasses.asdict(_nearest(config, siglip=kind == "SiglipModel"))
@@ -289,7 +291,7 @@ def _model_type(config: ClipConfig) -> str:
     if not obstacles["SiglipModel"]:
         return "siglip2" if config.naflex else "siglip"
     if not obstacles["CLIPModel"]:
-        # CLIPModel would take this id for "the largest"; MetaClip2Model takes it as it is.
+        # CLIPModel would read this id as "the largest"; MetaClip2Model reads it literally.
         literal = config.text_pool == "eos" and config.eos_id == _ARGMAX_EOS
         return "metaclip_2" if literal else "clip"
     kind = min(obstacles, key=lambda kind: len(obstacles[kind]))
@@ -304,17 +306,17 @@ def config_to_huggingface(
 ) -> dict[str, Any]:
     """The content of `config.json`, which transformers 4.5x and 5 load.
 
-    `dtype`: of the tensors. `end_of_text`: the id that the tokenizer ends a text with, where there
-    is a tokenizer.
+    `dtype`: of the tensors. `end_of_text`: the id that ends the tokenizer's texts, if there is a
+    tokenizer.
 
-    Raises `UserError` naming the fields that are in the way where no class of theirs computes it.
+    Raises `UserError` naming the obstructing fields if no transformers class computes the model.
     """
     model_type = _model_type(config)
     is_siglip = model_type.startswith("siglip")
     eos_id = config.eos_id
     if config.text_pool == "argmax":
-        # Where the texts' last id is the largest of all, it names the same position as "the largest
-        # id", and does so even when a user of transformers adds tokens behind it.
+        # If end of text is the largest id, writing it selects the same position as "the largest
+        # id", and still does when a user of transformers adds tokens after it.
         is_largest = end_of_text == config.vocab_size - 1
         eos_id = end_of_text if end_of_text is not None and is_largest else _ARGMAX_EOS
     text = {
@@ -323,7 +325,7 @@ def config_to_huggingface(
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.context_length,
         "layer_norm_eps": config.norm_eps,
-        "bos_token_id": None,  # else a default that a small vocabulary does not have
+        "bos_token_id": None,  # transformers' default may exceed a small vocabulary
         "pad_token_id": config.pad_id,
         "eos_token_id": eos_id,
         "projection_size" if is_siglip else "projection_dim": config.embed_dim,

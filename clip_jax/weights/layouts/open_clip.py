@@ -1,9 +1,9 @@
 """OpenAI's and open_clip's state dictionary <-> our parameter tree: one table, both ways.
 
-Their names are those of the released code (`visual.…`, `transformer.resblocks.N.…`); matrices are
+Names are those of the released code (`visual.…`, `transformer.resblocks.N.…`); matrices are
 (out, in), convolutions (out, in, h, w), and query, key and value are stacked on the first axis.
-Models with a text tower of their own class ("custom text") have the same text names under `text.`;
-image towers of timm are in `weights/timm….py`.
+Models with their own text tower class ("custom text") have the same text names under `text.`;
+timm's image towers are in `timm….py`.
 """
 
 import re
@@ -29,7 +29,7 @@ from clip_jax.weights.rules.table import (
     write_tensors,
 )
 
-# What these files hold beside parameters and running statistics.
+# These files also hold tensors that are neither parameters nor running statistics.
 IGNORED = re.compile(
     r"(^|\.)(num_batches_tracked|attn_mask|position_ids|token_type_ids)$"
     r"|^(input_resolution|context_length|vocab_size)$"
@@ -46,7 +46,7 @@ def _convolution(theirs: str, ours: str) -> Rule:
 
 
 def block_rules(layer_scale: bool = False) -> tuple[Rule, ...]:
-    """One residual block (`resblocks.N.`)."""
+    """Rules of one residual block (`resblocks.N.`)."""
     scales = [Rule(f"ls_{i}.gamma", f"{b}_scale") for i, b in ((1, "attention"), (2, "mlp"))]
     return (
         *affine("ln_1", "attention_norm"),
@@ -149,8 +149,8 @@ def _text_rules(config: ClipConfig) -> Iterator[Rule]:
 
 
 def has_custom_text(config: ClipConfig) -> bool:
-    """Whether open_clip keeps the text tower under `text.`: where it must, or its own
-    configurations say so."""
+    """Whether open_clip stores the text tower under `text.`: because it must, or because its
+    published configurations do."""
     return (
         config.text_kind == "bert"
         or config.decoder_layers > 0
@@ -160,9 +160,9 @@ def has_custom_text(config: ClipConfig) -> bool:
 
 
 def open_clip_rules(config: ClipConfig, custom_text: bool | None = None) -> list[Rule]:
-    """The whole table of one architecture: a rule for each tensor of the file.
+    """The full table of one architecture: a rule per tensor of the file.
 
-    `custom_text`: whether the file has the text tower under `text.`; None takes open_clip's habit.
+    `custom_text`: whether the file has the text tower under `text.`; None means open_clip's choice.
     """
     custom = has_custom_text(config) if custom_text is None else custom_text
     bert = config.text_kind == "bert"
@@ -177,9 +177,9 @@ def open_clip_rules(config: ClipConfig, custom_text: bool | None = None) -> list
 
 
 def from_state_dict(config: ClipConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Their tensors by name -> our `params`, float32 numpy arrays in the layout of `config`.
+    """open_clip's tensors by name -> our `params`, float32 numpy arrays in the layout of `config`.
 
-    Every tensor is used and every parameter filled, or `UserError` lists the names that are
+    Every tensor is used and every parameter filled; otherwise `UserError` lists names that are
     missing, unknown or of another shape.
     """
     custom = any(name.startswith("text.") for name in tensors)
@@ -187,10 +187,10 @@ def from_state_dict(config: ClipConfig, tensors: Mapping[str, np.ndarray]) -> di
 
 
 def to_state_dict(config: ClipConfig, params: Any) -> dict[str, np.ndarray]:
-    """Our `params` in the layout of `config` -> their tensors by name, contiguous numpy arrays.
+    """Our `params` in the layout of `config` -> open_clip's tensors by name, contiguous arrays.
 
-    The inverse of `from_state_dict`, bit for bit. Raises `UserError` listing the paths when the
-    parameters are not those of `config`.
+    The inverse of `from_state_dict`, bit for bit. Raises `UserError` listing the paths if the
+    parameters do not match `config`.
     """
     return dict(write_tensors(config, open_clip_rules(config), params))
 
@@ -213,7 +213,7 @@ def _pool_rules(config: ClipConfig) -> Iterator[Rule]:
     yield from affine("ln_k", "memory_norm")
     if config.vision_width == config.embed_dim:
         yield Rule("attn.in_proj_weight", "attention/query_key_value", "into_heads")
-    else:  # keys and values are as wide as the image tower: matrices of their own
+    else:  # keys and values have the image tower's width, so their matrices are separate
         yield Rule("attn.q_proj_weight", "attention/query", "into_heads")
         for index, name in enumerate(("k_proj_weight", "v_proj_weight")):
             yield Rule(f"attn.{name}", "attention/key_value", "into_heads", at=(slice(None), index))

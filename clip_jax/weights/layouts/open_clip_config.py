@@ -1,7 +1,7 @@
 """`open_clip_config.json` -> `ClipConfig`; `open_clip_export.py` is the other direction.
 
-A key that changes the function and that we cannot honour is refused by name; keys that do not
-change it (dropout, pretrained flags) are let through.
+An unsupported key that changes the function raises an error; keys that do not change it (dropout,
+pretrained flags) are ignored.
 """
 
 import math
@@ -13,8 +13,8 @@ from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.weights.rules.preprocessing import from_open_clip
 
-# timm's name of an image tower -> a row of ours with that tower. Every row's tower has its name
-# here, but for the image size.
+# timm's name of an image tower -> one of our rows with that tower. Every row's tower is listed,
+# up to its image size.
 TIMM_TOWERS = {
     **{f"vit_base_patch16_siglip_{s}": f"ViT-B-16-SigLIP2-{s}" for s in (256, 384, 512)},
     "vit_base_patch16_siglip_224": "ViT-B-16-SigLIP2",
@@ -62,7 +62,7 @@ _IGNORED = {
 }
 
 
-# What may stand for a default of that type; sizes and depths may be lists.
+# Types accepted for a default of each type; sizes and depths may be lists.
 _LIKE: dict[type, tuple[type, ...]] = {
     int: (int, float, list),
     float: (int, float),
@@ -71,7 +71,7 @@ _LIKE: dict[type, tuple[type, ...]] = {
 
 
 class _Section(dict[str, Any]):
-    """A part of the configuration whose keys are taken one by one; what is left is refused."""
+    """A section of the configuration whose keys are consumed one by one; the rest are refused."""
 
     def __init__(self, name: str, values: Any):
         if not isinstance(values, Mapping):
@@ -80,7 +80,7 @@ class _Section(dict[str, Any]):
         self.name = name
 
     def take(self, key: str, default: Any = None) -> Any:
-        """A value, taken out; null stands for the default. Raises `UserError` for another type."""
+        """Pops a value; null means the default. Raises `UserError` for a wrong type."""
         value = self.pop(key, default)
         if value is None:
             return default
@@ -157,7 +157,7 @@ def _timm_vision(cfg: _Section) -> dict[str, Any]:
     row = ARCHITECTURES[TIMM_TOWERS[name]]
     fields = {k: v for k, v in row.to_dict().items() if k.startswith("vision_")}
     fields |= {"patch_size": row.patch_size, "vision_norm_eps": row.vision_eps}
-    # The projection after the trunk; without one, the trunk's own head (a Linear with a bias).
+    # The projection follows the trunk; otherwise the trunk has a head (a Linear with a bias).
     projection, bias = cfg.take("timm_proj", "trunk"), cfg.take("timm_proj_bias", False)
     kinds = {"linear": "linear", "mlp": "mlp_bias", "none": "none", "trunk": "linear_bias"}
     if projection not in kinds or (bias and projection != "linear"):
@@ -197,13 +197,13 @@ def _native_text(cfg: _Section, quick_gelu: bool, siglip: bool) -> dict[str, Any
         "pad_id": cfg.take("pad_id", 0),
         "text_class_mask": "aligned" if cfg.take("correct_cls_mask", False) else "shifted",
         "text_projection": projection,
-        # SigLIP's released weights were trained with tanh; open_clip computes the exact GELU there.
+        # SigLIP's released weights were trained with tanh; open_clip computes the exact GELU.
         "text_activation": "gelu_tanh" if siglip else activation,
         "norm_eps": eps,
     }
 
 
-# What a Hugging Face text tower's name stands for: width, layers, heads, MLP, vocabulary.
+# Hugging Face text tower -> its width, layers, heads, MLP size and vocabulary.
 ROBERTA = {"text_positions": 514, "text_position_offset": 2, "pad_id": 1, "eos_id": 2}
 HF_TEXT = {
     "roberta-base": (768, 12, 12, 3072, 50_265),
@@ -221,7 +221,7 @@ def _hugging_face_text(cfg: _Section) -> dict[str, Any]:
         )
     last_hidden = "cls_last_hidden_state_pooler"
     poolers = {"mean_pooler": "mean", "cls_pooler": "pooler", last_hidden: "first"}
-    # open_clip's own default is an MLP; a key that is there and empty means equal widths.
+    # open_clip's default is an MLP; a key that is present but empty means equal widths.
     empty = "hf_proj_type" in cfg and not cfg["hf_proj_type"]
     pooler, projection = cfg.take("hf_pooler_type", "mean_pooler"), cfg.take("hf_proj_type", "mlp")
     projection = "none" if empty else projection
@@ -251,9 +251,9 @@ def _hugging_face_text(cfg: _Section) -> dict[str, Any]:
 
 
 def config_from_open_clip(document: Mapping[str, Any]) -> ClipConfig:
-    """What `open_clip_config.json` holds ("model_cfg", "preprocess_cfg") -> our configuration.
+    """`open_clip_config.json` ("model_cfg", "preprocess_cfg") -> our configuration.
 
-    Raises `UserError` naming a key that we cannot honour.
+    Raises `UserError` naming an unsupported key.
     """
     try:
         return _config(document)
@@ -279,7 +279,7 @@ def _config(document: Mapping[str, Any]) -> ClipConfig:
         fields = _native_vision(vision_cfg, embed_dim, quick_gelu)
     siglip = "siglip" in str(document["model_cfg"]["vision_cfg"].get("timm_model_name"))
     hf_text = bool(text_cfg.get("hf_model_name"))
-    words = text_cfg.get("vocab_size", 49408)  # of the caption decoder, whatever the text tower's
+    words = text_cfg.get("vocab_size", 49408)  # the caption decoder's, not the text tower's
     fields |= (
         _hugging_face_text(text_cfg) if hf_text else _native_text(text_cfg, quick_gelu, siglip)
     )
@@ -301,7 +301,7 @@ def _config(document: Mapping[str, Any]) -> ClipConfig:
     fields["logit_bias_init"] = None if bias is None else float(bias)  # their files say -10
     for section in (vision_cfg, text_cfg, model):
         section.close()
-    ours = document.get("clip_jax")  # of our own exports: what open_clip's keys cannot say
+    ours = document.get("clip_jax")  # our exports add what open_clip's keys cannot express
     for name in ("vision_activation", "text_activation"):
         if isinstance(ours, Mapping) and name in ours:
             fields[name] = ours[name]

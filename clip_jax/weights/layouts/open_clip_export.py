@@ -17,7 +17,7 @@ _FREE_VISION = ("vision_projection", "image_size")
 def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
     """Our configuration -> the content of `open_clip_config.json`.
 
-    Raises `UserError` where open_clip has no such model.
+    Raises `UserError` if open_clip has no such model.
     """
     document: dict[str, Any] = {"embed_dim": config.embed_dim}
     if _quick_gelu(config):
@@ -39,14 +39,14 @@ def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
             "attn_pooler_heads": config.vision_pool_heads,
         }
     whole = {"model_cfg": document, "preprocess_cfg": to_open_clip(_image_fields(config))}
-    if has_timm_tower(config):  # open_clip cannot say these, and does not read them
+    if has_timm_tower(config):  # open_clip has no keys for these, and ignores ours
         names = ("vision_activation", "text_activation")
         whole["clip_jax"] = {name: getattr(config, name) for name in names}
     return whole
 
 
 def _quick_gelu(config: ClipConfig) -> bool:
-    """open_clip has one switch for all towers of its own; raises `UserError` where they differ."""
+    """open_clip's one switch for all its own towers; raises `UserError` if the towers differ."""
     switched = {}
     if config.vision_kind == "vit" and not has_timm_tower(config):
         switched["vision_activation"] = config.vision_activation
@@ -68,7 +68,7 @@ def _image_fields(config: ClipConfig) -> dict[str, Any]:
 
 
 def _ratio(mlp_dim: int, width: int) -> float:
-    """A ratio that open_clip's int(width * ratio) turns into `mlp_dim` again."""
+    """A ratio for which open_clip's int(width * ratio) is `mlp_dim` exactly."""
     ratio = mlp_dim / width
     return ratio if int(width * ratio) == mlp_dim else (mlp_dim + 0.5) / width
 
@@ -118,12 +118,12 @@ def _write_kwargs(activation: str, eps: float) -> Iterator[tuple[str, Any]]:
 
 
 def _timm_name(config: ClipConfig) -> tuple[str, ClipConfig]:
-    """timm's name of an image tower, the one of this image size first."""
+    """timm's name of an image tower, preferably of this image size."""
 
     def tower(row: ClipConfig) -> dict[str, Any]:
         fields = row.to_dict() | {"vision_norm_eps": row.vision_eps}
         keys = [k for k in fields if k.startswith("vision_") and k not in _FREE_VISION]
-        # An activation of SigLIP differs in open_clip whatever we write.
+        # SigLIP's activation differs in open_clip whatever is written.
         return {k: fields[k] for k in keys if k != "vision_activation"}
 
     wanted = tower(config), config.patch_size
@@ -132,9 +132,9 @@ def _timm_name(config: ClipConfig) -> tuple[str, ClipConfig]:
         for name, row_name in TIMM_TOWERS.items()
         if (tower(ARCHITECTURES[row_name]), ARCHITECTURES[row_name].patch_size) == wanted
     ]
-    # timm's Transformers have one name a size.
+    # timm's Transformers have one name per image size.
     sized = [pair for pair in found if pair[1].image_size == config.image_size]
-    if config.vision_kind in ("convnext", "fastvit"):  # of convolutions: one name for all sizes
+    if config.vision_kind in ("convnext", "fastvit"):  # convolutional: one name for all sizes
         sized = sized or found
     if not sized:
         raise UserError(
@@ -145,7 +145,7 @@ def _timm_name(config: ClipConfig) -> tuple[str, ClipConfig]:
 
 
 def _check_bert(config: ClipConfig) -> None:
-    """Raises `UserError` where a tower differs from the published one that its name stands for."""
+    """Raises `UserError` if the tower differs from the published one of its name."""
     published = {**ROBERTA, "norm_eps": 1e-5, "text_token_types": 1, "text_activation": "gelu"}
     for name, value in published.items():
         if name != "eos_id" and getattr(config, name) != value:

@@ -1,6 +1,6 @@
-"""OpenAI's released files: the architecture is read off the tensors' shapes.
+"""OpenAI's released files, whose architecture is inferred from the tensors' shapes.
 
-The files carry no configuration, and one thing that shapes do not show: these weights were trained
+The files carry no configuration, and shapes do not show the activation: these weights were trained
 with x·sigmoid(1.702 x).
 """
 
@@ -19,14 +19,14 @@ def looks_native(names: Iterable[str]) -> bool:
 
 
 def _count(names: Iterable[str], start: str) -> int:
-    """The number of distinct indices behind a prefix, as in "visual.layer1.0.conv1.weight"."""
+    """The number of distinct indices after a prefix, as in "visual.layer1.0.conv1.weight"."""
     return len({name[len(start) :].split(".")[0] for name in names if name.startswith(start)})
 
 
 def config_from_shapes(shapes: Mapping[str, Shape], where: str) -> ClipConfig:
     """{name: shape} of an OpenAI state dictionary -> the configuration, with quick GELU.
 
-    Raises `UserError` where the tensors are not those of such a model.
+    Raises `UserError` if the tensors do not form such a model.
     """
     try:
         fields = _vit(shapes) if "visual.proj" in shapes else _resnet(shapes)

@@ -1,7 +1,7 @@
 """Names of timm's Transformer image towers, as open_clip stores them under `visual.trunk.`.
 
-SigLIP, EVA-02 and Perception Encoder. Their matrices are (out, in); query, key and value are one
-`qkv` or three `q_proj`, `k_proj`, `v_proj`.
+These are SigLIP, EVA-02 and Perception Encoder. Matrices are (out, in); query, key and value are
+one `qkv` or three `q_proj`, `k_proj`, `v_proj`.
 """
 
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ KERNEL, BIAS = "attention/query_key_value", "attention/query_key_value_bias"
 
 
 def _attention(config: ClipConfig) -> Iterator[Rule]:
-    """Query, key, value and output of one block, under `attn.`."""
-    if config.vision_inner_norm:  # EVA-02 B and L: three matrices, no bias of the keys
+    """Rules for query, key, value and output of one block, under `attn.`."""
+    if config.vision_inner_norm:  # EVA-02 B and L have three matrices, and keys without a bias
         for index, name in enumerate("qkv"):
             part = (slice(None), index)
             yield Rule(f"attn.{name}_proj.weight", KERNEL, "into_heads", part)
@@ -62,7 +62,7 @@ def _attention_pool() -> Iterator[Rule]:
 
 
 def timm_vit_rules(config: ClipConfig) -> Iterator[Rule]:
-    """The whole image tower; paths from `vision/`, names from `visual.trunk.`."""
+    """Rules of the whole image tower; paths from `vision/`, names from `visual.trunk.`."""
     theirs, ours = "visual.trunk.", "vision/"
     prefix = int(config.vision_class_token)
     tower = [

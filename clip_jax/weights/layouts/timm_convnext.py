@@ -18,7 +18,7 @@ def _block(layer_scale: bool) -> Iterator[Rule]:
 
 
 def convnext_rules(config: ClipConfig) -> list[Rule]:
-    """The whole image tower; paths from `vision/`, names from `visual.`."""
+    """Rules of the whole image tower; paths from `vision/`, names from `visual.`."""
     assert isinstance(config.vision_layers, tuple)
     trunk = [
         *convolution("stem.0", "stem"),

@@ -39,7 +39,7 @@ def _entry(squeeze: int) -> Iterator[Rule]:
 
 
 def _gain(theirs: str, ours: str) -> Rule:
-    return Rule(f"{theirs}.gamma", ours, "matrix")  # (C, 1, 1) <-> (1, 1, C): all axes reversed
+    return Rule(f"{theirs}.gamma", ours, "matrix")  # (C, 1, 1) <-> (1, 1, C) reverses all axes
 
 
 def _block(attention: bool, fastvit: str) -> Iterator[Rule]:
@@ -89,5 +89,5 @@ def _trunk(config: ClipConfig) -> Iterator[Rule]:
 
 
 def fastvit_rules(config: ClipConfig) -> list[Rule]:
-    """The whole image tower; paths from `vision/`, names from `visual.`."""
+    """Rules of the whole image tower; paths from `vision/`, names from `visual.`."""
     return [*under(_trunk(config), "visual.trunk.", "vision/"), *projection(config)]

@@ -52,7 +52,7 @@ def _inverted() -> Iterator[Rule]:
 
 
 def hybrid_rules(config: ClipConfig) -> list[Rule]:
-    """The whole image tower; paths from `vision/`, names from `visual.`."""
+    """Rules of the whole image tower; paths from `vision/`, names from `visual.`."""
     assert isinstance(config.vision_layers, int)
     stem = _inverted() if config.vision_stem == "inverted" else _convolutions()
     norm = "fc_norm" if config.vision_post_norm == "after_pool" else "norm"

@@ -1,4 +1,4 @@
-"""Rules of single layers that several image towers of timm have."""
+"""Rules of single layers that several timm image towers share."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from clip_jax.weights.rules.table import Rule, affine
 
 
 def convolution(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """A convolution with its bias."""
+    """Rules of a convolution with a bias."""
     return (
         Rule(f"{theirs}.weight", f"{ours}/kernel", "convolution"),
         Rule(f"{theirs}.bias", f"{ours}/bias"),
@@ -15,20 +15,20 @@ def convolution(theirs: str, ours: str) -> tuple[Rule, ...]:
 
 
 def batch_norm(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """Gain, offset and running statistics."""
+    """Rules of a batch normalisation: gain, offset and running statistics."""
     statistics = (("running_mean", "mean"), ("running_var", "var"))
     return *affine(theirs, ours), *(Rule(f"{theirs}.{a}", f"{ours}/{b}") for a, b in statistics)
 
 
 def convolution_with_norm(theirs: str, ours: str, norm: str) -> tuple[Rule, ...]:
-    """A convolution without a bias (`conv`) and its batch normalisation (`bn`)."""
+    """Rules of a convolution without a bias (`conv`) and its batch normalisation (`bn`)."""
     kernel = Rule(f"{theirs}.conv.weight", f"{ours}/kernel", "convolution")
     return kernel, *batch_norm(f"{theirs}.bn", norm)
 
 
 def projection(config: ClipConfig) -> Iterator[Rule]:
-    """open_clip's projection after the trunk, under `visual.head.`; a projection with a bias is the
-    trunk's own head and not among them."""
+    """Rules of open_clip's projection after the trunk, under `visual.head.`; "linear_bias" is the
+    trunk's own head and has none."""
     if config.vision_projection == "linear":
         yield Rule("visual.head.proj.weight", "vision/projection", "matrix")
     elif config.vision_projection == "mlp_bias":

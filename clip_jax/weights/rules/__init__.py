@@ -1,1 +1,1 @@
-"""A rule a tensor, read both ways."""
+"""Rules, one per tensor, that are applied in both directions."""

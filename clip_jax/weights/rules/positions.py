@@ -1,7 +1,7 @@
-"""Tables of learned positions for another input size.
+"""Interpolation of learned position tables to another input size.
 
-Bicubic with antialias over the grid of patches, linear over a line of tokens, both with half-pixel
-centres: what open_clip does, and so what resized checkpoints in the world were made with.
+It is bicubic with antialias over the grid of patches and linear over a line of tokens, both with
+half-pixel centres, as in open_clip, which made most published resized checkpoints.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def _cubic_weights(old: int, new: int) -> np.ndarray:
     width = max(scale, 1.0)
     centres = (np.arange(new)[:, None] + 0.5) * scale
     samples = np.arange(old)[None] + 0.5
-    # Samples beyond the rounded support do not count, although the kernel is not quite 0 there.
+    # Samples outside the rounded support are excluded, although the kernel is not quite 0 there.
     first = np.maximum((centres - 2 * width + 0.5).astype(int), 0)
     last = np.minimum((centres + 2 * width + 0.5).astype(int), old)
     inside = (samples > first) & (samples < last)
@@ -31,8 +31,8 @@ def _cubic_weights(old: int, new: int) -> np.ndarray:
 
 
 def _linear_weights(old: int, new: int) -> np.ndarray:
-    """(new, old) float64: linear interpolation without antialias, ends held."""
-    steps = np.arange(new, dtype=np.float32)  # in float32, as the reference computes them
+    """(new, old) float64: linear interpolation without antialias, clamped at the ends."""
+    steps = np.arange(new, dtype=np.float32)  # float32, like the reference
     at = np.clip((steps + 0.5) * np.float32(old / new) - np.float32(0.5), 0, old - 1)
     low = np.floor(at).astype(int)
     high = np.minimum(low + 1, old - 1)
@@ -48,7 +48,7 @@ def resize_line(table: np.ndarray, rows: int) -> np.ndarray:
 
 
 def resize_grid(table: np.ndarray, rows: int, prefix: int) -> np.ndarray:
-    """(prefix + old², D) -> (rows, D) float32, bicubic over a square grid; the prefix is kept."""
+    """(prefix + old², D) -> (rows, D) float32, bicubic over a square grid; keeps the prefix."""
     old, new = round((len(table) - prefix) ** 0.5), round((rows - prefix) ** 0.5)
     weights = _cubic_weights(old, new)
     grid = table[prefix:].astype(np.float64).reshape(old, old, -1)

@@ -1,8 +1,8 @@
-"""Foreign descriptions of image preprocessing <-> our image fields. Pure functions of dictionaries.
+"""Other libraries' image preprocessing <-> our image fields, as pure functions of dictionaries.
 
-Our side is what `ClipConfig` has: image_size, image_mean, image_std, image_resize,
-image_interpolation and image_fill. What our transform cannot do is refused by its key, never
-approximated: a wrong preprocessing costs points that nobody finds again.
+Our fields are `ClipConfig`'s image_size, image_mean, image_std, image_resize, image_interpolation
+and image_fill. A key that our transform cannot reproduce is refused, never approximated: wrong
+preprocessing costs accuracy without any sign of it.
 """
 
 import math
@@ -14,7 +14,7 @@ from clip_jax.errors import UserError
 from clip_jax.models.config import OPENAI_MEAN, OPENAI_STD
 
 _HALF = (0.5, 0.5, 0.5)
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's constants
 _RESAMPLE_NUMBER = {name: number for number, name in _RESAMPLE.items()}
 
 _SQUARE = {
@@ -23,7 +23,7 @@ _SQUARE = {
     "image_mean": _HALF,
     "image_std": _HALF,
 }
-# transformers' class up to "ImageProcessor" -> the values of keys that a file leaves out
+# transformers' class without "ImageProcessor" -> its defaults for missing keys
 _HUGGINGFACE_DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIP": {
         "size": {"shortest_edge": 224},
@@ -58,7 +58,7 @@ def _refuse(key: str, value: Any, accepted: str) -> UserError:
 
 
 def _channels(key: str, value: Any) -> tuple[float, float, float]:
-    """One number for all channels, or three."""
+    """Three numbers, from one for all channels or one per channel."""
     values = [value] * 3 if isinstance(value, int | float) else value
     if not isinstance(values, list | tuple) or len(values) != 3:
         raise _refuse(key, value, "a number or three")
@@ -84,9 +84,9 @@ def _side(key: str, value: Any) -> int:
 def from_huggingface(preprocessor_config: Mapping[str, Any]) -> dict[str, Any]:
     """`preprocessor_config.json`, or `processor_config.json` with "image_processor" -> our fields.
 
-    Reads the CLIP, SigLIP, SigLIP 2 and ViT processors, of any backend and age; keys that are left
-    out have the defaults of their class. A SigLIP 2 processor without fixed resolution keeps the
-    aspect; its counterpart here is the square of as many patches.
+    Reads the CLIP, SigLIP, SigLIP 2 and ViT processors of any backend and version; missing keys get
+    the defaults of their class. A SigLIP 2 processor without fixed resolution keeps the aspect
+    ratio; it becomes the square of as many patches.
 
     Raises `UserError` naming the key whose value our transform cannot reproduce.
     """
@@ -131,7 +131,7 @@ def _check_steps(values: Mapping[str, Any]) -> None:
 def _huggingface_size(values: Mapping[str, Any], family: str) -> tuple[int, str]:
     """(pixels, "shortest" or "squash")."""
     size, crops = values["size"], values["do_center_crop"]
-    if family == "CLIP" and isinstance(size, int):  # as files before 2022 have it
+    if family == "CLIP" and isinstance(size, int):  # files from before 2022
         size = {"shortest_edge": size}
     if isinstance(size, Mapping) and "shortest_edge" in size:
         if size.get("longest_edge") is not None:
@@ -158,7 +158,7 @@ def to_huggingface(
 ) -> dict[str, Any]:
     """Our fields -> `preprocessor_config.json`, for transformers' `AutoImageProcessor`.
 
-    `model_type` is that of config.json: "clip", "siglip" (SigLIP 2 of fixed resolution too) or
+    `model_type` is config.json's: "clip", "siglip" (also for SigLIP 2 of fixed resolution) or
     "siglip2", which splits into patches itself and needs `patch_size` in pixels.
 
     Raises `UserError` for what transformers' processors cannot do.
@@ -193,12 +193,12 @@ def to_huggingface(
     if model_type not in ("clip", "siglip"):
         raise UserError(f"model_type={model_type!r}: accepted are clip, siglip and siglip2")
     square = {"height": size, "width": size}
-    if resize == "shortest":  # only CLIP's processor crops, in every version
+    if resize == "shortest":  # only CLIP's processor crops in every version
         crop = {"size": {"shortest_edge": size}, "do_center_crop": True, "crop_size": square}
         return {"image_processor_type": "CLIPImageProcessor", **common, **crop}
     name = "CLIPImageProcessor" if model_type == "clip" else "SiglipImageProcessor"
     whole = {"size": square, "do_center_crop": False}
-    # CLIP's processor demands a crop_size, used or not.
+    # CLIP's processor demands a crop_size even if it does not crop.
     extra = {"crop_size": square} if model_type == "clip" else {}
     return {"image_processor_type": name, **common, **whole, **extra}
 
@@ -206,14 +206,14 @@ def to_huggingface(
 def from_open_clip(preprocess_cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The "preprocess_cfg" of `open_clip_config.json` -> our fields.
 
-    Without `size` there is no image_size in the result: open_clip takes the vision tower's then.
-    Keys that are left out or None have open_clip's defaults, which are OpenAI's values.
+    Without `size` the result has no image_size: open_clip then takes the vision tower's. Keys that
+    are missing or None get open_clip's defaults, which are OpenAI's values.
 
-    Raises `UserError` naming the key that is unknown or whose value we cannot reproduce.
+    Raises `UserError` naming a key that is unknown or whose value we cannot reproduce.
     """
     given = {key: value for key, value in preprocess_cfg.items() if value is not None}
     values = {**_OPEN_CLIP_DEFAULTS, **given}
-    if values["interpolation"] == "random":  # of training; open_clip evaluates with bicubic then
+    if values["interpolation"] == "random":  # for training; open_clip evaluates with bicubic
         values["interpolation"] = "bicubic"
     for key in values:
         if key != "size" and key not in _OPEN_CLIP_DEFAULTS:
@@ -232,7 +232,7 @@ def from_open_clip(preprocess_cfg: Mapping[str, Any]) -> dict[str, Any]:
         raise _refuse("fill_color", fill, "0 to 255")
     size = values.get("size")
     if isinstance(size, list | tuple) and len(size) == 3 and size[0] == 3:
-        size = size[1:]  # (channels, height, width), as timm writes it
+        size = size[1:]  # timm writes (channels, height, width)
     return {
         **({} if size is None else {"image_size": _side("size", size)}),
         "image_mean": _channels("mean", values["mean"]),

@@ -1,8 +1,8 @@
-"""The engine of every foreign layout: one table of rules, read in both directions.
+"""Engine of all weight layouts: one table of rules, applied in both directions.
 
-A rule says which tensor of a file is which part of which of our parameters, and how it is laid out
-there. Reading goes leaf by leaf through the table, so that little more than one leaf is in memory
-beside what is already in its place.
+A rule maps a tensor of a file to a part of one of our parameters, and names its layout in the file.
+Reading goes through the table leaf by leaf, so that little more than one leaf is in memory besides
+those already placed.
 """
 
 import logging
@@ -26,14 +26,14 @@ from clip_jax.weights.rules.positions import resize_grid, resize_line
 logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
-Place = Callable[[str, np.ndarray], Any]  # (path, leaf in host memory) -> the leaf where it belongs
-MAX_LETTERS = 210  # of names in one error
+Place = Callable[[str, np.ndarray], Any]  # (path, leaf in host memory) -> placed leaf
+MAX_LETTERS = 210  # limit for the names in one error
 
 
 class Kind(NamedTuple):
-    """How one tensor is laid out on either side."""
+    """Conversion between the two layouts of one tensor."""
 
-    read: Callable[[np.ndarray, Shape], np.ndarray]  # theirs, our shape -> ours
+    read: Callable[[np.ndarray, Shape], np.ndarray]  # (theirs, our shape) -> ours
     write: Callable[[np.ndarray], np.ndarray]  # ours -> theirs
 
 
@@ -45,28 +45,28 @@ KINDS = {
     "convolution": Kind(
         lambda x, shape: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
     ),
-    # (out, width) <-> (width, …) whose trailing axes multiply to out: heads, or (3, heads)
+    # (out, width) <-> (width, …); the trailing axes, heads or (3, heads), multiply to out
     "into_heads": Kind(lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(x.shape[0], -1).T),
-    # (out,) <-> (…) that multiplies to out
+    # (out,) <-> (…); the axes multiply to out
     "flat": Kind(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1)),
-    # (width, in) <-> (…, width) whose leading axes multiply to in: heads, or the pixels of a patch
+    # (width, in) <-> (…, width); the leading axes, heads or a patch's pixels, multiply to in
     "out_of_heads": Kind(
         lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(-1, x.shape[-1]).T
     ),
     # (1, …) <-> (…), and (1, 1, …) <-> (…)
     "one_more_axis": Kind(lambda x, shape: x[0], lambda x: x[None]),
     "two_more_axes": Kind(lambda x, shape: x[0, 0], lambda x: x[None, None]),
-    # (1,) <-> (); any shape of one number is read, here and in "same"
+    # (1,) <-> (); any shape with one number is read, as in "same"
     "scalar": Kind(lambda x, shape: x.reshape(()), lambda x: x.reshape(1)),
 }
 
 
 class Rule(NamedTuple):
-    """One tensor: its name there, its path here, its layout.
+    """One tensor: its name in the file, our path, its layout.
 
-    `at` indexes our leaf where the tensor fills only a part of it (a layer of a scanned stack, the
-    keys of a fused projection); `theirs_at` indexes their tensor likewise. `resize` tells how a
-    table of positions for another input size is made to fit: "grid" (the first `prefix` rows are
+    `at` indexes our leaf if the tensor fills only a part of it (a layer of a scanned stack, the
+    keys of a fused projection); `theirs_at` indexes their tensor likewise. `resize` is how a
+    position table for another input size is interpolated: "grid" (the first `prefix` rows are
     kept) or "line".
     """
 
@@ -80,7 +80,7 @@ class Rule(NamedTuple):
 
 
 class ArrayTensors:
-    """Arrays in memory as `Tensors`."""
+    """`Tensors` backed by arrays in memory."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], where: Path | str = "the weights"):
         self.arrays, self.where = arrays, Path(where)
@@ -92,12 +92,12 @@ class ArrayTensors:
 
 
 def affine(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """Gain and offset of a LayerNorm."""
+    """Rules of a LayerNorm: gain and offset."""
     return Rule(f"{theirs}.weight", f"{ours}/scale"), Rule(f"{theirs}.bias", f"{ours}/bias")
 
 
 def linear(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """A Linear layer with its bias."""
+    """Rules of a Linear layer with a bias."""
     return (
         Rule(f"{theirs}.weight", f"{ours}/kernel", "matrix"),
         Rule(f"{theirs}.bias", f"{ours}/bias"),
@@ -115,8 +115,8 @@ def under(
 def blocks(
     rules: Iterable[Rule], theirs: str, ours: str, layers: int, scanned: bool
 ) -> Iterator[Rule]:
-    """`rules` of one block for all blocks of a stack; `theirs` has a `{}` for the layer's number,
-    `ours` is the path of the stack."""
+    """Repeats one block's `rules` for all blocks of a stack; `theirs` has a `{}` for the layer's
+    number, `ours` is the path of the stack."""
     rules = tuple(rules)
     for n in range(layers):
         path = f"{ours}/blocks/" if scanned else f"{ours}/blocks_{n}/"
@@ -131,11 +131,11 @@ def our_shapes(config: ClipConfig) -> dict[str, Shape]:
 
 def part_shape(shape: Shape, at: tuple[Any, ...]) -> Shape:
     """The shape of an array of `shape` indexed by `at`."""
-    return np.broadcast_to(np.float32(0), shape)[at].shape  # a shape without its memory
+    return np.broadcast_to(np.float32(0), shape)[at].shape  # an array of this shape without memory
 
 
 def _raise_problems(where: Path | str, problems: Mapping[str, Iterable[str]]) -> None:
-    """Raises `UserError` with the first names of every list that is not empty: one short line."""
+    """Raises `UserError` with one short line: the first names of every non-empty list."""
     lists = {what: list(names) for what, names in problems.items()}
     lists = {what: names for what, names in lists.items() if names}
     if lists:
@@ -145,7 +145,7 @@ def _raise_problems(where: Path | str, problems: Mapping[str, Iterable[str]]) ->
 
 
 def _within(names: list[str], room: int) -> str:
-    """As many of the names as have room, one at least, and how many more there are."""
+    """The names that fit into `room` characters, at least one, and the number of the others."""
     shown = 1
     while shown < len(names) and len(", ".join(names[: shown + 1])) <= room:
         shown += 1
@@ -153,9 +153,9 @@ def _within(names: list[str], room: int) -> str:
 
 
 def _misfit(rule: Rule, ours: Shape, theirs: Shape) -> str | None:
-    """What is wrong with the shape of a tensor, or None."""
+    """A message about a tensor's wrong shape, or None."""
     part = part_shape(ours, rule.at)
-    # Some programs keep the scale as a vector of one number, and no shape says anything else.
+    # Some programs store the scale as a vector of one number; any one-number shape is unambiguous.
     if part == () and math.prod(theirs) == 1:
         return None
     wanted = KINDS[rule.kind].write(np.broadcast_to(np.float32(0), part)).shape
@@ -176,9 +176,9 @@ def _resizable(rule: Rule, found: Shape) -> bool:
 def check_names(
     config: ClipConfig, table: list[Rule], tensors: Tensors, ignored: re.Pattern[str]
 ) -> dict[str, Shape]:
-    """Our shapes, once every tensor has its rule and every rule its tensor, of the right shape.
+    """Checks that tensors and rules match one to one, with the right shapes; returns our shapes.
 
-    Raises `UserError` listing the names that are missing, unknown or of another shape.
+    Raises `UserError` listing names that are missing, unknown or of another shape.
     """
     shapes, known = our_shapes(config), {rule.theirs for rule in table}
     present = [rule for rule in table if rule.theirs in tensors.shapes]
@@ -211,9 +211,9 @@ def read_params(
     place: Place = lambda path, leaf: leaf,
     progress: Callable[[int], None] = lambda size: None,
 ) -> dict[str, Any]:
-    """Their tensors -> our `params` in `dtype`, each leaf handed to `place` when it is whole.
+    """The file's tensors -> our `params` in `dtype`; each complete leaf goes through `place`.
 
-    `progress` is told the scalars of each tensor read. Raises `UserError` listing names that are
+    `progress` gets each tensor's number of scalars. Raises `UserError` listing names that are
     missing, unknown or of another shape, or naming a tensor with NaN or infinite values.
     """
     shapes = check_names(config, table, tensors, ignored)
@@ -222,7 +222,7 @@ def read_params(
     for rule in sorted(table, key=lambda rule: order[rule.theirs]):
         by_leaf.setdefault(rule.ours, []).append(rule)
     uses = Counter(rule.theirs for rule in table)
-    held: dict[str, np.ndarray] = {}  # until its last rule: a stack of layers feeds many leaves
+    held: dict[str, np.ndarray] = {}  # until its last rule: one stack of layers feeds many leaves
     flat = {}
     for path, rules in by_leaf.items():
         leaf = np.empty(shapes[path], leaf_dtype(path, dtype))
@@ -235,7 +235,7 @@ def read_params(
             value = _resized(rule, held[rule.theirs][rule.theirs_at], part)
             if part == ():
                 value = value.reshape(())
-            with np.errstate(over="ignore"):  # found below, with the tensor's name
+            with np.errstate(over="ignore"):  # reported below, with the tensor's name
                 leaf[rule.at] = KINDS[rule.kind].read(value, part)
             _refuse_non_finite(leaf[rule.at], rule.theirs, tensors.where)
             uses[rule.theirs] -= 1
@@ -246,8 +246,8 @@ def read_params(
 
 
 def leaf_dtype(path: str, dtype: str) -> np.dtype:
-    """float32 or bfloat16. The scale stays float32: exp() of a rounded logarithm is visibly another
-    temperature."""
+    """float32 or bfloat16. The scale stays float32, because rounding a logarithm changes the
+    temperature visibly."""
     keep = path.startswith("logit_") or dtype == "float32"
     return np.dtype(np.float32 if keep else ml_dtypes.bfloat16)
 
@@ -268,7 +268,7 @@ def _refuse_non_finite(tensor: np.ndarray, name: str, where: Path) -> None:
 
 
 def _resized(rule: Rule, tensor: np.ndarray, part: Shape) -> np.ndarray:
-    """A table of positions with as many rows as ours."""
+    """The position table, interpolated to our number of rows if they differ."""
     if rule.resize is None or tensor.shape[-2] == part[-2]:
         return tensor
     rows = tensor.astype(np.float32).reshape(tensor.shape[-2:])
@@ -285,10 +285,10 @@ def _resized(rule: Rule, tensor: np.ndarray, part: Shape) -> np.ndarray:
 def write_tensors(
     config: ClipConfig, table: list[Rule], params: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Our `params` in the layout of `config` -> (their name, contiguous array), one at a time.
+    """Our `params` in the layout of `config` -> (file's name, contiguous array), one at a time.
 
-    The inverse of `read_params`, bit for bit. Raises `UserError` listing the paths when the
-    parameters are not those of `config`. Rules that index their tensors cannot be written.
+    The inverse of `read_params`, bit for bit. Raises `UserError` listing the paths if the
+    parameters do not match `config`. Rules with `theirs_at` cannot be written.
     """
     flat = flatten_dict(params, sep="/")
     shapes = our_shapes(config)
