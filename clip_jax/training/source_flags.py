@@ -73,7 +73,7 @@ class SourceFlags(Generic[Config]):
 
 
 def command_flags(config: SourceConfig, cls: type[SourceConfig]) -> list[str]:
-    """Returns command-line words, with the flags of `cls`, for the non-default values of `config`."""
+    """Returns command-line words for the non-default values of `config`, as flags of `cls`."""
     default = dict(_values(cls(), ""))
     words = []
     for key, value in _values(config, ""):

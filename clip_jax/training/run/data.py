@@ -131,7 +131,7 @@ class DataWatch:
         return row
 
     def advice(self, step: int, wait_fraction: float) -> str | None:
-        """Returns advice if too much time is spent waiting, at most every 1,000 steps, else None."""
+        """Returns advice if too much time is spent waiting, but only now and then; else None."""
         recently = self._warned is not None and step < self._warned + _WARN_EVERY_STEPS
         if wait_fraction <= _WAIT_FRACTION or recently:
             return None
