@@ -141,7 +141,7 @@ class Clip:
     ) -> np.ndarray:
         """Embeds images: float32 (N, D), rows of length 1 unless `normalize=False`.
 
-        `images` are (N, S, S, 3) already transformed, or one or an ordered iterable of anything that
+        `images` are (N, S, S, 3) already transformed, or one or an ordered iterable of whatever
         `transform` takes. Raises `UserError` for anything else.
         """
         normalize = yes_or_no(normalize, "normalize")
@@ -220,7 +220,7 @@ class Clip:
         templates: Templates = "openai",
         truncate: bool | None = None,
     ) -> np.ndarray:
-        """Builds float32 (D, C): per class, the normalised mean of its normalised prompt embeddings.
+        """Builds float32 (D, C): per class, its normalised mean of normalised prompt embeddings.
 
         `classnames` is an ordered iterable of at least one name, but not a single string.
         `templates` is a name in `evaluation.prompts`, a file, or texts with one `{}` each.

@@ -44,8 +44,8 @@ def rematerialized(block: type[nn.Module], remat: str, in_scan: bool = False) ->
     if remat != "none":
         return nn.remat(block, prevent_cse=not in_scan, policy=REMAT_POLICIES[remat])
     if in_scan:
-        # Without a loop the compiler recomputes norms, activations and softmax from the matrix
-        # products when the backward pass needs them. A loop would store every intermediate value
-        # of every layer: slower, and several times the memory.
+        # A loop would store every intermediate value of every layer: slower, and several times the
+        # memory. In unrolled layers the compiler by itself recomputes norms, activations and
+        # softmax from the matrix products for the backward pass.
         return nn.remat(block, prevent_cse=False, policy=products)
     return block

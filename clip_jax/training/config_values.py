@@ -48,7 +48,7 @@ def _is_optional(kind: Any) -> bool:
 
 
 def plain_types(kind: Any) -> tuple[type, ...]:
-    """Returns the concrete types of an annotation: (float,) for `float | None`, str for literals."""
+    """Returns an annotation's concrete types: (float,) for `float | None`, (str,) for literals."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         found = [t for arg in typing.get_args(kind) for t in plain_types(arg)]

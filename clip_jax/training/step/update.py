@@ -24,11 +24,12 @@ def make_train_step(
     schedule: optax.Schedule,
     ema_decay: float | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Makes the step: (state, {"images": (B, S, S, 3) uint8, "tokens": (B, L) int32}) -> same.
+    """Makes the pure function (state, batch) -> (state, metrics) of one step.
 
-    It returns (state, metrics). It is pure; jit it under a mesh with donated state. If the loss or
-    gradient is not finite, only `failed` changes, and later steps change nothing: the host reads
-    step n only after dispatching n + 1, and must still find the last good state.
+    `batch` is {"images": (B, S, S, 3) uint8, "tokens": (B, L) int32}. Jit it under a mesh with
+    donated state. If the loss or gradient is not finite, only `failed` changes, and later steps
+    change nothing: the host reads step n only after dispatching n + 1, and must still find the last
+    good state.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
