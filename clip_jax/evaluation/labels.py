@@ -33,7 +33,7 @@ class Labels:
 
     Attributes:
       numbers: int64 (N,), the class of each record, or `UNLABELLED`.
-      names: the class names, each once where labels are names.
+      names: the class names, each once if labels are names.
       read_as: "names" or "numbers".
       num_unlabelled: number of records without a label.
       notes: warnings for the user about how labels were read, one line each.

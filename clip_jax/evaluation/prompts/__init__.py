@@ -123,7 +123,7 @@ _ACCEPTED = (
 
 
 def get_templates(templates: Templates) -> tuple[str, ...]:
-    """Prompt templates, each with one "{}" where the class name goes.
+    """Returns prompt templates, each with one "{}" for the class name.
 
     Args:
       templates: "openai" (80), "openai_simple" (7), "photo" ("a photo of a {}."), "none" ("{}");
