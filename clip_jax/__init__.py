@@ -1,7 +1,6 @@
 """CLIP in JAX: train, load, evaluate and use contrastive image-text models.
 
-Importing this package is cheap and touches no device; each name below is imported when it is first
-used.
+Importing this package is cheap and touches no device; each exported name is imported on first use.
 """
 
 import importlib
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from clip_jax.text.tokenizer import get_tokenizer as get_tokenizer
 
 
-# Here, as everything of this package that imports jax imports the package first.
+# This runs on import of the package, and so before any of its modules imports jax.
 leave_idle_tpu_alone()
 
 

@@ -1,4 +1,4 @@
-"""Checks of what people pass to functions and flags: one line says what would be accepted."""
+"""Checks of arguments and flags, with one-line errors that say what would be accepted."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ _SHOWN_LETTERS = 60
 
 
 def shown(value: Any) -> str:
-    """The value as Python writes it, in one line and not too long."""
+    """Returns the value's repr on one line, cut to a readable length."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # a foreign object's own code
@@ -22,11 +22,11 @@ def shown(value: Any) -> str:
 
 
 def text_list(values: Any, name: str, example: str, *, allow_blank: bool = True) -> list[str]:
-    """The strings of any ordered collection: list, tuple, generator, array, Series, ….
+    """Returns the strings of any ordered collection: list, tuple, generator, array, Series, ….
 
     Args:
-      values: what was passed as `name`.
-      example: one string, for the message that shows how a list is written.
+      values: value of the argument `name`.
+      example: example of a string, for the error message.
       allow_blank: whether a string may be empty or white space.
 
     Raises:
@@ -47,7 +47,7 @@ def text_list(values: Any, name: str, example: str, *, allow_blank: bool = True)
     if not isinstance(values, Iterable):
         raise UserError(f"{name}={shown(values)}: {wanted}")
     dimensions = getattr(values, "ndim", 1)
-    if dimensions != 1:  # a table would give the names of its columns
+    if dimensions != 1:  # iterating over a table gives column names
         raise UserError(f"{name}: has {dimensions} dimensions; {wanted}, or one column")
     items = list(values)
     for i, item in enumerate(items):
@@ -63,7 +63,7 @@ def text_list(values: Any, name: str, example: str, *, allow_blank: bool = True)
                     f"{name}[{i}]={shown(str(item))}: is not Unicode text (character"
                     f" {error.start} is half a surrogate pair)"
                 ) from None
-    return [str(item) for item in items]  # plain strings, of numpy's too
+    return [str(item) for item in items]  # converts numpy strings too
 
 
 def _kind(value: Any) -> str:
@@ -71,8 +71,10 @@ def _kind(value: Any) -> str:
 
 
 def whole_number(value: Any, name: str, least: int = 1, greatest: int | None = None) -> int:
-    """The number as an int. Raises `UserError` where it is none (True and 1.0 are none either), or
-    not in the range."""
+    """Returns the number as an int.
+
+    Raises `UserError` if it is out of range or not an integer, which True and 1.0 are not either.
+    """
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if is_whole and least <= value and (greatest is None or value <= greatest):
         return int(value)
@@ -82,17 +84,16 @@ def whole_number(value: Any, name: str, least: int = 1, greatest: int | None = N
 
 
 def yes_or_no(value: Any, name: str) -> bool:
-    """The bool. Raises `UserError` for what merely counts as true, such as the string "False"."""
+    """Returns the bool. Raises `UserError` for values that are merely truthy, such as "False"."""
     if isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1)):
         return bool(value)
     raise UserError(f"{name}={shown(value)}: must be True or False")
 
 
 def with_home(path: Any, name: str) -> str:
-    """A path or URL as text, "~" replaced by the user's home folder.
+    """Returns a path or URL as text, with "~" replaced by the user's home folder.
 
-    Raises `UserError` where `path` is none, is empty, or begins with "~" and a user that is not
-    known here.
+    Raises `UserError` if `path` is no path, is empty, or begins with "~" and an unknown user.
     """
     try:
         text = os.fspath(path)
@@ -112,8 +113,10 @@ def with_home(path: Any, name: str) -> str:
 
 
 def config_with_home(argv: Sequence[str]) -> list[str]:
-    """A program's arguments, "~" replaced in --config=~/FILE, where shells leave it as it is, and
-    in --config "~/FILE"."""
+    """Returns a program's arguments with "~" replaced in --config=~/FILE and --config "~/FILE".
+
+    Shells replace it in neither.
+    """
     replaced: list[str] = []
     for argument in argv:
         flag, _, value = argument.partition("=")
@@ -126,9 +129,9 @@ def config_with_home(argv: Sequence[str]) -> list[str]:
 
 
 def local_path(path: Any, name: str) -> Path:
-    """The path of something on this machine, "~" replaced by the user's home folder.
+    """Returns a local path, with "~" replaced by the user's home folder.
 
-    Raises `UserError` as `with_home`, and for a URL other than file://.
+    Raises `UserError` as `with_home` does, and for a URL other than file://.
     """
     text = with_home(path, name)
     if text.startswith("file://"):

@@ -1,4 +1,4 @@
-"""`Clip`: model, parameters, tokenizer and image transform as one thing that a person uses."""
+"""`Clip`: model, parameters, tokenizer and image transform in one object."""
 
 import functools
 import itertools
@@ -43,7 +43,7 @@ ALL = 1 << 30  # a batch that holds everything
 def embed_images(
     params: Any, images: jax.Array, config: ClipConfig, normalize: bool, out_sharding: NamedSharding
 ) -> jax.Array:
-    """(B, S, S, 3) uint8 -> (B, D) float32, compiled: the evaluation step of images."""
+    """(B, S, S, 3) uint8 -> (B, D) float32: compiled evaluation step of images."""
     embeds: Any = TwoTower(config).apply(
         {"params": params}, normalize_images(images, config), method="encode_image"
     )
@@ -60,14 +60,14 @@ def _features(params: Any, inputs: jax.Array, config: ClipConfig, tower: str) ->
 def embed_tokens(
     params: Any, tokens: jax.Array, config: ClipConfig, normalize: bool, out_sharding: NamedSharding
 ) -> jax.Array:
-    """(B, L) int32 -> (B, D) float32, compiled: the evaluation step of texts."""
+    """(B, L) int32 -> (B, D) float32: compiled evaluation step of texts."""
     embeds: Any = TwoTower(config).apply({"params": params}, tokens, method="encode_text")
     embeds = l2_normalize(embeds) if normalize else embeds.astype(jnp.float32)
     return jax.lax.with_sharding_constraint(embeds, out_sharding)
 
 
 class Clip:
-    """A CLIP that is ready for use. Make one with `clip_jax.create` or `clip_jax.load`."""
+    """CLIP model that is ready for use; made by `clip_jax.create` or `clip_jax.load`."""
 
     def __init__(
         self,
@@ -77,8 +77,11 @@ class Clip:
         mesh: Mesh | None = None,
         find_tokenizer: Callable[[], Tokenizer | None] | None = None,
     ):
-        """`mesh`: where `params` live; by default they are copied to every local device at first
-        use. `find_tokenizer` is asked at first use where no `tokenizer` is given."""
+        """Combines a model's parts.
+
+        `mesh` holds `params`; by default they are copied to every local device on first use.
+        `find_tokenizer` is called on first use if no `tokenizer` is given.
+        """
         self.config = config
         self.params = params
         self.model = TwoTower(config)
@@ -92,7 +95,7 @@ class Clip:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """list[str] -> int32 (N, context_length). Raises `UserError` where the source had none."""
+        """list[str] -> int32 (N, context_length). Raises `UserError` if the source had none."""
         found = self._own_tokenizer()
         if found is None:
             raise UserError(
@@ -102,7 +105,7 @@ class Clip:
         return found
 
     def _own_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, or None where there is none."""
+        """Returns the tokenizer, or None if there is none."""
         if self._tokenizer is None and self._find_tokenizer is not None:
             self._tokenizer = self._find_tokenizer()
             self._find_tokenizer = None
@@ -110,8 +113,11 @@ class Clip:
 
     @functools.cached_property
     def transform(self) -> ImageTransform:
-        """PIL image, path, bytes, open file, or pixels (H, W) or (H, W, 1, 3 or 4) -> uint8
-        (S, S, 3); the evaluation transform. `clip_jax.images.levels` says what pixels may be."""
+        """Evaluation transform: image -> uint8 (S, S, 3).
+
+        An image is a PIL image, path, bytes, open file, or pixels (H, W) or (H, W, 1, 3 or 4);
+        `clip_jax.images.levels` lists the accepted pixel values.
+        """
         config = self.config
         return ImageTransform(
             image_size=config.image_size,
@@ -124,7 +130,7 @@ class Clip:
 
     @property
     def num_parameters(self) -> int:
-        """Trainable scalars; batch normalisation's running statistics are not counted."""
+        """Number of trainable scalars, without batch normalisation's running statistics."""
         return count_trainable(self.params)
 
     def encode_image(
@@ -133,17 +139,17 @@ class Clip:
         batch_size: int = 256,
         normalize: bool = True,
     ) -> np.ndarray:
-        """Embeds images -> float32 (N, D), rows of length 1 unless `normalize=False`.
+        """Embeds images: float32 (N, D), rows of length 1 unless `normalize=False`.
 
-        `images`: (N, S, S, 3) already transformed, or anything `transform` takes, one or any number
-        of it in any iterable that has an order. Raises `UserError` for anything else.
+        `images` are (N, S, S, 3) already transformed, or one or an ordered iterable of whatever
+        `transform` takes. Raises `UserError` for anything else.
         """
         normalize = yes_or_no(normalize, "normalize")
         embed = functools.partial(embed_images, config=self.config, normalize=normalize)
         return self._embed(embed, self._image_chunks(images, batch_size), batch_size)
 
     def _image_chunks(self, images: Any, batch_size: int) -> Iterable[np.ndarray]:
-        """What `encode_image` takes -> uint8 (up to batch_size, S, S, 3), one after another."""
+        """Yields the images of `encode_image` as chunks, uint8 (up to batch_size, S, S, 3)."""
         size = whole_number(batch_size, "batch_size")
         return image_batches(images, self.transform, self.config.image_size, size)
 
@@ -154,11 +160,11 @@ class Clip:
         normalize: bool = True,
         truncate: bool | None = None,
     ) -> np.ndarray:
-        """Embeds texts -> float32 (N, D), rows of length 1 unless `normalize=False`.
+        """Embeds texts: float32 (N, D), rows of length 1 unless `normalize=False`.
 
-        `texts`: one, or any number in any iterable that has an order; `UserError` for anything
-        else. A text of more ids than the context is cut if `truncate`, and a `UserError` otherwise;
-        None leaves it to the tokenizer, which refuses unless it was made or saved with truncation.
+        `texts` are one string or an ordered iterable of them; `UserError` for anything else. A text
+        longer than the context is cut if `truncate` is True, and a `UserError` if it is False. None
+        leaves it to the tokenizer, which raises unless it was made or saved with truncation.
         """
         batch_size = whole_number(batch_size, "batch_size")
         normalize = yes_or_no(normalize, "normalize")
@@ -172,9 +178,9 @@ class Clip:
         return self._embed(embed, chunks, batch_size)
 
     def image_features(self, images: ImageLike | Iterable[ImageLike]) -> Features:
-        """Every block's output and every attention's weights for a few images, all at once.
+        """Computes every block's output and every attention's weights for images, in one batch.
 
-        Images are what `encode_image` takes, at least one. A class token is token 0, patches follow
+        Takes the images of `encode_image`, at least one. A class token is token 0; patches follow
         row by row.
         """
         pixels = next(iter(self._image_chunks(images, ALL)), None)
@@ -183,7 +189,7 @@ class Clip:
         return self._features(normalize_images(jnp.asarray(pixels), self.config), "image")
 
     def text_features(self, texts: str | Iterable[str]) -> Features:
-        """The same for a few texts."""
+        """Computes every block's output and every attention's weights for texts, in one batch."""
         texts = _texts(texts)
         if not texts:
             raise UserError("texts: there are none; give at least one text")
@@ -196,13 +202,13 @@ class Clip:
     def logits(
         self, images: Any, texts: str | Iterable[str], truncate: bool | None = None
     ) -> np.ndarray:
-        """float32 (N, M): exp(logit_scale)·cosine (+ bias) of every image with every text.
+        """Computes float32 (N, M): exp(logit_scale)·cosine (+ bias) of all images and texts.
 
-        `truncate`: as in `encode_text`.
+        `truncate` is as in `encode_text`.
         """
         scale = jnp.exp(jnp.asarray(self.params["logit_scale"], jnp.float32))
         bias = jnp.asarray(self.params.get("logit_bias", 0.0), jnp.float32).reshape(())
-        text_embeds = self.encode_text(texts, truncate=truncate)  # first: mistakes show at once
+        text_embeds = self.encode_text(texts, truncate=truncate)  # first, as mistakes show at once
         image_embeds = self.encode_image(images)
         return np.asarray(
             similarity_logits(jnp.asarray(image_embeds), jnp.asarray(text_embeds), scale, bias)
@@ -214,12 +220,11 @@ class Clip:
         templates: Templates = "openai",
         truncate: bool | None = None,
     ) -> np.ndarray:
-        """float32 (D, C): a column a class, the mean of its normalised prompt embeddings,
-        normalised.
+        """Builds float32 (D, C): per class, its normalised mean of normalised prompt embeddings.
 
-        `classnames`: at least one name, in any iterable that has an order, but not a single string.
-        `templates`: a name of `evaluation.prompts`, a file, or texts with one `{}` each.
-        `truncate`: as in `encode_text`, for prompts longer than the context.
+        `classnames` is an ordered iterable of at least one name, but not a single string.
+        `templates` is a name in `evaluation.prompts`, a file, or texts with one `{}` each.
+        `truncate` is as in `encode_text`, for prompts longer than the context.
         """
         encode_text = functools.partial(self.encode_text, truncate=truncate)
         return zero_shot_classifier(encode_text, classnames, templates)
@@ -231,7 +236,7 @@ class Clip:
         templates: Templates = "openai",
         truncate: bool | None = None,
     ) -> np.ndarray:
-        """float32 (N, C): softmax probabilities of the classes for each image.
+        """Computes float32 (N, C): softmax probabilities of the classes for each image.
 
         The arguments are those of `encode_image` and `zero_shot_classifier`.
         """
@@ -254,12 +259,12 @@ class Clip:
         seed: int = 0,
         batch_size: int = 32,
     ) -> list[str]:
-        """A caption of each image, by a model with a caption decoder (CoCa).
+        """Generates a caption for each image with a caption decoder (CoCa).
 
-        Images are what `encode_image` takes. `method` is "beam", "greedy", "top_p" or "top_k";
-        `clip_jax.models.generation.Generation` explains the settings of each. `seed` fixes what the
-        last two draw, whatever the batch size. Raises `UserError` for a model without a decoder or
-        a value that cannot be.
+        Takes the images of `encode_image`. `method` is "beam", "greedy", "top_p" or "top_k";
+        `clip_jax.models.generation.Generation` explains the settings of each. `seed` fixes the
+        draws of the last two, for any batch size. Raises `UserError` for a model without a decoder
+        or an invalid value.
         """
         check_decoder(self.config)
         chunks = self._image_chunks(images, batch_size)
@@ -288,10 +293,10 @@ class Clip:
     def save(self, directory: str | os.PathLike[str], format: str = "clip_jax") -> None:
         """Writes everything that `clip_jax.load` needs into a folder ("~" is the user's home).
 
-        "huggingface" is what `CLIPModel.from_pretrained` and `CLIPProcessor` read (or SigLIP's),
-        "open_clip" what `open_clip.create_model("local-dir:…")` reads. Raises `UserError` for an
-        unknown format, a model that the format cannot express, or a folder that holds something
-        else, is a file or a URL.
+        `CLIPModel.from_pretrained` and `CLIPProcessor` (or SigLIP's) read format "huggingface",
+        `open_clip.create_model("local-dir:…")` reads "open_clip". Raises `UserError` for an unknown
+        format, a model that the format cannot express, or a folder that holds something else, is a
+        file or a URL.
         """
         folder = local_path(directory, "directory")
         if folder.is_file():
@@ -316,7 +321,7 @@ class Clip:
         pending: tuple[jax.Array, int] | None = None
         with jax.set_mesh(mesh):
             for chunk in chunks:
-                # A few sizes only, each a compilation: the full batch, or the next power of two.
+                # Each size is compiled, so only the full batch and powers of two are used.
                 size = min(batch_size, 1 << (len(chunk) - 1).bit_length())
                 size = max(-(-size // shards) * shards, len(chunk))
                 padded = np.zeros((size, *chunk.shape[1:]), chunk.dtype)
@@ -348,5 +353,5 @@ class Clip:
 
 
 def _texts(texts: Any) -> list[str]:
-    """One text or many -> a list. Raises `UserError` for anything else."""
+    """Returns one text or many as a list. Raises `UserError` for anything else."""
     return [str(texts)] if isinstance(texts, str) else text_list(texts, "texts", "a photo of a cat")

@@ -1,4 +1,4 @@
-"""How every program starts and ends: flags, one line for a user's mistake, exit codes."""
+"""Start and end of every program: flags, one line for a user's mistake, exit codes."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from clip_jax.errors import UserError
 from clip_jax.files.disk import unwritable
 from clip_jax.hosts.memory import keep_freed_memory
 
-_BROKEN_PIPE = 128 + 13  # as a shell tells of a program that SIGPIPE ended
+_BROKEN_PIPE = 128 + 13  # exit status that shells give a program killed by SIGPIPE
 
 
 def run(
@@ -23,19 +23,19 @@ def run(
     argv: Sequence[str] | None = None,
     interrupted: str = "interrupted",
 ) -> None:
-    """Parses absl flags, calls `main`, exits 0, its own code, or 2 after a user's mistake.
+    """Parses absl flags, calls `main`, exits with its code (default 0), or 2 after a UserError.
 
-    A mistake, or a disk that is full, is one line on stderr that begins with "error:"; only our own
-    defects end in a traceback. Ctrl-C prints the line `interrupted` and exits 130.
+    A user's mistake or a full disk becomes one line on stderr that begins with "error:"; only
+    defects of this package end in a traceback. Ctrl-C prints the line `interrupted` and exits 130.
     """
     argv = list(sys.argv if argv is None else argv)
     keep_freed_memory()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    # orbax tells by absl of every metadata file that it does without, and of each of its threads
-    # that an error ends, with a page; it raises the error, too.
+    # orbax logs through absl every missing optional metadata file, and a page for each thread that
+    # an error ends, although it also raises the error.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
-    # A program that the cache of compiled ones does not take, on a full disk, is compiled again.
+    # A compiled program that cannot be cached, on a full disk, is simply compiled again.
     warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation cache entry")
     if {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
         program = sys.modules["__main__"]
@@ -51,8 +51,8 @@ def run(
     except KeyboardInterrupt:
         print("\n" + interrupted, file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # such as of `| head`
-        # What is still to be written at exit goes nowhere.
+    except BrokenPipeError:  # from `| head`, say
+        # Output that is flushed at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_BROKEN_PIPE)
     except Exception as error:
@@ -64,8 +64,10 @@ def run(
 
 
 def _without_closed_loops(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The hook, without what tensorstore's threads print when a checkpoint cannot be written: they
-    tell each of their ends to an event loop that the first error has closed."""
+    """Returns the hook without the errors of tensorstore's threads after a failed checkpoint.
+
+    Each thread reports its end to an event loop that the first error has closed.
+    """
 
     def chosen(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
@@ -75,8 +77,10 @@ def _without_closed_loops(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def read_config(path: str, overrides: Sequence[str]) -> Any:
-    """The `ConfigDict` that the trainer makes of `--config=path` and `overrides`, such as
-    "--config.batch_size=64", for programs whose flags are their own. Raises `UserError`."""
+    """Returns the trainer's `ConfigDict` for `--config=path` and `overrides`.
+
+    For programs with other flags. An override is like "--config.batch_size=64". Raises `UserError`.
+    """
     from ml_collections import config_flags
 
     argv = ["", f"--config={path}", *overrides]
@@ -89,9 +93,9 @@ def read_config(path: str, overrides: Sequence[str]) -> Any:
 
 
 def config_dict(flag: Any, values: flags.FlagValues = flags.FLAGS) -> Any:
-    """The `ConfigDict` that the file of a `--config` flag has made, as further flags changed it.
+    """Returns the `ConfigDict` of a `--config` flag's file, as changed by further flags.
 
-    Raises `UserError` where the flag is missing, or its file is none of ours.
+    Raises `UserError` if the flag is missing, or its file is no configuration file.
     """
     from ml_collections import config_flags
     from ml_collections.config_dict import ConfigDict
@@ -115,14 +119,14 @@ def _parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
         rest = values(argv)
     except flags.Error as error:
         raise UserError(str(error)) from error
-    except Exception as error:  # a configuration file is code: anything can come out of it
+    except Exception as error:  # a configuration file is code and may raise anything
         raise UserError(_explain(error, argv)) from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r}: flags only, such as --config=…; see --help")
 
 
 def _explain(error: Exception, argv: list[str]) -> str:
-    """What went wrong while a configuration file was run and changed by flags."""
+    """Explains an error from running a configuration file or changing it by flags."""
     from flax.traverse_util import flatten_dict
 
     from clip_jax.training.config import default_config

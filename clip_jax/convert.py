@@ -38,7 +38,7 @@ _REVISION = flags.DEFINE_string("revision", None, "Branch, tag or commit of a hu
 
 
 def main() -> int:
-    """Reads, writes, and reads the names and shapes of what it wrote again."""
+    """Reads the model, writes it, and checks the output by opening it."""
     if not _SOURCE.value:
         raise UserError("--source: is missing; give a folder, a file of weights, or a hub id")
     if not _OUTPUT.value:
@@ -71,7 +71,7 @@ def main() -> int:
     except NoTokenizerError as error:
         print(f"without a tokenizer: {error}", file=sys.stderr)
     params = found.params(config, _DTYPE.value, place=lambda path, leaf: leaf, show=True)
-    # The dtype of the computation is the reader's choice, not the file's.
+    # The reader of the file, not the file, chooses the dtype of the computation.
     stored = dataclasses.replace(config, dtype="float32")
     save_model(output, _FORMAT.value, stored, params, tokenizer, source=_SOURCE.value)
     again = open_model(output)

@@ -1,26 +1,25 @@
-"""What a user is told instead of a traceback."""
+"""Errors that a user sees instead of a traceback."""
 
 from typing import Any
 
-# After Ctrl-C in a training run.
+# A training run prints this after Ctrl-C.
 INTERRUPTED = "interrupted; the same command goes on from the newest checkpoint"
 
 
 class UserError(Exception):
-    """Something the user can put right: a wrong key, file or value.
+    """Mistake that the user can correct: a wrong key, file or value.
 
     The message is one line that names the key or file, the value, and what would be accepted.
-    Programs print it and exit with status 2; nobody ever sees it as a traceback.
+    Programs print it and exit with status 2, without a traceback.
     """
 
 
 class DecodeError(UserError):
-    """A sample that cannot be used; the message is one line with the reason.
+    """Sample that cannot be used; the message is one line with the reason.
 
-    It is a `UserError`, so that a program which is given one bad image ends with one line; the
-    pipelines of training and evaluation catch it, count it by its kind (`data.records.KINDS`) and
-    go on. `shard`: the file that cannot be read at all, with whatever else is in it; it is counted
-    once for all its samples.
+    It is a `UserError`, so that a program given one bad image ends with one line. The pipelines of
+    training and evaluation catch it, count it by its kind (`data.records.KINDS`) and go on. `shard`
+    is a file that cannot be read at all; it counts once for all its samples.
     """
 
     def __init__(
@@ -35,10 +34,10 @@ class DecodeError(UserError):
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """The message of an error, such as another library's, in one line of at most `limit` letters.
+    """Returns an error's message on one line of at most `limit` characters.
 
-    What is longer ends between two words, with "…". The name of the error's type stands in for a
-    message that is empty.
+    A longer one is cut between words and ends in "…". An empty one becomes the name of the error's
+    type.
     """
     text = " ".join(str(error).split())
     if not text and isinstance(error, BaseException):
@@ -52,9 +51,9 @@ def one_line(error: BaseException | str, limit: int = 300) -> str:
 
 
 def first_line(error: BaseException, with_type: bool = False) -> str:
-    """The first line of an error's message, of at most 300 letters; its type where it is empty.
+    """Returns the first line of an error's message, at most 300 characters; its type if empty.
 
-    `with_type`: the type comes first, as in "OSError: no route".
+    `with_type` puts the type first, as in "OSError: no route".
     """
     name = type(error).__name__
     lines = str(error).strip().splitlines()

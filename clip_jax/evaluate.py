@@ -29,7 +29,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the 
 
 
 def main() -> int:
-    """Loads, runs the tasks, prints a table, writes the file."""
+    """Loads the model, runs the tasks, prints a table, writes the file."""
     if not _MODEL.value:
         raise UserError("--model: is missing; give a training run or an export")
     from clip_jax.evaluation.tasks import TASKS, Embedders, check_tasks, run_task

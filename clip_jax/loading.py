@@ -1,4 +1,4 @@
-"""Making a `Clip`: random, or from whatever lies on disk, at a URL or on the hub."""
+"""Constructors of `Clip`: random, or from disk, a URL or the hub."""
 
 import os
 from typing import Any
@@ -26,9 +26,9 @@ def create(
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     **overrides: Any,
 ) -> Clip:
-    """A CLIP with random parameters.
+    """Creates a CLIP with random parameters.
 
-    `tokenizer`: a name or path that `get_tokenizer` takes, or a tokenizer. `overrides`:
+    `tokenizer` is a name or path that `get_tokenizer` takes, or a tokenizer. `overrides` are
     `ClipConfig` fields such as `image_size=`, `context_length=`, `vocab_size=`. Raises `UserError`
     for unknown ones.
     """
@@ -42,7 +42,7 @@ def create(
 
 
 def _tokenizer(given: str | os.PathLike[str] | Tokenizer | None) -> Tokenizer | None:
-    """The tokenizer that is given or named. Raises `UserError` for what is neither."""
+    """Returns the given or named tokenizer. Raises `UserError` for anything else."""
     if isinstance(given, str | os.PathLike):
         return get_tokenizer(given)
     if given is None or hasattr(given, "with_context_length"):
@@ -62,23 +62,23 @@ def load(
     revision: str | None = None,
     **overrides: Any,
 ) -> Clip:
-    """A CLIP from a path, a URL (`gs://`, `s3://`) or a hub id ("openai/clip-vit-base-patch32").
+    """Loads a CLIP from a path, URL (`gs://`, `s3://`) or hub id ("openai/clip-vit-base-patch32").
 
-    Recognised are our exports, training runs and checkpoints; Hugging Face CLIP, SigLIP, SigLIP 2
-    and VisionTextDualEncoder folders; open_clip folders and state dictionaries; OpenAI's .pt;
-    big_vision's .npz. Weights go tensor by tensor on to the mesh.
+    Recognises this package's exports, training runs and checkpoints; Hugging Face CLIP, SigLIP,
+    SigLIP 2 and VisionTextDualEncoder folders; open_clip folders and state dictionaries; OpenAI's
+    .pt; big_vision's .npz. Weights go tensor by tensor to the mesh.
 
     Args:
-      dtype: "float32" or "bfloat16", of the parameters and of the computation.
-      architecture: a name of `list_models()`, for files that do not say what they are.
-      tokenizer: instead of the source's own; a name or path that `get_tokenizer` takes, or one.
-      mesh: where the parameters live, split over its fsdp axis; by default all local devices.
+      dtype: "float32" or "bfloat16", of the parameters and the computation.
+      architecture: a name of `list_models()`, for files that do not name their architecture.
+      tokenizer: replaces the source's own; a name or path that `get_tokenizer` takes, or one.
+      mesh: holds the parameters, split over its fsdp axis; by default all local devices.
       revision: branch, tag or commit of a hub id.
-      overrides: `ClipConfig` fields such as `image_size=` or `context_length=`; tables of positions
-        are interpolated, which the log says.
+      overrides: `ClipConfig` fields such as `image_size=` or `context_length=`; position tables are
+        interpolated, with a log message.
 
     Raises:
-      UserError: says what is missing, damaged or contradictory.
+      UserError: something is missing, damaged or contradictory.
     """
     if architecture is not None:
         get_architecture(architecture)
@@ -87,7 +87,7 @@ def load(
     found = open_model(resolve_source(source, revision=revision), architecture)
     config = override(found.config, dtype=dtype, **overrides)
     tokenizer = _tokenizer(tokenizer)
-    if tokenizer is not None:  # before the long work
+    if tokenizer is not None:  # fails before the long work
         tokenizer = fitting(tokenizer, config, str(source))
     mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
     params = found.params(config, dtype, on_mesh(mesh))

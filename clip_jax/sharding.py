@@ -1,4 +1,4 @@
-"""The mesh, and what lies where on it.
+"""Device mesh, and the sharding of arrays on it.
 
 Axes ("data", "fsdp", "tensor"): the batch is split over data and fsdp together, parameters and
 optimizer state over fsdp, and heads, hidden units and the vocabulary over tensor.
@@ -16,12 +16,12 @@ from clip_jax.errors import UserError
 from clip_jax.models.constraints import BATCH_AXES, TENSOR_AXIS
 
 AXES = ("data", "fsdp", "tensor")
-# Smaller leaves are copied to every device: gathering them costs more than it saves.
+# Smaller leaves are replicated, because gathering them costs more than it saves.
 FSDP_MIN_BYTES = 1 << 18
 
-# What the last axes of a leaf lie over, by its path; the first pattern that is found counts. Blocks
-# that are scanned have an axis of layers before these, which is never split. `fsdp` then takes the
-# largest axis that is left and divides.
+# The first pattern that matches a leaf's path gives the spec of its last axes. Scanned blocks have
+# a layer axis before these, which is never split. `fsdp` then takes the largest remaining axis that
+# it divides.
 Spec = tuple[str | None, ...]
 TENSOR_RULES: tuple[tuple[re.Pattern[str], Spec], ...] = tuple(
     (re.compile(pattern), spec)
@@ -46,11 +46,11 @@ STACKED = re.compile(r"(^|/)blocks/")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:
-    """A mesh over all devices; one axis may be -1, which takes the rest.
+    """Builds a mesh over all devices; one axis may be -1, which takes the rest.
 
-    Where the devices form several slices (TPU pods joined by a data-centre network), the data axis
-    is what runs across them, and the others stay inside one. Raises `UserError` when the sizes do
-    not multiply to the number of devices, or the slices do not divide the data axis.
+    If the devices form several slices (TPU pods joined by a data-centre network), only the data
+    axis runs across them. Raises `UserError` if the sizes do not multiply to the number of devices,
+    or the number of slices does not divide the data axis.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -62,13 +62,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = Non
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices):
         raise UserError(f"{spelt}: must multiply to the {len(devices)} devices there are")
-    # Each host of a GPU cluster has a slice_index, too, but a network that fsdp may cross.
+    # Each host of a GPU cluster has a slice_index too, but fsdp may cross the network between them.
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes[0] % slices and devices[0].platform != "tpu":
         slices = 1
     if sizes[0] % slices:
         raise UserError(f"{spelt}: data must be a multiple of the {slices} slices of devices")
-    # A torus of 8 × 8 × 4 chips has no axis of 16: two of its own are split, not jax's default.
+    # Physical axes must be split for a mesh axis such as 16 on a torus of 8 × 8 × 4 chips; jax does
+    # not do so by default.
     if slices == 1:
         placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     else:
@@ -78,33 +79,32 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = Non
             devices,
             allow_split_physical_axes=True,
         )
-    # Meshes default to Explicit axes, under which linen modules fail.
+    # The default axis type, Explicit, breaks linen modules.
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_spec() -> PartitionSpec:
-    """Leading axis over data and fsdp, the rest whole."""
+    """Returns the spec of a batch: leading axis over data and fsdp, the rest whole."""
     return PartitionSpec(BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """`batch_spec` on a mesh."""
+    """Returns `batch_spec` on a mesh."""
     return NamedSharding(mesh, batch_spec())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Returns the sharding with a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Parts that a batch is split into."""
+    """Number of parts that a batch is split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_batch(mesh: Mesh, batch_size: int, key: str, parts: int = 1) -> None:
-    """Raises `UserError` when the batch, or each of its `parts`, cannot be split evenly over the
-    mesh."""
+    """Raises `UserError` if the mesh cannot split the batch, or each of its `parts`, evenly."""
     shards = batch_shards(mesh)
     if batch_size % (shards * parts):
         lower = batch_size // (shards * parts) * shards * parts
@@ -114,11 +114,11 @@ def check_batch(mesh: Mesh, batch_size: int, key: str, parts: int = 1) -> None:
 
 
 def leaf_spec(path: str, shape: tuple[int, ...], dtype: Any, mesh: Any) -> PartitionSpec:
-    """What a leaf lies over on a mesh (or anything with its `shape`): the first of `TENSOR_RULES`,
-    then, in leaves of at least `FSDP_MIN_BYTES`, the largest free axis that fsdp divides.
+    """PartitionSpec of one leaf on a mesh (or anything with its `shape`).
 
-    `path` is joined by "/"; that of an optimizer's moment ends in its parameter's, which puts the
-    two in one place.
+    Applies the first matching rule of `TENSOR_RULES`, then, for leaves of at least
+    `FSDP_MIN_BYTES`, gives fsdp the largest free axis that it divides. `path` is joined by "/"; an
+    optimizer moment's path ends in its parameter's, so that both are sharded alike.
     """
     free = list(range(len(shape)))
     spec: list[str | None] = [None] * len(shape)
@@ -146,7 +146,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def tree_specs(mesh: Any, shapes: Any) -> Any:
-    """A `PartitionSpec` for each leaf of a tree of parameters, or of what is made like them."""
+    """Returns a `PartitionSpec` for each leaf of a tree of parameters or optimizer state."""
 
     def spec(path: Any, leaf: Any) -> PartitionSpec:
         if _is_key(leaf):
@@ -158,14 +158,14 @@ def tree_specs(mesh: Any, shapes: Any) -> Any:
 
 
 def tree_shardings(mesh: Mesh, shapes: Any) -> Any:
-    """`tree_specs` on a mesh."""
+    """Returns `tree_specs` as shardings on a mesh."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), tree_specs(mesh, shapes))
 
 
 def constrain_like_params(tree: Any) -> Any:
-    """A tree of parameters or gradients, inside jit: each leaf laid where its parameter lies.
+    """Constrains each leaf of a tree inside jit to its parameter's sharding.
 
-    Does nothing outside a mesh.
+    `tree` holds parameters or gradients. Does nothing outside a mesh.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -174,8 +174,7 @@ def constrain_like_params(tree: Any) -> Any:
 
 
 def explain(mesh: Mesh, shapes: Any) -> str:
-    """A table for people: path, shape, dtype, spec and bytes a device of every leaf, and their
-    sum."""
+    """Formats a table of each leaf's path, shape, dtype, spec and bytes per device, and the sum."""
     rows, total, total_here = [("name", "shape", "dtype", "spec", "bytes a device")], 0, 0
     for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
         if _is_key(leaf):
@@ -199,7 +198,7 @@ def explain(mesh: Mesh, shapes: Any) -> str:
 
 
 def global_batch(mesh: Mesh, host_batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> global arrays, split over data and fsdp."""
+    """Builds global arrays, split over data and fsdp, from this process's rows of a batch."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
@@ -208,11 +207,11 @@ def global_batch(mesh: Mesh, host_batch: dict[str, np.ndarray]) -> dict[str, jax
 
 
 def host_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> list[int]:
-    """The rows of a global batch that a process (default: this one) makes, in order.
+    """Returns the rows of a global batch that a process (default: this one) makes, in order.
 
-    They follow from where the mesh has put its devices, which need not be in the order of the
-    processes; processes that share a tensor axis make the same rows. Raises `UserError` where the
-    devices of a process do not form such a share.
+    The rows follow from the placement of devices on the mesh, which need not be in process order;
+    processes that share a tensor axis make the same rows. Raises `UserError` if two processes
+    would hold overlapping but different rows, or different numbers of parts.
     """
     where: Any = batch_sharding(mesh).devices_indices_map((batch_size,))
     shares: dict[int, set[tuple[int, int]]] = {}

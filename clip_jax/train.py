@@ -55,7 +55,7 @@ _EXPLAIN_SHARDING = flags.DEFINE_boolean(
 
 
 def main() -> int:
-    """Builds the configuration, trains, says what came of it."""
+    """Builds the configuration, trains, and prints a summary."""
     config_dict = command_line.config_dict(_CONFIG)
     if _WORKDIR.value is None and not _EXPLAIN_SHARDING.value:
         raise UserError("--workdir: is missing; give a folder, such as --workdir=runs/quickstart")

@@ -1,8 +1,8 @@
-"""Class labels of records, read one way whatever format they come from.
+"""Class labels of records, read the same way from every format.
 
-A label is read to one of three things, as the table in docs/data.md says: a number (42, 42.0,
-"042", True), a name ("tabby cat"), or nothing (None, NaN, -1, blank). Records without a label are
-left out and counted.
+A label becomes one of three things (table in docs/data.md): a number (42, 42.0, "042", True), a
+name ("tabby cat"), or nothing (None, NaN, -1, blank). Records without a label are skipped and
+counted.
 """
 
 import math
@@ -22,7 +22,7 @@ from clip_jax.evaluation.prompts import read_classnames
 UNLABELLED = -1
 _NUMBER = re.compile(r"([+-]?\d{1,18})(\.0*)?", re.ASCII)
 _BOOLEANS = {"true": 1, "false": 0}
-# What tables have for a missing value when it was written as text.
+# Tables that were written as text hold these for a missing value.
 _WORDS_FOR_NOTHING = {"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT"}
 _SHOWN = 5  # labels or keys in a message
 
@@ -33,10 +33,10 @@ class Labels:
 
     Attributes:
       numbers: int64 (N,), the class of each record, or `UNLABELLED`.
-      names: the class names, each once where labels are names.
+      names: the class names, each once if labels are names.
       read_as: "names" or "numbers".
-      num_unlabelled: how many records have no label.
-      notes: what a person should know of how they were read, a line each.
+      num_unlabelled: number of records without a label.
+      notes: warnings for the user about how labels were read, one line each.
     """
 
     numbers: np.ndarray
@@ -48,7 +48,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class _Label:
-    """One label as it was read. `number`: None where it can only be a name."""
+    """One parsed label; `number` is None if it can only be a name."""
 
     text: str
     number: int | None
@@ -61,7 +61,7 @@ class _Label:
 
 
 class LabelledRecords(Protocol):
-    """What of a `Source` is looked at here."""
+    """The part of the `Source` interface that reading labels needs."""
 
     def __len__(self) -> int: ...
 
@@ -77,13 +77,13 @@ class _NoLabel(ValueError):
 def read_labels(source: LabelledRecords, data: TaskData) -> Labels:
     """Reads the label of each record, and decides whether labels are names or numbers.
 
-    Labels that all occur among the class names are names; otherwise labels that are all numbers of
-    lines are numbers. `data.labels` decides instead where it is not "auto". Where both are possible
-    and differ, a note says which was taken. Names match regardless of Unicode composition, of
-    blanks at the ends, and of `_` and `-` for blanks.
+    If every label is a class name, labels are names; otherwise, if all are line numbers, they are
+    numbers. `data.labels` decides instead unless it is "auto". If both are possible and differ, a
+    note says which was taken. Names match regardless of Unicode composition, surrounding blanks,
+    and `_` or `-` in place of a blank.
 
-    Raises UserError: no record has a label, a label that is none (a list, 0.5), one that is not
-    among the names, or numbers without a file of names.
+    Raises UserError: no record has a label, a label is invalid (a list, 0.5) or not among the
+    names, or labels are numbers and there is no file of names.
     """
     notes: list[str] = []
     names = () if data.classnames is None else read_classnames(data.classnames)
@@ -126,9 +126,9 @@ def read_labels(source: LabelledRecords, data: TaskData) -> Labels:
 def _all_labels(
     source: LabelledRecords, data: TaskData, names: Sequence[str]
 ) -> tuple[list[_Label | None], list[tuple[str, str]]]:
-    """(the label of each record or None, (key, reason) of those without one).
+    """Returns (label or None for each record, (key, reason) for each record without one).
 
-    `names`: those of the file, which may be words that otherwise stand for nothing.
+    `names` are the file's class names; they may include words that otherwise mean no label.
     """
     found: list[_Label | None] = []
     missing: list[tuple[str, str]] = []
@@ -164,14 +164,14 @@ def _all_labels(
 
 
 def _column(metadata: dict[str, Any], key: str) -> str | None:
-    """The field that `key` names, in upper or lower case."""
+    """Returns the field named `key`, ignoring case."""
     if key in metadata:
         return key
     return next((name for name in metadata if name.lower() == key.lower()), None)
 
 
 def _parse(value: Any) -> _Label:
-    """Reads one label. Raises _NoLabel where there is none, UserError for what is no label."""
+    """Parses one label. Raises _NoLabel if there is none, UserError if it is invalid."""
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8-sig")
@@ -206,9 +206,9 @@ def _parse(value: Any) -> _Label:
 
 
 def _unnamed(labels: Sequence[_Label], data: TaskData, notes: list[str]) -> tuple[str, ...]:
-    """Class names for data without a file of them: the labels themselves.
+    """Class names for data without a file of names: the labels themselves.
 
-    Raises UserError where they are numbers of classes, which say nothing to a text tower.
+    Raises UserError if they are class numbers, which mean nothing to a text tower.
     """
     are_numbers = all(label.number is not None for label in labels)
     texts = sorted({label.plain if are_numbers else label.text for label in labels})
@@ -234,10 +234,10 @@ def _canonical(name: str) -> str:
 
 
 def _by_name(labels: Sequence[_Label], names: Sequence[str]) -> dict[str, int]:
-    """Text of a label -> number of the first class of that name, for the labels that are names.
+    """Maps a label's text to the number of the first class of that name, for labels that are names.
 
-    An exact match comes before one by the canonical form, and that before one by the value of the
-    number or the boolean; either must be that of one name only.
+    An exact match wins over the canonical form, which wins over the value of a number or boolean.
+    The latter two must each match exactly one name.
     """
     exact: dict[str, int] = {}
     for number, name in enumerate(names):
@@ -255,13 +255,13 @@ def _by_name(labels: Sequence[_Label], names: Sequence[str]) -> dict[str, int]:
 
 
 def _unique(names: Mapping[str, int], form_of: Callable[[str], str]) -> dict[str, int]:
-    """Form -> number of the class, for forms that only one of the names has."""
+    """Maps each form that only one name has to the number of its class."""
     forms = Counter(map(form_of, names))
     return {form_of(name): n for name, n in names.items() if forms[form_of(name)] == 1}
 
 
 def _plain(text: str) -> str:
-    """A number without zeros around it, a boolean in small letters; other text as it is."""
+    """Returns a number without redundant zeros, a boolean in lower case, other text unchanged."""
     whole = _NUMBER.fullmatch(text)
     if whole:
         return str(int(whole[1]))
@@ -269,7 +269,7 @@ def _plain(text: str) -> str:
 
 
 def _about_repeated(names: Sequence[str], data: TaskData) -> list[str]:
-    """A note about names that occur twice, as no prompt tells their classes apart."""
+    """Returns a note about repeated names, because no prompt tells their classes apart."""
     lines: dict[str, list[int]] = {}
     for line, name in enumerate(names, start=1):
         lines.setdefault(unicodedata.normalize("NFC", name), []).append(line)
@@ -300,7 +300,7 @@ def _about_ambiguous(
 def _check_names(
     labels: Sequence[_Label], by_name: dict[str, int], names: Sequence[str], data: TaskData
 ) -> None:
-    # The one that made names of labels that are numbers otherwise comes first.
+    # The error names a non-numeric label first, since that one ruled out reading them as numbers.
     number_of = {label.text: label.number for label in labels if label.text not in by_name}
     unknown = sorted(number_of, key=lambda text: (number_of[text] is not None, text))
     if unknown:
@@ -329,7 +329,7 @@ def _check_numbers(labels: Sequence[_Label], names: Sequence[str], data: TaskDat
 
 
 def _distinct(numbers: Sequence[int], names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
-    """The same classes with each name once; a label has the number of its name's first line."""
+    """Merges classes of equal name; a label gets the number of its name's first line."""
     first: dict[str, int] = {}
     kept: list[str] = []
     number_of: list[int] = []

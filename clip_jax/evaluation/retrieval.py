@@ -1,7 +1,7 @@
 """Image-text retrieval: recall@k both ways, without ever holding the N×M similarity matrix.
 
 Protocol: recall@k is the share of queries with at least one positive among the k items of highest
-inner product. Image-to-text queries are images, text-to-image queries are all captions, as for the
+inner product. Image-to-text queries are images, text-to-image queries are all captions, as in the
 zero-shot retrieval of Radford et al. 2021, appendix E.1.
 
 Ties are broken uniformly at random, in expectation: a query whose best positive ties with other
@@ -22,11 +22,11 @@ from clip_jax.arguments import shown, text_list, whole_number
 from clip_jax.errors import UserError
 
 DEFAULT_KS = (1, 5, 10)
-# One block of scores is 1024 x 4096 float32 a device: 16 MiB.
+# One block of scores is 1024 x 4096 float32 per device: 16 MiB.
 QUERIES_PER_BLOCK = 1024
 GALLERY_PER_BLOCK = 4096
 
-# Fill a ragged label array; different, so that filling never equals filling.
+# These pad ragged label arrays; they differ so that padding never matches padding.
 _NO_QUERY_LABEL = -1
 _NO_GALLERY_LABEL = -2
 
@@ -41,26 +41,26 @@ def retrieval_recalls(
     image_query_mask=None,
     text_query_mask=None,
 ) -> dict[str, float]:
-    """Recalls in [0, 1] of (N, D) images and their (T,) captions, both ways.
+    """Computes recalls in [0, 1] for (N, D) images and their (T,) captions, both ways.
 
     Args:
       image_embeds: float (N, D), L2-normalised.
       text_embeds: float (T, D), L2-normalised.
-      image_of_text: int (T,): caption t was written for image `image_of_text[t]`; every image that
-        is a query needs at least one.
+      image_of_text: int (T,): caption t was written for image `image_of_text[t]`; every query
+        image needs at least one caption.
       ks: the k of recall@k.
-      texts: the captions (T). Given, equal captions are the same caption: a caption is right for
-        every image that has one with this text. Without it only an image's own captions are right.
-      image_query_mask, text_query_mask: bool (N,), (T,): which images, captions are queries (all
-        without a mask); the gallery is always full.
+      texts: the captions (T). If given, a caption is a positive of every image that has a caption
+        with the same text; otherwise only an image's own captions are positives.
+      image_query_mask, text_query_mask: bool (N,), (T,): which images or captions are queries
+        (default: all); the gallery is always full.
 
     Returns:
       `image_to_text_recall_at_{k}`, `text_to_image_recall_at_{k}`, and the sizes `num_images`,
       `num_texts`, `num_image_queries`, `num_text_queries`.
 
     Raises:
-      UserError: shapes or indices that do not fit, embeddings that are not finite, a query without
-        a positive, or no query at all.
+      UserError: mismatched shapes or indices, embeddings that are not finite, a query without a
+        positive, or no queries.
     """
     ks = _check_ks(ks)
     num_images, num_texts = len(image_embeds), len(text_embeds)
@@ -96,7 +96,7 @@ def evaluate_retrieval(
     text_query_mask=None,
     texts_per_call: int = 1024,
 ) -> dict[str, float]:
-    """`retrieval_recalls` of a model given as its two functions.
+    """Computes `retrieval_recalls` for a model given as its two functions.
 
     Args:
       embed_image: uint8 (n, S, S, 3) -> float32 (n, D), L2-normalised.
@@ -105,8 +105,8 @@ def evaluate_retrieval(
       texts: the captions (T).
       image_of_text: int (T,), the number of each caption's image.
       ks, image_query_mask, text_query_mask: see `retrieval_recalls`.
-      equal_texts_are_positives: a caption is right for every image that has one with this text.
-      texts_per_call: captions handed to one call of `embed_text`.
+      equal_texts_are_positives: a caption is a positive of every image that has one with its text.
+      texts_per_call: captions per call of `embed_text`.
     """
     texts = text_list(texts, "texts", "a cat on a mat")
     texts_per_call = whole_number(texts_per_call, "texts_per_call")
@@ -132,10 +132,10 @@ def evaluate_retrieval(
 def caption_labels(
     texts: Sequence[str], image_of_text: np.ndarray, num_images: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels by which equal captions are the same caption.
+    """Assigns one label to each distinct text, so that equal captions are the same caption.
 
-    Returns image labels int (N, P) and text labels int (T, 1): a label a distinct text; an image
-    has those of its captions (P the most of any image), filled up with negative ones.
+    Returns image labels int (N, P) and text labels int (T, 1). An image has the labels of its
+    captions, padded with negative labels to P, the largest number of any image.
     """
     texts = text_list(texts, "texts", "a cat on a mat")
     if len(texts) != len(image_of_text):
@@ -160,11 +160,11 @@ def recall_at_k(
     ks: Sequence[int] = DEFAULT_KS,
     query_mask=None,
 ) -> dict[int, float]:
-    """Recall@k of (Q, D) queries against a (G, D) gallery, by inner product -> {k: share}.
+    """Computes recall@k of (Q, D) queries in a (G, D) gallery by inner product: {k: share}.
 
     Args:
       query_labels, gallery_labels: int (Q,) or (Q, P), (G,) or (G, R); an item is a positive of a
-        query where they share a label. Negative labels equal nothing.
+        query if they share a label. Negative labels match nothing.
       query_mask: bool (Q,), the queries to count; None means all.
 
     Raises:
@@ -185,7 +185,7 @@ def recall_at_k(
 
 
 def _check_ks(ks: Iterable[int]) -> tuple[int, ...]:
-    """The k of recall@k. Raises `UserError` where one is no whole number of at least 1."""
+    """Returns `ks` as a tuple. Raises `UserError` if one is not a whole number of at least 1."""
     accepted = "accepted are whole numbers >= 1, such as (1, 5, 10)"
     if isinstance(ks, str | bytes) or not isinstance(ks, Iterable):
         raise UserError(f"ks={shown(ks)}: {accepted}")
@@ -196,10 +196,13 @@ def _check_ks(ks: Iterable[int]) -> tuple[int, ...]:
 
 
 def _hit_probability(counts: np.ndarray, k: int) -> np.ndarray:
-    """Counts (Q, 3) of items above the best positive, and of the negatives and positives that tie
-    with it -> float64 (Q,): the probability that a random order puts a positive in the top k."""
+    """Returns float64 (Q,): the probability that a random order puts a positive in the top k.
+
+    `counts` (Q, 3): items above the best positive, negatives and positives that tie with it.
+    """
     above, negatives, positives = counts.T.astype(np.float64)
-    # None of the first j of the tied items is a positive: a product of hypergeometric factors.
+    # The probability that none of the first j tied items is a positive is a product of
+    # hypergeometric factors.
     miss = np.ones(len(counts))
     for j in range(k):
         left = np.maximum(negatives - j, 0.0)
@@ -215,7 +218,7 @@ def _rank_counts(
     queries_per_block: int = QUERIES_PER_BLOCK,
     gallery_per_block: int = GALLERY_PER_BLOCK,
 ) -> np.ndarray:
-    """-> int32 (Q, 3), see `_hit_probability`; queries are split over this host's devices."""
+    """Returns the int32 (Q, 3) counts of `_hit_probability`; splits queries over local devices."""
     devices = jax.local_devices()
     mesh = jax.make_mesh(
         (len(devices),), ("queries",), devices=devices, axis_types=(AxisType.Auto,)
@@ -237,17 +240,17 @@ def _rank_counts(
         _blocks(query_labels, query_block, _NO_QUERY_LABEL),
         strict=True,
     )
-    # Dispatched one after the other, read at the end: the host never waits in between.
+    # All blocks are dispatched before the first result is read, so the host never waits in between.
     counts = [_count_block(*jax.device_put(block, by_query), *fixed) for block in blocks]
     return np.concatenate([np.asarray(c) for c in counts])[: len(queries)]
 
 
 @jax.jit
 def _count_block(queries_BxD, labels_BxP, gallery_NxGxD, labels_NxGxR, valid_NxG):
-    """One block of queries against all N blocks of the gallery -> int32 (B, 3).
+    """Counts one block of queries against all N blocks of the gallery: int32 (B, 3).
 
-    Two passes over the gallery, the first for the best positive's score: scores of equal inputs are
-    equal bits only if the same product computes them, and ties are counted by equality.
+    Makes two passes over the gallery, the first for the best positive's score. Ties are counted by
+    equality, and equal inputs give bitwise equal scores only if the same product computes them.
     """
 
     def scores(block):
@@ -278,7 +281,7 @@ def _count_block(queries_BxD, labels_BxP, gallery_NxGxD, labels_NxGxR, valid_NxG
 
 
 def _blocks(array: np.ndarray, block: int, fill) -> np.ndarray:
-    """(N, ...) -> (ceil(N / block), block, ...), filled up with `fill`."""
+    """(N, ...) -> (ceil(N / block), block, ...), padded with `fill`."""
     padding = [(0, -len(array) % block)] + [(0, 0)] * (array.ndim - 1)
     return np.pad(array, padding, constant_values=fill).reshape(-1, block, *array.shape[1:])
 
@@ -287,7 +290,7 @@ def _as_embeds(name: str, embeds) -> np.ndarray:
     array = np.asarray(embeds, np.float32)
     if array.ndim != 2 or not array.size:
         raise UserError(f"{name}: embeddings of shape {array.shape}; accepted is (N, D), N > 0")
-    # NaN compares false with everything and would rank every positive first.
+    # A NaN compares false with everything and would rank every positive first.
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(1))[0])
         raise UserError(f"{name}: the embedding in row {row} is not finite")

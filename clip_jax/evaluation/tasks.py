@@ -1,6 +1,6 @@
-"""What can be measured by name: each task opens its data and returns one row of metrics.
+"""Evaluation tasks by name: each opens its data and returns rows of metrics.
 
-A new evaluator is a function here and a line in `TASKS`.
+A new evaluator is a function in this module and a line in `TASKS`.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from clip_jax.images.transform import ImageTransform
 
 logger = logging.getLogger(__name__)
 
-# Of data with splits the first of these that is there: a model is not measured on what it may have
-# been trained on.
+# The first of these splits that exists is evaluated, since the model may have been trained on the
+# others.
 _SPLITS = ("test", "validation")
 
 Row = dict[str, Any]
@@ -35,7 +35,7 @@ Embed = Callable[[Any], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Embedders:
-    """All that an evaluation may know of a model."""
+    """The functions through which an evaluation sees a model."""
 
     embed_image: Embed  # uint8 (N, S, S, 3) -> float32 (N, D), rows of length 1
     embed_text: Embed  # list[str] -> float32 (N, D), rows of length 1
@@ -43,25 +43,25 @@ class Embedders:
 
 
 def _open(data: TaskData, task: str, **changes: Any) -> Source:
-    """The source of a task; of data with splits, that for tests where none is named."""
+    """Opens a task's source; data with splits defaults to the test split."""
     if not data.path:
         raise UserError(f"task {task!r}: needs images; give --data (config: evaluation.path)")
     return open_refined(data, preferred_splits=_SPLITS, **changes)
 
 
 def open_labelled(data: TaskData) -> Source:
-    """The images of a zero-shot evaluation, of which captions are not needed."""
+    """Opens the images of a zero-shot evaluation, which needs no captions."""
     return _open(data, "zero_shot", needs_captions=False, label_column=data.label_key)
 
 
 def _dataset(source: Source, data: TaskData) -> Row:
-    """The fields of a row that say what was read."""
+    """Returns the fields of a row that say which data was read."""
     split = split_of(source)
     return {"dataset": data.path, **({} if split is None else {"split": split})}
 
 
 def zero_shot(embedders: Embedders, data: TaskData) -> list[Row]:
-    """Zero-shot classification of labelled images (paper section 3.1)."""
+    """Measures zero-shot classification of labelled images (paper section 3.1)."""
     source = open_labelled(data)
     labels = read_labels(source, data)
 
@@ -85,7 +85,7 @@ def zero_shot(embedders: Embedders, data: TaskData) -> list[Row]:
 
 
 def retrieval(embedders: Embedders, data: TaskData) -> list[Row]:
-    """Recall at 1, 5, 10 both ways; a caption that occurs for several images is right for each."""
+    """Measures recall at 1, 5, 10 both ways; a caption of several images is right for each."""
     source = _open(data, "retrieval")
     embeds, used = [], []
     bad: dict[str, str] = {}
@@ -152,11 +152,11 @@ TASKS: dict[str, Callable[[Embedders, TaskData], list[Row]]] = {
 
 
 def check_tasks(tasks: tuple[str, ...], data: TaskData, key: str) -> None:
-    """Opens what the tasks will read, so that a mistake shows before the work and not after it, and
-    logs what a person should know of it: the split that is read, labels that are missing.
+    """Opens the tasks' data before any work starts, so that mistakes show early.
 
-    Raises `UserError` for a name that is not a task, and for data, labels, class names or templates
-    that a task could not use. `key` is where the tasks were named.
+    Logs warnings for the user: a training split that is evaluated, missing labels. Raises
+    `UserError` for an unknown task, and for data, labels, class names or templates that a task
+    cannot use. `key` is the setting that named the tasks.
     """
     for task in tasks:
         if task not in TASKS:
@@ -178,5 +178,5 @@ def check_tasks(tasks: tuple[str, ...], data: TaskData, key: str) -> None:
 
 
 def run_task(task: str, embedders: Embedders, data: TaskData) -> list[Row]:
-    """The rows of one task: {"task", "dataset", metrics by name}."""
+    """Returns the rows of one task: {"task", "dataset", metrics by name}."""
     return [{"task": task, **row} for row in TASKS[task](embedders, data)]

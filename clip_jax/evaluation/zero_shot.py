@@ -1,7 +1,7 @@
 """Zero-shot classification with an ensemble of prompts.
 
 Source: Radford et al. 2021, section 3.1, and the notebook Prompt_Engineering_for_ImageNet that
-OpenAI released: the classifier's column of a class is the mean of its normalised template
+OpenAI released: a class's column of the classifier is the mean of its normalised template
 embeddings, normalised again.
 """
 
@@ -20,23 +20,22 @@ def zero_shot_classifier(
     templates: Templates = "openai",
     texts_per_call: int = 1024,
 ) -> np.ndarray:
-    """Class names (C) and templates (K) -> float32 (D, C), each column of length one.
+    """Builds a classifier from C class names and K templates: float32 (D, C), unit columns.
 
     Args:
-      embed_text: list of n strings -> float32 (n, D), L2-normalised (normalised here all the same).
-      classnames: what goes into the templates' "{}"; in any iterable that has an order, but not a
-        single string.
+      embed_text: list of n strings -> float32 (n, D); normalised again in any case.
+      classnames: names for the templates' "{}"; any ordered iterable, but not a single string.
       templates: anything that `get_templates` takes.
-      texts_per_call: prompts handed to one call of `embed_text`; all C·K are encoded in order.
+      texts_per_call: prompts per call of `embed_text`; all C·K are encoded in order.
 
     Raises:
-      UserError: no class names, something among them that is no name, bad templates, or an
-        embedding that is not finite or zero.
+      UserError: no class names, an invalid name or template, or an embedding that is zero or not
+        finite.
     """
     templates = get_templates(templates)
     classnames = check_classnames(classnames)
     texts_per_call = whole_number(texts_per_call, "texts_per_call")
-    # str.replace and not str.format: a class name or template may hold other braces.
+    # A class name or template may hold other braces, which str.format would choke on.
     prompts = [t.replace("{}", name) for name in classnames for t in templates]
     sums: np.ndarray | None = None
     for start in range(0, len(prompts), texts_per_call):
@@ -51,8 +50,10 @@ def zero_shot_classifier(
 
 
 def check_classnames(classnames: Iterable[str]) -> list[str]:
-    """The names as a list. Raises `UserError` for a single string, for anything without an order,
-    for an item that is no name, and where there is none."""
+    """Returns the names as a list.
+
+    Raises `UserError` for a single string, an unordered collection, an invalid name or no names.
+    """
     names = text_list(classnames, "classnames", "cat", allow_blank=False)
     if not names:
         raise UserError(f"classnames={classnames!r}: accepted is a list of at least one name")
@@ -76,7 +77,7 @@ def evaluate_zero_shot(
     templates: Templates = "openai",
     texts_per_call: int = 1024,
 ) -> dict[str, float]:
-    """Zero-shot accuracy of a model given as its two functions.
+    """Measures the zero-shot accuracy of a model given as its two functions.
 
     Ties count in expectation over a random order of the tied classes, so a model whose scores are
     all equal gets exactly chance and not the share of class 0.
@@ -90,8 +91,8 @@ def evaluate_zero_shot(
       texts_per_call: see `zero_shot_classifier`.
 
     Returns:
-      `accuracy_top1`, `accuracy_top5` (only with at least five classes, below which it says
-      nothing), `mean_per_class_accuracy` (top-1, over the classes that occur), all in [0, 1];
+      `accuracy_top1`, `accuracy_top5` (only with at least five classes),
+      `mean_per_class_accuracy` (top-1, over the classes that occur), all in [0, 1];
       `num_images`, `num_classes`.
 
     Raises:
@@ -105,7 +106,7 @@ def evaluate_zero_shot(
     for images, labels in batches:
         labels = _check_labels(labels, len(images), num_classes)
         scores = np.asarray(embed_image(images), np.float32) @ classifier
-        # NaN compares false with everything and would pass for a right answer.
+        # A NaN compares false with everything and would count as a right answer.
         if not np.isfinite(scores).all():
             first = num_images + int(np.argmin(np.isfinite(scores).all(1)))
             raise UserError(f"the embedding of image {first} is not finite")
@@ -128,7 +129,7 @@ def evaluate_zero_shot(
 
 
 def _mean_per_class(hits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the classes that occur of the mean of their hits."""
+    """Averages the mean hits of each class over the classes that occur."""
     images_of_class = np.bincount(labels)
     hits_of_class = np.bincount(labels, weights=hits)
     present = images_of_class > 0
@@ -138,7 +139,7 @@ def _mean_per_class(hits: np.ndarray, labels: np.ndarray) -> float:
 def top_k_hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """float (N, C), int (N,) -> float64 (N,): probability that the label is among the top k.
 
-    It is 0 or 1, or between them where other classes tie with the label's score.
+    It lies strictly between 0 and 1 only if other classes tie with the label's score.
     """
     of_label = np.take_along_axis(scores, labels[:, None], axis=1)
     above = (scores > of_label).sum(1)

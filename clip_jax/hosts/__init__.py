@@ -1,1 +1,1 @@
-"""Several processes as one: joining, agreeing, memory."""
+"""Processes of a job: joining, agreement, memory."""

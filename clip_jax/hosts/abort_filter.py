@@ -1,11 +1,11 @@
-"""Stands between a process of a multi-host job and its stderr; a program of its own.
+"""Program that filters the stderr of one process of a multi-host job.
 
-When a peer is gone, jax's coordination service ends this process from C++: a page of internals and
-SIGABRT, which nothing in Python can catch. This program, which outlives the process by a moment,
-passes everything else on as it comes, and writes one line instead of that page. The process gives
-it the line beforehand, in a control line: CONTROL, then the text. In the text {who} becomes the
-process that is gone, and {status} what the service said. No text: it has said itself why it ends,
-and nothing may follow.
+When a peer is gone, jax's coordination service ends the process from C++ with a page of internals
+and SIGABRT, which Python cannot catch. This program outlives the process by a moment and writes
+one line instead of that page; everything else passes through. The process sends the line
+beforehand as a control line: CONTROL, then the text, in which {who} becomes the process that is
+gone and {status} the service's message. An empty text means that the process has reported its end
+itself, and nothing may follow.
 """
 
 import os
@@ -16,8 +16,8 @@ import sys
 import time
 
 CONTROL = b"\x1eclip_jax:"
-HOLD_SECONDS = 2.0  # that a line of the service is kept back, in case the end comes right after it
-PARTIAL_SECONDS = 0.2  # that the beginning of a line is kept back
+HOLD_SECONDS = 2.0  # how long a line of the service is held, in case the process aborts next
+PARTIAL_SECONDS = 0.2  # how long an incomplete line is held
 LOGGED = re.compile(rb"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ([\w.]+):\d+\] ")
 SERVICE = (
     b"coordination_service.cc",
@@ -33,13 +33,13 @@ STATUS = re.compile(rb"absl::Status: (.*?)(?:\. |[.:]?$|\[)", re.MULTILINE)
 
 
 def explain(text: bytes, template: bytes) -> bytes:
-    """The line for what the service wrote before it ended the process."""
+    """Returns the line that replaces what the service wrote before it ended the process."""
     silent = SILENT.search(text)
     numbers = re.findall(rb"(\d+)\s", silent[1]) if silent else []
     if numbers:
         who = (b"process " if len(numbers) == 1 else b"processes ") + b", ".join(numbers)
     elif any(sign in text for sign in UNREACHABLE):
-        who = b"process 0"  # it is the service
+        who = b"process 0"  # it runs the service
     else:
         who = b"another process"
     status = STATUS.search(text)
@@ -48,7 +48,7 @@ def explain(text: bytes, template: bytes) -> bytes:
 
 
 class Filter:
-    """Lines in, lines out; `ended` once the process is known to be aborting."""
+    """State of the filter; `ended` is True once the process is known to be aborting."""
 
     def __init__(self) -> None:
         self.template = b"error: {who} of this job is gone ({status})"
@@ -58,7 +58,7 @@ class Filter:
         self._fatal = False
 
     def line(self, line: bytes, now: float) -> bytes:
-        """What is to be written now that this line has come."""
+        """Consumes one line; returns the bytes to write now."""
         if line.startswith(CONTROL):
             self.template = line[len(CONTROL) :].strip()
             return b""
@@ -84,11 +84,11 @@ class Filter:
         return line
 
     def wait(self, now: float) -> float | None:
-        """Seconds until `overdue` has something to do; None: for ever."""
+        """Returns the seconds until `overdue` has something to do; None if nothing is held."""
         return max(0.0, self._deadline - now) if self._held else None
 
     def overdue(self, now: float) -> bytes:
-        """What has been kept back long enough."""
+        """Returns the lines that have been held long enough."""
         if not self._held or now < self._deadline:
             return b""
         if self._fatal:
@@ -97,7 +97,7 @@ class Filter:
         return text
 
     def end(self) -> bytes:
-        """What is left to be written when nothing more can come."""
+        """Returns the last bytes to write, once no more input can come."""
         self.ended = True
         text, self._held = b"".join(self._held), []
         if not self.template:
@@ -108,7 +108,8 @@ class Filter:
 def main() -> None:
     """Filters stdin to stderr until the process ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the process decides
+        # The whole process group gets these signals; only the filtered process may act on them.
+        signal.signal(number, signal.SIG_IGN)
     state, rest = Filter(), b""
     while not state.ended:
         now = time.monotonic()

@@ -1,7 +1,6 @@
-"""What the processes of a job must have in common: values, the configuration, the folder.
+"""Checks and exchanges between the processes of a job: values, configuration, shared folder.
 
-All functions are called by all processes, in the same order; where there is only one they do
-nothing.
+All processes must call these functions in the same order; in a job of one they do nothing.
 """
 
 import contextlib
@@ -19,17 +18,17 @@ from jax.experimental import multihost_utils
 from clip_jax.errors import UserError
 from clip_jax.hosts.join import service
 
-SHARED_SECONDS = 90.0  # for a file to be seen by another machine; mounted buckets cache for 60
+SHARED_SECONDS = 90.0  # until another machine sees a new file; mounted buckets cache for 60
 
 
 def wait_for_all(name: str, seconds: float = 3600) -> None:
-    """Returns when every process of the job has called it. The devices have no part in it."""
+    """Blocks until every process of the job has called it; does not involve the devices."""
     if jax.process_count() > 1:
         service().wait_at_barrier(f"clip_jax/{name}", int(1000 * seconds))
 
 
 def gather(data: bytes) -> list[bytes]:
-    """Each process's bytes, in the order of the processes."""
+    """Returns the bytes of every process, in process order."""
     sizes = multihost_utils.process_allgather(np.asarray(len(data), np.int32))
     padded = np.zeros(int(np.max(sizes)), np.uint8)
     padded[: len(data)] = np.frombuffer(data, np.uint8)
@@ -38,7 +37,7 @@ def gather(data: bytes) -> list[bytes]:
 
 
 def from_first(value: Any) -> Any:
-    """Process 0's value, which JSON must be able to hold, on every process."""
+    """Broadcasts process 0's value, which must be JSON-serialisable."""
     if jax.process_count() == 1:
         return value
     data = json.dumps(value).encode() if jax.process_index() == 0 else b""
@@ -49,9 +48,9 @@ def from_first(value: Any) -> Any:
 
 
 def check_same(values: Mapping[str, Any], prefix: str, advice: str) -> None:
-    """Raises the same `UserError` on every process where one has another value than process 0.
+    """Raises the same `UserError` on every process if one has another value than process 0.
 
-    It begins with the prefix and the name of the value, and ends with the advice.
+    The message begins with the prefix and the name of the value, and ends with the advice.
     """
     if jax.process_count() == 1:
         return
@@ -66,7 +65,7 @@ def check_same(values: Mapping[str, Any], prefix: str, advice: str) -> None:
 
 
 def check_shared(folder: Path, flag: str) -> None:
-    """Raises the same `UserError` on every process where one does not see process 0's folder."""
+    """Raises the same `UserError` on every process if one does not see process 0's folder."""
     if jax.process_count() == 1:
         return
     token, file = from_first(os.urandom(8).hex()), folder / ".job"

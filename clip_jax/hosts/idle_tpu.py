@@ -1,7 +1,7 @@
-"""Keeps libtpu out of processes on machines that have it but no TPU.
+"""Guard that keeps jax from loading libtpu on machines without a TPU.
 
-libtpu is then there for pre-flights, which compile for a TPU that is only described. jax would load
-it in every process, which costs time, and libtpu writes errors to stderr when it finds no TPU.
+Such machines have libtpu for pre-flights, which compile for a described TPU. jax would load it in
+every process, which costs time, and libtpu writes errors to stderr when it finds no TPU.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from importlib.util import find_spec
 _GOOGLE = "0x1ae0"  # PCI vendor of TPUs, and of the disks and network cards of Google's cloud
 _NO_TPU = ("0x01", "0x02")  # PCI classes: storage, network
 
-# What libtpu reads when it is loaded. Without these it asks the cloud's metadata server who it is,
-# refuses a second process, and writes log files.
+# libtpu reads these when it is loaded. Without them it queries the cloud's metadata server for its
+# identity, refuses a second process, and writes log files.
 QUIET_LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -28,11 +28,11 @@ QUIET_LIBTPU = {
 
 
 def leave_idle_tpu_alone(root: str = "/") -> None:
-    """Makes jax choose the CPU where libtpu is installed and no TPU is there.
+    """Makes jax choose the CPU if libtpu is installed but the machine has no TPU.
 
-    Where jax has plugins (for GPUs) it has to choose among them, and libtpu is told to be silent. A
-    choice of the user (JAX_PLATFORMS that is not empty, or jax's configuration) stays. Call it
-    before jax chooses its devices; `root` is the folder that has /sys and /dev.
+    If jax has plugins (for GPUs), it must choose among them, so libtpu is only silenced. The
+    user's choice (a non-empty JAX_PLATFORMS, or jax's configuration) stays. Call this before jax
+    chooses its devices; `root` is the folder that holds /sys and /dev.
     """
     if os.environ.get("JAX_PLATFORMS") or find_spec("libtpu") is None or _has_tpu(root):
         return
@@ -50,7 +50,7 @@ def leave_idle_tpu_alone(root: str = "/") -> None:
 
 
 def _has_tpu(root: str) -> bool:
-    """Whether any sign of a TPU is there; in doubt yes, since a TPU left unused is the worse."""
+    """Whether there is any sign of a TPU; errs towards yes, as an unused TPU is the worse error."""
     if any(glob(f"{root}/dev/{name}[0-9]*") for name in ("accel", "vfio/")):
         return True
     for device in glob(f"{root}/sys/bus/pci/devices/*"):

@@ -1,9 +1,8 @@
-"""Several processes that train one run: how they find each other, and end together.
+"""Joining of the processes of one run, and their common end.
 
-jax's own coordination service does the joining and watches for silent processes. What is added
-here: flags and environment variables with clear mistakes, one reason for all processes when one of
-them stops, one line instead of a page of C++ when one of them is gone, and the rows of the global
-batch that a process makes.
+jax's coordination service joins the processes and watches for silent ones. This module adds clear
+errors for flags and environment variables, one reason on all processes when one of them stops, and
+one line instead of a page of C++ when one of them is gone.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _GONE = (
     "error: {who} of this job is gone (killed, or its machine or network is down: {status}); this "
     "one ends too; the same command on every machine goes on from the newest checkpoint"
 )
-# How the backends tell that another process does not answer.
+# The backends report a process that does not answer with one of these.
 _PEER_ERROR = re.compile(
     r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Hh]eartbeat|[Cc]oordination service|"
     r"Connection (closed|reset|refused)"
@@ -48,7 +47,7 @@ _RANK_VARIABLES = ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """How a process finds the others of its job; what is None is left to jax's own detection."""
+    """Coordinates by which a process finds its job; jax detects those that are None."""
 
     coordinator_address: str | None = None  # HOST:PORT, where process 0 listens
     num_processes: int | None = None
@@ -62,11 +61,11 @@ def find_job(
     process_id: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Job | None:
-    """The job that flags and environment describe, or None where this process is alone.
+    """Returns the job that flags and environment describe, or None if this process is alone.
 
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID stand for flags that are not
-    given. With `multihost` jax finds what is missing (TPU pod, SLURM, Open MPI, Kubernetes);
-    without, all three are needed. Raises `UserError` for what does not fit together.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID replace flags that are not
+    given. With `multihost`, jax detects missing values (TPU pod, SLURM, Open MPI, Kubernetes);
+    without it, all three are needed. Raises `UserError` for inconsistent values.
     """
     given = {
         "coordinator_address": coordinator_address,
@@ -125,14 +124,14 @@ def _check(job: Job) -> None:
 
 @contextlib.contextmanager
 def joined(job: Job | None, join_seconds: int, peer_seconds: int) -> Iterator[None]:
-    """Joins the job, and sees to it that its processes end together; does nothing for None.
+    """Joins the job, and makes its processes end together; does nothing for None.
 
-    All processes have to come within `join_seconds`; one that is silent for `peer_seconds` counts
-    as gone.
+    All processes must join within `join_seconds`; one that is silent for `peer_seconds` counts as
+    gone.
 
-    An exception that leaves the block ends this process at once, with the exit code and the line
-    that it would have had, and the others with the same code and a line that names the reason: jax
-    would have both wait for each other. Raises `UserError` where the job cannot be joined.
+    An exception that leaves the block ends this process at once, with its usual exit code and
+    message. The others end with the same code and a line that names the reason; under jax alone
+    they would wait for each other. Raises `UserError` if the job cannot be joined.
     """
     if job is None:
         yield
@@ -158,7 +157,7 @@ def _join(job: Job, join_seconds: int, peer_seconds: int, stderr: _FilteredStder
         f"error: not all of {count} processes of this job met at {where} within {join_seconds} s "
         "({status}); look whether each is running, and can reach that address"
     )
-    # The service aborts; the memory of a trainer is no use as a file.
+    # The service ends processes by SIGABRT, and a core dump of a trainer is large and useless.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     try:
         jax.distributed.initialize(
@@ -169,7 +168,7 @@ def _join(job: Job, join_seconds: int, peer_seconds: int, stderr: _FilteredStder
     except (ValueError, RuntimeError) as error:
         raise UserError(_why_not_joined(job, str(error))) from error
     if not os.environ.get("JAX_LOCAL_DEVICE_IDS") and alone_on_its_node(os.environ):
-        # jax takes one process a GPU for granted, and would use the first one only.
+        # jax assumes one process per GPU, and would use only the first GPU.
         for platform in ("cuda", "rocm"):
             jax.config.update(f"jax_{platform}_visible_devices", "all")
     stderr.say_on_abort(_GONE)
@@ -178,7 +177,7 @@ def _join(job: Job, join_seconds: int, peer_seconds: int, stderr: _FilteredStder
 
 
 def _check_port(address: str | None) -> None:
-    """Raises `UserError` where process 0 cannot listen; jax itself sometimes crashes there."""
+    """Raises `UserError` if process 0 cannot listen on its port, which sometimes crashes jax."""
     if address is None:
         return
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -194,7 +193,7 @@ def _check_port(address: str | None) -> None:
 
 
 def _check_devices() -> None:
-    """Raises `UserError` where the processes have different numbers of devices."""
+    """Raises `UserError` if the processes have different numbers of devices."""
     counts = collections.Counter(device.process_index for device in jax.devices())
     for index, count in counts.items():
         if count != counts[0]:
@@ -215,7 +214,7 @@ def _why_not_joined(job: Job, error: str) -> str:
 
 
 def alone_on_its_node(environment: Mapping[str, str]) -> bool:
-    """Whether SLURM or Open MPI started one process a node, which then has all its devices."""
+    """Whether SLURM or Open MPI started one process per node, which then owns all its devices."""
     if tasks := environment.get("SLURM_STEP_TASKS_PER_NODE"):
         return {part.split("(")[0] for part in tasks.split(",")} == {"1"}
     return environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
@@ -235,11 +234,11 @@ class _FilteredStderr:
         return self
 
     def say_on_abort(self, line: str) -> None:
-        """What is written if the service ends this process."""
+        """Sets the line that the filter writes if the service ends this process."""
         os.write(2, abort_filter.CONTROL + line.encode() + b"\n")
 
     def say_last(self, text: str) -> None:
-        """Writes this and nothing more, at once: the filter may not live to do it."""
+        """Writes the last line directly, as the filter may not live to do it, and silences it."""
         self.say_on_abort("")
         os.write(self._direct, text.encode() + b"\n")
 
@@ -252,13 +251,13 @@ class _FilteredStderr:
 
 
 class _Watch:
-    """Tells the others why this process stops, and stops it when one of them has told so."""
+    """Reports to the others why this process stops, and stops it when one of them has reported."""
 
     def __init__(self, stderr: _FilteredStderr) -> None:
         self._client = service()
         self._stderr = stderr
         self._end = threading.Event()
-        self._last_words = threading.Lock()  # taken, never released, by the thread that ends us
+        self._last_words = threading.Lock()  # never released by the thread that ends the process
         self._thread = threading.Thread(target=self._poll, name="peers", daemon=True)
 
     def __enter__(self) -> _Watch:
@@ -274,13 +273,13 @@ class _Watch:
             try:
                 told = json.loads(self._client.key_value_try_get(_ENDED))
             except (jax.errors.JaxRuntimeError, ValueError):
-                continue  # nobody has, or the service is gone, which jax itself reports
+                continue  # no process has stopped, or the service is gone, which jax reports
             if told["process"] != jax.process_index():
                 line = f"error: process {told['process']} of this job stopped: {told['reason']}"
                 self._exit(line, told["code"])
 
     def leave(self, error: BaseException) -> None:
-        """Ends this process for an exception, and the others with it."""
+        """Ends this process because of an exception, and the others with it."""
         if isinstance(error, SystemExit | GeneratorExit):
             return
         code, reason = 1, f"{type(error).__name__}: {error}"
@@ -290,7 +289,7 @@ class _Watch:
             code, reason = 130, "interrupted"
             line = INTERRUPTED
         elif jax.process_count() > 1 and is_peer_error(error):
-            time.sleep(3 * _POLL_SECONDS)  # it may have told why
+            time.sleep(3 * _POLL_SECONDS)  # the poll may find why the other process stopped
             other = f"process {1 - jax.process_index()}"
             who = other if jax.process_count() == 2 else "another process"
             status = str(error).strip().partition("\n")[0]
@@ -305,7 +304,7 @@ class _Watch:
         self._exit(line, code)
 
     def _exit(self, line: str, code: int) -> None:
-        """Writes the line and ends the process, without waiting for the others as jax would."""
+        """Writes the line and ends the process; unlike jax, does not wait for the others."""
         self._last_words.acquire()
         sys.stdout.flush()
         # A traceback of our own keeps its lines.
@@ -318,14 +317,14 @@ class _Watch:
 
 
 def service() -> Any:
-    """The client of the coordination service, which has no public name in jax."""
+    """Returns the client of the coordination service, which has no public name in jax."""
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
 def _is_own_error(record: logging.LogRecord) -> bool:
-    """False for a traceback that a thread of a library logs because another process is gone."""
+    """Returns False for a traceback that a library's thread logs because a peer is gone."""
     return not (record.exc_info and is_peer_error(record.exc_info[1]))
 
 

@@ -2,11 +2,11 @@
 
 Implementations, all with the same value and gradient, on any mesh or none:
 
-- dense: a device holds the logits of its rows with all texts, made once;
-- chunked: it holds a few columns of them at a time; for the gradient they are made again;
+- dense: a device holds the logits of its rows with all texts, computed once;
+- chunked: it holds a few columns at a time, and recomputes them for the gradient;
 - ring: as chunked, but texts travel from device to device instead of being gathered.
 
-The gradient comes with the value, by `custom_vjp`: reverse mode only, and once.
+A `custom_vjp` computes the gradient along with the value: reverse mode only, first order only.
 
 Shape letters: B pairs of the global batch, D width of the shared space.
 """
@@ -26,11 +26,11 @@ from clip_jax.losses.split import Split, ambient_split
 Array = jax.Array
 
 IMPLEMENTATIONS = ("dense", "ring", "chunked")
-# By memory: 32,768 pairs on one v5e chip take 32 MiB chunked and 4.1 GiB dense (docs/scale.md), for
-# arithmetic that the towers outweigh.
+# Memory decides the default: 32,768 pairs on one v5e chip take 32 MiB chunked and 4.1 GiB dense
+# (docs/scale.md), and the towers outweigh the extra arithmetic.
 DEFAULT: Literal["chunked"] = "chunked"
 
-# Blocks of logits have this size, within widths at which matrix units and networks work well.
+# Blocks of logits have this size, within the widths that suit matrix units and networks.
 _BLOCK_BYTES = 4 << 20
 _MIN_COLUMNS, _MAX_COLUMNS = 256, 4096
 
@@ -41,9 +41,8 @@ def similarity_logits(
     logit_scale: Array,
     logit_bias: Array | float = 0.0,
 ) -> Array:
-    """(B, D), (C, D), (), () -> (B, C) float32: scale·cosine + bias of every image with every
-    text."""
-    # The scale goes to the (B, D) side: its gradient then needs no second (B, C) matrix.
+    """(B, D), (C, D), (), () -> (B, C) float32: scale·cosine + bias for all images and texts."""
+    # The scale multiplies the (B, D) side, so that its gradient needs no second (B, C) matrix.
     logits_BC = matmul(
         logit_scale * image_embeds_BD.astype(jnp.float32), text_embeds_BD.astype(jnp.float32).T
     )
@@ -51,9 +50,10 @@ def similarity_logits(
 
 
 def effective_implementation(implementation: str, batch_shards: int) -> tuple[str, str | None]:
-    """What runs where the batch is split in so many parts, and a note where that is another.
+    """Returns the implementation that runs on a batch in `batch_shards` parts.
 
-    Raises `UserError` when there is no implementation of that name.
+    The second value is a note if it is not the one asked for. Raises `UserError` for an unknown
+    name.
     """
     if implementation not in IMPLEMENTATIONS:
         raise UserError(
@@ -73,8 +73,8 @@ def softmax_loss(
     """(B, D), (B, D), () -> (): the symmetric cross-entropy of CLIP (paper figure 3).
 
     The embeddings are L2-normalised, row i of one belongs to row i of the other, and `logit_scale`
-    is exp(t). Each row's term is log-sum-exp minus the positive, a row-wise dot product: the B×B
-    matrix of log-probabilities is never built (Oord et al. 2018 for the loss).
+    is exp(t). Each row's term is the log-sum-exp minus the positive, a row-wise dot product, so
+    the B×B matrix of log-probabilities is never built (loss: Oord et al. 2018).
 
     Under `jax.set_mesh` the rows are split over the mesh. `implementation` is one of
     `IMPLEMENTATIONS`; raises `UserError` for another, and for embeddings that are no pairs.
@@ -91,18 +91,18 @@ def sigmoid_loss(
 ) -> Array:
     """(B, D), (B, D), (), () -> (): the pairwise loss of SigLIP (Zhai et al. 2023, equation 1).
 
-    Minus log sigmoid of +logit for pairs that belong together and of −logit for all others, summed
-    over all B² pairs and divided by B.
+    −log sigmoid of +logit for matching pairs and of −logit for all others, summed over all B² pairs
+    and divided by B.
 
     Under `jax.set_mesh` the rows are split over the mesh. `implementation` is one of
     `IMPLEMENTATIONS`; raises `UserError` for another, and for embeddings that are no pairs.
-    Whichever it is, a block's gradient is taken while the block is there: no logit is kept or made
-    twice, and `dense` is `chunked`.
+    All of them compute a block's gradient together with the block: no logit is kept or recomputed,
+    and `dense` is `chunked`.
     """
     return _loss("sigmoid", implementation, image_embeds, text_embeds, logit_scale, logit_bias)
 
 
-# The sigmoid loss has no use for kept logits: its dense and its chunked are one.
+# The sigmoid loss has no use for stored logits, so its dense and chunked are the same.
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Result]] = {
     ("softmax", "dense"): partial(gathered.softmax, keep_logits=True),
     ("softmax", "chunked"): partial(gathered.softmax, keep_logits=False),
@@ -114,7 +114,7 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Result]] = {
 
 
 class _Plan(NamedTuple):
-    """What is fixed when a loss is compiled."""
+    """Static arguments of a compiled loss."""
 
     loss: str
     implementation: str
@@ -135,7 +135,7 @@ def _loss(name: str, implementation: str, images: Array, texts: Array, *scalars:
 
 
 def _columns(rows: int) -> int:
-    """The width of a block of logits with that many rows."""
+    """Returns the width of a block of logits with that many rows."""
     return min(max(_MIN_COLUMNS, _BLOCK_BYTES // (4 * rows)), _MAX_COLUMNS)
 
 
@@ -144,7 +144,7 @@ def _differentiable(plan: _Plan, *arrays: Array) -> Array:
     return _value_and_gradients(plan, *arrays)[0]
 
 
-# Compiled once also where the caller does not compile.
+# The jit compiles the loss once even if the caller does not compile.
 @partial(jax.jit, static_argnums=0)
 def _value_and_gradients(plan: _Plan, *arrays: Array) -> Result:
     function = partial(_FUNCTIONS[plan.loss, plan.implementation], columns=plan.columns)

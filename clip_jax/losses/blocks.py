@@ -1,7 +1,7 @@
-"""What all implementations do with a block of the similarity matrix.
+"""Operations on one block of the similarity matrix, shared by all implementations.
 
-Gradients are written out, not derived: a derived one keeps more than it needs, and the sigmoid loss
-can take its gradient from a block while the block is there.
+Gradients are written by hand: automatic ones keep more than they need, and the sigmoid loss can
+compute its gradient from a block together with its value.
 
 Shape letters: R rows (the images of one part), C columns (the texts of a chunk), D width, K chunks.
 """
@@ -16,19 +16,19 @@ import jax.numpy as jnp
 from clip_jax.losses.split import Split
 
 Array = jax.Array
-Result = tuple[Array, tuple[Array, ...]]  # the value, and the gradient of each argument
+Result = tuple[Array, tuple[Array, ...]]  # the value, and its gradient by each argument
 
 LOWEST = -1e30  # not −inf, whose difference with itself is not 0
-PADDING = -1  # the number of a column that is no text
+PADDING = -1  # number of a padding column
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """A product in full float32, also where the default is coarser (TPU, GPU)."""
+    """Multiplies in full float32, even if the platform's default is coarser (TPU, GPU)."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 class Chunks(NamedTuple):
-    """The texts of a part in chunks of equal size, the last one padded with zeros."""
+    """One part's texts in chunks of equal size, the last one padded with zeros."""
 
     texts_KCD: Array
     numbers_KC: Array  # int32: the row of the part, or PADDING
@@ -46,12 +46,12 @@ class Chunks(NamedTuple):
 
 
 def join(x_KC: Array, rows: int) -> Array:
-    """(K, C, …) -> (R, …): the chunks of a part put together, padding left out."""
+    """(K, C, …) -> (R, …): concatenates the chunks of a part, without padding."""
     return x_KC.reshape(-1, *x_KC.shape[2:])[:rows]
 
 
 def pair_numbers(numbers_C: Array, part: Array | int, rows: int) -> Array:
-    """(C,) rows of a part, () or (P,) which part(s) -> (C,) or (P·C,) numbers of the pairs."""
+    """(C,) rows of a part, () or (P,) part indices -> (C,) or (P·C,) global pair numbers."""
     first_P1 = jnp.atleast_1d(part)[:, None] * rows
     return jnp.where(numbers_C == PADDING, PADDING, first_P1 + numbers_C).ravel()
 
@@ -59,16 +59,16 @@ def pair_numbers(numbers_C: Array, part: Array | int, rows: int) -> Array:
 def block_logits(
     images_RD: Array, texts_CD: Array, numbers_C: Array, scale: Array, bias: Array | float = 0.0
 ) -> Array:
-    """-> (R, C): scale·product + bias; an image and padding are never alike."""
+    """Returns (R, C) logits: scale·product + bias, and LOWEST for padding."""
     logits_RC = matmul(images_RD, (scale * texts_CD).T) + bias
     return jnp.where(numbers_C == PADDING, LOWEST, logits_RC)
 
 
 class LogSumExp(NamedTuple):
-    """A log-sum-exp that grows: largest + log(total).
+    """Running log-sum-exp: largest + log(total).
 
-    Kept as two: one float32 of the size of 100 is too coarse to add many small blocks to, and all
-    of a row's gradient would share its rounding error.
+    Two numbers, because one float32 near 100 is too coarse to add many small blocks to, and a
+    row's whole gradient would share its rounding error.
     """
 
     largest: Array
@@ -76,29 +76,29 @@ class LogSumExp(NamedTuple):
 
     @staticmethod
     def empty(*shape: int) -> LogSumExp:
-        """Of no logits yet."""
+        """Returns the log-sum-exp of no logits."""
         return LogSumExp(jnp.full(shape, LOWEST), jnp.zeros(shape))
 
     def add(self, logits_RC: Array, axis: int) -> LogSumExp:
-        """With a block of logits, over one of its axes."""
+        """Adds a block of logits, reduced over one of its axes."""
         largest = jnp.maximum(self.largest, logits_RC.max(axis))
         exponentials_RC = jnp.exp(logits_RC - jnp.expand_dims(largest, axis))
         total = self.total * jnp.exp(self.largest - largest) + exponentials_RC.sum(axis)
         return LogSumExp(largest, total)
 
     def over_parts(self, split: Split) -> LogSumExp:
-        """With those of all other parts."""
+        """Combines the log-sum-exps of all parts."""
         largest = split.max(self.largest)
         return LogSumExp(largest, split.sum(self.total * jnp.exp(self.largest - largest)))
 
     def above(self, logit: Array) -> Array:
-        """The log-sum-exp minus a logit of its own: −log softmax."""
+        """Returns the log-sum-exp minus one of its logits: −log softmax."""
         return (self.largest - logit) + jnp.log(self.total)
 
     def softmax(self, logits_RC: Array, axis: int) -> Array:
-        """Of a block, over one of its axes, once everything has been added."""
+        """Returns a block's softmax over one axis; every block must have been added before."""
         largest, total = (jnp.expand_dims(x, axis) for x in self)
-        return jnp.exp(logits_RC - largest) * (1 / total)  # a division a row, not an element
+        return jnp.exp(logits_RC - largest) * (1 / total)  # one division per row, not per element
 
 
 def softmax_block(
@@ -108,10 +108,10 @@ def softmax_block(
     logits_RC: Array,
     logsumexps: tuple[LogSumExp, LogSumExp],
 ) -> tuple[Array, Array]:
-    """A block's part of the gradient, given the complete log-sum-exps of its rows and columns.
+    """Computes a block's part of the gradient from the complete log-sum-exps of rows and columns.
 
-    Adds to dimages the block's dloss/dlogit with the texts; returns it and the transpose with the
-    images (C, D).
+    Returns dimages plus the product of the block's dloss/dlogit and the texts, and the product of
+    its transpose and the images (C, D).
     """
     row, column = logsumexps
     weights_RC = 0.5 * (row.softmax(logits_RC, 1) + column.softmax(logits_RC, 0))
@@ -124,11 +124,10 @@ def softmax_result(
     logsumexps: tuple[LogSumExp, LogSumExp],
     products: tuple[Array, Array],
 ) -> Result:
-    """The loss of all parts, from one part that has seen all texts and whose texts have seen all
-    images.
+    """Returns the loss over all parts; this part's images and texts must have met all others.
 
-    Arguments: images and texts (R, D), scale. Log-sum-exps: of the images' rows and of the texts'
-    columns, (R,). Products: of the gradient without the positives, as `softmax_block` sums them.
+    `arguments`: images and texts (R, D), scale. `logsumexps`: (R,) for the images' rows and the
+    texts' columns. `products`: gradients without the positives, as `softmax_block` sums them.
     """
     images_RD, texts_RD, scale = arguments
     positive_R = scale * jnp.sum(images_RD * texts_RD, axis=1)
@@ -140,7 +139,7 @@ def softmax_result(
 
 
 class SigmoidSums(NamedTuple):
-    """What a part adds up over blocks."""
+    """Sums of one part over blocks."""
 
     value_R: Array
     dimages_RD: Array  # dloss/dlogit with the texts
@@ -148,15 +147,14 @@ class SigmoidSums(NamedTuple):
 
     @staticmethod
     def zero(images_RD: Array) -> SigmoidSums:
-        """Of no blocks yet."""
+        """Returns the sums of no blocks."""
         zero_R = jnp.zeros(len(images_RD))
         return SigmoidSums(zero_R, jnp.zeros(images_RD.shape), zero_R)
 
     def add(
         self, images_RD: Array, texts_CD: Array, logits_RC: Array, positive_RC: Array
     ) -> tuple[SigmoidSums, Array]:
-        """With a block's −log sigmoid(±logit); also dloss/dlogit, transposed, with the images
-        (C, D)."""
+        """Adds a block's −log sigmoid(±logit); also returns (dloss/dlogit)ᵀ·images (C, D)."""
         sign_RC = jnp.where(positive_RC, -1.0, 1.0)
         value_R = self.value_R + jax.nn.softplus(sign_RC * logits_RC).sum(1)
         weights_RC = sign_RC * jax.nn.sigmoid(sign_RC * logits_RC)
@@ -165,8 +163,7 @@ class SigmoidSums(NamedTuple):
         return sums, matmul(weights_RC.T, images_RD)
 
     def result(self, split: Split, images_RD: Array, scale: Array, dtexts_RD: Array) -> Result:
-        """The loss of all parts, from one that has seen all texts and whose texts have seen all
-        images."""
+        """Returns the loss over all parts; this part's rows must have met all others."""
         value, gradients = _mean(
             split, images_RD, scale, self.value_R, (self.dimages_RD, dtexts_RD)
         )
@@ -176,9 +173,9 @@ class SigmoidSums(NamedTuple):
 def _mean(
     split: Split, images_RD: Array, scale: Array, value_R: Array, products: tuple[Array, Array]
 ) -> Result:
-    """Sums -> the mean over the pairs of all parts, and its gradient by images, texts and scale.
+    """Returns the mean over all parts' pairs, and its gradient by images, texts and scale.
 
-    Products: dloss/dlogit with all texts, and its transpose with all images, (R, D).
+    `products` (R, D): dloss/dlogit times all texts, and its transpose times all images.
     """
     pairs = len(images_RD) * split.shards
     dscale = split.sum(jnp.sum(images_RD * products[0])) / pairs

@@ -1,8 +1,8 @@
 """The `dense` and `chunked` implementations: every part sees the texts of all parts, in chunks.
 
-A part keeps its images; of the texts it gathers a chunk at a time, G = parts·C of them, so that no
-device ever holds them all. Both do the same but for the logits of the softmax loss, which `dense`
-keeps for the gradient and `chunked` makes again.
+A part keeps its images and gathers the texts in chunks of G = parts·C, so that no device ever
+holds them all. The two differ only in the logits of the softmax loss, which `dense` keeps for the
+gradient and `chunked` recomputes.
 """
 
 import jax
@@ -34,7 +34,7 @@ def softmax(
     columns: int,
     keep_logits: bool,
 ) -> Result:
-    """The symmetric cross-entropy; at most `columns` texts of all parts together are a chunk."""
+    """Computes the symmetric cross-entropy; a chunk has at most `columns` texts over all parts."""
     rows = len(images_RD)
     images_RD = images_RD.astype(jnp.float32)
     chunks = _chunks(split, texts_RD, columns)
@@ -75,7 +75,7 @@ def softmax(
 def sigmoid(
     split: Split, images_RD: Array, texts_RD: Array, scale: Array, bias: Array, *, columns: int
 ) -> Result:
-    """The pairwise loss; at most `columns` texts of all parts together are a chunk."""
+    """Computes the pairwise loss; a chunk has at most `columns` texts over all parts."""
     rows = len(images_RD)
     images_RD = images_RD.astype(jnp.float32)
     row_numbers_R1 = pair_numbers(jnp.arange(rows), split.index(), rows)[:, None]
@@ -97,12 +97,12 @@ def _chunks(split: Split, texts_RD: Array, columns: int) -> Chunks:
 
 
 def _gather(split: Split, chunk: Chunks, rows: int) -> tuple[Array, Array]:
-    """A chunk of every part: texts (G, D) float32 and numbers of their pairs (G,)."""
+    """Gathers a chunk of every part: texts (G, D) float32 and their pair numbers (G,)."""
     texts_GD = split.gather(chunk.texts_KCD).astype(jnp.float32)
     return texts_GD, pair_numbers(chunk.numbers_KC, jnp.arange(split.shards), rows)
 
 
 def _own(split: Split, x_KG: Array) -> Array:
-    """(K, G) of the gathered texts -> (K, C) of this part's."""
+    """(K, G) for the gathered texts -> (K, C) for this part's own."""
     x_KPC = x_KG.reshape(len(x_KG), split.shards, -1)
     return lax.dynamic_index_in_dim(x_KPC, split.index(), axis=1, keepdims=False)

@@ -1,10 +1,9 @@
 """The `ring` implementation: texts travel from part to part until they have seen all images.
 
-In step s a part holds the texts of the part s places before it. What belongs to an image stays:
-its row's log-sum-exp, its gradient. What belongs to a text travels with it. After as many steps as
-there are parts all of it is complete and back home, and no part ever held the texts of two others.
-Within a part the texts are taken in chunks; for the softmax gradient, blocks of logits are made
-again.
+In step s a part holds the texts of the part s places before it. An image's log-sum-exp and
+gradient stay with it; a text's travel with the text. After as many steps as there are parts, all
+are complete and back home, and no part ever held the texts of two others. Within a part the texts
+are processed in chunks; the softmax gradient recomputes the blocks of logits.
 """
 
 import jax
@@ -30,7 +29,7 @@ Array = jax.Array
 def softmax(
     split: Split, images_RD: Array, texts_RD: Array, scale: Array, *, columns: int
 ) -> Result:
-    """The symmetric cross-entropy; blocks have at most `columns` columns."""
+    """Computes the symmetric cross-entropy; blocks have at most `columns` columns."""
     rows = len(images_RD)
     images_RD = images_RD.astype(jnp.float32)
     texts_KCD, numbers_KC = Chunks.split(texts_RD, columns)
@@ -83,7 +82,7 @@ def softmax(
 def sigmoid(
     split: Split, images_RD: Array, texts_RD: Array, scale: Array, bias: Array, *, columns: int
 ) -> Result:
-    """The pairwise loss; blocks have at most `columns` columns."""
+    """Computes the pairwise loss; blocks have at most `columns` columns."""
     rows = len(images_RD)
     images_RD = images_RD.astype(jnp.float32)
     texts_KCD, numbers_KC = Chunks.split(texts_RD, columns)
@@ -111,9 +110,9 @@ def sigmoid(
 
 
 def _add_on_arrival(split: Split, dtexts_KCD: Array, addend_KCD: Array) -> Array:
-    """The gradient of the texts that are here now.
+    """Returns the gradient of the texts that this part holds now.
 
-    It follows one step behind its texts, so that it can travel while the addend is computed; after
-    the last step it is one place short of home.
+    The gradient follows one step behind its texts, so that it can travel while the addend is
+    computed; after the last step it is one place short of home.
     """
     return split.send_on(dtexts_KCD) + addend_KCD

@@ -1,4 +1,4 @@
-"""How the rows of a loss lie on the ambient mesh, and what the parts tell one another."""
+"""Split of a loss's rows over the ambient mesh, and the collectives between the parts."""
 
 import math
 from collections.abc import Callable
@@ -16,10 +16,10 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class Split:
-    """Rows in equal parts over mesh axes of these sizes; without axes there is one part.
+    """Split of rows into equal parts over mesh axes of these sizes; without axes, one part.
 
-    The methods below `run` are collectives: every part calls them, from the function that `run` is
-    given. With one part they do nothing.
+    The methods below `run` are collectives: every part calls them, inside the function passed to
+    `run`. With one part they do nothing.
     """
 
     axes: tuple[str, ...] = ()
@@ -46,10 +46,10 @@ class Split:
         matrices: tuple[Array, ...],
         scalars: tuple[Array, ...],
     ) -> tuple[Array, tuple[Array, ...]]:
-        """`function(self, *matrices, *scalars)` on every part: (value, gradients).
+        """Runs `function(self, *matrices, *scalars)` on every part: (value, gradients).
 
-        A part gets its rows of the (B, D) matrices and returns these rows' gradients. The scalars,
-        their gradients and the value are the same on all parts.
+        A part gets its rows of the (B, D) matrices and returns their gradients. The scalars, their
+        gradients and the value are the same on all parts.
         """
         if not self.axes:
             return function(self, *matrices, *scalars)
@@ -62,7 +62,7 @@ class Split:
         return value, (*map(self._constrain, gradients[:count]), *gradients[count:])
 
     def _constrain(self, x_BD: Array) -> Array:
-        # The split over the tensor axis is this loss's alone: it must not spread into the towers.
+        # The split over the tensor axis is for the loss only and must not spread into the towers.
         return lax.with_sharding_constraint(x_BD, PartitionSpec(self.batch_axes, None))
 
     def index(self) -> Array | int:
@@ -70,7 +70,7 @@ class Split:
         return lax.axis_index(self.axes) if self.axes else 0
 
     def varying(self, tree: Any) -> Any:
-        """Constants as values that may differ between the parts, as the carry of a scan must be."""
+        """Marks constants as values that may differ between parts, as a scan's carry must be."""
         return lax.pcast(tree, self.axes, to="varying") if self.axes else tree
 
     def sum(self, x: Array) -> Array:
@@ -78,7 +78,7 @@ class Split:
         return lax.psum(x, self.axes) if self.axes else x
 
     def max(self, x: Array) -> Array:
-        """The largest of the parts."""
+        """The maximum over the parts."""
         return lax.pmax(x, self.axes) if self.axes else x
 
     def gather(self, x: Array) -> Array:
@@ -86,20 +86,20 @@ class Split:
         return lax.all_gather(x, self.axes, tiled=True) if self.axes else x
 
     def sum_scatter(self, x: Array) -> Array:
-        """(shards·C, …) of each part -> (C, …) summed over the parts; what `gather` took."""
+        """(shards·C, …) of each part -> (C, …) summed over the parts; transpose of `gather`."""
         return lax.psum_scatter(x, self.axes, tiled=True) if self.axes else x
 
     def send_on(self, tree: Any) -> Any:
-        """Hands arrays to the next part, the last to the first; returns those that came."""
+        """Sends arrays to the next part, the last to the first; returns those received."""
         ring = [(part, (part + 1) % self.shards) for part in range(self.shards)]
         return jax.tree.map(lambda x: lax.ppermute(x, self.axes, ring), tree)
 
 
 def ambient_split(rows: int) -> Split:
-    """The split of that many rows over the mesh of `jax.set_mesh`.
+    """Returns the split of that many rows over the mesh of `jax.set_mesh`.
 
-    Over the batch axes, then over the tensor axis, on which embeddings are copies. An axis that
-    does not divide the rows is left out: its devices then do the same work.
+    Uses the batch axes, then the tensor axis, on which embeddings are replicated. Skips an axis
+    that does not divide the rows; its devices then do the same work.
     """
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))

@@ -1,4 +1,4 @@
-"""What rows of several families of architectures have in common."""
+"""Parts of architecture rows that several families share."""
 
 from typing import Any
 
@@ -6,8 +6,7 @@ Row = dict[str, Any]
 
 
 def vit(name: str, patch: int, shape: tuple[int, int, int], **more: Any) -> Row:
-    """An image tower of ViT blocks, `shape` being width, layers and heads; MLPs of four times the
-    width."""
+    """Row of a ViT image tower; `shape` is (width, layers, heads), MLPs have 4 × width."""
     width, layers, heads = shape
     return {
         "name": name,
@@ -21,7 +20,7 @@ def vit(name: str, patch: int, shape: tuple[int, int, int], **more: Any) -> Row:
 
 
 def text(width: int, layers: int = 12, embed: int | None = None) -> Row:
-    """OpenAI's text tower: heads of 64."""
+    """Row of OpenAI's text tower, with heads of width 64."""
     return {
         "embed_dim": embed or width,
         "text_width": width,

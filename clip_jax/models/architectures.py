@@ -1,9 +1,9 @@
-"""The table of architectures: one frozen row a name.
+"""Table of architectures: one frozen row per name.
 
 Names and sizes are those of the released models (CLIP paper, tables 19 and 20; open_clip's
-configurations for the others). A plain name computes the exact GELU; OpenAI's weights were trained
-with x·sigmoid(1.702 x), which is the `-quickgelu` twin (the parameter counts are equal, so a wrong
-choice would load without an error).
+configurations for the others). A plain name computes the exact GELU; its `-quickgelu` twin
+computes x·sigmoid(1.702 x), with which OpenAI trained. Both have the same parameter shapes, so a
+wrong choice loads without an error.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ LN_10 = 2.3025851  # the logit scale that SigLIP starts from, as a logarithm
 def _resnet(
     name: str, width: int, layers: tuple[int, ...], size: int, embed: int, text: int
 ) -> Row:
-    """A ModifiedResNet tower (paper section 2.4) beside OpenAI's text tower."""
+    """Row of a ModifiedResNet tower (paper section 2.4) with OpenAI's text tower."""
     return {
         "name": name,
         "vision_kind": "resnet",
@@ -55,7 +55,8 @@ _OPENAI = (
     _vit("ViT-L-14-336", 14, VIT_L, image_size=336, **_text(768)),
 )
 
-# LAION, DataComp, DFN, MetaCLIP. Widths of the MLPs of g, bigG and e are their papers'.
+# These are the models of LAION, DataComp, DFN and MetaCLIP; the MLP widths of g, bigG and e are
+# those of their papers.
 _OPEN_CLIP_QUICK_TWINS = (
     _vit("ViT-H-14", 14, VIT_H, **_text(1024, 24)),
     _vit("ViT-H-14-378", 14, VIT_H, image_size=378, image_resize="squash", **_text(1024, 24)),
@@ -84,7 +85,7 @@ _OPEN_CLIP = (
 
 
 def _clipa() -> Iterator[Row]:
-    """CLIPA (Li et al. 2023): patches averaged and then normed, text read at its last position."""
+    """CLIPA (Li et al. 2023): average-pooled, then normed patches; text read at the last token."""
     clipa: Row = {
         "vision_pre_norm": False,
         "vision_pool": "average",
@@ -108,7 +109,7 @@ def _clipa() -> Iterator[Row]:
 
 
 def _worldwide() -> Iterator[Row]:
-    """MetaCLIP 2 (2025): multilingual vocabularies, read at their first end of text."""
+    """MetaCLIP 2 (2025): multilingual vocabularies; text read at the first end of text."""
     xlm_v: Row = {"vocab_size": 901_629, "text_pool": "eos", "eos_id": 2, "pad_id": 1}
     mt5: Row = {"vocab_size": 250_100, "text_pool": "eos", "eos_id": 1}
     at_378: Row = {"image_size": 378, "image_resize": "squash"}
@@ -261,7 +262,7 @@ def _perception_encoder() -> Iterator[Row]:
 
 
 def _coca() -> Iterator[Row]:
-    """CoCa (Yu et al. 2022) as LAION trained it: one pooler of 256 queries, not the paper's two."""
+    """CoCa (Yu et al. 2022) as LAION trained it: one pooler of 256 queries, the paper has two."""
     coca: Row = {"context_length": 76, "text_pool": "appended", "decoder_layers": 12}
     pooled: Row = coca | {"vision_pool": "queries"}
     yield _vit("coca_ViT-B-32", 32, VIT_B, **_text(512), **pooled)
@@ -296,7 +297,7 @@ def _hugging_face_text() -> Iterator[Row]:
 
 
 def _quick(row: Row) -> Row:
-    """The twin that computes x·sigmoid(1.702 x)."""
+    """Returns the twin of a row that computes x·sigmoid(1.702 x)."""
     quick = {"vision_activation": "quick_gelu", "text_activation": "quick_gelu"}
     return row | quick | {"name": f"{row['name']}-quickgelu"}
 
@@ -316,13 +317,15 @@ ARCHITECTURES: dict[str, ClipConfig] = {
 
 
 def list_models() -> tuple[str, ...]:
-    """The names that `create` and `get_architecture` take."""
+    """Returns the names that `create` and `get_architecture` take."""
     return tuple(ARCHITECTURES)
 
 
 def get_architecture(name: str, **overrides: Any) -> ClipConfig:
-    """The row called `name`, with fields changed. Raises `UserError` naming the nearest known
-    name."""
+    """Returns the row called `name` with fields changed.
+
+    Raises `UserError`, with the nearest known names, for an unknown one.
+    """
     if not isinstance(name, str):
         raise UserError(f"model {shown(name)}: must be a name of clip_jax.list_models()")
     if name == "custom":
@@ -334,7 +337,7 @@ def get_architecture(name: str, **overrides: Any) -> ClipConfig:
     return override(ARCHITECTURES[name], **overrides)
 
 
-# Fields that do not change what a model computes, and those that do in some models only.
+# _NEVER are fields that do not change what a model computes; those of _ONLY_IF do in some models.
 _NEVER = (
     *("name", "dtype", "scan_layers", "remat", "batch_norm", "naflex", "text_positions"),
     *("vision_init", "text_init", "logit_scale_init", "logit_bias_init", "vision_norm_eps"),
@@ -359,9 +362,9 @@ _ONLY_IF: dict[str, Callable[[ClipConfig], bool]] = {
 
 
 def _function(config: ClipConfig) -> tuple[Any, ...]:
-    """What a configuration computes, as something to compare."""
+    """Comparison key of a configuration: equal keys compute the same function."""
     if config.text_pool == "eos" and config.eos_id == config.vocab_size - 1:
-        config = dataclasses.replace(config, text_pool="argmax")  # the same token of any caption
+        config = dataclasses.replace(config, text_pool="argmax")  # picks the same token
     fields = dataclasses.asdict(config)
     used = {
         name: value
@@ -373,6 +376,6 @@ def _function(config: ClipConfig) -> tuple[Any, ...]:
 
 
 def same_function(config: ClipConfig) -> str:
-    """The name of the row that computes the same as `config`, else "custom"."""
+    """Returns the name of the row that computes the same function as `config`, or "custom"."""
     wanted = _function(config)
     return next((n for n, row in ARCHITECTURES.items() if _function(row) == wanted), "custom")

@@ -1,4 +1,4 @@
-"""Rows of the architectures whose image tower open_clip takes from timm, Transformers apart."""
+"""Architecture rows of the towers that open_clip takes from timm, except plain Transformers."""
 
 from collections.abc import Iterator
 
@@ -15,8 +15,8 @@ _CONVNEXT_DEPTHS = {
 
 
 def convnext() -> Iterator[Row]:
-    """ConvNeXt towers (Liu et al. 2022) of LAION: "w" has a wider text tower, "d" a deeper one and
-    a projection of two layers."""
+    """LAION's ConvNeXt towers (Liu et al. 2022): "w" has a wider text tower, "d" a deeper one and a
+    two-layer projection."""
 
     def row(name: str, size: str, pixels: int, tower: Row) -> Row:
         width, depths = _CONVNEXT_DEPTHS[size]
@@ -55,8 +55,10 @@ _VITAMIN_SHAPES = {
 
 
 def vitamin() -> Iterator[Row]:
-    """ViTamin (Chen et al. 2024): inverted bottlenecks, then a ViT with gated MLPs. "LTT" are the
-    rows of locked-text tuning, with a wider text tower; so is "L2"."""
+    """ViTamin (Chen et al. 2024): inverted bottlenecks, then a ViT with gated MLPs.
+
+    Rows named "LTT" (locked-text tuning) or "L2" have a wider text tower.
+    """
 
     def row(name: str, size: str, tower: Row, pixels: int = 224) -> Row:
         stem, width, layers, heads = _VITAMIN_SHAPES[size]
@@ -90,7 +92,7 @@ def vitamin() -> Iterator[Row]:
 
 
 _UNIT = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
-# channels of the first stage, blocks of each
+# channels of the first stage, blocks of each stage
 _FASTVIT_SHAPES = {
     "S0": (64, (2, 6, 10, 2)),
     "S1": (64, (4, 12, 20, 4)),

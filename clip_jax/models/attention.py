@@ -1,7 +1,7 @@
-"""Multi-head attention (paper section 2.4), and what a block is configured by.
+"""Multi-head attention (paper section 2.4), and the configuration of a block.
 
 Shape letters: B batch, L tokens, D width, H heads, K head dimension (D = H·K), N memory tokens, C
-their width.
+memory width.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ from clip_jax.models.remat import ATTENTION_PROJECTED
 
 Array = jax.Array
 
-# What a forward pass with `mutable=["features"]` gives beside its output: every block's output
-# (B, L, D) and the weights of every attention (B, H, L, N), float32.
+# A forward pass with `mutable=["features"]` also returns every block's output (B, L, D) and the
+# weights of every attention (B, H, L, N), float32.
 FEATURES = "features"
-# What generation keeps between tokens: keys and values of the tokens so far, and of the memory.
+# Generation keeps these between tokens: keys and values of the tokens so far, and of the memory.
 CACHE, MEMORY = "cache", "memory"
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """What distinguishes the blocks of one tower from another's."""
+    """Options of the blocks of one tower."""
 
     heads: int
     mlp_dim: int
@@ -44,29 +44,28 @@ class BlockConfig:
     mlp: Literal["plain", "swiglu", "geglu"] = "plain"
     inner_norm: bool = False  # LayerNorm on attention's output, before its projection
     key_bias: bool = True
-    query_value_bias: bool = True  # without it, keys have none either
+    query_value_bias: bool = True  # False: keys have no bias either
     layer_scale: float | None = None  # initial gain of each branch
     attention: str = "auto"  # as in `ClipConfig`
 
 
 class Context(NamedTuple):
-    """What blocks see beside their tokens; the same for all blocks of a stack."""
+    """Inputs of a block beside its tokens, shared by all blocks of a stack."""
 
     mask: Array | None = None  # bool, broadcastable to (B, H, L, L or N): True may be attended to
     rope: tuple[Array, Array] | None = None  # cosine and sine, (L, K) float32
-    memory_BNC: Array | None = None  # of cross-attention
-    position: Array | None = None  # () int: generation, where x has the one token at this position
+    memory_BNC: Array | None = None  # for cross-attention
+    position: Array | None = None  # () int, in generation: x holds only the token at this position
 
 
 NO_CONTEXT = Context()
 
 
 def kernel(wanted: str, query_BLHK: Array, mask: Array | None) -> Literal["xla", "cudnn"]:
-    """Which of the implementations of `jax.nn.dot_product_attention` runs; softmax is in float32 in
-    both.
+    """Chooses the implementation of `jax.nn.dot_product_attention`; both have a float32 softmax.
 
-    "auto" is cuDNN's fused kernel where there is an NVIDIA GPU of Ampere's generation or later and
-    dtype, head width and mask allow it, else XLA. Raises `UserError` where "cudnn" cannot be had.
+    "auto" is cuDNN's fused kernel on an NVIDIA GPU of the Ampere generation or later if dtype, head
+    width and mask allow it, else XLA. Raises `UserError` if "cudnn" is wanted but unavailable.
     """
     if wanted == "xla":
         return "xla"
@@ -90,7 +89,7 @@ def kernel(wanted: str, query_BLHK: Array, mask: Array | None) -> Literal["xla",
 
 
 def rotate(x_BLHK: Array, rope: tuple[Array, Array]) -> Array:
-    """Rotary positions (Su et al. 2021): turns each pair of neighbouring features by its angle."""
+    """Rotates each pair of neighbouring features by its angle (RoPE, Su et al. 2021)."""
     cosine_L1K, sine_L1K = (table[:, None, :] for table in rope)
     pairs = x_BLHK.reshape(*x_BLHK.shape[:-1], -1, 2).astype(jnp.float32)
     turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x_BLHK.shape)
@@ -119,7 +118,7 @@ class Attention(nn.Module):
         if context.position is not None and context.memory_BNC is None:
             key = self._with_past("key", key, context)
             value = self._with_past("value", value, context)
-            causal = False  # the mask says it
+            causal = False  # the mask already hides later tokens
         if self.is_mutable_collection(FEATURES):
             weights = attention_weights(query, key, causal, context.mask)
             self.sow(FEATURES, "weights", weights)
@@ -143,10 +142,10 @@ class Attention(nn.Module):
     def _query_key_value(
         self, x_BLD: Array, context: Context, head_dim: int
     ) -> tuple[Array, Array, Array]:
-        """(B, L, H, K), (B, N, H, K), (B, N, H, K).
+        """Returns query (B, L, H, K), key and value (B, N, H, K).
 
-        One matrix for the three projections where the widths allow it (one product instead of
-        three); heads are an axis of their own, so that tensor parallelism can split them.
+        The three projections share one matrix if the widths allow it (one product instead of
+        three). Heads are a separate axis, so that tensor parallelism can split them.
         """
         dtype, width, heads = self.config.dtype, x_BLD.shape[-1], self.config.heads
         memory = context.memory_BNC
@@ -178,7 +177,7 @@ class Attention(nn.Module):
         return query, key_value[:, :, 0], key_value[:, :, 1]
 
     def _with_past(self, name: str, new_B1HK: Array, context: Context) -> Array:
-        """(B, 1, H, K) -> (B, N, H, K): keys or values of all positions that the mask has."""
+        """(B, 1, H, K) -> (B, N, H, K): adds new keys or values to those of all positions."""
         assert context.mask is not None
         assert context.position is not None
         batch, _, *heads = new_B1HK.shape
@@ -190,7 +189,7 @@ class Attention(nn.Module):
         return past.value
 
     def _bias(self, shape: tuple[int, int]) -> Array:
-        """(3, H, K) float32; where some have none, zeros stand for theirs."""
+        """Returns (3, H, K) float32, with zeros for projections without a bias."""
         if not self.config.query_value_bias:
             return jnp.zeros((3, *shape), jnp.float32)
         rows = 3 if self.config.key_bias else 2
@@ -202,7 +201,7 @@ class Attention(nn.Module):
 def attention_weights(
     query_BLHK: Array, key_BNHK: Array, causal: bool, mask: Array | None
 ) -> Array:
-    """The softmax that attention applies to its values: (B, H, L, N) float32, rows sum to 1."""
+    """Computes the attention weights: (B, H, L, N) float32, rows sum to 1."""
     scores = jnp.einsum("blhk,bnhk->bhln", query_BLHK, key_BNHK).astype(jnp.float32)
     scores *= query_BLHK.shape[-1] ** -0.5
     allowed = jnp.ones(scores.shape[-2:], bool)

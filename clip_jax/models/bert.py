@@ -1,6 +1,6 @@
 """BERT, RoBERTa and XLM-RoBERTa as text towers (Devlin et al. 2019; Liu et al. 2019).
 
-Blocks normalise after each residual sum, attention is bidirectional and does not see padding.
+Blocks normalise after each residual sum; attention is bidirectional and masks padding.
 """
 
 from typing import Any
@@ -47,12 +47,12 @@ class BertTextTransformer(nn.Module):
         def table(name: str, rows: int) -> jax.Array:
             return self.param(name, normal, (rows, width), jnp.float32)
 
-        # In float32 up to the first norm, as the sum of three tables is.
+        # The sum of the three tables stays in float32 up to the first norm.
         words = table("token_embedding", config.vocab_size)
         x_BLD = embed(words, tokens_BL, jnp.dtype(jnp.float32))
         rows_BL = position_ids(tokens_BL, config)
         x_BLD += jnp.take(table("positions", config.position_rows), rows_BL, axis=0)
-        x_BLD += table("token_types", config.text_token_types)[0]  # one text is of type 0
+        x_BLD += table("token_types", config.text_token_types)[0]  # a single text has type 0
         norm = nn.LayerNorm(config.norm_eps, dtype=dtype, name="embedding_norm")
         x_BLD = Transformer(
             layers=config.text_layers,

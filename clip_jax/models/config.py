@@ -1,4 +1,4 @@
-"""`ClipConfig`: everything that fixes the function a CLIP computes, but for its parameters."""
+"""`ClipConfig`: everything that defines the function of a CLIP except its parameters."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
-# "linear": one matrix; "linear_bias": with a bias; "mlp": matrix, GELU, matrix; "mlp_bias": the
-# first of the two with a bias; "none": the tower's width is the embedding's.
+# "linear" is one matrix, "linear_bias" adds a bias; "mlp" is matrix, GELU, matrix, "mlp_bias" adds
+# a bias to the first; with "none" the tower's width is the embedding's.
 ProjectionKind = Literal["linear", "linear_bias", "mlp", "mlp_bias", "none"]
-# Random parameters as OpenAI's code, big_vision (xavier), or N(0, 0.02²) with biases 0 give them.
+# The initial parameters follow OpenAI's code, big_vision (xavier), or N(0, 0.02²) with zero biases.
 InitKind = Literal["openai", "big_vision", "normal"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """Everything that fixes the function a CLIP computes, but for its parameters and its
-    vocabulary."""
+    """Everything that defines the function of a CLIP except its parameters and vocabulary."""
 
     name: str = "custom"
     embed_dim: int = 512  # width of the shared space
@@ -37,14 +36,14 @@ class ClipConfig:
     vision_width: int = 768  # ViT: token width; else channels of the first stage
     vision_layers: int | tuple[int, ...] = 12  # ViT: blocks; else blocks of each stage
     vision_heads: int = 12  # ResNet: heads of the attention pool
-    vision_mlp_dim: int = 3072  # ViT; FastViT: of the first stage
+    vision_mlp_dim: int = 3072  # ViT; FastViT: width in the first stage
     vision_pool: Literal["class_token", "average", "attention", "queries"] = (
         "class_token"  # ViT: "attention" is SigLIP's head of one learned query, "queries" CoCa's
     )
     vision_pool_heads: int = 8  # "attention" and "queries"
     vision_pool_mlp_dim: int = 3072  # "attention"
     vision_pool_queries: int = 256  # "queries": the first is the embedding, the others memory
-    vision_pooler: bool = False  # ViT: Linear and tanh before the projection (BERT's habit)
+    vision_pooler: bool = False  # ViT: Linear and tanh before the projection, as in BERT
     vision_projection: ProjectionKind = "linear"
     vision_class_token: bool = True  # ViT
     vision_patch_bias: bool = False  # ViT: bias of the patch embedding
@@ -55,9 +54,9 @@ class ClipConfig:
     vision_inner_norm: bool = False  # LayerNorm on attention's output, before its projection
     vision_key_bias: bool = True  # whether keys have a bias, as queries and values do
     vision_layer_scale: float | None = None  # initial gain of every branch; None: no gain
-    vision_rope: Literal["none", "yx", "xy"] = "none"  # rotary positions; whose angle comes first
+    vision_rope: Literal["none", "yx", "xy"] = "none"  # rotary positions; order of the coordinates
     vision_rope_grid: int = 16  # side of the grid that positions are scaled to
-    vision_rope_offset: float = 0.0  # of the first patch, in patches
+    vision_rope_offset: float = 0.0  # position of the first patch, in patches
     vision_positions: bool = True  # hybrid: learned positions of the patches
     vision_stem: Literal["convolutions", "inverted"] = (
         "convolutions"  # hybrid: three (MobileCLIP), or stages of inverted bottlenecks (ViTamin)
@@ -69,7 +68,7 @@ class ClipConfig:
     batch_norm: Literal["batch", "frozen"] = (
         "batch"  # ResNet, in training: statistics of the batch, or stored
     )
-    naflex: bool = False  # SigLIP 2 for any aspect, used at one square size; matters on disk only
+    naflex: bool = False  # SigLIP 2 NaFlex, used at one square size; only matters on disk
 
     text_kind: Literal["transformer", "bert"] = "transformer"  # "bert": BERT, RoBERTa, XLM-RoBERTa
     context_length: int = 77  # tokens
@@ -85,7 +84,7 @@ class ClipConfig:
     eos_id: int = 49407  # for text_pool "eos": its first occurrence is read
     pad_id: int = 0  # masked by "bert" and by text_pool "appended"
     text_class_mask: Literal["shifted", "aligned"] = "shifted"  # "appended": CoCa's released quirk
-    text_positions: int | None = None  # rows of the table; None: as many as there are tokens
+    text_positions: int | None = None  # rows of the position table; None: one per token
     text_position_offset: int = 0  # "bert": RoBERTa counts from pad_id + 1, over real tokens only
     text_token_types: int = 1  # "bert": rows of the table of token types
     text_projection: ProjectionKind = "linear"
@@ -101,12 +100,12 @@ class ClipConfig:
     logit_scale_init: float = 2.6592600  # ln(1 / 0.07), stored as a logarithm
     logit_bias_init: float | None = None  # None: no bias (softmax loss)
 
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
-    scan_layers: bool = False  # one compiled block, scanned: quicker to compile, parameters stacked
-    # What the backward pass computes again, from the most memory to the least; models/remat.py.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of computation; parameters are float32
+    scan_layers: bool = False  # scans one compiled block: faster to compile, parameters stacked
+    # The backward pass recomputes activations, from the most memory to the least; models/remat.py.
     remat: Literal["none", "dots", "qkv", "full", "offload"] = "none"
-    attention: Literal["auto", "xla", "cudnn"] = "auto"  # kernel; auto: cuDNN where it can be had
-    patch_dropout: float = 0.0  # share of an image's patches that training leaves out (FLIP)
+    attention: Literal["auto", "xla", "cudnn"] = "auto"  # kernel; auto: cuDNN if available
+    patch_dropout: float = 0.0  # share of an image's patches that training drops (FLIP)
 
     image_mean: tuple[float, float, float] = OPENAI_MEAN  # of RGB in [0, 1]; applied on the device
     image_std: tuple[float, float, float] = OPENAI_STD
@@ -118,14 +117,14 @@ class ClipConfig:
 
     @property
     def vision_grid(self) -> int:
-        """Side of the grid of patches (ViT) or of the last feature map."""
+        """Side of the patch grid (ViT) or of the last feature map."""
         if isinstance(self.vision_layers, int):
             return self.image_size // self.patch_size
         return self.image_size // (2 * 2 ** len(self.vision_layers))
 
     @property
     def vision_tokens(self) -> int:
-        """Tokens of a ViT, its class token included."""
+        """Number of tokens of a ViT, including the class token."""
         return self.vision_grid**2 + self.vision_class_token
 
     @property
@@ -135,17 +134,17 @@ class ClipConfig:
 
     @property
     def position_rows(self) -> int:
-        """Rows of the text tower's position table."""
+        """Number of rows of the text tower's position table."""
         appended = self.text_pool == "appended"
         return self.text_positions or self.context_length + self.text_position_offset + appended
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dictionary that `ClipConfig.from_dict` reads back."""
+        """Returns a JSON-serialisable dictionary that `ClipConfig.from_dict` reads back."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ClipConfig:
-        """The inverse of `to_dict`. Raises `UserError` for an unknown or impossible field."""
+        """Inverts `to_dict`. Raises `UserError` for an unknown field or invalid value."""
         if not isinstance(values, dict):
             raise UserError(f"the architecture is {values!r}: must be an object of fields")
         return override(cls(), **values)
@@ -158,7 +157,7 @@ MAY_BE_ZERO = ("eos_id", "pad_id", "text_position_offset", "decoder_layers", "im
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; a whole number counts as a float."""
+    """Whether a value has an annotated type; a whole number counts as a float."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return isinstance(value, str) and value in arguments
@@ -176,7 +175,7 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 
 def _wanted(hint: Any) -> str:
-    """What an annotation asks for, as the end of an error."""
+    """Describes the values that an annotation accepts, for the end of an error message."""
     if typing.get_origin(hint) is Literal:
         return f"choose one of {', '.join(typing.get_args(hint))}"
     if typing.get_origin(hint) is tuple:
@@ -306,8 +305,10 @@ def _check_width(tower: str, width: int, embed_dim: int) -> None:
 
 
 def override(config: ClipConfig, **changes: Any) -> ClipConfig:
-    """`config` with some fields changed. Raises `UserError` naming the nearest field if one is
-    unknown."""
+    """Returns `config` with some fields changed.
+
+    Raises `UserError` for an invalid value, or an unknown field (with the nearest known one).
+    """
     fields = [field.name for field in dataclasses.fields(config)]
     for key, value in changes.items():
         if key not in fields:

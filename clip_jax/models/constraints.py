@@ -1,4 +1,4 @@
-"""Where activations live: the one thing that a module says about sharding."""
+"""Sharding constraints on activations, the only sharding that modules declare."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,11 @@ TENSOR_AXIS = "tensor"  # mesh axis that splits heads, hidden units and the voca
 
 
 def constrain_batch(x: jax.Array, split: int | None = None) -> jax.Array:
-    """(B, …) -> the same array, its batch over the mesh's data and fsdp axes, its axis `split` over
-    the tensor axis; the others are whole.
+    """Shards an array's batch axis over data and fsdp, and its axis `split` over tensor.
 
-    Does nothing outside a mesh (`jax.set_mesh`) or on a mesh without these axes, so that modules
-    run anywhere. An axis that the devices do not divide stays whole.
+    All other axes are replicated. Does nothing outside a mesh (`jax.set_mesh`) or on a mesh without
+    these axes, so that modules run anywhere. An axis whose size the devices do not divide stays
+    whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
     batch = tuple(axis for axis in BATCH_AXES if mesh_size(mesh, axis) > 1)
@@ -27,11 +27,11 @@ def constrain_batch(x: jax.Array, split: int | None = None) -> jax.Array:
 
 
 def embed(table_VD: jax.Array, tokens_BL: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """(V, D), (B, L) int -> (B, L, D): the rows of a table, the batch over data and fsdp.
+    """(V, D), (B, L) int -> (B, L, D): looks up rows of a table, the batch over data and fsdp.
 
-    The table is put together over fsdp before rows are taken, in the compute dtype. Left to itself
-    the partitioner takes rows of a table that is split by columns, and then gathers what it took
-    over the whole batch. The vocabulary stays split over the tensor axis.
+    The table is gathered over fsdp before the lookup, in the compute dtype. By itself the
+    partitioner looks up rows of a table split by columns, and then gathers the results for the
+    whole batch. The vocabulary stays split over the tensor axis.
     """
     table_VD = table_VD.astype(dtype)
     mesh = jax.sharding.get_abstract_mesh()
@@ -43,5 +43,5 @@ def embed(table_VD: jax.Array, tokens_BL: jax.Array, dtype: jnp.dtype) -> jax.Ar
 
 
 def mesh_size(mesh: jax.sharding.AbstractMesh, axis: str) -> int:
-    """Devices along an axis; 1 where there is none of that name."""
+    """Number of devices along an axis; 1 if the mesh has no such axis."""
     return mesh.shape[axis] if axis in mesh.axis_names else 1

@@ -1,7 +1,7 @@
 """ConvNeXt, a convolutional image tower (Liu et al. 2022, A ConvNet for the 2020s).
 
-A block is a Transformer's without attention: a depthwise convolution mixes positions, an MLP mixes
-channels.
+A block is a Transformer block in which a depthwise convolution, not attention, mixes positions; an
+MLP mixes channels.
 """
 
 import flax.linen as nn
@@ -18,7 +18,8 @@ from clip_jax.models.transformer import Mlp
 
 STEM, DOWNSAMPLE, DEPTHWISE = 4, 2, 7  # kernels; the first two are also the strides
 weights = nn.initializers.normal(0.02)  # section A.1 of the paper
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the projection is not timm's, and keeps PyTorch's default.
+# The projection is not part of timm's model and keeps PyTorch's default,
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 projection_weights = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -94,7 +95,7 @@ class ConvNeXt(nn.Module):
         return nn.LayerNorm(self.config.vision_eps, dtype=jnp.dtype(self.config.dtype), name=name)
 
     def _patches(self, x_BHWC: jax.Array, channels: int, kernel: int, name: str) -> jax.Array:
-        """A convolution whose stride is its kernel, (B, H, W, C) -> (B, H/k, W/k, channels)."""
+        """Convolves with stride = kernel: (B, H, W, C) -> (B, H/k, W/k, channels)."""
         return nn.Conv(
             channels,
             (kernel, kernel),

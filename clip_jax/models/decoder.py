@@ -1,7 +1,7 @@
 """CoCa's caption decoder and its loss (Yu et al. 2022, section 3.2).
 
-Shape letters: B images, R rows of tokens (a multiple of B, those of an image side by side), L
-tokens, D width, N tokens of the image memory, C their width, V vocabulary.
+Shape letters: B images, R rows of tokens (a multiple of B, those of an image adjacent), L tokens,
+D width, N tokens of the image memory, C memory width, V vocabulary.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from clip_jax.models.transformer import Block, Transformer
 
 
 def decoder_block_config(config: ClipConfig) -> BlockConfig:
-    """The blocks of the caption decoder: as wide as the text tower, MLPs of four times that."""
+    """Options of the caption decoder's blocks: the text tower's width, MLPs of four times that."""
     return dataclasses.replace(
         text_block_config(config),
         heads=config.decoder_heads,
@@ -29,7 +29,7 @@ def decoder_block_config(config: ClipConfig) -> BlockConfig:
 
 
 class CaptionBlock(nn.Module):
-    """A causal block over the tokens, then one that attends to the image: (R, L, D) -> same."""
+    """Causal block over the tokens, then a block that attends to the image: (R, L, D) -> same."""
 
     config: BlockConfig
     inits: BlockInitializers
@@ -41,7 +41,7 @@ class CaptionBlock(nn.Module):
         cross = dataclasses.replace(self.config, causal=False)
         image = context._replace(mask=None)
         assert image.memory_BNC is not None
-        # Rows of one image are more queries to one memory, not copies of it.
+        # The rows of an image become more queries to one memory, which is not copied.
         x_BMD = x_RLD.reshape(len(image.memory_BNC), -1, x_RLD.shape[-1])
         x_BMD, _ = Block(cross, self.inits, name="cross")(x_BMD, image)
         return x_BMD.reshape(x_RLD.shape), None
@@ -50,8 +50,8 @@ class CaptionBlock(nn.Module):
 class CaptionDecoder(nn.Module):
     """(R, L, D) outputs of the text tower, (B, N, C) memory -> (R, L, V) float32 logits.
 
-    The logits at a token are of the one after it. With `position`, x is the one token (R, 1, D) at
-    that position of `length`, and the collections `CACHE` and `MEMORY` hold what came before.
+    The logits at a token predict the next token. With `position`, x is the single token (R, 1, D)
+    at that position of `length`, and the collections `CACHE` and `MEMORY` hold the past.
     """
 
     config: ClipConfig
@@ -82,10 +82,10 @@ class CaptionDecoder(nn.Module):
 
 
 def caption_loss(logits_BLV: jax.Array, labels_BL: jax.Array, pad_id: int) -> jax.Array:
-    """Mean cross-entropy of the labels that are not `pad_id`: (B, L, V), (B, L) int -> () float32.
+    """Mean cross-entropy over labels other than `pad_id`: (B, L, V), (B, L) int -> () float32.
 
-    `logits_BLV` at a label are of the token before it: `caption_logits(images, tokens)[:, :-1]`
-    with `tokens[:, 1:]` (section 3.1, equation 3; a batch of padding alone has loss 0).
+    The logits at a label are those at the token before it: `caption_logits(images, tokens)[:, :-1]`
+    with `tokens[:, 1:]` (section 3.1, equation 3). A batch of padding alone has loss 0.
     """
     logits_BLV = logits_BLV.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits_BLV, labels_BL[..., None], axis=-1)[..., 0]

@@ -1,12 +1,12 @@
 """FastViT, the image tower of MobileCLIP-S (Vasu et al. 2023, FastViT; 2024, MobileCLIP).
 
-Stages of blocks that mix positions by a depthwise convolution, the last ones by attention. Every
-convolution of the paper's inference form is here the sum of branches, each with batch norm, that it
-was trained as.
+Blocks mix positions by a depthwise convolution, those of the last stages by attention. Convolutions
+have the paper's training form: a sum of branches, each with batch norm, which the inference form
+fuses.
 
 `config.vision_fastvit`: "small" (S0 to S2) has batch norm before attention, squeeze and excitation
 in the entries of its last two stages of four, and pointwise branches in its stem; "large" (S3, S4)
-has LayerNorm before attention and neither of the others.
+has LayerNorm before attention and neither of the other two.
 """
 
 import functools
@@ -58,7 +58,7 @@ class ConvNorm(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Every channel times a gate between 0 and 1 that sees the mean of all (Hu et al. 2018)."""
+    """Scales each channel by a gate in (0, 1) computed from all channel means (Hu et al. 2018)."""
 
     hidden: int
 
@@ -72,11 +72,10 @@ class SqueezeExcite(nn.Module):
 
 
 class Branches(nn.Module):
-    """The sum of a convolution, a pointwise one and the input, each with batch norm (MobileOne,
-    Vasu et al. 2022).
+    """Sum of a convolution, a pointwise one and the input, each with batch norm (MobileOne).
 
-    The pointwise branch is there for kernels larger than 1, the input where shapes allow it.
-    `squeeze`: hidden channels of a `SqueezeExcite` on the sum; 0: none.
+    Source: Vasu et al. 2022. The pointwise branch exists for kernels larger than 1, the input
+    branch if the shapes match. `squeeze`: hidden channels of a `SqueezeExcite` on the sum; 0: none.
     """
 
     channels: int
@@ -108,8 +107,10 @@ class Branches(nn.Module):
 
 
 class Entry(nn.Module):
-    """Into the next stage, (B, H, W, C) -> (B, H/2, W/2, channels): a 7x7 and a 3x3 depthwise
-    branch, then a pointwise convolution."""
+    """Downsampling into the next stage, (B, H, W, C) -> (B, H/2, W/2, channels).
+
+    A 7x7 and a 3x3 depthwise branch are summed; a pointwise convolution follows.
+    """
 
     config: ClipConfig
     channels: int
@@ -132,8 +133,8 @@ class Entry(nn.Module):
 class FastViTBlock(nn.Module):
     """Mixes positions, then channels, (B, H, W, C) -> (B, H, W, C).
 
-    Positions by attention, x + gain·attention(norm(x)), or by x + gain·(branches(x) - norm(x));
-    channels by x + gain·MLP(depthwise 7x7(x)).
+    Positions are mixed by x + gain·attention(norm(x)) or x + gain·(branches(x) - norm(x)), channels
+    by x + gain·MLP(depthwise 7x7(x)).
     """
 
     config: ClipConfig
@@ -159,7 +160,7 @@ class FastViTBlock(nn.Module):
         return x_BHWC
 
     def _gain(self, branch: str, channels: int) -> jax.Array:
-        """(1, 1, C) float32."""
+        """Returns a branch's gain, (1, 1, C) float32."""
         assert self.config.vision_layer_scale is not None
         init = nn.initializers.constant(self.config.vision_layer_scale)
         return self.param(f"{branch}_scale", init, (1, 1, channels), jnp.float32)
@@ -240,7 +241,7 @@ class FastViT(nn.Module):
         return branches(kernel=1, name="stem3")(x)
 
     def _depthwise(self, x: jax.Array, name: str) -> jax.Array:
-        """Positions from the neighbourhood (Chu et al. 2021), (B, H, W, C) -> (B, H, W, C)."""
+        """Computes conditional positions (Chu et al. 2021), (B, H, W, C) -> (B, H, W, C)."""
         channels = x.shape[-1]
         init = torch_uniform(7 * 7)
         return nn.Conv(
@@ -255,8 +256,11 @@ class FastViT(nn.Module):
 
 
 def entry_squeeze(config: ClipConfig, stage: int) -> int:
-    """Hidden channels of squeeze and excitation in the entry of a stage: a quarter, a multiple of
-    8, in the small towers' third and fourth; else 0."""
+    """Hidden channels of squeeze and excitation in the entry of a stage; 0: none.
+
+    Only the third and fourth stages of small towers have it: a quarter of the stage's channels,
+    rounded to a multiple of 8.
+    """
     if config.vision_fastvit == "large" or stage < 2:
         return 0
     return max(8, (config.vision_width * 2**stage // 4 + 4) // 8 * 8)

@@ -1,4 +1,4 @@
-"""What happens inside a tower: the output of every block and the weights of every attention."""
+"""Inner features of a tower: the output of every block and the weights of every attention."""
 
 import re
 from typing import Any, NamedTuple
@@ -14,18 +14,18 @@ NUMBERS = re.compile(r"\d+")
 
 
 class Features(NamedTuple):
-    """One tower's forward pass from the inside, by path ("transformer/blocks_3"), by depth."""
+    """Features of one tower's forward pass by path ("transformer/blocks_3"), ordered by depth."""
 
     outputs: dict[str, jax.Array]  # of each block: (B, L, D), or (B, H, W, C)
     attention: dict[str, jax.Array]  # (B, H, L, N) float32, rows sum to 1
 
 
 def tower_features(config: ClipConfig, params: Any, inputs: jax.Array, tower: str) -> Features:
-    """Block outputs and attention maps of one tower.
+    """Computes the block outputs and attention maps of one tower.
 
     `tower` is "image" for (B, S, S, 3) normalised float, "text" for (B, L) int tokens. A class
-    token is token 0 of an image; patches follow row by row. The maps of attention pools are there
-    as well. Equal to `apply(…, mutable=["features"])`, put in order.
+    token is token 0 of an image; patches follow row by row. Maps of attention pools are included.
+    Equal to `apply(…, mutable=["features"])`, but ordered.
     """
     _, variables = TwoTower(config).apply(
         {"params": params}, inputs, method=f"encode_{tower}", mutable=[FEATURES]
@@ -43,7 +43,7 @@ def tower_features(config: ClipConfig, params: Any, inputs: jax.Array, tower: st
 
 
 def in_order(values: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """By depth, "blocks_2" before "blocks_10" and pools last: an order that `jit` does not keep."""
+    """Sorts by depth, "blocks_2" before "blocks_10" and pools last; `jit` loses this order."""
 
     def key(name: str) -> tuple[bool, list[int], str]:
         return "pool" in name, [int(number) for number in NUMBERS.findall(name)], name

@@ -1,8 +1,8 @@
-"""How much arithmetic a model needs: what utilisation is measured against.
+"""FLOP counts of a model, the reference for utilisation.
 
-Counted are matrix products and convolutions, two operations a multiply-add, in the traced program
-of one forward pass. Not by the compiler's own count, which sees the body of a scan once and counts
-recomputation as work.
+They count matrix products and convolutions, two operations per multiply-add, in the traced program
+of one forward pass. The compiler's own count would not do: it sees the body of a scan once and
+counts recomputation as work.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import TwoTower, dummy_inputs, param_shapes
 
-# Peak dense bfloat16 operations a second of one device, by `jax.Device.device_kind`, from the
-# vendors' data sheets. A kind that is not here has an unknown peak, and utilisation is null.
+# The peaks are dense bfloat16 operations per second of one device, by `jax.Device.device_kind`,
+# from the vendors' data sheets. For a kind that is not listed, utilisation is null.
 PEAK_FLOPS = {
     "TPU v2": 22.5e12,
     "TPU v3": 61.5e12,
@@ -38,7 +38,7 @@ PEAK_FLOPS = {
 
 
 def _inner(value: Any) -> Iterator[Any]:
-    """The programs inside a parameter of an operation."""
+    """Yields the programs inside a parameter of an operation."""
     if hasattr(value, "eqns"):
         yield value
     elif hasattr(value, "jaxpr"):
@@ -49,7 +49,7 @@ def _inner(value: Any) -> Iterator[Any]:
 
 
 def _operations(program: Any) -> float:
-    """Of the matrix products and convolutions of a traced program."""
+    """Counts the operations of a traced program's matrix products and convolutions."""
     total = 0.0
     for equation in program.eqns:
         name = equation.primitive.name
@@ -73,11 +73,11 @@ def _operations(program: Any) -> float:
 def _count(
     config: ClipConfig, method: str, inputs: tuple[int, ...], training: bool = False
 ) -> float:
-    """Operations of one of the model's methods on a batch of one; `inputs` index image and text.
+    """Counts the operations of a model method on a batch of one.
 
-    `training`: of the patches that `patch_dropout` leaves.
+    `inputs` are the method's arguments: 0 image, 1 text. With `training`, `patch_dropout` applies.
     """
-    # Stacked blocks are traced once; nothing is computed twice in a forward pass.
+    # Stacked blocks are traced once; remat would not change a forward pass.
     config = dataclasses.replace(config, scan_layers=True, remat="none", dtype="float32")
     params = param_shapes(config)
     arguments = [dummy_inputs(config)[index] for index in inputs]
@@ -111,8 +111,11 @@ def caption_flops(config: ClipConfig) -> float:
 
 
 def step_flops(config: ClipConfig, batch_size: int, frozen: Collection[str] = ()) -> float:
-    """Operations of one training step: forward, and twice that backward but for `frozen` towers
-    ("vision", "text"); the loss matrix three times. What is computed again does not count."""
+    """Operations of one training step, without recomputation.
+
+    Backward takes twice as many as forward, and none in `frozen` towers ("vision", "text"); the
+    loss matrix counts three times.
+    """
     image = _count(config, "encode_image", (0,), training=True)
     times = {name: 1 if name in frozen else 3 for name in ("vision", "text")}
     loss = 3 * 2 * batch_size**2 * config.embed_dim
@@ -120,5 +123,5 @@ def step_flops(config: ClipConfig, batch_size: int, frozen: Collection[str] = ()
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak operations a second of one device, or None where it is not known."""
+    """Peak operations per second of one device, or None if unknown."""
     return PEAK_FLOPS.get(device_kind)

@@ -1,11 +1,11 @@
 """Captions of images by a model with a caption decoder (CoCa): greedy, sampling and beam search.
 
-Everything has a fixed shape and is compiled as one loop over the tokens, which stops when all
-captions have ended. A step runs the text tower and the decoder on one token a row; keys and values
-of the tokens before it, and of the image memory, are kept.
+All shapes are fixed, and one compiled loop over the tokens stops when all captions have ended. A
+step runs the text tower and the decoder on one token per row, with cached keys and values of the
+earlier tokens and of the image memory.
 
-Shape letters: B images, K beams an image, R rows (B, or B·K with the beams of an image side by
-side), L tokens of a caption, V vocabulary.
+Shape letters: B images, K beams per image, R rows (B, or B·K with the beams of an image adjacent),
+L tokens of a caption, V vocabulary.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ METHODS = ("beam", "greedy", "top_p", "top_k")
 BEAM_SCORES = ("log_probability", "logit")
 SEEDS = (-(2**31), 2**31 - 1)  # the seed is an argument of the compiled function: 32 bits
 _WHOLE, _ANY = (int, np.integer), (int, float, np.integer, np.floating)
-_NUMBERS = {  # settings that are numbers, and of which types
+_NUMBERS = {  # numeric settings and the types that they accept
     **dict.fromkeys(("max_length", "min_length", "beams", "top_k"), _WHOLE),
     **dict.fromkeys(("top_p", "temperature"), _ANY),
 }
@@ -38,20 +38,20 @@ NEVER = -1e9  # score of beams that do not exist yet
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """How captions are generated. Lengths count tokens, the start of text among them."""
+    """Settings of caption generation. Lengths count tokens, including the start of text."""
 
     start_id: int
     eos_id: int
-    pad_id: int  # fills up captions that have ended
+    pad_id: int  # fills captions after their end
     method: Literal["beam", "greedy", "top_p", "top_k"] = "beam"
     max_length: int = 30
     min_length: int = 5  # tokens before the end of text
     beams: int = 6
-    # What a beam sums up: "logit" is what open_clip does, which normalises nothing.
+    # A beam sums up one of these per token; open_clip sums up unnormalised logits.
     beam_scores: Literal["log_probability", "logit"] = "log_probability"
     top_p: float = 0.9  # the most probable tokens that together have this probability
-    top_k: int = 50  # so many of the most probable tokens
-    temperature: float = 1.0  # of "top_p" and "top_k", applied to what they keep
+    top_k: int = 50  # number of most probable tokens to draw from
+    temperature: float = 1.0  # for "top_p" and "top_k", applied to the tokens that they keep
 
 
 # (tokens (R, L) int32, position, cache or None at position 0) -> (logits (R, V) float32 after the
@@ -60,7 +60,7 @@ Step = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
 
 
 class SpecialTokens(Protocol):
-    """As much of a tokenizer as is needed to know where a caption begins and ends."""
+    """The part of a tokenizer that tells the start and end tokens of a caption."""
 
     eos_id: int
 
@@ -68,9 +68,9 @@ class SpecialTokens(Protocol):
 
 
 def generation_settings(config: ClipConfig, tokenizer: SpecialTokens, **changes: Any) -> Generation:
-    """`changes` to the defaults of `Generation`, with the ids of the tokenizer's special tokens.
+    """Returns `Generation` defaults with `changes` and the ids of the tokenizer's special tokens.
 
-    Raises `UserError` for a value that cannot be.
+    Raises `UserError` for an invalid value.
     """
     start_id = int(tokenizer([""])[0, 0])
     settings = Generation(start_id, tokenizer.eos_id, config.pad_id, **changes)
@@ -79,7 +79,7 @@ def generation_settings(config: ClipConfig, tokenizer: SpecialTokens, **changes:
 
 
 def check_decoder(config: ClipConfig) -> None:
-    """Raises `UserError` where a model cannot generate captions."""
+    """Raises `UserError` if a model cannot generate captions."""
     if not config.decoder_layers:
         rows = ARCHITECTURES.values()
         able = ", ".join(row.name for row in rows if row.decoder_layers and row.text_causal)
@@ -92,7 +92,7 @@ def check_decoder(config: ClipConfig) -> None:
 
 
 def check_generation(settings: Generation, config: ClipConfig) -> None:
-    """Raises `UserError` where a model with a decoder cannot generate so."""
+    """Raises `UserError` if a model with a decoder cannot generate with these settings."""
     choices = (("method", METHODS), ("beam_scores", BEAM_SCORES))
     for name, allowed in choices:
         if getattr(settings, name) not in allowed:
@@ -133,8 +133,8 @@ def generate_tokens(
 ) -> jax.Array:
     """(B, S, S, 3) uint8 -> (B, max_length) int32: start, words, end of text, padding.
 
-    `seed` and the number of each image, counted from `first_image`, fix what sampling draws,
-    whatever the size of the batch.
+    Sampling depends only on `seed` and each image's number, counted from `first_image`, not on the
+    batch size.
     """
     model = TwoTower(config)
     memory_BNC: Any = model.apply(
@@ -170,13 +170,13 @@ def generate_tokens(
 
 
 def _without_early_end(scores_RV: jax.Array, length: Any, settings: Generation) -> jax.Array:
-    """No end of text where a caption is shorter than `min_length`."""
+    """Rules out the end of text while captions are shorter than `min_length`."""
     is_end = jnp.arange(scores_RV.shape[-1]) == settings.eos_id
     return jnp.where((length < settings.min_length) & is_end, -jnp.inf, scores_RV)
 
 
 def filter_logits(logits_RV: jax.Array, settings: Generation) -> jax.Array:
-    """(R, V) -> (R, V) float32: minus infinity at all tokens that are not to be drawn."""
+    """(R, V) -> (R, V) float32: sets tokens that must not be drawn to minus infinity."""
     if settings.method == "top_k":
         count = min(settings.top_k, logits_RV.shape[-1])
         lowest_R1 = jax.lax.top_k(logits_RV, count)[0][:, -1:]
@@ -207,9 +207,9 @@ def _sample(
     tokens_BL: jax.Array,
     settings: Generation,
 ) -> jax.Array:
-    """One token after another, the most probable or a random one: (B, L) int32.
+    """Generates token by token, the most probable or a random one: (B, L) int32.
 
-    As open_clip does, padding ends a caption too, and the last token is always the end of text.
+    As in open_clip, padding also ends a caption, and the last token is always the end of text.
     """
 
     def unfinished(state: _Sampling) -> jax.Array:
@@ -241,7 +241,7 @@ class _Beams(NamedTuple):
     scores_BK: jax.Array  # sums over the tokens
     ended_BKL: jax.Array  # the best captions that have ended
     ended_scores_BK: jax.Array  # means over their tokens; minus infinity: none yet
-    done_B: jax.Array  # no open beam can become better than the captions that have ended
+    done_B: jax.Array  # no open beam can still beat the captions that have ended
     logits_RV: jax.Array
     cache: Any
 
@@ -264,11 +264,11 @@ def _beam_search(
     tokens_RL: jax.Array,
     settings: Generation,
 ) -> jax.Array:
-    """The caption of the highest mean score that K beams find: (B, L) int32.
+    """Finds the caption of the highest mean score with K beams: (B, L) int32.
 
-    The algorithm and its early stop are those of transformers' beam search (length penalty 1, no
-    early stopping): of the 2 K best continuations those that end the text are kept as captions if
-    they are among the first K, and the first K others are the new beams.
+    The algorithm and its stopping rule are those of transformers' beam search (length penalty 1,
+    no early stopping): of the 2 K best continuations, those that end the text become captions if
+    they are among the first K, and the first K others become the new beams.
     """
     beams, (rows, longest) = settings.beams, tokens_RL.shape
     images = rows // beams
@@ -285,7 +285,7 @@ def _beam_search(
         all_scores = jnp.concatenate([state.ended_scores_BK, new_BC], axis=1)
         ended_scores_BK, best_BK = jax.lax.top_k(all_scores, beams)
         all_tokens = jnp.concatenate([state.ended_BKL, tokens_BCL], axis=1)
-        # With fewer than K captions the last score is minus infinity, which no sum is below.
+        # With fewer than K captions the last score is minus infinity, so the search goes on.
         attainable_B = values_BC[:, 0] / next_length
         done_B = state.done_B | (ended_scores_BK[:, -1] >= attainable_B)
 
@@ -317,7 +317,7 @@ def _beam_search(
             cache=cache,
         ),
     )
-    # Beams that are still open at the greatest length are captions as well.
+    # Beams that are still open at the maximum length count as captions too.
     open_BK = jnp.where(end.done_B[:, None], -jnp.inf, end.scores_BK / end.length)
     all_scores = jnp.concatenate([end.ended_scores_BK, open_BK], axis=1)
     all_tokens = jnp.concatenate([end.ended_BKL, end.tokens_BKL], axis=1)
@@ -325,8 +325,10 @@ def _beam_search(
 
 
 def _continuations(state: _Beams, settings: Generation) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The 2 K best continuations of each image's beams, best first: their scores, the beams that
-    they continue, and the tokens that they add, (B, 2 K) each."""
+    """Returns the 2 K best continuations of each image's beams, best first.
+
+    They are given by scores, beams that they continue, and tokens that they add, (B, 2 K) each.
+    """
     scores_RV = state.logits_RV
     if settings.beam_scores == "log_probability":
         scores_RV = jax.nn.log_softmax(scores_RV, axis=-1)

@@ -1,4 +1,4 @@
-"""Vision Transformers over the features of a convolutional stem of total stride 16.
+"""Vision Transformers on the features of a convolutional stem of total stride 16.
 
 MobileCLIP-B (Vasu et al. 2024, MobileCLIP): three convolutions. ViTamin (Chen et al. 2024, ViTamin:
 Designing Scalable Vision Models in the Vision-Language Era): two stages of inverted bottlenecks.
@@ -22,7 +22,7 @@ INVERTED_DEPTHS = (2, 4)  # blocks of ViTamin's two convolutional stages
 def _conv(
     x_BHWC: jax.Array, channels: int, kernel: int, stride: int, name: str, **more: Any
 ) -> jax.Array:
-    """A convolution with a bias, padded on all sides alike where its kernel is odd."""
+    """Convolves with a bias; an odd kernel is padded equally on all sides."""
     fan_out = kernel * kernel * channels // more.get("feature_group_count", 1)
     return nn.Conv(
         channels,
@@ -37,7 +37,10 @@ def _conv(
 
 
 class ConvolutionStem(nn.Module):
-    """(B, S, S, 3) -> (B, S/16, S/16, vision_width): cuts 4x4, 2x2, 2x2, two with batch norm."""
+    """(B, S, S, 3) -> (B, S/16, S/16, vision_width): 4x4, 2x2, 2x2 convolutions of equal stride.
+
+    The first two have batch norm.
+    """
 
     config: ClipConfig
 
@@ -53,7 +56,7 @@ class ConvolutionStem(nn.Module):
 
 
 class InvertedBlock(nn.Module):
-    """1x1 to four times the width, depthwise 3x3 (of stride 2), 1x1 back, with a shortcut."""
+    """1x1 to four times the width, depthwise 3x3 (strided), 1x1 back, with a shortcut."""
 
     channels: int
     stride: int
@@ -65,7 +68,7 @@ class InvertedBlock(nn.Module):
         activation, hidden = ACTIVATIONS[self.activation], 4 * self.channels
         shortcut = x_BHWC
         if self.stride > 1:
-            # The border counts the pixels that there are.
+            # Averages at the border leave out the padding.
             shortcut = nn.avg_pool(
                 x_BHWC, (3, 3), (2, 2), ((1, 1), (1, 1)), count_include_pad=False
             )
@@ -78,8 +81,10 @@ class InvertedBlock(nn.Module):
 
 
 class InvertedStem(nn.Module):
-    """(B, S, S, 3) -> (B, S/16, S/16, vision_width): two convolutions, two stages of inverted
-    bottlenecks, one convolution; strides 2, 2·2 and 2."""
+    """(B, S, S, 3) -> (B, S/16, S/16, vision_width): ViTamin's stem.
+
+    Two convolutions, two stages of inverted bottlenecks, one convolution; strides 2, 2·2 and 2.
+    """
 
     config: ClipConfig
 
@@ -125,7 +130,7 @@ class HybridTransformer(VisionTransformer):
         return super().__call__(features_BHWD, train, with_memory, rows)
 
     def _tokens(self, images_BSSC: jax.Array) -> jax.Array:
-        """Features of the stem, (B, H, W, D), with their positions, and class token: (B, L, D)."""
+        """Adds positions and class token to the stem's features: (B, H, W, D) -> (B, L, D)."""
         config, width = self.config, self.config.vision_width
         x_BLD = images_BSSC.reshape(len(images_BSSC), -1, width)
         init = nn.initializers.normal(width**-0.5)

@@ -1,4 +1,4 @@
-"""Initial values of parameters, by the rules of the code bases that trained the released models."""
+"""Parameter initializers, by the rules of the code bases that trained the released models."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ Init = Callable[..., jax.Array]  # (key, shape, dtype) -> initial values
 
 
 def uniform(bound: float) -> Init:
-    """U(-bound, bound)."""
+    """Returns an initializer of U(-bound, bound)."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -19,13 +19,16 @@ def uniform(bound: float) -> Init:
 
 
 def torch_uniform(fan_in: int) -> Init:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what PyTorch gives Linear and convolution layers by
-    default, and so what OpenAI's code leaves in every layer that it does not initialise itself."""
+    """Returns an initializer of U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    It is PyTorch's default for Linear and convolution layers, and so the distribution of every
+    layer that OpenAI's code does not initialise itself.
+    """
     return uniform(fan_in**-0.5)
 
 
 class BlockInitializers:
-    """Initial values of one stack of blocks.
+    """Initializers of one stack of blocks.
 
     `rule`: "openai_text" (scaled with depth), "openai" (the framework's defaults, xavier for the
     fused matrix of width and 3 x width), "big_vision" (xavier for each of the three, biases of the

@@ -1,4 +1,4 @@
-"""Pooling by learned queries: SigLIP's head, Perception Encoder's, and CoCa's pooler."""
+"""Pooling by learned queries: the head of SigLIP and Perception Encoder, and CoCa's pooler."""
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ def _block_config(config: ClipConfig) -> BlockConfig:
 class AttentionPoolHead(nn.Module):
     """(B, N, D) -> (B, D): one learned query attends to all tokens, then x + MLP(LN(x)).
 
-    The "MAP head" of Zhai et al. 2022 (Scaling Vision Transformers) that SigLIP takes.
+    This is the "MAP head" of Zhai et al. 2022 (Scaling Vision Transformers) that SigLIP uses.
     """
 
     config: ClipConfig

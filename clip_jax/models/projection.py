@@ -1,4 +1,4 @@
-"""From a tower's feature into the shared space."""
+"""Projection of a tower's feature into the shared space."""
 
 import flax.linen as nn
 import jax
@@ -11,10 +11,10 @@ from clip_jax.models.transformer import gelu
 def project(
     module: nn.Module, pooled_BD: jax.Array, kind: str, hidden: int, embed_dim: int, init: Init
 ) -> jax.Array:
-    """(B, D) -> (B, embed_dim), with the parameters `projection…` of the calling module.
+    """(B, D) -> (B, embed_dim): projects with the parameters `projection…` of the calling module.
 
-    `kind` is a `ProjectionKind` of `ClipConfig`; `hidden` is the width between the two matrices of
-    an MLP, whose activation is the exact GELU in every family that has one.
+    `kind` is a `ProjectionKind` of `ClipConfig`; `hidden` is the hidden width of an MLP, which has
+    the exact GELU in every family.
     """
     if kind == "none":
         return pooled_BD

@@ -1,10 +1,10 @@
 """ModifiedResNet, the convolutional image tower (paper section 2.4; He et al. 2019; Zhang 2019).
 
-Three differences to a plain ResNet: a stem of three convolutions, anti-aliased strides (average
+It differs from a plain ResNet by a stem of three convolutions, anti-aliased strides (average
 pooling before the strided projection), and attention pooling instead of average pooling.
 
-Running statistics are leaves of `params` called `mean` and `var`, so that `params` alone fixes the
-function. Nothing is updated in place: in training with `batch_norm="batch"` each layer sows the
+Running statistics are leaves of `params` called `mean` and `var`, so that `params` alone defines
+the function. Nothing is updated in place: in training with `batch_norm="batch"` each layer sows the
 batch's statistics into the collection "batch_statistics", and `update_running_statistics` blends
 them in.
 """
@@ -24,15 +24,15 @@ from clip_jax.models.initializers import torch_uniform
 from clip_jax.models.remat import rematerialized
 
 BATCH_STATISTICS = "batch_statistics"
-RUNNING_NAMES = ("mean", "var")  # leaves of `params` that are buffers, not trained and not counted
+RUNNING_NAMES = ("mean", "var")  # leaves of `params` that are buffers: not trained, not counted
 MOMENTUM = 0.1  # weight of the new batch, as in the framework of the released weights
 
 
 class BatchNorm(nn.Module):
     """Normalises channels, (B, H, W, C) -> (B, H, W, C); statistics in float32.
 
-    `use_batch` takes mean and variance of this (global) batch and sows them; otherwise the stored
-    ones.
+    With `use_batch`, uses and sows the mean and variance of this (global) batch; otherwise uses
+    the stored ones.
     """
 
     scale_init: nn.initializers.Initializer = nn.initializers.ones
@@ -46,8 +46,8 @@ class BatchNorm(nn.Module):
         mean = self.param("mean", nn.initializers.zeros, (channels,), jnp.float32)
         var = self.param("var", nn.initializers.ones, (channels,), jnp.float32)
         if use_batch:
-            # One pass over the batch, not two. Moments about the running mean, which is near the
-            # batch's, lose no digits where the mean is large against the deviation.
+            # This takes one pass over the batch, not two. Moments about the running mean, which is
+            # near the batch's, lose no digits when the mean is large against the deviation.
             origin = jax.lax.stop_gradient(mean)
             shifted = x.astype(jnp.float32).reshape(-1, channels) - origin
             offset = shifted.mean(axis=0)
@@ -59,7 +59,7 @@ class BatchNorm(nn.Module):
             self.sow(BATCH_STATISTICS, "var", var * count / max(count - 1, 1), reduce_fn=_keep_last)
         else:
             mean, var = jax.lax.stop_gradient((mean, var))
-        # In float32 to the end: a rounded gain times a large mean would leave an offset.
+        # All is in float32, since a rounded gain times a large mean would leave an offset.
         gain = scale * jax.lax.rsqrt(var + self.eps)
         return ((x.astype(jnp.float32) - mean) * gain + bias).astype(x.dtype)
 
@@ -69,7 +69,7 @@ def _keep_last(_: Any, value: jax.Array) -> jax.Array:
 
 
 def update_running_statistics(params: Any, batch_statistics: Mapping[str, Any]) -> Any:
-    """`params` with every sown mean and variance blended in: 0.9 old + 0.1 new."""
+    """Blends the sown means and variances into `params`: 0.9 old + 0.1 new."""
     flat = dict(jax.tree_util.tree_flatten_with_path(batch_statistics)[0])
 
     def blend(path: Any, old: jax.Array) -> jax.Array:
@@ -83,15 +83,15 @@ def update_running_statistics(params: Any, batch_statistics: Mapping[str, Any]) 
 def _convolve(
     x_BHWC: jax.Array, kernel_KKCD: jax.Array, strides: Any, padding: Any, **more: Any
 ) -> jax.Array:
-    """Convolves as `jax.lax` does, or by one matrix product where each output sees all pixels.
+    """Convolves as `jax.lax` does, or by one matrix product if each output sees all pixels.
 
-    XLA's fast convolution for CPUs takes no kernel that is larger than the image; the loop that it
-    falls back to was half of a training step for a tower whose last stage has 2x2 pixels.
+    XLA's fast convolution for CPUs takes no kernel larger than the image; its fallback, a loop,
+    took half of a training step for a tower whose last stage has 2x2 pixels.
     """
     (height, width), reach = x_BHWC.shape[1:3], kernel_KKCD.shape[0] // 2
     if max(height, width) > reach + 1 or set(strides) != {1}:
         return jax.lax.conv_general_dilated(x_BHWC, kernel_KKCD, strides, padding, **more)
-    # The tap of the kernel that lies over input row h where the output is in row p.
+    # Entry (h, p) is the tap of the kernel that lies over input row h for output row p.
     rows_HP = np.arange(height)[:, None] - np.arange(height) + reach
     columns_WQ = np.arange(width)[:, None] - np.arange(width) + reach
     matrix_HWPQCD = kernel_KKCD[rows_HP[:, None, :, None], columns_WQ[None, :, None, :]]
@@ -119,7 +119,7 @@ def _average_pool(x: jax.Array, stride: int) -> jax.Array:
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, (average pool), 1x1 with a shortcut; expansion 4, every convolution of stride 1."""
+    """1x1, 3x3, (average pool), 1x1 with a shortcut; expansion 4, all convolutions of stride 1."""
 
     width: int
     stride: int
@@ -143,7 +143,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """(B, H, W, C) -> (B, embed_dim): one attention whose only query is the mean over positions."""
+    """(B, H, W, C) -> (B, embed_dim): attention whose only query is the mean over positions."""
 
     heads: int
     embed_dim: int

@@ -10,10 +10,10 @@ TEMPERATURE = 10_000.0
 def rope_tables(config: ClipConfig) -> tuple[np.ndarray, np.ndarray]:
     """Cosine and sine of every token's angles, (L, K) float32 each; K is the width of a head.
 
-    The first half of a head's features turns with one coordinate, the second with the other
-    (`vision_rope` says which comes first), each feature pair with a frequency of its own. Positions
-    are scaled so that any grid spans that of `vision_rope_grid`, on which the model was trained. A
-    class token is not turned.
+    The first half of a head's features rotates with one coordinate, the second with the other
+    (`vision_rope` gives the order), each feature pair with its own frequency. Positions are scaled
+    so that any grid spans `vision_rope_grid`, on which the model was trained. A class token is not
+    rotated.
     """
     grid, bands = config.vision_grid, config.vision_width // config.vision_heads // 4
     frequencies = (1.0 / TEMPERATURE ** (np.arange(bands) / bands)).astype(np.float32)
@@ -22,7 +22,7 @@ def rope_tables(config: ClipConfig) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = np.meshgrid(steps, steps, indexing="ij")
     coordinates = (rows, columns) if config.vision_rope == "yx" else (columns, rows)
     angles = np.concatenate([x.reshape(-1, 1) * frequencies for x in coordinates], axis=-1)
-    angles = np.repeat(angles, 2, axis=-1)  # both features of a pair turn by one angle
+    angles = np.repeat(angles, 2, axis=-1)  # both features of a pair share an angle
     if config.vision_class_token:
         angles = np.concatenate([np.zeros_like(angles[:1]), angles])
     return np.cos(angles), np.sin(angles)

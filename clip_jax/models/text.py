@@ -1,5 +1,4 @@
-"""The text tower (paper section 2.4): a Transformer whose feature is read at the end-of-text
-token."""
+"""Text tower (paper section 2.4): a Transformer whose feature is read at the end-of-text token."""
 
 from typing import Any
 
@@ -15,7 +14,7 @@ from clip_jax.models.transformer import Transformer
 
 
 def pool_positions(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
-    """(B, L) int -> (B,) int: the position whose output stands for the caption.
+    """(B, L) int -> (B,) int: the position whose output represents the caption.
 
     "argmax" reads the largest id (OpenAI: end-of-text is the last entry of the vocabulary), "eos"
     the first `eos_id`, "last" the last position.
@@ -28,15 +27,15 @@ def pool_positions(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
 
 
 def past_mask(length: int, position: jax.Array) -> jax.Array:
-    """(1, 1, 1, L) bool: the keys up to the token at `position`, in generation."""
+    """Mask of the keys up to the token at `position`, for generation: (1, 1, 1, L) bool."""
     return (jnp.arange(length) <= position)[None, None, None, :]
 
 
 def class_mask(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
     """(B, L) int -> (B, 1, 1, L + 1) bool: the keys that CoCa's text tower may attend to.
 
-    Padding is masked. "aligned" is the sequence's own order, caption and then class token;
-    "shifted" is one too late throughout, which released weights were trained with.
+    Padding is masked. "aligned" has the sequence's order, caption and then class token; "shifted"
+    is one position late throughout, as in the training of the released weights.
     """
     valid_BL = tokens_BL != config.pad_id
     class_B1 = jnp.ones_like(valid_BL[:, :1])
@@ -46,12 +45,11 @@ def class_mask(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
 
 
 class TextTransformer(nn.Module):
-    """(B, L) int token ids -> (B, embed_dim) in the compute dtype, not normalised. L <=
-    context_length.
+    """(B, L) int token ids -> (B, embed_dim) in the compute dtype, not normalised.
 
-    With `with_tokens`, also the outputs (B, L, D) of the last block, which a caption decoder takes.
-    With `position`, only the output (B, 1, D) of the token there, from keys and values of those
-    before it in the collection `CACHE`.
+    L is at most context_length. With `with_tokens`, also returns the outputs (B, L, D) of the last
+    block, for a caption decoder. With `position`, returns only the output (B, 1, D) of the token at
+    that position; the collection `CACHE` holds the keys and values of earlier tokens.
     """
 
     config: ClipConfig
@@ -80,7 +78,7 @@ class TextTransformer(nn.Module):
         x_BLD += positions[: x_BLD.shape[1]].astype(dtype)
         if position is not None:
             mask = past_mask(x_BLD.shape[1], position)
-            if appended:  # the class token comes after all others: none of them sees it
+            if appended:  # the class token comes last, so no other token sees it
                 mask &= class_mask(tokens_BL, config)[..., :-1]
             context = Context(mask=mask, position=position)
             x_BLD = jax.lax.dynamic_slice_in_dim(x_BLD, position, 1, axis=1)
@@ -100,7 +98,7 @@ class TextTransformer(nn.Module):
         else:
             at = pool_positions(tokens_BL, config)
             pooled_BD = jnp.take_along_axis(x_BLD, at[:, None, None], axis=1)[:, 0]
-        # LayerNorm acts on each token alone, so that only the pooled token needs it.
+        # LayerNorm acts on each token alone, so only the pooled token needs it.
         pooled_BD = nn.LayerNorm(config.norm_eps, dtype=dtype, name="final_norm")(pooled_BD)
         hidden = (width + config.embed_dim) // 2
         init = normal(width**-0.5)
@@ -109,7 +107,7 @@ class TextTransformer(nn.Module):
 
 
 def text_block_config(config: ClipConfig) -> BlockConfig:
-    """The blocks of the text tower."""
+    """Options of the text tower's blocks."""
     return BlockConfig(
         heads=config.text_heads,
         mlp_dim=config.text_mlp_dim,

@@ -1,4 +1,4 @@
-"""The Transformer block that every tower is made of (paper section 2.4), and stacks of it.
+"""Transformer block (paper section 2.4) and stacks of it, from which the towers are built.
 
 One implementation serves all families through the options of `BlockConfig`. Shape letters: B
 batch, L tokens, D width, M width of the MLP.
@@ -34,7 +34,7 @@ def quick_gelu(x: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """x·Φ(x), exact. By erf; `jax.nn.gelu` takes erfc, which costs several times as much."""
+    """x·Φ(x), exact. Uses erf, as the erfc of `jax.nn.gelu` costs several times as much."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
@@ -46,7 +46,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Mlp(nn.Module):
-    """Linear, activation, linear: (B, L, D) -> (B, L, D)."""
+    """Linear, activation, linear, optionally gated: (B, L, D) -> (B, L, D)."""
 
     config: BlockConfig
     inits: BlockInitializers
@@ -83,7 +83,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then x + MLP(LN(x)); the norms elsewhere by `BlockConfig.norm`."""
+    """x + attention(LN(x)), then x + MLP(LN(x)); `BlockConfig.norm` can move the norms."""
 
     config: BlockConfig
     inits: BlockInitializers
@@ -91,7 +91,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: Array, context: Context = NO_CONTEXT) -> tuple[Array, None]:
         # The constraint keeps the batch split under FSDP; without it the partitioner follows the
-        # weights' sharding and memory grows several times over.
+        # weights' sharding, at several times the memory.
         x_BLD = checkpoint_name(constrain_batch(x_BLD), BLOCK_INPUT)
         if context.memory_BNC is not None:
             memory = self._norm("memory_norm")(context.memory_BNC)
@@ -119,7 +119,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks of the class `block`, (B, L, D) -> (B, L, D).
+    """Stack of blocks of the class `block`, (B, L, D) -> (B, L, D).
 
     `scan_layers` compiles one block and scans it over parameters with a leading layer axis
     (`blocks/…`); otherwise the blocks are `blocks_0`, `blocks_1`, … `remat` names what the

@@ -1,4 +1,4 @@
-"""The two towers in one space (paper figure 3)."""
+"""Model of two towers in one space (paper figure 3)."""
 
 import functools
 from typing import Any, NamedTuple
@@ -32,28 +32,27 @@ TEXT_TOWERS: dict[str, type[nn.Module]] = {
 
 
 class CLIPOutput(NamedTuple):
-    """What a forward pass gives; all float32. The embeddings are L2-normalised, the scale is
-    exp(t)."""
+    """Output of a forward pass, all float32; embeddings are L2-normalised, the scale is exp(t)."""
 
     image_embeds: jax.Array  # (B, D)
     text_embeds: jax.Array  # (B, D)
     logit_scale: jax.Array  # ()
-    logit_bias: jax.Array  # (); 0 where the model has no bias
+    logit_bias: jax.Array  # (); 0 if the model has no bias
 
 
 def normalize_images(images: jax.Array, config: ClipConfig) -> jax.Array:
     """(B, S, S, 3) uint8 -> float32: scaled to [0, 1], minus mean, over standard deviation."""
     mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
-    # One multiplication and one addition a pixel: (x/255 − mean)/std.
+    # This is (x/255 − mean)/std with one multiplication and one addition per pixel.
     return images.astype(jnp.float32) * (1 / (255 * std)) - mean / std
 
 
 def l2_normalize(x_BD: jax.Array) -> jax.Array:
-    """(B, D) -> (B, D) float32 rows of length 1. The cast comes first: squares overflow in half
-    precision.
+    """(B, D) -> (B, D) float32 rows of length 1.
 
-    A row of zeros gives zeros and a zero gradient instead of NaN; every other row is divided by
-    its exact norm, without an epsilon, as in OpenAI's code.
+    The cast comes first, as squares overflow in half precision. A row of zeros gives zeros and a
+    zero gradient instead of NaN; every other row is divided by its exact norm, without an epsilon,
+    as in OpenAI's code.
     """
     x_BD = x_BD.astype(jnp.float32)
     squares = jnp.sum(x_BD * x_BD, axis=-1, keepdims=True)
@@ -62,7 +61,7 @@ def l2_normalize(x_BD: jax.Array) -> jax.Array:
 
 
 class TwoTower(nn.Module):
-    """An image tower and a text tower, each projected linearly into one space."""
+    """Image tower and text tower, each projected into one space."""
 
     config: ClipConfig
 
@@ -84,7 +83,7 @@ class TwoTower(nn.Module):
     ) -> jax.Array:
         """(B, S, S, 3) float, normalised -> (B, D) in the compute dtype, not L2-normalised.
 
-        `rows`, (B,) int: the images' numbers in the global batch; see `__call__`.
+        `rows` (B,) int are the images' numbers in the global batch; see `__call__`.
         """
         if train and self.config.patch_dropout:
             rows = jnp.arange(len(images)) if rows is None else rows
@@ -96,22 +95,24 @@ class TwoTower(nn.Module):
         return self.text(tokens)
 
     def image_memory(self, images: jax.Array) -> jax.Array:
-        """(B, S, S, 3) float, normalised -> (B, N, C): what the caption decoder attends to."""
+        """(B, S, S, 3) float, normalised -> (B, N, C): memory for the caption decoder."""
         return self.vision(images, with_memory=True)[1]
 
     def caption_logits(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
-        """(B, S, S, 3) float normalised, (B, L) int -> (B, L, V) float32: at each token the logits
-        of the one after it (CoCa)."""
+        """(B, S, S, 3) float normalised, (B, L) int -> (B, L, V) float32 logits (CoCa).
+
+        The logits at a token predict the next token.
+        """
         return self.decoder(self.text(tokens, with_tokens=True)[1], self.image_memory(images))
 
     def next_token_logits(
         self, tokens: jax.Array, position: jax.Array, memory: jax.Array
     ) -> jax.Array:
-        """(R, L) int, () int, (B, N, C) -> (R, V) float32: the logits after the token at
-        `position`, L being at most context_length.
+        """(R, L) int, () int, (B, N, C) -> (R, V) float32: logits after the token at `position`.
 
-        For one position after another from 0: `mutable=[CACHE, MEMORY]` at the first, then both
-        collections passed in and `mutable=[CACHE]`. The R rows are R / B an image, side by side.
+        L is at most context_length; an image has R / B adjacent rows. Call it for each position
+        from 0: the first time with `mutable=[CACHE, MEMORY]`, then with both collections passed in
+        and `mutable=[CACHE]`.
         """
         x_R1D = self.text(tokens, position=position)
         return self.decoder(x_R1D, memory, position, tokens.shape[1])[:, 0]
@@ -126,8 +127,8 @@ class TwoTower(nn.Module):
         """(B, S, S, 3) float normalised, (B, L) int -> `CLIPOutput`.
 
         `train` matters for batch normalisation (then pass `mutable=["batch_statistics"]`) and for
-        `patch_dropout`: then pass `rngs={"dropout": key}`, and as `rows` (B,) int the numbers of
-        the rows in the global batch where this is a part of one.
+        `patch_dropout`: then pass `rngs={"dropout": key}`, and, for a part of a global batch, the
+        rows' numbers in it as `rows` (B,) int.
         """
         if self.is_initializing() and self.config.decoder_layers:
             self.caption_logits(images, tokens)
@@ -149,40 +150,36 @@ def dummy_inputs(config: ClipConfig, batch: int = 1) -> tuple[jax.ShapeDtypeStru
 
 
 def init_params(config: ClipConfig, key: jax.Array) -> dict[str, Any]:
-    """Random parameters, a nested dict of float32 arrays. Pure: jit it, or give it to
-    `eval_shape`."""
+    """Random parameters, a nested dict of float32 arrays; pure, for `jit` or `eval_shape`."""
     inputs = [jnp.zeros(x.shape, x.dtype) for x in dummy_inputs(config)]
     return TwoTower(config).init(key, *inputs)["params"]
 
 
 @functools.lru_cache(maxsize=256)
 def param_shapes(config: ClipConfig) -> Any:
-    """The tree of `init_params` as `jax.ShapeDtypeStruct`s, traced once a configuration; to read
-    only."""
+    """The tree of `init_params` as `jax.ShapeDtypeStruct`s, cached per configuration; read-only."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
 def is_buffer(path: Any) -> bool:
-    """Whether the leaf at a tree path is a running statistic: stored with the weights, never
-    trained."""
+    """Whether the leaf at a tree path is a running statistic: stored, but not trained."""
     names = [getattr(entry, "key", "") for entry in path]
     return names[-1] in RUNNING_NAMES and "norm" in names[-2]
 
 
 def has_running_statistics(params: Any) -> bool:
-    """Whether a tree of parameters, arrays or their shapes, has any: that of a model with batch
-    normalisation."""
+    """Whether a tree of parameters (arrays or shapes) has running statistics of batch norm."""
     return any(is_buffer(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0])
 
 
 def count_trainable(params: Any) -> int:
-    """The number of trainable scalars, batch normalisation's running statistics left out."""
+    """The number of trainable scalars, without batch normalisation's running statistics."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return sum(int(leaf.size) for path, leaf in leaves if not is_buffer(path))
 
 
 def count_parameters(name: str, **overrides: Any) -> int:
-    """Trainable scalars of an architecture, without allocating them.
+    """Counts the trainable scalars of an architecture, without allocating them.
 
     Raises `UserError` for an unknown name or field.
     """

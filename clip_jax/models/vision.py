@@ -1,4 +1,4 @@
-"""The Vision Transformer image tower (Dosovitskiy et al. 2021; CLIP paper section 2.4)."""
+"""Vision Transformer image tower (Dosovitskiy et al. 2021; CLIP paper section 2.4)."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from clip_jax.models.transformer import Transformer
 
 
 def block_config(config: ClipConfig) -> BlockConfig:
-    """The blocks of the image tower."""
+    """Options of the image tower's blocks."""
     return BlockConfig(
         heads=config.vision_heads,
         mlp_dim=config.vision_mlp_dim,
@@ -37,9 +37,9 @@ def block_config(config: ClipConfig) -> BlockConfig:
 class VisionTransformer(nn.Module):
     """(B, S, S, 3) float, normalised -> (B, embed_dim) in the compute dtype, not normalised.
 
-    With `with_memory`, also the tokens (B, N, C) that a caption decoder attends to. Under
-    `vision_pool="average"` a class token takes part in attention only, and the mean is taken over
-    the patches. With `rows`, (B,) int, and a random key "dropout", each image goes without a share
+    With `with_memory`, also returns the tokens (B, N, C) that a caption decoder attends to. Under
+    `vision_pool="average"` a class token takes part in attention only, and the mean is over the
+    patches. With `rows` (B,) int and a random key "dropout", each image loses a share
     `patch_dropout` of its patches.
     """
 
@@ -85,14 +85,13 @@ class VisionTransformer(nn.Module):
         return (embedding, memory_BNC) if with_memory else embedding
 
     def _tokens(self, images_BSSC: jax.Array) -> jax.Array:
-        """Patches and class token with their positions: (B, L, D)."""
+        """Embeds patches and class token, and adds positions: (B, L, D)."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         width, patch, grid = config.vision_width, config.patch_size, config.vision_grid
         token_init = nn.initializers.normal(width**-0.5)
 
-        # Cutting into patches and multiplying is the patch convolution (stride = kernel) as one
-        # matrix product, which every backend runs well; pixels beyond the last whole patch are
-        # dropped (VALID).
+        # The patch convolution (stride = kernel) is written as one matrix product, which every
+        # backend runs well; pixels beyond the last whole patch are dropped (VALID).
         batch, channels = images_BSSC.shape[0], images_BSSC.shape[-1]
         patches = images_BSSC[:, : grid * patch, : grid * patch].astype(dtype)
         patches = patches.reshape(batch, grid, patch, grid, patch, channels)
@@ -114,10 +113,10 @@ class VisionTransformer(nn.Module):
         return x_BLD + positions.astype(dtype)
 
     def _drop_patches(self, x_BLD: jax.Array, rows_B: jax.Array) -> jax.Array:
-        """A random share of the patches, (B, L, D) -> (B, L', D); Li et al. 2023, FLIP.
+        """Keeps a random share of the patches, (B, L, D) -> (B, L', D); Li et al. 2023, FLIP.
 
-        Which ones depends on the key and the row's number alone, so that the parts of a batch lose
-        what the whole batch would.
+        The choice depends only on the key and the row's number, so that it is the same for parts of
+        a batch as for the whole batch.
         """
         first = int(self.config.vision_class_token)
         patches_BND = x_BLD[:, first:]
@@ -133,7 +132,7 @@ class VisionTransformer(nn.Module):
         return nn.LayerNorm(self.config.vision_eps, dtype=jnp.dtype(self.config.dtype), name=name)
 
     def _pool(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The feature (B, D), and the tokens that it was not read from."""
+        """Returns the feature (B, D), and the tokens (B, N, C) for a caption decoder."""
         config = self.config
         post_norm = self._norm("post_norm")
         if config.vision_pool == "queries":

@@ -1,7 +1,7 @@
-"""Many runs of one config: what a config file's `sweep()` is written with.
+"""Helpers to write a config file's `sweep()`, which defines many runs of one config.
 
 A config file may export `sweep()`, which returns a list of override dicts (dotted config key to
-value), one dict a run:
+value), one dict per run:
 
     from clip_jax.sweep import cross, grid, zipped
 
@@ -22,11 +22,11 @@ from clip_jax.errors import UserError
 Overrides = dict[str, Any]
 Range = Callable[[float], Any]  # a number in [0, 1) -> a value
 
-SIGNIFICANT_DIGITS = 4  # of a random value: enough for any search, short in names and commands
+SIGNIFICANT_DIGITS = 4  # of random values: enough for any search, and short in run names
 
 
 def cross(*parts: Sequence[Overrides]) -> list[Overrides]:
-    """Every combination of one dict from each part; the last part varies fastest."""
+    """Returns every combination of one dict from each part; the last part varies fastest."""
     return [
         {key: value for part in combination for key, value in part.items()}
         for combination in itertools.product(*parts)
@@ -34,14 +34,14 @@ def cross(*parts: Sequence[Overrides]) -> list[Overrides]:
 
 
 def grid(**values: Sequence[Any]) -> list[Overrides]:
-    """Every combination of the keys' values; the last key varies fastest."""
+    """Returns every combination of the keys' values; the last key varies fastest."""
     return cross(*([{key: v} for v in _as_list("grid", key, vs)] for key, vs in values.items()))
 
 
 def zipped(**values: Sequence[Any]) -> list[Overrides]:
-    """The keys' values side by side: run i takes the i-th value of every key.
+    """Zips the keys' values: run i takes the i-th value of every key.
 
-    Raises UserError where the keys have different numbers of values.
+    Raises UserError if the keys have different numbers of values.
     """
     lists = {key: _as_list("zipped", key, vs) for key, vs in values.items()}
     if len({len(vs) for vs in lists.values()}) > 1:
@@ -51,10 +51,10 @@ def zipped(**values: Sequence[Any]) -> list[Overrides]:
 
 
 def random_search(n: int, seed: int, **ranges: Range) -> list[Overrides]:
-    """`n` different settings drawn from `log_uniform`, `uniform` or `choice` ranges.
+    """Draws `n` different settings from `log_uniform`, `uniform` or `choice` ranges.
 
     A larger `n` adds runs without changing the earlier ones. Each key has its own random stream,
-    so that another key does not redraw the rest (a setting that comes twice is passed over).
+    so that a new key does not redraw the others. Repeated settings are skipped.
     """
     for key, draw in ranges.items():
         if not callable(draw):
@@ -78,21 +78,21 @@ def random_search(n: int, seed: int, **ranges: Range) -> list[Overrides]:
 
 
 def uniform(low: float, high: float) -> Range:
-    """A range of numbers, every one as likely; values keep four significant digits."""
+    """Uniform range of numbers; values keep four significant digits."""
     if not low < high:
         raise UserError(f"uniform({low!r}, {high!r}): the first number must be below the second")
     return lambda u: _round(low + u * (high - low), low, high)
 
 
 def log_uniform(low: float, high: float) -> Range:
-    """A range of positive numbers, every order of magnitude as likely (for learning rates)."""
+    """Log-uniform range of positive numbers, such as learning rates."""
     if not 0 < low < high:
         raise UserError(f"log_uniform({low!r}, {high!r}): needs 0 < first < second")
     return lambda u: _round(low * math.exp(u * math.log(high / low)), low, high)
 
 
 def choice(values: Sequence[Any]) -> Range:
-    """One of `values`, every one as likely."""
+    """Range that draws one of `values` with equal probability."""
     options = _as_list("choice", "values", values)
     return lambda u: options[int(u * len(options))]
 

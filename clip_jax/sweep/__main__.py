@@ -26,14 +26,14 @@ SLURM_SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "slurm.sh"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors take one line, like every other user's mistake."""
+    """Argument parser that raises `UserError`, so that errors take one line."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(f"{message}; --help lists what is accepted")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line; what follows `--` goes to every trainer."""
+    """Parses the command line; arguments after `--` go to every trainer."""
     parser = Parser(
         prog="python -m clip_jax.sweep",
         usage="python -m clip_jax.sweep --config=FILE --workdir=DIR [options] [-- trainer flags]",
@@ -79,7 +79,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check_trainer_flags(runs: Sequence[Run], trainer_flags: Sequence[str]) -> None:
-    """Refuses flags that would silently win over the swept values or the runs' directories."""
+    """Rejects flags that would silently override the swept values or the runs' directories."""
     taken = {"config", "workdir"} | {f"config.{key}" for run in runs for key in run.overrides}
     for flag in trainer_flags:
         if flag.startswith("-") and (name := flag.lstrip("-").partition("=")[0]) in taken:
@@ -87,19 +87,19 @@ def check_trainer_flags(runs: Sequence[Run], trainer_flags: Sequence[str]) -> No
 
 
 def trainer_command(options: argparse.Namespace, python: str) -> list[str]:
-    """The trainer's program, without its flags."""
+    """Returns the trainer's command without its flags."""
     if options.trainer:
         return shlex.split(options.trainer)
     return [python, "-m", "clip_jax.train"]
 
 
 def trainer_arguments(options: argparse.Namespace, run: Run) -> list[str]:
-    """The trainer's flags for one run."""
+    """Returns the trainer's flags for one run."""
     return [f"--config={options.config}", *run.flags(), *options.trainer_flags]
 
 
 def print_commands(options: argparse.Namespace, runs: Sequence[Run]) -> None:
-    """Prints one shell command a run, ready for `| bash` or another machine."""
+    """Prints one shell command per run, ready for `| bash` or another machine."""
     for run in runs:
         if run.is_finished(options.trainer_flags):
             print(f"# finished: {run.name!r}")
@@ -109,10 +109,10 @@ def print_commands(options: argparse.Namespace, runs: Sequence[Run]) -> None:
 
 
 def write_slurm_array(options: argparse.Namespace, runs: Sequence[Run]) -> None:
-    """Writes DIR/sweep.sbatch, one array task an unfinished run, and prints how to submit it.
+    """Writes DIR/sweep.sbatch, one array task per unfinished run; prints how to submit it.
 
-    The tasks hand over to slurm.sh, and its #SBATCH lines are copied, so that signals, requeueing
-    and several nodes are written once. The script holds the settings themselves: editing the
+    The tasks call slurm.sh, whose #SBATCH lines are copied, so that only slurm.sh deals with
+    signals, requeueing and several nodes. The script contains the settings, so that editing the
     config file while the array waits changes nothing.
     """
     pending = [run for run in runs if not run.is_finished(options.trainer_flags)]
@@ -148,7 +148,7 @@ def write_slurm_array(options: argparse.Namespace, runs: Sequence[Run]) -> None:
 
 
 def run_local(options: argparse.Namespace, runs: Sequence[Run], lock: int) -> int:
-    """Runs what is not finished; the exit status: 0, 1 after a failure, 128 + a signal's number."""
+    """Runs unfinished runs; returns exit status 0, 1 after a failure, or 128 + signal number."""
     command = trainer_command(options, sys.executable)
     if shutil.which(command[0]) is None:
         raise UserError(f"--trainer={options.trainer}: no such program: {command[0]}")
@@ -173,10 +173,10 @@ def run_local(options: argparse.Namespace, runs: Sequence[Run], lock: int) -> in
 
 @contextlib.contextmanager
 def sweep_lock(workdir: str) -> Iterator[int]:
-    """Makes the directory and holds it against a second launcher; gives the lock's descriptor.
+    """Creates the directory and locks it against a second launcher; yields the lock's descriptor.
 
-    Every trainer inherits the descriptor. So the lock stands until the last of them is gone, and
-    no run is ever written by two trainers, even after the launcher was killed.
+    Every trainer inherits the descriptor, so the lock holds until the last of them is gone. No run
+    is ever written by two trainers, even if the launcher was killed.
     """
     if "://" in workdir:
         raise UserError(f"--workdir={workdir}: must be a local directory in this mode")
@@ -198,7 +198,7 @@ def sweep_lock(workdir: str) -> Iterator[int]:
 
 
 def execute(argv: Sequence[str]) -> int:
-    """Does what the command line asks for; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     options = parse_arguments(argv)
     runs = load_runs(options.config, options.workdir)
     check_trainer_flags(runs, options.trainer_flags)
@@ -222,7 +222,7 @@ def execute(argv: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """Prints a user's mistake as one line with exit status 2."""
+    """Runs the program; a `UserError` becomes one line and exit status 2."""
     try:
         sys.exit(execute(sys.argv[1:]))
     except UserError as error:

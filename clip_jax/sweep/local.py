@@ -1,4 +1,4 @@
-"""Runs trainers as child processes of this one, N at a time."""
+"""Scheduler that runs trainers as child processes, N at a time."""
 
 import ctypes
 import os
@@ -22,7 +22,7 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 @dataclass
 class Child:
-    """A trainer at work."""
+    """One running trainer."""
 
     run: Run
     process: subprocess.Popen[bytes]
@@ -39,16 +39,16 @@ class Scheduler:
     jobs: int
     gpus: Sequence[str] = ()
     inherited_lock: int | None = None  # a file descriptor that the children keep open
-    skipped: int = 0  # runs that were finished before
+    skipped: int = 0  # runs that had finished before
     children: list[Child] = field(default_factory=list)
-    durations: list[float] = field(default_factory=list)  # seconds of the runs that ended here
+    durations: list[float] = field(default_factory=list)  # seconds of the ended runs
     failures: list[Run] = field(default_factory=list)
-    signals: list[int] = field(default_factory=list)  # those received, in order
+    signals: list[int] = field(default_factory=list)  # received signals, in order
 
     def run(self, runs: Sequence[Run]) -> tuple[list[Run], int | None]:
-        """Runs them all; returns those that failed and the signal that stopped the sweep."""
+        """Runs all; returns the failed runs and the signal that stopped the sweep, if any."""
         handled = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # started by nohup: leave it so
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
             handled.append(signal.SIGHUP)
         before = {
             number: signal.signal(number, lambda number, _: self.signals.append(number))
@@ -57,14 +57,14 @@ class Scheduler:
         try:
             self._run_all(list(runs))
         finally:
-            for child in self.children:  # only after an error of our own
+            for child in self.children:  # some are left only after an internal error
                 kill_group(child.process)
             for number, handler in before.items():
                 signal.signal(number, handler)
         return self.failures, self.signals[0] if self.signals else None
 
     def log_path(self, run: Run) -> Path:
-        """Where the run's output goes; every attempt adds to it."""
+        """Path of the run's output log, to which every attempt appends."""
         return Path(run.workdir) / LOG_FILE
 
     def _run_all(self, waiting: list[Run]) -> None:
@@ -78,7 +78,7 @@ class Scheduler:
                 kill_at = time.monotonic() + GRACE_SECONDS
                 report(f"stopping: {len(self.children)} runs save and exit; again to kill them")
                 for child in self.children:
-                    child.process.terminate()  # the trainer's signal to save, whatever ours was
+                    child.process.terminate()  # a trainer saves on SIGTERM
             if kill_at and (len(self.signals) > 1 or time.monotonic() > kill_at):
                 for child in self.children:
                     kill_group(child.process)
@@ -104,7 +104,7 @@ class Scheduler:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 pass_fds=() if self.inherited_lock is None else (self.inherited_lock,),
-                # A group of its own: Ctrl-C reaches the launcher alone, which forwards it once.
+                # In a session of its own the child does not get Ctrl-C; the launcher forwards it.
                 start_new_session=True,
                 preexec_fn=signal_when_parent_dies(),
             )
@@ -116,8 +116,7 @@ class Scheduler:
             self.children.remove(child)
             seconds = time.monotonic() - child.started
             exit_code = child.process.returncode
-            # A trainer that was told to stop saves and exits 0 too; only the final export tells
-            # that it reached its end.
+            # A stopped trainer saves and exits 0 too; only the final export proves that it is done.
             if exit_code == 0 and is_exported(Path(child.run.workdir)):
                 state = "finished"
             elif self.signals:
@@ -136,7 +135,7 @@ class Scheduler:
             report(f"{outcome} {child.run.name}\n{self._progress(waiting)}")
 
     def _progress(self, waiting: int) -> str:
-        """For example: `[3 of 6 done, 1 failed, 2 running, ETA 4m10s]`."""
+        """Formats progress: `[3 of 6 done, 1 failed, 2 running, ETA 4m10s]`."""
         total = self.skipped + len(self.durations) + len(self.children) + waiting
         done = self.skipped + len(self.durations) - len(self.failures)
         parts = [f"{done} of {total} done"]
@@ -157,36 +156,36 @@ class Scheduler:
 
 
 def signal_when_parent_dies() -> Callable[[], None] | None:
-    """For the child to call before it starts: SIGTERM comes even when the launcher is killed -9.
+    """Returns a `preexec_fn` by which the child gets SIGTERM even if the launcher is killed -9.
 
-    Linux only; elsewhere a launcher that is killed -9 leaves its trainers to finish.
+    Returns None on systems other than Linux, where the trainers then run on.
     """
     if sys.platform != "linux":
         return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: after the fork no lock may be taken
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork, after which no lock may be taken
     parent = os.getpid()
 
     def ask_for_signal() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before we asked
+        if os.getppid() != parent:  # the launcher died before the call
             os._exit(1)
 
     return ask_for_signal
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kills a trainer and the data workers that it started."""
+    """Kills a trainer and its data workers."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def report(text: str) -> None:
-    """Prints over the progress line."""
+    """Prints a line in place of the progress line."""
     print(f"\r\033[K{text}" if sys.stdout.isatty() else text, flush=True)
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds for people: 42s, 3m05s, 2h07m."""
+    """Formats seconds: 42s, 3m05s, 2h07m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -196,7 +195,7 @@ def duration_text(seconds: float) -> str:
 
 
 def last_lines(path: Path, count: int = 10) -> str:
-    """The end of a log, indented; reads no more than its last 64 KiB."""
+    """Returns the last lines of a log, indented; reads at most the last 64 KiB."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 65536))
         lines = file.read().decode(errors="replace").splitlines()[-count:]

@@ -1,4 +1,4 @@
-"""The runs of a sweep: their names, folders and states."""
+"""Runs of a sweep: their names, folders and states."""
 
 import ast
 import hashlib
@@ -14,43 +14,43 @@ from clip_jax.errors import UserError
 from clip_jax.sweep import Overrides
 
 STATE_FILE = "sweep_run.json"
-MAX_NAME_LENGTH = 120  # bytes; file systems stop at 255, and people long before
+MAX_NAME_LENGTH = 120  # bytes; readable, and far below the limit of file systems, 255
 KEY_PATTERN = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep: its overrides, and its directory, named after them."""
+    """One run of a sweep: its overrides, and its directory, which is named after them."""
 
     name: str
     overrides: Overrides
     workdir: str
 
     def flags(self) -> list[str]:
-        """The trainer's flags that make this run differ from the config file."""
+        """Returns the trainer's flags that make this run differ from the config file."""
         return [f"--workdir={self.workdir}"] + [
             f"--config.{key}={value}" for key, value in self.overrides.items()
         ]
 
     def state(self) -> str:
-        """`finished`, `failed`, `started` (or stopped half way) or `waiting`."""
+        """Returns `finished`, `failed`, `started` (running or stopped half way) or `waiting`."""
         directory = Path(self.workdir)
         if record := self.read_record():
             return str(record.get("state", "started"))
-        # No record: a printed command or SLURM ran it.
+        # A run without a record was started by a printed command or SLURM, or not at all.
         if is_exported(directory):
             return "finished"
         return "started" if (directory / "metrics.jsonl").exists() else "waiting"
 
     def is_finished(self, trainer_flags: Sequence[str]) -> bool:
-        """Whether there is nothing left to do for these flags (others call for another look)."""
+        """Whether the run has finished with these flags; with others it must run again."""
         if self.state() != "finished":
             return False
         record = self.read_record()
         return not record or record.get("trainer_flags") == list(trainer_flags)
 
     def read_record(self) -> dict[str, Any]:
-        """What the launcher last wrote about this run; empty where it never ran it."""
+        """Returns the launcher's last record of this run; empty if there is none."""
         try:
             record = json.loads((Path(self.workdir) / STATE_FILE).read_text())
         except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
@@ -58,7 +58,7 @@ class Run:
         return record if isinstance(record, dict) else {}
 
     def write_record(self, state: str, trainer_flags: Sequence[str], **more: Any) -> None:
-        """Writes the state in one move, so that a killed launcher never leaves half a file."""
+        """Writes the state atomically, so that a killed launcher never leaves half a file."""
         path = Path(self.workdir) / STATE_FILE
         record = {"state": state, "overrides": self.overrides, "trainer_flags": list(trainer_flags)}
         scratch = path.with_suffix(".tmp")
@@ -67,9 +67,10 @@ class Run:
 
 
 def is_exported(workdir: Path) -> bool:
-    """Whether a run has come to its end: its last act is the export of its newest checkpoint.
+    """Whether a run is complete: it ends by exporting its newest checkpoint.
 
-    A run that was given more steps and then stopped still has the export of the fewer steps.
+    The steps are compared because a run that was extended and then stopped still has the export
+    of its former end.
     """
     if not (workdir / "model").is_dir():
         return False
@@ -77,14 +78,14 @@ def is_exported(workdir: Path) -> bool:
     try:
         step = json.loads((workdir / "model" / "config.json").read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, KeyError, TypeError):
-        return True  # not one of our exports, and so nothing that we could go by
+        return True  # another tool's export has no step to compare
     return step is None or step >= max(saved, default=0)
 
 
 def load_runs(config: str, workdir: str) -> list[Run]:
-    """The runs of a config file's `sweep()`; `config` may end in `:argument`, as for the trainer.
+    """Loads the runs of a config file's `sweep()`; `config` may end in `:argument`.
 
-    Raises UserError where the file, its `sweep()` or what that returns cannot be used.
+    Raises UserError if the file, its `sweep()` or the returned value cannot be used.
     """
     path = Path(config.partition(":")[0])
     if not path.is_file():
@@ -109,7 +110,7 @@ def load_runs(config: str, workdir: str) -> list[Run]:
 
 
 def plan_runs(settings: Any, workdir: str, source: str) -> list[Run]:
-    """Names the settings and gives each its directory; `source` is named in errors."""
+    """Gives each setting a name and a directory; `source` is named in errors."""
     if not isinstance(settings, list | tuple) or not settings:
         raise UserError(f"{source}: sweep() returned {settings!r}; it must return a list of dicts")
     settings = [_plain(setting) for setting in settings]
@@ -138,7 +139,7 @@ def plan_runs(settings: Any, workdir: str, source: str) -> list[Run]:
 
 
 def _plain(setting: Any) -> Any:
-    """The same setting with numpy's scalars (from geomspace and the like) as Python's."""
+    """Converts numpy scalars in a setting (from geomspace, say) to Python's."""
     if not isinstance(setting, dict):
         return setting
     return {
@@ -148,7 +149,7 @@ def _plain(setting: Any) -> Any:
 
 
 def _short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Each key's shortest ending that is its own: optimizer.learning_rate -> learning_rate."""
+    """Maps each key to its shortest unique ending: optimizer.learning_rate -> learning_rate."""
     short = {}
     for key in keys:
         parts = key.split(".")
@@ -161,7 +162,7 @@ def _short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def _run_name(setting: Overrides, short: dict[str, str]) -> str:
-    """A readable directory name; where it cannot tell the setting exactly, a hash is added."""
+    """Returns a readable directory name, with a hash if the name alone would be ambiguous."""
     texts = {key: _value_text(value) for key, value in setting.items()}
     name = ",".join(f"{short[key]}={text}" for key, (text, _) in texts.items())
     if len(name) <= MAX_NAME_LENGTH and all(is_exact for _, is_exact in texts.values()):
@@ -171,7 +172,7 @@ def _run_name(setting: Overrides, short: dict[str, str]) -> str:
 
 
 def _value_text(value: Any) -> tuple[str, bool]:
-    """A value as a piece of a file name, and whether the piece stands for this value alone."""
+    """Returns a value as part of a file name, and whether no other value has the same text."""
     if isinstance(value, float):
         return f"{value:.6g}", float(f"{value:.6g}") == value and not value.is_integer()
     if value is None or isinstance(value, int):
@@ -181,7 +182,7 @@ def _value_text(value: Any) -> tuple[str, bool]:
 
 
 def _is_literal(text: str) -> bool:
-    """Whether the string reads as a number, a boolean or None, which then share its name."""
+    """Whether a string reads as a Python literal (5, True, None), which has the same text."""
     try:
         ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -1,7 +1,7 @@
-"""The plot of a sweep: a metric against the swept keys.
+"""Plot of a sweep: a metric against the swept keys.
 
-One key: a line. Two keys: a line for each value of the second, or a heat map where both have many
-values. More keys, or random draws of two: one panel of points a key.
+One key gives a line. Two keys give a line for each value of the second, or a heat map if both have
+many values. More keys, or random draws of two, give one panel of points per key.
 """
 
 import math
@@ -42,7 +42,7 @@ def write_plot(rows: Sequence[Row], metrics: Sequence[str], path: Path, title: s
 
 
 def panels(rows: Sequence[Row]) -> list[Draw]:
-    """How to draw this sweep: one function a panel."""
+    """Chooses how to draw this sweep: one function per panel."""
     values = {key: distinct(rows, key) for key in swept_keys(rows)}
     if not values:
         return [draw_runs]
@@ -50,7 +50,7 @@ def panels(rows: Sequence[Row]) -> list[Draw]:
         (key,) = values
         return [partial(draw_lines, x=key)]
     if len(values) == 2:
-        # Numbers go on the x axis before names, many values before few.
+        # The x axis prefers numbers to names, and the key with more values.
         x, series = sorted(values, key=lambda k: (not is_numeric(values[k]), -len(values[k])))
         pairs = {(setting(row, x), setting(row, series)) for row in rows}
         is_full = len(pairs) == len(values[x]) * len(values[series])
@@ -62,20 +62,20 @@ def panels(rows: Sequence[Row]) -> list[Draw]:
 
 
 def swept_keys(rows: Sequence[Row]) -> list[str]:
-    """The keys that differ between runs; seeds are averaged over where there is another key."""
+    """The keys that differ between runs; leaves out seeds, to average over, if there are others."""
     keys = dict.fromkeys(key for row in rows for key in row.run.overrides)
     differing = [key for key in keys if len(distinct(rows, key)) > 1]
     return [key for key in differing if key.rpartition(".")[2] != "seed"] or differing
 
 
 def setting(row: Row, key: str) -> Any:
-    """A run's value of a key, made hashable; runs without it read `default`."""
+    """Returns a run's value of a key, made hashable; "default" if the run does not set it."""
     value = row.run.overrides.get(key, "default")
     return str(value) if isinstance(value, list | tuple | bool | None) else value
 
 
 def distinct(rows: Sequence[Row], key: str) -> list[Any]:
-    """The key's different values: numbers in order, anything else as it comes."""
+    """Returns the key's distinct values: numbers sorted, others in order of occurrence."""
     values = list(dict.fromkeys(setting(row, key) for row in rows))
     return sorted(values) if is_numeric(values) else values
 
@@ -91,7 +91,7 @@ def has_value(row: Row, metric: str) -> bool:
 
 
 def text(value: Any) -> str:
-    """A value as a label."""
+    """Formats a value as a label."""
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
@@ -101,7 +101,7 @@ def set_x_axis(axis: Axes, rows: Sequence[Row], key: str) -> dict[Any, float]:
     axis.set_xlabel(key)
     if not is_numeric(values):
         axis.set_xticks(range(len(values)), [text(value) for value in values])
-        axis.set_xlim(-0.5, len(values) - 0.5)  # also names whose runs have no value yet
+        axis.set_xlim(-0.5, len(values) - 0.5)  # leaves room for names without values yet
         return {value: float(position) for position, value in enumerate(values)}
     if min(values) > 0 and max(values) / min(values) >= LOG_RATIO:
         axis.set_xscale("log")
@@ -115,7 +115,7 @@ def set_x_axis(axis: Axes, rows: Sequence[Row], key: str) -> dict[Any, float]:
 def draw_lines(
     axis: Axes, rows: Sequence[Row], metric: str, x: str, series: str | None = None
 ) -> None:
-    """A line of means for each value of `series`, and a point for each run."""
+    """Draws a line of means for each value of `series`, and a point for each run."""
     positions = set_x_axis(axis, rows, x)
     style = "-" if is_numeric(distinct(rows, x)) else ""  # nothing lies between two names
     for value in distinct(rows, series) if series else [None]:
@@ -138,7 +138,7 @@ def draw_lines(
 
 
 def draw_heat_map(axis: Axes, rows: Sequence[Row], metric: str, x: str, y: str) -> None:
-    """The mean of each pair of values, written into its cell."""
+    """Draws the mean of each pair of values as a cell with its number."""
     columns, lines = distinct(rows, x), distinct(rows, y)
     cells: dict[tuple[int, int], list[float]] = {}
     for row in [row for row in rows if has_value(row, metric)]:
@@ -162,7 +162,7 @@ def draw_heat_map(axis: Axes, rows: Sequence[Row], metric: str, x: str, y: str) 
 
 
 def draw_points(axis: Axes, rows: Sequence[Row], metric: str, key: str) -> None:
-    """Every run as a point over one of the keys, whatever the others were."""
+    """Draws every run as a point over one key, regardless of the others."""
     positions = set_x_axis(axis, rows, key)
     have = [row for row in rows if has_value(row, metric)]
     across = [positions[setting(row, key)] for row in have]
@@ -172,7 +172,7 @@ def draw_points(axis: Axes, rows: Sequence[Row], metric: str, key: str) -> None:
 
 
 def draw_runs(axis: Axes, rows: Sequence[Row], metric: str) -> None:
-    """A bar for each run, where nothing was swept."""
+    """Draws a bar for each run, for a sweep without differing keys."""
     axis.bar(range(len(rows)), [row.results.get(metric, 0.0) for row in rows], width=0.4)
     axis.set_xticks(range(len(rows)), [row.run.name for row in rows])
     axis.set_ylabel(metric.rpartition("/")[2])

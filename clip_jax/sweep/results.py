@@ -1,4 +1,4 @@
-"""What the runs of a sweep have left in their folders."""
+"""Results of a sweep's runs, read from their folders."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from clip_jax.sweep.plan import Run
 
 @dataclass
 class Row:
-    """One run: what was set, and what came out (`loss`, `task/metric`, … to number)."""
+    """One run with its state and results (`loss`, `task/metric`, … to number)."""
 
     run: Run
     state: str
@@ -21,7 +21,7 @@ class Row:
 
 
 def read_rows(runs: Sequence[Run]) -> list[Row]:
-    """Reads every run's last metrics and, for each task and data set, its last evaluation."""
+    """Reads every run's last metrics, and its last evaluation of each task and data set."""
     evaluations = {run.name: last_evaluations(Path(run.workdir)) for run in runs}
     prefixes = column_prefixes({key for of_run in evaluations.values() for key in of_run})
     rows = []
@@ -34,10 +34,10 @@ def read_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def column_prefixes(evaluated: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """(task, data set) to the task and as much of the data set as tells it from the task's others.
+    """Maps (task, data set) to the task and the part of the data set's name that is not shared.
 
-    A task's only data set, or one that the others are parts of, leaves the task's name alone:
-    `retrieval` on glyphs/test and glyphs/test/seen give `retrieval` and `retrieval/seen`.
+    `retrieval` on glyphs/test and glyphs/test/seen gives `retrieval` and `retrieval/seen`; a task's
+    only data set gives the task's name alone.
     """
     parts: dict[str, list[list[str]]] = {}
     for task, dataset in evaluated:
@@ -53,7 +53,7 @@ def column_prefixes(evaluated: Collection[tuple[str, str]]) -> dict[tuple[str, s
 
 
 def last_metrics(directory: Path) -> dict[str, float]:
-    """The newest values of `step`, `samples_seen` and `loss` in metrics.jsonl."""
+    """Reads the newest values of `step`, `samples_seen` and `loss` from metrics.jsonl."""
     latest: dict[str, float] = {}
     for record in read_lines(directory / "metrics.jsonl"):
         latest |= numbers(record, only=("step", "samples_seen", "loss"))
@@ -61,7 +61,7 @@ def last_metrics(directory: Path) -> dict[str, float]:
 
 
 def last_evaluations(directory: Path) -> dict[tuple[str, str], dict[str, float]]:
-    """(task, data set) to the metrics of its last evaluation in evaluation.jsonl."""
+    """Maps (task, data set) to the metrics of its last evaluation in evaluation.jsonl."""
     latest: dict[tuple[str, str], dict[str, float]] = {}
     for record in read_lines(directory / "evaluation.jsonl"):
         key = (str(record.get("task", "")), str(record.get("dataset", "")))
@@ -70,7 +70,7 @@ def last_evaluations(directory: Path) -> dict[tuple[str, str], dict[str, float]]
 
 
 def numbers(record: dict[str, Any], only: Sequence[str] = ()) -> dict[str, float]:
-    """The numeric values of a record."""
+    """Returns the numeric values of a record."""
     return {
         name: value
         for name, value in record.items()
@@ -81,9 +81,9 @@ def numbers(record: dict[str, Any], only: Sequence[str] = ()) -> dict[str, float
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, none where it is missing.
+    """Reads the objects of a JSON-lines file; returns none if it is missing.
 
-    A last line that a killed trainer left unfinished is passed over.
+    Skips a last line that a killed trainer left unfinished.
     """
     try:
         lines = path.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The table and the plot of a sweep, from what its runs left in their directories."""
+"""Table and plot of a sweep, from the files in its runs' directories."""
 
 import csv
 import difflib
@@ -20,7 +20,7 @@ LOWER_IS_BETTER = ("loss", "rank", "error")
 def write_report(runs: Sequence[Run], workdir: Path, metrics: Sequence[str] | None) -> None:
     """Writes DIR/sweep.csv and DIR/sweep.png, and prints a short table.
 
-    Raises UserError for a metric that no run has; the CSV is there by then.
+    Raises UserError for a metric that no run has, after writing the CSV.
     """
     rows = read_rows(runs)
     names = list(dict.fromkeys(name for row in rows for name in row.results))
@@ -40,9 +40,9 @@ def write_report(runs: Sequence[Run], workdir: Path, metrics: Sequence[str] | No
 
 
 def write_csv(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
-    """One row a run: its name, state, swept keys and results."""
+    """Writes one row per run: its name, state, swept keys and results."""
     keys = list(dict.fromkeys(key for row in rows for key in row.run.overrides))
-    # A swept key may be called `loss`; a table must not have two columns of one name.
+    # A swept key may be called `loss`, and a table must not have two columns of one name.
     headers = [f"config.{key}" if key in OWN_COLUMNS else key for key in keys]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -54,7 +54,7 @@ def write_csv(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
 
 
 def resolve_metric(asked: str, known: Sequence[str]) -> str:
-    """The column meant by `asked`: its name, or an ending that belongs to one column only."""
+    """Returns the column that `asked` names, in full or by a unique ending."""
     if asked in known:
         return asked
     endings = [name for name in known if name.endswith(f"/{asked}")]
@@ -62,7 +62,7 @@ def resolve_metric(asked: str, known: Sequence[str]) -> str:
         return endings[0]
     if endings:
         raise UserError(f"--metric={asked}: could be any of {', '.join(endings)}; give one")
-    # `task/metric` where every column also names a data set.
+    # The name `task/metric` is ambiguous if every column also names a data set.
     task, _, metric = asked.rpartition("/")
     with_dataset = [n for n in known if n.startswith(f"{task}/") and n.endswith(f"/{metric}")]
     if with_dataset:
@@ -73,7 +73,7 @@ def resolve_metric(asked: str, known: Sequence[str]) -> str:
 
 
 def defaults(known: Sequence[str]) -> list[str]:
-    """The loss and the first metric of each task, without those on parts of its data."""
+    """Returns the loss and the first metric of each task, except those on parts of its data."""
     firsts: dict[str, str] = {}
     for name in sorted(known, key=lambda name: name.count("/")):
         group = name.rpartition("/")[0]
@@ -83,7 +83,7 @@ def defaults(known: Sequence[str]) -> list[str]:
 
 
 def text_table(rows: Sequence[Row], metrics: Sequence[str]) -> str:
-    """The runs with the chosen metrics; `*` marks the best value of each."""
+    """Formats the runs with the chosen metrics; `*` marks the best value of each."""
     best = {}
     for name in metrics:
         values = [

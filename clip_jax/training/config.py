@@ -1,8 +1,8 @@
-"""What a training run is: every default, once, with its unit.
+"""Configuration of a training run: the only place of every default, with its unit.
 
-A file in `configs/` starts from `default_config()`, changes what it wants, and returns it; flags
-of the form `--config.optimizer.learning_rate=1e-3` change it further; `build_config` then checks
-and freezes it.
+A file in `configs/` starts from `default_config()`, changes values and returns it. Flags such as
+`--config.optimizer.learning_rate=1e-3` change it further; `build_config` then checks and freezes
+it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from clip_jax.training.config_values import build, coerce, optional, to_config_d
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Which vocabulary reads the captions."""
+    """Vocabulary of the captions."""
 
     source: str = (
         "captions"  # train SentencePiece on the captions; or "clip_bpe", or a saved tokenizer
@@ -38,29 +38,30 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(SourceConfig):
-    """Where the image-text pairs are, and how they are read."""
+    """Location of the image-text pairs, and options of reading them."""
 
-    # Instead of path: groups of the keys of a source (path, format, caption_column, …), each with
-    # "weight", its share of the stream; what a group does not say is as in `config.data`.
-    # ({"path": "a/*.tar", "weight": 3.0}, {"path": "b.csv", "weight": 1.0}).
+    # A mixture replaces path: groups of a source's keys (path, format, caption_column, …), each
+    # with "weight", its share of the stream. Keys that a group lacks are as in `config.data`.
+    # Example: ({"path": "a/*.tar", "weight": 3.0}, {"path": "b.csv", "weight": 1.0}).
     mixture: tuple[dict[str, Any], ...] = ()
-    # Tars of a store without an index of the whole: shuffled within a few shards at a time.
+    # Streaming reads tars without indexing them all, and shuffles within a few shards at a time.
     streaming: bool = False
-    streams: int | None = None  # read side by side; must divide the batch; None: up to 64
-    window_shards: int = 2  # among which a stream shuffles
+    streams: int | None = None  # number read in parallel; must divide the batch; None: up to 64
+    window_shards: int = 2  # number of shards among which a stream shuffles
     workers: int = 0  # reader processes; 0: threads of the trainer
-    max_bad_fraction: float = 0.1  # of the records seen; more unusable ones stop the run
+    max_bad_fraction: float = 0.1  # share of unusable records above which the run stops
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerOptimizerConfig:
-    """What one tower has of its own."""
+    """Optimizer settings of one tower."""
 
     learning_rate_multiplier: float = 1.0
-    # Factor of the learning rate a block, from the last to the first; embeddings have one more than
-    # the first, norms, pools and projections after the blocks none (Bao et al. 2021, BEiT).
+    # The learning rate has this factor once per block, from the last to the first. Embeddings have
+    # one more than the first block; norms, pools and projections after the blocks have none (Bao
+    # et al. 2021, BEiT).
     layer_decay: float = 1.0
-    weight_decay: float | None = None  # None: that of the run
+    weight_decay: float | None = None  # None: the run's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,34 +69,37 @@ class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay to 0 (CLIP paper table 18)."""
 
     name: str = "adamw"  # or adafactor, lion, muon, lamb, sgd, … of optax and optax.contrib
-    options: dict[str, Any] | None = None  # further arguments of it, such as {"momentum": 0.9}
+    options: dict[str, Any] | None = None  # its further arguments, such as {"momentum": 0.9}
     learning_rate: float = 5e-4  # peak
     warmup_steps: int = 200
-    b1: float = 0.9  # this, b2 and eps: of Adam and its relatives, muon's part of it included
+    b1: float = 0.9  # b1, b2 and eps apply to Adam and its relatives, including muon's Adam part
     b2: float = 0.98
     eps: float = 1e-6
-    # Decoupled, whatever the optimizer: each step takes learning rate × this × the parameter away;
-    # not from gains, biases, position tables, the logit scale.
+    # Decay is decoupled for every optimizer: each step subtracts learning rate × this × parameter,
+    # except for gains, biases, position tables and the logit scale.
     weight_decay: float = 0.2
-    clip_norm: float | None = 1.0  # of the global gradient; None: no clipping
+    clip_norm: float | None = 1.0  # maximum global gradient norm; None: no clipping
     first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
     ema_decay: float | None = (
-        None  # of the parameters' moving average, which is evaluated and exported
+        None  # for a moving average of the parameters, which is evaluated and exported
     )
     vision: TowerOptimizerConfig = dataclasses.field(default_factory=TowerOptimizerConfig)
     text: TowerOptimizerConfig = dataclasses.field(default_factory=TowerOptimizerConfig)
-    # Regular expressions that match whole paths of parameters, such as "vision/transformer/.*";
-    # LiT: ("vision/.*",). What is frozen has no optimizer state and no backward pass.
+    # These regular expressions match whole parameter paths, such as "vision/transformer/.*"; LiT:
+    # ("vision/.*",). Frozen parameters have no optimizer state and no backward pass.
     freeze: tuple[str, ...] = ()
-    # The batch goes through the towers in so many parts, the loss still sees all of it: the exact
+    # The towers process the batch in this many parts, but the loss sees all of it: the exact
     # gradient with the memory of one part, for one more forward pass (Gao et al. 2021, GradCache).
     microbatches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices an axis; -1 takes the rest. The batch is split over data × fsdp, parameters and
-    optimizer over fsdp, heads, MLPs and vocabulary over tensor."""
+    """Devices per mesh axis; -1 takes the rest.
+
+    The batch is split over data × fsdp, parameters and optimizer over fsdp, heads, MLPs and
+    vocabulary over tensor.
+    """
 
     data: int = -1
     fsdp: int = 1
@@ -104,28 +108,30 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """What parameters are before the first step. A checkpoint in the workdir comes before it."""
+    """Initial parameters of a run; a checkpoint in the workdir takes precedence."""
 
-    # Anything that `clip_jax.load` takes; "": random values. With the token table comes its
-    # tokenizer, unless tokenizer.source names another; positions are resized to fit.
+    # The source is anything that `clip_jax.load` takes; "": random values. The token table brings
+    # its tokenizer, unless tokenizer.source names another; positions are resized to fit.
     source: str = ""
-    only: tuple[str, ...] = ()  # regular expressions of what it gives, as in freeze; (): all
+    only: tuple[str, ...] = ()  # regular expressions of parameters to take, as in freeze; (): all
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When the run is saved, and what is kept."""
+    """Intervals of checkpoints, and their retention."""
 
     every_steps: int | None = 1000
     every_minutes: float | None = 15.0
     keep_newest: int = 2
-    keep_every_steps: int | None = None  # checkpoints at multiples of it are kept for ever
+    keep_every_steps: int | None = None  # keeps checkpoints at its multiples for ever
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig(TaskData):
-    """What is measured during training and at its end, on images of any format that data.path
-    takes; columns and caption weights are named as in `config.data` where they are not given."""
+    """Evaluations during training and at its end, on images of any format that data.path takes.
+
+    Columns and caption weights default to those of `config.data`.
+    """
 
     tasks: tuple[str, ...] = ()  # of clip_jax.evaluation.tasks.TASKS
     every_steps: int | None = None  # None: at the end only
@@ -133,18 +139,18 @@ class EvaluationConfig(TaskData):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """An architecture by name, and the fields of `ClipConfig` that this run changes."""
+    """Name of an architecture, and the fields of `ClipConfig` that this run changes."""
 
     name: str = "ViT-B-32"
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def architecture(self) -> ClipConfig:
-        """The resolved row; raises `UserError` for an unknown name or field."""
+        """Returns the resolved row; raises `UserError` for an unknown name or field."""
         return get_architecture(self.name, **self.overrides)
 
     @classmethod
     def config_dict(cls) -> config_dict.ConfigDict:
-        """The group `config.model`: the name, and every field of `ClipConfig`, unset."""
+        """Returns the group `config.model`: the name, and every field of `ClipConfig`, unset."""
         result = config_dict.ConfigDict({"name": cls().name})
         for field in dataclasses.fields(ClipConfig):
             if field.name != "name":
@@ -154,7 +160,7 @@ class ModelConfig:
 
     @classmethod
     def from_values(cls, values: dict[str, Any], where: str) -> ModelConfig:
-        """From the group `config.model`; what is None there is not changed."""
+        """Builds it from the group `config.model`; None leaves a field unchanged."""
         fields = typing.get_type_hints(ClipConfig)
         for key in values:
             if key not in fields:
@@ -171,7 +177,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run."""
+    """Configuration of one training run."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
@@ -183,19 +189,22 @@ class TrainConfig:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    # All give the same value and gradient. The default by memory: 32,768 pairs on one v5e chip take
-    # 32 MiB chunked and 4.1 GiB dense (docs/scale.md), for arithmetic that the towers outweigh.
+    # All have the same value and gradient. Memory decides the default: 32,768 pairs on one v5e chip
+    # take 32 MiB chunked and 4.1 GiB dense (docs/scale.md); the towers outweigh the arithmetic.
     loss_implementation: Literal["dense", "ring", "chunked"] = "chunked"
     batch_size: int = 256  # pairs, global
     steps: int | None = None  # length of the run; or
-    epochs: float | None = None  # passes over the data; counts where steps is None
+    epochs: float | None = None  # passes over the data; used if steps is None
     seed: int = 0
     log_every_steps: int = 10
     report: bool = True  # write report.html at the end
 
     def task_data(self) -> TaskData:
-        """What the evaluations of the run read: how columns are named and stores are asked is as in
-        its training data, where the evaluation does not say it. A split is its own."""
+        """Returns the data of the run's evaluations.
+
+        Source options that the evaluation leaves at their defaults, except the split, come from the
+        training data.
+        """
         own = {"split"} | ({"caption_weights"} if self.evaluation.caption_column else set())
         default = SourceFields()
         shared = {
@@ -208,7 +217,7 @@ class TrainConfig:
 
 
 def default_config() -> config_dict.ConfigDict:
-    """Every key with its default, as the locked `ConfigDict` that config files edit."""
+    """Returns every key with its default, as the locked `ConfigDict` that config files edit."""
     return to_config_dict(TrainConfig)
 
 
@@ -318,7 +327,7 @@ def _check(config: TrainConfig) -> None:
 
 
 def check_patterns(patterns: Sequence[str], key: str) -> None:
-    """Raises `UserError` that names `key` for what is no regular expression."""
+    """Raises a `UserError` that names `key` for an invalid regular expression."""
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise UserError(f"{key}: {pattern!r} is no text; a pattern is, such as 'vision/.*'")
@@ -331,7 +340,7 @@ def check_patterns(patterns: Sequence[str], key: str) -> None:
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The full resolved configuration, JSON-able; `build_config` reads it back."""
+    """Returns the resolved configuration, JSON-serialisable; `build_config` reads it back."""
     values = dataclasses.asdict(config)
     values["model"] = {"name": config.model.name, **config.model.overrides}
     return values

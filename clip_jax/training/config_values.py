@@ -1,5 +1,4 @@
-"""Between frozen dataclasses and the `ConfigDict` that files and flags edit; knows no setting by
-name."""
+"""Conversion between frozen dataclasses and the `ConfigDict` that files and flags edit."""
 
 import dataclasses
 import difflib
@@ -16,9 +15,9 @@ Config = TypeVar("Config")
 
 
 def to_config_dict(cls: Any) -> config_dict.ConfigDict:
-    """Every field of a dataclass with its default, nested dataclasses as groups; locked.
+    """Returns a locked dict of a dataclass's fields and defaults, nested dataclasses as groups.
 
-    A class with a `config_dict` of its own makes its group itself.
+    A class with its own `config_dict` makes its group itself.
     """
     if hasattr(cls, "config_dict"):
         return cls.config_dict()
@@ -29,8 +28,8 @@ def to_config_dict(cls: Any) -> config_dict.ConfigDict:
         if dataclasses.is_dataclass(kind):
             result[field.name] = to_config_dict(kind)
         else:
-            # A field that may be None is of type object, so that a flag can set it and unset it;
-            # `build` looks at the type of what comes.
+            # A field that may be None has type object, so that a flag can set and unset it; `build`
+            # checks the type of the value.
             value = default_of(field)
             result[field.name] = optional(value) if _is_optional(kind) else value
     result.lock()
@@ -49,7 +48,7 @@ def _is_optional(kind: Any) -> bool:
 
 
 def plain_types(kind: Any) -> tuple[type, ...]:
-    """The concrete types of an annotation: `float | None` -> (float,), `Literal["a"]` -> (str,)."""
+    """Returns an annotation's concrete types: (float,) for `float | None`, (str,) for literals."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         found = [t for arg in typing.get_args(kind) for t in plain_types(arg)]
@@ -60,16 +59,16 @@ def plain_types(kind: Any) -> tuple[type, ...]:
 
 
 def optional(value: Any = None) -> config_dict.FieldReference:
-    """A value that a flag may replace by one of any type."""
+    """Returns a value that a flag may replace by one of any type."""
     return config_dict.FieldReference(value, field_type=object)
 
 
 def build(cls: type[Config], values: dict[str, Any], where: str) -> Config:
-    """The dataclass from nested values, checked against its annotations.
+    """Builds the dataclass from nested values, checked against its annotations.
 
     Raises `UserError` that names the key below `where`, its value and what would be accepted: an
     unknown key (with the nearest known one), a wrong type, a value outside its choices. A class
-    with a `from_values` of its own is built by that.
+    with its own `from_values` is built by that.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where}={values!r}: must be a group of keys")
@@ -90,12 +89,15 @@ def build(cls: type[Config], values: dict[str, Any], where: str) -> Config:
             built[key] = coerce(value, kind, name)
     try:
         return cls(**built)
-    except (TypeError, ValueError) as error:  # a tuple of other things than numbers, say
+    except (TypeError, ValueError) as error:  # a tuple of non-numbers, say
         raise UserError(f"{where}: {error}") from error
 
 
 def coerce(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the annotated type: whole floats become ints, lists tuples. Raises `UserError`."""
+    """Converts a value to the annotated type: whole floats to ints, lists to tuples.
+
+    Raises `UserError` if that is impossible.
+    """
     if value is None:
         if _is_optional(kind):
             return None
@@ -125,7 +127,7 @@ def _spell(kind: Any) -> str:
 
 
 def unknown_key(key: str, known: list[str]) -> str:
-    """The message for an unknown key, with the nearest known one."""
+    """Returns the message for an unknown key, with the nearest known one."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if near:
         return f"unknown key {key!r}; did you mean {near[0]!r}?"

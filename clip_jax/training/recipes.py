@@ -1,4 +1,4 @@
-"""The published settings that several configurations share; a file in `configs/` starts from one.
+"""Published settings that several configurations share; a file in `configs/` starts from one.
 
 Sources: Radford et al. 2021 (CLIP), tables 18 to 20; OpenCLIP's trainer and its model cards; Zhai
 et al. 2023 (SigLIP) and big_vision's configurations; Li et al. 2023 (CLIPA) and its configurations.
@@ -12,7 +12,7 @@ LAION_400M = 400_000_000  # pairs, about as many as OpenAI's WIT
 
 
 def at_scale() -> ConfigDict:
-    """What every large run does: bfloat16, stacked layers, tar shards, rare checkpoints."""
+    """Settings of every large run: bfloat16, stacked layers, tar shards, rare checkpoints."""
     config = default_config()
     config.model.dtype = "bfloat16"
     config.model.scan_layers = True
@@ -28,7 +28,7 @@ def at_scale() -> ConfigDict:
 
 
 def openai() -> ConfigDict:
-    """Batch 32,768, 32 epochs of 400 million pairs, AdamW, cosine, one random square crop."""
+    """OpenAI's CLIP: batch 32,768, 32 epochs of 400 million pairs, AdamW, random square crop."""
     config = at_scale()
     config.tokenizer.source = "clip_bpe"
     # The paper's only augmentation is a random square crop of the resized image.
@@ -47,11 +47,13 @@ def openai() -> ConfigDict:
 
 
 def siglip() -> ConfigDict:
-    """The sigmoid loss at batch 32,768, AdamW with b2 0.95 and little decay, texts cut at the
-    architecture's length."""
+    """SigLIP: sigmoid loss, batch 32,768, AdamW with b2 0.95 and little decay.
+
+    Texts are cut at the architecture's length.
+    """
     config = at_scale()
     config.loss = "sigmoid"
-    # The released vocabulary: a folder with the tokenizer files of any released SigLIP model.
+    # This folder must hold the tokenizer files of any released SigLIP model.
     config.tokenizer.source = "tokenizers/siglip"
     config.augmentation.crop_scale = (0.9, 1.0)
     config.optimizer.learning_rate = 1e-3
@@ -64,7 +66,7 @@ def siglip() -> ConfigDict:
 
 
 def clipa() -> ConfigDict:
-    """Few tokens: AdamW (0.9, 0.95), first moment in bfloat16, images squashed, texts cut short."""
+    """CLIPA, few tokens: AdamW (0.9, 0.95), bfloat16 first moment, squashed images, short texts."""
     config = at_scale()
     config.tokenizer.source = "tokenizers/bert-base-uncased"
     config.optimizer.b2 = 0.95

@@ -1,6 +1,6 @@
-"""Flags of programs that read data: one for each field of `SourceConfig`, or of a subclass.
+"""Flags of programs that read data: one for each field of `SourceConfig` or a subclass.
 
-So every program takes every option of a source, the ones of tomorrow included.
+So every program takes every option of a source, including future ones.
 """
 
 import dataclasses
@@ -35,10 +35,10 @@ _HELP = {
 
 
 class SourceFlags(Generic[Config]):
-    """The flags of one program, defined when this is made; nested fields have dotted names."""
+    """Flags of one program, defined on construction; nested fields have dotted names."""
 
     def __init__(self, cls: type[Config], values: flags.FlagValues = flags.FLAGS) -> None:
-        """`cls`: the class whose fields they are."""
+        """Defines a flag for each field of `cls`."""
         self._cls = cls
         self._flags: dict[str, flags.FlagHolder[Any]] = {
             key: _define(_flag_name(key), kind, default, values)
@@ -46,19 +46,19 @@ class SourceFlags(Generic[Config]):
         }
 
     def read(self) -> Config:
-        """Returns what the flags say. Raises UserError for values that do not go together."""
+        """Returns the configuration of the flags. Raises UserError for inconsistent values."""
         config: Config = self._make(self._cls, "")
         return config
 
     def read_needed(self) -> Config:
-        """As `read`. Raises UserError where --data is missing."""
+        """Returns `read()`. Raises UserError if --data is missing."""
         config = self.read()
         if not config.path:
             raise UserError("--data: is missing; give a folder, a .csv file or .tar files")
         return config
 
     def given(self) -> dict[str, flags.FlagHolder[Any]]:
-        """The flags on the command line, by field: "remote.attempts"."""
+        """Returns the flags on the command line by field, such as "remote.attempts"."""
         return {key: flag for key, flag in self._flags.items() if flag.present}
 
     def _make(self, cls: Any, prefix: str) -> Any:
@@ -73,8 +73,7 @@ class SourceFlags(Generic[Config]):
 
 
 def command_flags(config: SourceConfig, cls: type[SourceConfig]) -> list[str]:
-    """Words of a command line whose flags are those of `cls`: one for each value of `config` that
-    is not the default."""
+    """Returns command-line words for the non-default values of `config`, as flags of `cls`."""
     default = dict(_values(cls(), ""))
     words = []
     for key, value in _values(config, ""):
@@ -85,7 +84,7 @@ def command_flags(config: SourceConfig, cls: type[SourceConfig]) -> list[str]:
 
 
 def as_flags(config: SourceConfig) -> dict[str, Any]:
-    """Flag -> value of a source: the ones that each has, and what else is not the default."""
+    """Maps flags to a source's values: those common to all sources, and other non-default ones."""
     default = dict(_values(SourceConfig(), ""))
     fields = ("path", "format", "image_column", "caption_column", "caption_template", "split")
     return {
@@ -96,7 +95,7 @@ def as_flags(config: SourceConfig) -> dict[str, Any]:
 
 
 def _values(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of each field."""
+    """Yields (dotted name, value) of each field."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -110,13 +109,13 @@ def _flag_name(key: str) -> str:
 
 
 def _fields(cls: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
-    """(field, its type)."""
+    """Returns (field, its type) for each field."""
     hints = typing.get_type_hints(cls)
     return [(field, hints[field.name]) for field in dataclasses.fields(cls)]
 
 
 def _leaves(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, type, default) of each field, nested ones included."""
+    """Yields (dotted name, type, default) of each field, including nested ones."""
     for field, kind in _fields(cls):
         key = prefix + field.name
         if dataclasses.is_dataclass(kind):

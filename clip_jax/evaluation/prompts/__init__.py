@@ -1,4 +1,4 @@
-"""Prompt templates by name, and the files of templates and class names that a user brings."""
+"""Prompt templates by name, and the user's files of templates and class names."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from clip_jax.arguments import shown, text_list, with_home
 from clip_jax.errors import UserError
 from clip_jax.files.text_encoding import utf16_problem
 
-# A name or file of templates, or templates.
+# The name of a set of templates, the path of a file of them, or the templates themselves.
 Templates = str | os.PathLike[str] | Iterable[str]
 
 # The 80 ImageNet templates of Radford et al. 2021, section 3.1.4, in the order of OpenAI's
@@ -97,7 +97,7 @@ OPENAI_TEMPLATES = (
     "a tattoo of the {}.",
 )
 
-# The seven that forward selection over the 80 picked, in the same notebook.
+# The seven templates that forward selection picked from the 80, in the same notebook.
 OPENAI_SIMPLE_TEMPLATES = (
     "itap of a {}.",
     "a bad photo of the {}.",
@@ -123,7 +123,7 @@ _ACCEPTED = (
 
 
 def get_templates(templates: Templates) -> tuple[str, ...]:
-    """Prompt templates, each with one "{}" where the class name goes.
+    """Returns prompt templates, each with one "{}" for the class name.
 
     Args:
       templates: "openai" (80), "openai_simple" (7), "photo" ("a photo of a {}."), "none" ("{}");
@@ -152,7 +152,7 @@ def get_templates(templates: Templates) -> tuple[str, ...]:
 
 
 def _templates_of_file(templates: str | os.PathLike[str]) -> tuple[str, tuple[str, ...]]:
-    """The path of the file, and its lines."""
+    """Returns the path of the file, and its lines."""
     given = os.fspath(templates)
     if isinstance(given, str) and "{}" in given and not os.path.exists(given):
         raise UserError(f"templates={given!r}: is one template; give a list, such as [{given!r}]")
@@ -163,11 +163,11 @@ def _templates_of_file(templates: str | os.PathLike[str]) -> tuple[str, tuple[st
 
 
 def read_classnames(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Class names of a UTF-8 text file, one a line: line i + 1 names class i.
+    """Reads class names from a UTF-8 text file, one per line: line i + 1 names class i.
 
     Raises:
       UserError: the file cannot be read, holds no name, or has an empty line before the last name
-        (it would shift the numbers of all classes behind it).
+        (it would shift the numbers of all later classes).
     """
     names = read_lines(path)
     if not names:
@@ -180,10 +180,10 @@ def read_classnames(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def read_lines(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Stripped lines of a UTF-8 text file (a byte order mark is dropped), without empty last ones.
+    """Reads stripped lines of a UTF-8 text file; drops a byte order mark and empty last lines.
 
-    A line ends with a line feed, a carriage return or both.
-    "~" at the beginning of `path` is the user's home folder.
+    A line ends with a line feed, a carriage return or both. A leading "~" in `path` is the user's
+    home folder.
 
     Raises:
       UserError: the file cannot be read or is not UTF-8.
@@ -200,7 +200,7 @@ def read_lines(path: str | os.PathLike[str]) -> tuple[str, ...]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    # splitlines() would also split at characters that may stand inside a name.
+    # splitlines() would also split at characters that may occur in a name.
     lines = [line.strip() for line in re.split(r"\r*\n|\r", text)]
     while lines and not lines[-1]:
         lines.pop()

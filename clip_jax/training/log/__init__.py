@@ -1,1 +1,1 @@
-"""What a run leaves to be read: metrics, summary, profile."""
+"""Records of a run for the user: metrics, summary, profile."""

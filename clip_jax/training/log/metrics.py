@@ -1,4 +1,4 @@
-"""What a run writes about itself: JSON lines, TensorBoard, and the line that a person watches."""
+"""Metrics of a run: JSON lines, TensorBoard events, and the progress line."""
 
 import contextlib
 import json
@@ -13,11 +13,11 @@ from typing import Any, TextIO
 from clip_jax.files.disk import write_text
 
 Row = dict[str, Any]
-_FLUSH_SECONDS = 30.0  # between those of TensorBoard's file
+_FLUSH_SECONDS = 30.0  # between flushes of TensorBoard's file
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The objects of a JSON-lines file; a last line cut short by a kill is left out."""
+    """Reads the objects of a JSON-lines file, without a last line that a kill cut short."""
     rows: list[Row] = []
     if not path.exists():
         return rows
@@ -25,12 +25,12 @@ def read_rows(path: Path) -> list[Row]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            break  # only the last line can be incomplete, and nothing after it is worth having
+            break  # only the last line can be incomplete
     return rows
 
 
 class JsonLines:
-    """A JSON-lines file with a `step` in each row, appended to and rewound to a step on resume."""
+    """JSON-lines file with a `step` in each row; rewound to a step on resume."""
 
     def __init__(self, path: Path, resume_step: int):
         self.path = path
@@ -39,13 +39,13 @@ class JsonLines:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed in close)
 
     def append(self, row: Row) -> None:
-        """Writes one row, at once."""
+        """Writes one row immediately."""
         self.extend([row])
 
     def extend(self, rows: list[Row]) -> None:
-        """Writes rows that belong together in one go, so that a kill leaves all or none of them.
+        """Writes rows that belong together at once, so that a kill leaves all or none of them.
 
-        Raises OSError where the disk does not take them all; then none is left.
+        Raises OSError, and leaves none, if the disk does not take them all.
         """
         start = self._file.seek(0, os.SEEK_END)
         data = memoryview("".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -63,10 +63,10 @@ class JsonLines:
 
 
 class Board:
-    """The events of TensorBoard, in a file of their own for each start of a run.
+    """TensorBoard events, in a new file for each start of a run.
 
-    They are written here: tensorboardX leaves that to a thread, which a full disk ends, and then
-    the run would wait for it.
+    This class writes them itself, as tensorboardX uses a thread: a full disk would end the thread,
+    and the run would wait for it.
     """
 
     def __init__(self, folder: Path, resume_step: int):
@@ -77,12 +77,12 @@ class Board:
         with self._named():
             self._writer = self._parts.EventsWriter(str(folder / "events"))
             start = self._parts.SessionLog(status=self._parts.SessionLog.START)
-            # Whatever a former start has written of later steps is not shown.
+            # This event hides later steps that a former start has written.
             self._write(step=resume_step + 1, session_log=start)
             self._writer.flush()
 
     def add(self, values: dict[str, float], step: int) -> None:
-        """Writes scalars, at the latest 30 s later; raises OSError where the disk is full."""
+        """Writes scalars, flushed every 30 s; raises OSError if the disk is full."""
         summary = self._parts.Summary(
             value=[
                 self._parts.Summary.Value(tag=tag, simple_value=value)
@@ -111,11 +111,13 @@ class Board:
 
 
 def _tensorboard() -> Any:
-    """What is needed of tensorboardX, which would import PyTorch where that is installed: two
-    seconds, for tensors that we do not have."""
+    """Imports the needed parts of tensorboardX, without PyTorch.
+
+    tensorboardX imports PyTorch if it is installed, which takes two seconds for nothing.
+    """
     has_torch = "torch" in sys.modules
     if not has_torch:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it then fails
+        sys.modules["torch"] = None  # type: ignore[assignment]  # makes its import fail
     try:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -129,7 +131,7 @@ def _tensorboard() -> Any:
 
 
 class RunLog:
-    """metrics.jsonl, evaluation.jsonl and TensorBoard events of a run; silent off process 0."""
+    """metrics.jsonl, evaluation.jsonl and TensorBoard events; writes nothing unless `enabled`."""
 
     def __init__(self, workdir: Path, resume_step: int, enabled: bool):
         self.enabled = enabled
@@ -143,20 +145,20 @@ class RunLog:
         self._board = Board(workdir / "tensorboard", resume_step)
 
     def log_metrics(self, row: Row) -> None:
-        """One logged step."""
+        """Logs one step."""
         if self.enabled:
             self.metrics.append(row)
             self._to_board("train", row)
 
     def log_evaluations(self, rows: list[Row]) -> None:
-        """The evaluations of one step: step, task, dataset, and metrics by name in each row."""
+        """Logs the evaluations of one step: rows of step, task, dataset, and metrics by name."""
         if self.enabled:
             self.evaluations.extend(rows)
             for row in rows:
                 self._to_board(f"{row['task']}/{row['dataset']}", row)
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether step was evaluated already, by this run or the one it resumes."""
+        """Whether a step was already evaluated, by this start of the run or an earlier one."""
         return self.enabled and any(row["step"] == step for row in self.evaluations.rows)
 
     def _to_board(self, group: str, row: Row) -> None:
@@ -175,15 +177,14 @@ class RunLog:
 
 
 def format_seconds(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Formats seconds as 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Progress:
-    """A line that says where the run is: rewritten on a terminal, every few seconds in a log
-    file."""
+    """Progress line of a run: rewritten in place on a terminal, every 10 s in a log file."""
 
     def __init__(self, total: int, enabled: bool, stream: TextIO | None = None):
         self._total = total
@@ -193,7 +194,7 @@ class Progress:
         self._shown = 0.0
 
     def show(self, step: int, loss: float, samples_per_second: float, eta_seconds: float) -> None:
-        """Step, loss, rate, and the time that is left."""
+        """Shows step, loss, rate and remaining time."""
         now = time.monotonic()
         interval = 0.2 if self._terminal else 10.0
         if not self._enabled or (now - self._shown < interval and step < self._total):
@@ -207,12 +208,12 @@ class Progress:
         self._stream.flush()
 
     def say(self, message: str) -> None:
-        """A line of its own above the progress line."""
+        """Prints a message above the progress line."""
         if self._enabled:
             self._stream.write(("\r\033[K" if self._terminal else "") + message + "\n")
             self._stream.flush()
 
     def finish(self) -> None:
-        """Ends the line."""
+        """Ends the progress line."""
         if self._enabled and self._terminal and self._shown:
             self._stream.write("\n")

@@ -1,4 +1,4 @@
-"""A look at the machine: a trace of some steps, the compiled program, how often it is compiled."""
+"""Profiling of a run: a trace of some steps, the compiled program, counts of compilations."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _MAX_NAMED = 3  # changes in one warning
 
 @dataclasses.dataclass(frozen=True)
 class Profiling:
-    """What is looked at in a run."""
+    """Profiling options of a run."""
 
-    steps: tuple[int, int] | None = None  # the first and the last one that a trace covers
+    steps: tuple[int, int] | None = None  # first and last step of the trace
     dump_hlo: bool = False
 
 
 def parse_steps(text: str) -> tuple[int, int]:
-    """ "10:12" -> (10, 12). Raises `UserError` for anything that is not a range of steps."""
+    """Parses "10:12" to (10, 12). Raises `UserError` for anything that is no range of steps."""
     first, colon, last = text.partition(":")
     if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise UserError(
@@ -39,9 +39,9 @@ class Tracer:
     """Writes a trace of some steps to `directory`/plugins/profile, for XProf and TensorBoard."""
 
     def __init__(self, directory: Path, steps: tuple[int, int] | None, first: int, last: int):
-        """`first` and `last` are the steps that this part of the run will do.
+        """Prepares a trace; `first` and `last` are the steps that this part of the run will do.
 
-        Raises `UserError` where none of `steps` is among them.
+        Raises `UserError` if none of `steps` is among them.
         """
         self._directory = directory
         self._steps = steps if jax.process_index() == 0 else None
@@ -61,32 +61,32 @@ class Tracer:
         self.close()
 
     def acts_before(self, step: int) -> bool:
-        """Whether the trace begins or ends between this step and the one before it."""
+        """Whether the trace begins or ends just before this step."""
         return self._steps is not None and step in (self._steps[0], self._steps[1] + 1)
 
     def act(self, step: int, state: Any) -> None:
-        """Begins or ends the trace; waits for `state` first, so that it holds whole steps."""
+        """Begins or ends the trace; first waits for `state`, so that the trace has whole steps."""
         jax.block_until_ready(state)
         self.close()
         if self._steps is not None and step == self._steps[0]:
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # a step is thousands of calls: the file would burst
+            options.python_tracer_level = 0  # thousands of calls per step are too many
             jax.profiler.start_trace(self._directory, profiler_options=options)
             self._running = True
 
     def close(self) -> None:
-        """Writes what has been traced so far."""
+        """Ends a running trace and writes it."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
 
 
 class CompileWatch:
-    """Counts the seconds of compilation, and the programs called `name`.
+    """Measures compilation time, and counts compilations of the program `name`.
 
     Attributes:
-      seconds: of all compilations since it was opened; reading one from the cache counts as one.
-      recompilations: of the program, without the first.
+      seconds: duration of all compilations since it was opened, including reads from the cache.
+      recompilations: number of compilations of the program after the first.
     """
 
     def __init__(self, name: str):
@@ -111,7 +111,7 @@ class CompileWatch:
             self._count += about.get("fun_name") in (self._name, f"jit({self._name})")
 
     def called(self, step: int, *arguments: Any) -> None:
-        """To be called with the program's arguments after each call; warns of a second compilation.
+        """Warns of a second compilation; call it with the program's arguments after each call.
 
         The arguments may have been donated.
         """
@@ -140,7 +140,7 @@ class CompileWatch:
 
 
 def _signature(arguments: Any) -> dict[str, str]:
-    """Path -> dtype, shape and sharding of each array."""
+    """Maps the path of each array to its dtype, shape and sharding."""
     leaves = jax.tree_util.tree_flatten_with_path(arguments)[0]
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): (
@@ -151,10 +151,10 @@ def _signature(arguments: Any) -> dict[str, str]:
 
 
 def write_hlo(compiled: Any, directory: Path) -> None:
-    """Writes the optimised HLO of the compiled training step, and what it needs; on process 0.
+    """Writes the compiled training step's optimised HLO and its costs, on process 0.
 
-    train_step.txt is the text, train_step.json has bytes a device by kind and the FLOPs and bytes
-    that XLA counts (the body of a loop once).
+    train_step.txt is the text; train_step.json has bytes per device by kind, and the FLOPs and
+    bytes that XLA counts (the body of a loop once).
     """
     if jax.process_index() != 0:
         return

@@ -1,4 +1,4 @@
-"""The short table that ends a run, and what to try next."""
+"""Short table at the end of a run, with the next commands to try."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ NO_VALUE = "–"
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A metric that deserves a place in the table."""
+    """Metric that has a column in the table."""
 
     group: str
     title: str  # a few letters, for a terminal
@@ -43,34 +43,34 @@ COLUMNS = (
 
 
 def used_columns(rows: list[Row]) -> list[Column]:
-    """The columns that have a value in some row."""
+    """Returns the columns that have a value in some row."""
     return [column for column in COLUMNS if any(column.metric in row for row in rows)]
 
 
 def percentage(value: Any) -> str:
-    """A share as "12.3"; a dash where it was not measured."""
+    """Formats a share as "12.3", or as a dash if it was not measured."""
     return f"{100 * value:.1f}" if isinstance(value, int | float) else NO_VALUE
 
 
 def row_size(row: Row) -> str:
-    """How many images were asked about."""
+    """Formats the number of evaluated images."""
     size = row.get("num_image_queries", row.get("num_images"))
     return NO_VALUE if size is None else f"{size:,}"
 
 
 def task_name(row: Row) -> str:
-    """The task without the family that its dataset names already: "glyphs/letters" -> "letters"."""
+    """Returns the task without its family, which the dataset names: glyphs/letters -> letters."""
     return str(row.get("task", "")).rpartition("/")[2]
 
 
 def last_evaluation(rows: list[Row]) -> list[Row]:
-    """The rows of the newest evaluated step."""
+    """Returns the rows of the newest evaluated step."""
     newest = max((row.get("step", 0) for row in rows), default=None)
     return [row for row in rows if row.get("step", 0) == newest]
 
 
 def format_rows(rows: list[Row]) -> str:
-    """Evaluation rows as aligned text: a line a task and dataset, shares in per cent."""
+    """Formats evaluation rows as aligned text: one line per task and dataset, in per cent."""
     if not rows:
         return "no evaluation was asked for"
     columns = used_columns(rows)
@@ -116,7 +116,7 @@ def _table_lines(rows: list[Row], columns: list[Column]) -> list[str]:
 
 
 def _plain_line(row: Row) -> str:
-    """A row of an evaluator whose metrics have no column."""
+    """Formats a row whose metrics have no column."""
     metrics = ", ".join(
         f"{name} {value:.4g}"
         for name, value in row.items()
@@ -126,12 +126,12 @@ def _plain_line(row: Row) -> str:
 
 
 def _shorten(text: str, width: int) -> str:
-    """The end of a long path: there the datasets differ."""
+    """Shortens a long path to its end, in which datasets differ."""
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
 def print_summary(workdir: Path) -> None:
-    """The last evaluation, the cost of the run, and the next commands to try."""
+    """Prints the last evaluation, the cost of the run, and the next commands to try."""
     metrics = read_rows(workdir / "metrics.jsonl")
     rows = last_evaluation(read_rows(workdir / "evaluation.jsonl"))
     shown = shown_path(workdir)
@@ -154,7 +154,7 @@ def print_summary(workdir: Path) -> None:
 
 
 def shown_path(path: Path) -> Path:
-    """Relative to the current folder where it lies below it: shorter, and right in a command."""
+    """Returns a path below the current folder as a relative one, which is shorter in commands."""
     absolute = path.absolute()
     try:
         return absolute.relative_to(Path.cwd())
@@ -163,7 +163,7 @@ def shown_path(path: Path) -> Path:
 
 
 def next_commands(workdir: Path) -> list[str]:
-    """Command lines that are right for this run; FOLDER is what only the user knows."""
+    """Returns commands to try with this run; FOLDER stands for a path that the user must give."""
     shown = str(shown_path(workdir))
     config = read_config(workdir)
     load = f"import clip_jax; clip = clip_jax.load({shown!r}); print(clip)"
@@ -180,7 +180,7 @@ def next_commands(workdir: Path) -> list[str]:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """The run's config.json; empty where there is none that can be read."""
+    """Reads the run's config.json; returns an empty dict if it cannot be read."""
     try:
         config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -189,14 +189,14 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def _python() -> str:
-    """How a person starts this interpreter from here: by its path where that is below."""
+    """Returns the command for this interpreter: its relative path if below the current folder."""
     here = Path.cwd()
     executable = Path(sys.executable)
     return str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"
 
 
 def _evaluate_command(shown: str, config: dict[str, Any]) -> str:
-    """The evaluation of the run as a command; of glyphs where it was trained on them."""
+    """Returns a command that repeats the run's evaluation, on glyphs if it was trained on them."""
     data, tasks, options = TaskData(), tuple[str, ...](), ["--data=FOLDER"]
     with contextlib.suppress(UserError):  # config.json is gone, or of another version
         built = build_config(config)

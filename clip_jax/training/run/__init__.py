@@ -1,1 +1,1 @@
-"""What a host does around the step."""
+"""Work of a host around the training step."""

@@ -1,4 +1,4 @@
-"""Saving and resuming a run, through orbax; `weights/layouts/checkpoint.py` reads what is saved."""
+"""Checkpoints of a run, through orbax; `weights/layouts/checkpoint.py` is their reader."""
 
 import contextlib
 import json
@@ -17,20 +17,20 @@ from clip_jax.training.run.clock import SaveTimer
 from clip_jax.training.step.state import TrainState
 from clip_jax.weights.layouts.checkpoint import load_parts, read_identity, steps_in
 
-# What to do after a disk has been full.
+# This ends the error of a full disk.
 GO_ON = "; the same command then goes on from the newest checkpoint"
 
 policies = ocp.training.preservation_policies
 
-# Of an array that lies on several devices whole, each writes a slice if it has so many bytes. Of
-# smaller ones a compiled slice for each device and shape would take longer than the writing.
+# Each device writes a slice of a replicated array of at least this size. For smaller arrays,
+# compiling a slice for each device and shape would take longer than writing.
 _MIN_SLICE_BYTES = 16 << 20
 
 
 class Checkpoints:
-    """The checkpoints of one run: asynchronous saves, retention, the newest one back.
+    """Checkpoints of one run: asynchronous saves, retention, restoring.
 
-    What is there can be read from the beginning; `open` it before the first save.
+    Reading works at once; call `open` before the first save.
     """
 
     def __init__(self, directory: Path, config: CheckpointConfig):
@@ -41,14 +41,13 @@ class Checkpoints:
         self._saving: Any = None  # the save in progress
 
     def steps(self) -> list[int]:
-        """The steps of which there is a folder, damaged or not, the newest first."""
+        """Returns the steps that have a folder, damaged or not, newest first."""
         return [int(path.name) for path in steps_in(self._directory)]
 
     def open(self, damaged: Sequence[int] = ()) -> None:
-        """Begins to save, and to remove what retention does not keep.
+        """Enables saving and retention; every process of the job must call it.
 
-        Folders of the steps in `damaged` are renamed first, to STEP.damaged; every process of the
-        job calls it.
+        Before that, renames the folders of the steps in `damaged` to STEP.damaged.
         """
         if jax.process_index() == 0:
             for step in damaged:
@@ -66,9 +65,9 @@ class Checkpoints:
         )
 
     def due(self, step: int) -> bool:
-        """Whether a save is due after `step`, by steps or by minutes; asked after every step.
+        """Whether a save is due after `step`, by steps or minutes; must be called after every step.
 
-        Raises what the last save has failed of, behind the run's back.
+        Raises the error of the last asynchronous save, if it failed.
         """
         if self._saving is not None:
             with contextlib.suppress(TimeoutError), self._writing():
@@ -79,7 +78,7 @@ class Checkpoints:
         return late or bool(every and step % every == 0)
 
     def save(self, state: TrainState, identity: dict[str, Any], wait: bool = False) -> None:
-        """Starts a save of the state's step; a step that is already saved is left as it is."""
+        """Starts a save of the state's step, unless that step is already saved."""
         step = int(state.step)
         self._timer.reset()
         latest = self._checkpointer.latest
@@ -95,11 +94,11 @@ class Checkpoints:
                 self._checkpointer.wait()
 
     def identity(self, step: int) -> dict[str, Any]:
-        """What a checkpoint says of itself. Raises `DamagedCheckpoint`."""
+        """Reads a checkpoint's metadata (`Run.identity`). Raises `DamagedCheckpoint`."""
         return read_identity(self._directory / str(step))
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state of a checkpoint, on the shards that `abstract` names.
+        """Reads the state of a checkpoint with the shardings of `abstract`.
 
         Raises `DamagedCheckpoint`.
         """
@@ -112,7 +111,7 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits for a save in progress."""
+        """Waits for a save in progress, and closes the checkpointer."""
         if self._checkpointer is not None:
             with self._writing():
                 self._checkpointer.close()
@@ -127,7 +126,7 @@ def _context() -> ocp.Context:
 
 
 class _Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
-    """The training loop decides when to save (`Checkpoints.due`)."""
+    """Policy that saves on every call, since the training loop decides (`Checkpoints.due`)."""
 
     def should_save(self, *_: Any, **__: Any) -> bool:
         return True
@@ -143,7 +142,7 @@ def _rest(state: TrainState) -> dict[str, Any]:
 
 
 def _set_aside(path: Path) -> None:
-    """Renames the folder of a step out of the way, so that the step can be saved again."""
+    """Renames the folder of a damaged step, so that the step can be saved again."""
     aside = path.with_name(f"{path.name}.damaged")
     if aside.is_file():
         aside.unlink()

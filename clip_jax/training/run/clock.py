@@ -1,4 +1,4 @@
-"""Time in a run: where it goes, and when it calls for a checkpoint."""
+"""Clocks of a run: training time, and the time of the next checkpoint."""
 
 import time
 
@@ -11,16 +11,16 @@ AGREE_EVERY_STEPS = 4
 
 
 class Clock:
-    """Where the time of a run goes, without evaluations and checkpoints.
+    """Training time of a run, without evaluations and checkpoints.
 
-    A step's time runs from the end of the step before it to its own end, as seen by the host; the
-    share in which the host waited for data is kept apart.
+    A step's time runs from the end of the previous step to its own end, as the host sees them. Time
+    in which the host waited for data is also counted separately.
     """
 
     def __init__(self, seconds: float, first_step: int):
-        """`seconds` of training up to `first_step`, in the parts of the run before this one."""
+        """Starts at `first_step`, after `seconds` of training before this start of the run."""
         self.seconds = seconds
-        self.wait_seconds = 0.0  # for data, since the last logged row
+        self.wait_seconds = 0.0  # waiting for data, since the last logged row
         self.logged_seconds = self.seconds
         self.logged_step = first_step
         self.started_step = first_step
@@ -36,7 +36,7 @@ class Clock:
         self.wait_seconds += time.perf_counter() - self._wait_from
 
     def tick(self) -> None:
-        """Adds the time since the last tick to the run."""
+        """Adds the time since the last tick to the run's time."""
         now = time.perf_counter()
         self.seconds += now - self._mark
         self._mark = now
@@ -52,11 +52,11 @@ class Clock:
 
 
 class SaveTimer:
-    """Whether so many minutes have passed since the last save, with the same answer on all hosts.
+    """Timer that tells all hosts alike whether `minutes` have passed since the last save.
 
-    With several hosts it is process 0's clock that counts. Every `AGREE_EVERY_STEPS` steps a
-    reduction over all devices carries its answer along behind the training step, and it is read so
-    many steps later, when it has long been there: the host waits for nothing.
+    With several hosts, process 0's clock counts. Every `AGREE_EVERY_STEPS` steps a reduction over
+    all devices distributes its answer, dispatched behind the training step. Hosts read it that many
+    steps later, when it has long arrived, so that none has to wait.
     """
 
     def __init__(self, minutes: float | None):
@@ -66,12 +66,12 @@ class SaveTimer:
         self.reset()
 
     def reset(self) -> None:
-        """A save begins; all hosts call it after the same step."""
+        """Restarts the timer when a save begins; all hosts must call it after the same step."""
         self._last_save = time.monotonic()
         self._asked = None
 
     def due(self, step: int) -> bool:
-        """Whether a save is due after `step`; to be called after every step."""
+        """Whether a save is due after `step`; must be called after every step."""
         if self._minutes is None:
             return False
         late = time.monotonic() - self._last_save > 60 * self._minutes
@@ -84,7 +84,7 @@ class SaveTimer:
         return answer
 
     def _ask(self, flag: bool) -> jax.Array:
-        """() bool on every device: whether the flag is set anywhere."""
+        """Returns () bool on every device: whether any process has set the flag."""
         flags = jax.make_array_from_process_local_data(
             NamedSharding(self._mesh, PartitionSpec("all")),
             np.full(jax.local_device_count(), flag),

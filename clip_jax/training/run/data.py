@@ -1,4 +1,4 @@
-"""The image-text pairs that a configuration names, and what reading them costs a run."""
+"""Training data of a configuration, and the cost of reading it."""
 
 import contextlib
 import dataclasses
@@ -24,14 +24,16 @@ from clip_jax.errors import DecodeError, UserError
 from clip_jax.training.config import DataConfig, TrainConfig
 from clip_jax.training.config_values import build, coerce, unknown_key
 
-_WAIT_FRACTION = 0.05  # of the time between steps; more is worth a word
+_WAIT_FRACTION = 0.05  # share of the time between steps above which waiting for data is reported
 _WARN_EVERY_STEPS = 1000
-_SAMPLED_SHARDS = 8  # of a stream, for a tokenizer trained on its captions
+_SAMPLED_SHARDS = 8  # shards of a stream whose captions train a tokenizer
 
 
 def open_data(config: TrainConfig) -> Source:
-    """The image-text pairs of the configuration. Raises `UserError` as `open_source` does, and for
-    a mixture with unknown keys or weights that are no shares."""
+    """Opens the image-text pairs of the configuration.
+
+    Raises `UserError` as `open_source` does, and for a mixture with unknown keys or bad weights.
+    """
     data = config.data
     if not data.mixture:
         return _open_one(data)
@@ -40,13 +42,13 @@ def open_data(config: TrainConfig) -> Source:
         for number, values in enumerate(data.mixture)
     ]
     weights = [weight for _, weight in parts]
-    check_weights(weights)  # before anything is opened, which may take minutes
+    check_weights(weights)  # opening the sources may take minutes
     sources = [_open_one(part) for part, _ in parts]
     return MixtureSource(sources, [part.path for part, _ in parts], weights)
 
 
 def _part(data: DataConfig, values: Any, where: str) -> tuple[DataConfig, float]:
-    """(the data with one source of the mixture as its only one, its weight)."""
+    """Returns (the configuration of one source of the mixture alone, its weight)."""
     if not isinstance(values, dict):
         raise UserError(f"{where}={values!r}: must be a group of keys, such as {{'path': …}}")
     own = {key: value for key, value in values.items() if key != "weight"}
@@ -84,7 +86,7 @@ def _open_stream(path: str, format: str, options: SourceOptions) -> StreamingSou
 
 
 def captions_of(source: Source) -> Iterator[str]:
-    """All captions that can be read; of a stream those of a few shards."""
+    """Yields all readable captions, or those of a few shards of a stream."""
     stream = streaming_of(source)
     numbers = range(len(source)) if stream is None else stream.sample_numbers(_SAMPLED_SHARDS)
     for number in numbers:
@@ -93,7 +95,7 @@ def captions_of(source: Source) -> Iterator[str]:
 
 
 def gathered_cursor(cursor: Cursor) -> Cursor:
-    """The windows of all streams, from the hosts that read them; every host calls it."""
+    """Gathers the windows of all streams from their hosts; every host must call it."""
     if jax.process_count() == 1:
         return cursor
     rows = np.full((MAX_STREAMS, 3), -1, np.int64)
@@ -104,7 +106,7 @@ def gathered_cursor(cursor: Cursor) -> Cursor:
 
 
 class DataWatch:
-    """What reading costs, for the rows of the metrics, and a word where the trainer waits."""
+    """Measures input cost for the metrics, and warns when the trainer waits for data."""
 
     def __init__(self, batches: BatchIterator, workers: int):
         self._batches = batches
@@ -113,8 +115,11 @@ class DataWatch:
         self._warned: int | None = None
 
     def row(self, seconds: float) -> dict[str, float]:
-        """Since the last call, `seconds` ago: bytes a second. Since the start: what was left out by
-        kind, and what stores and their cache did, as far as there is any."""
+        """Returns the metrics of input.
+
+        Bytes per second are since the last call, `seconds` ago. Dropped records by kind, and
+        non-zero counts of stores and their cache, are since the start.
+        """
         batches = self._batches
         read = batches.counts["bytes_read"] - self._before["bytes_read"]
         self._before = batches.counts.copy()
@@ -126,7 +131,7 @@ class DataWatch:
         return row
 
     def advice(self, step: int, wait_fraction: float) -> str | None:
-        """What to change where too much of the time is spent waiting; now and then, else None."""
+        """Returns advice if too much time is spent waiting, but only now and then; else None."""
         recently = self._warned is not None and step < self._warned + _WARN_EVERY_STEPS
         if wait_fraction <= _WAIT_FRACTION or recently:
             return None

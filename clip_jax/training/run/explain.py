@@ -1,4 +1,4 @@
-"""What lies where: a table of the parameters and the optimizer's state, without any of them."""
+"""Table of the sharding of parameters and optimizer state, made without allocating them."""
 
 from clip_jax.sharding import explain, make_mesh
 from clip_jax.training.config import TrainConfig
@@ -9,10 +9,10 @@ from clip_jax.training.step.compiled import abstract_run_state
 
 
 def explain_sharding(config: TrainConfig) -> str:
-    """Name, shape, dtype, spec and bytes a device of every leaf of the state of a run.
+    """Formats name, shape, dtype, spec and bytes per device of every leaf of a run's state.
 
-    Reads no data but the captions, where the vocabulary is to be trained on them. Raises
-    `UserError` for a mesh that does not fit the devices, and as `open_data` does.
+    Reads no data except the captions, if the vocabulary is trained on them. Raises `UserError` for
+    a mesh that does not fit the devices, and as `open_data` does.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     initial = open_initial(config)

@@ -1,4 +1,4 @@
-"""What a run's parameters are before its first step: random, or those of another model.
+"""Initial parameters of a run: random, or those of another model.
 
 A curriculum is a chain of runs: the second begins with the parameters of the first, at another
 image size or context length (Li et al. 2023, CLIPA). Locked-image tuning begins with a trained
@@ -36,8 +36,8 @@ TOKEN_TABLE, TEXT_POSITIONS = "text/token_embedding", "text/positions"
 EVERYTHING = re.compile("")
 Read = Callable[[], np.ndarray]
 
-# Fields of `ClipConfig` that decide shapes, by tower, and fields that change the function while
-# all shapes stay.
+# SIZES are the fields of `ClipConfig` that decide shapes, by tower; FUNCTION are fields that change
+# the function but no shape.
 SIZES = {
     "vision": (
         *("vision_kind", "patch_size", "vision_width", "vision_layers", "vision_heads"),
@@ -58,10 +58,10 @@ FUNCTION = {
 
 
 def open_initial(config: TrainConfig) -> Source | None:
-    """The model of `config.init.source`, recognised but not yet read; None where there is none.
+    """Opens the model of `config.init.source` without reading its weights; None if there is none.
 
-    For weights that do not say what they are, the run's own architecture is taken. Raises
-    `UserError` for what cannot be found or is no model, and for a choice from nothing.
+    Weights that do not name their architecture get the run's own. Raises `UserError` if the source
+    cannot be found or is no model, and for `config.init.only` without a source.
     """
     if not config.init.source:
         if config.init.only:
@@ -81,7 +81,7 @@ def open_initial(config: TrainConfig) -> Source | None:
 
 
 def _open_as(path: Path, config: TrainConfig) -> Source | None:
-    """Bare weights, taken for the run's own architecture; None where that is no help."""
+    """Opens bare weights as the run's own architecture; None if that fails too."""
     if config.model.name not in ARCHITECTURES:
         return None
     try:
@@ -99,7 +99,7 @@ def takes_tokens(config: TrainConfig) -> bool:
 
 
 def named_tokenizer(config: TrainConfig) -> Tokenizer:
-    """The tokenizer that `config.tokenizer.source` names. Raises `UserError` where it is none."""
+    """Returns the tokenizer that `config.tokenizer.source` names. Raises `UserError`."""
     try:
         return get_tokenizer(config.tokenizer.source)
     except UserError as error:
@@ -107,17 +107,17 @@ def named_tokenizer(config: TrainConfig) -> Tokenizer:
 
 
 def initial_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
-    """The tokenizer that the source's token table was trained with.
+    """Returns the tokenizer of the source's token table.
 
-    That is the source's own, even where the run would train one on its captions; or the one that
-    `config.tokenizer.source` names, where it has as many ids. Raises `UserError` where it has not,
-    or where there is neither.
+    By default it is the source's own, even if the run would train one on its captions. Otherwise it
+    is the one that `config.tokenizer.source` names, which must have as many ids. Raises `UserError`
+    if it has not, or if there is neither.
     """
     rows, named = source.config.vocab_size, config.tokenizer.source
     where = f"{SOURCE}={config.init.source!r}"
     try:
         own = source.tokenizer()
-    except UserError as error:  # its files are damaged, or OpenAI's are not to be had
+    except UserError as error:  # its files are damaged, or OpenAI's are unavailable
         if named == "captions":
             raise UserError(f"{where}: {error}; or name one by config.tokenizer.source") from error
         own = None
@@ -145,16 +145,15 @@ def initial_state(
     config: TrainConfig,
     source: Source,
 ) -> TrainState:
-    """A fresh state whose parameters, all or those of `config.init.only`, come from `source`.
+    """Makes a state whose parameters, all or those of `config.init.only`, come from `source`.
 
-    They go tensor by tensor from the file on to their shards; random values are made for the rest
-    alone. The optimizer and the moving average begin with the parameters as they then are.
+    Tensors go one by one from the file to their shards; only the others get random values. The
+    optimizer and the moving average start from the resulting parameters.
 
-    Where image_size or context_length is not the source's, its tables of positions are made to fit:
-    see `fit_text_positions`, and for the grid of patches `resize_grid`.
+    If image_size or context_length differs from the source's, its position tables are resized: see
+    `fit_text_positions`, and `resize_grid` for the grid of patches.
 
-    Raises `UserError` where a pattern matches nothing, or what it chooses does not fit the
-    architecture.
+    Raises `UserError` if a pattern matches nothing, or its parameters do not fit the architecture.
     """
     ema = config.optimizer.ema_decay is not None
     abstract = abstract_state(mesh, architecture, optimizer, ema)
@@ -169,14 +168,14 @@ def initial_state(
 
     shardings = {path: leaf.sharding for path, leaf in leaves.items() if path not in taken}
     random = jax.jit(fresh, out_shardings=shardings)() if shardings else {}
-    # In the order of `leaves`, which is that of a fresh state.
+    # The order of `leaves` is that of a fresh state.
     params = unflatten({path: loaded[path] if path in taken else random[path] for path in leaves})
 
     def begin(params: Any) -> TrainState:
         state = create_state(architecture, optimizer, config.seed, ema=False)
         copy = jax.tree.map(
             jnp.copy, params
-        )  # a step donates what it is given, so nothing is shared
+        )  # a step donates its state, so no buffers may be shared
         return state.replace(
             params=None, opt_state=optimizer.init(copy), ema_params=copy if ema else None
         )
@@ -192,7 +191,7 @@ def _load(
     leaves: Mapping[str, jax.ShapeDtypeStruct],
     taken: frozenset[str],
 ) -> dict[str, jax.Array]:
-    """{path: the source's parameter, on its shards} for every path of `taken`."""
+    """Loads the source's parameters for every path of `taken`, each on its shards."""
 
     def place(path: str, leaf: np.ndarray) -> jax.Array | None:
         if path not in taken:
@@ -209,7 +208,7 @@ def _load(
     where = f"{SOURCE}={config.init.source!r}"
     try:
         loaded = source.params(architecture, "float32", place)
-    except (UserError, IndexError) as error:  # an index: of a layer that the source has not
+    except (UserError, IndexError) as error:  # IndexError: the source lacks a layer
         sizes = _differences(architecture, source.config, SIZES, towers)
         raise UserError(
             f"{where}: {f'has {sizes}' if sizes else error}; {ONLY} chooses what is taken"
@@ -223,7 +222,7 @@ def _load(
 def _differences(
     ours: ClipConfig, theirs: ClipConfig, fields: Mapping[str, tuple[str, ...]], towers: list[str]
 ) -> str:
-    """What the other model has, and this one has otherwise, in words."""
+    """Lists the fields in which the other model differs from this one."""
     names = dict.fromkeys(name for tower in towers for name in fields[tower])
     return ", ".join(
         f"{name}={getattr(theirs, name)!r} (config.model: {getattr(ours, name)!r})"
@@ -233,7 +232,7 @@ def _differences(
 
 
 class _Replaced:
-    """The tensors of a source, some with another shape and content or added to it."""
+    """Tensors of a source, some of them replaced or added."""
 
     def __init__(self, tensors: Tensors, replaced: Mapping[str, tuple[Shape, Read]]):
         self.where, self._tensors, self._replaced = tensors.where, tensors, replaced
@@ -241,20 +240,19 @@ class _Replaced:
         self.shapes: Mapping[str, Shape] = {**tensors.shapes, **shapes}
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor of that name."""
+        """Returns the tensor of that name."""
         return self._replaced[name][1]() if name in self._replaced else self._tensors.read(name)
 
 
 def fit_text_positions(source: Source, config: ClipConfig) -> Source:
-    """`source` with as many text positions as `config` has, for a tower that reads its feature at
-    the first token or where the text ends, or averages all: the first rows are kept, and the last
-    of them stands for those that are not there.
+    """Returns `source` with as many text positions as `config` has.
 
-    So texts that fitted before, or still do, have the embeddings that they had, to the bit in a
-    causal tower. Interpolation, which `clip_jax.load` and open_clip do, moves all positions, and
-    that has to be trained away again (Zhang et al. 2024, Long-CLIP, keep the first ones likewise).
-    For a tower that reads at its last token, whose position must be a trained one at any length, it
-    remains (CLIPA's codes interpolate between 8 and 32 tokens too).
+    The first rows are kept; missing rows are copies of the last one. Texts that fit both lengths
+    keep their embeddings, to the bit in a causal tower. Interpolation, as in `clip_jax.load` and
+    open_clip, would move all positions, which training would have to undo (Zhang et al. 2024,
+    Long-CLIP, keep the first ones likewise). It remains for a tower that reads its feature at the
+    last token, whose position must be a trained one at any length (CLIPA's code also interpolates
+    between 8 and 32 tokens).
     """
     if config.text_pool in ("last", "appended"):
         return source
@@ -274,7 +272,7 @@ def fit_text_positions(source: Source, config: ClipConfig) -> Source:
 
 
 def _without(source: Source, left_out: Mapping[str, Shape]) -> Source:
-    """`source`, whose other tensors are not even looked at: they need not exist, nor fit."""
+    """Returns `source` without the tensors of `left_out`, which need not exist or fit."""
     stubs = {path: f"not taken: {path}" for path in left_out}
 
     def rules(config: ClipConfig) -> list[Rule]:
@@ -282,7 +280,7 @@ def _without(source: Source, left_out: Mapping[str, Shape]) -> Source:
         return [*kept, *(Rule(stub, path) for path, stub in stubs.items())]
 
     def zeros(shape: Shape) -> Read:
-        return lambda: np.broadcast_to(np.float32(0), shape)  # of no memory
+        return lambda: np.broadcast_to(np.float32(0), shape)  # takes no memory
 
     replaced = {stubs[path]: (shape, zeros(shape)) for path, shape in left_out.items()}
     tensors = _Replaced(source.tensors, replaced)

@@ -1,7 +1,7 @@
-"""The training run, from a configuration to an exported model; resumes by itself.
+"""Training run, from a configuration to an exported model; resumes automatically.
 
-Nothing here waits for the device but where it must: step n + 1 is dispatched before the metrics of
-step n are read, and checkpoints are written behind the run's back.
+The host waits for the device only where it must: step n + 1 is dispatched before the metrics of
+step n are read, and checkpoints are written asynchronously.
 """
 
 import contextlib
@@ -38,11 +38,11 @@ def train(
     workdir: Path,
     profiling: Profiling = Profiling(),  # noqa: B008 (frozen)
 ) -> Clip | None:
-    """Trains, or goes on training, the run in `workdir`, and exports the model to `workdir`/model.
+    """Trains or resumes the run in `workdir`, and exports the model to `workdir`/model.
 
-    Returns the trained `Clip`, or None when SIGTERM ended the run early (it is saved then, and the
-    same call goes on from there). Several processes call it alike, inside
-    `clip_jax.hosts.join.joined`. Raises `UserError` for what the user can put right.
+    Returns the trained `Clip`, or None if SIGTERM ended the run early; it is saved then, and the
+    same call resumes it. All processes of a job make the same call, inside
+    `clip_jax.hosts.join.joined`. Raises `UserError` for mistakes that the user can correct.
     """
     values = flatten_dict(configs.to_dict(config), sep=".")
     check_same(values, "config.", "start every process with the same configuration")
@@ -56,7 +56,7 @@ def train(
         source = open_data(config)
         with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
             run, state = open_run(config, workdir, source, mesh)
-            # The last is called first. One that fails, on a full disk, does not spare the others.
+            # The last is closed first. If one fails, on a full disk, the others still are closed.
             for part in (run.log, run.checkpoints, run.batches):
                 closing.callback(part.close)
             if run.first_step < run.steps:
@@ -71,7 +71,7 @@ def train(
 def _train_steps(
     run: Run, state: TrainState, preemption: Preemption, profiling: Profiling
 ) -> TrainState:
-    """All steps that are left, or as many as until SIGTERM; saves at the end in either case."""
+    """Runs the remaining steps, or those until SIGTERM; saves at the end in either case."""
     config, first = run.config, run.first_step + 1
     step_function = jit_train_step(config, run.architecture, run.mesh, run.steps)
     clock = Clock(run.log.last_seconds, run.first_step)
@@ -90,7 +90,7 @@ def _train_steps(
                 compiled = step_function.lower(state, batch).compile()  # jax keeps it for the call
                 if profiling.dump_hlo:
                     write_hlo(compiled, run.workdir / "hlo")
-                wait_for_all("compiled")  # connecting the devices may have a time limit, this none
+                wait_for_all("compiled")  # connecting the devices may time out
             if tracer.acts_before(step):
                 clock.pause()
                 tracer.act(step, state)
@@ -105,8 +105,8 @@ def _train_steps(
             stop = preemption.reached(step)
             save = run.checkpoints.due(step)
             if evaluate or save or stop or step == run.steps:
-                # Rows come before the checkpoint that vouches for them: what a resume drops is
-                # what it redoes.
+                # Rows are written before their checkpoint, so that a resumed run repeats exactly
+                # the steps whose rows it drops.
                 reporter.report(state)
                 clock.pause()
                 if evaluate and step < run.steps:
@@ -137,13 +137,13 @@ def evaluate_state(run: Run, state: TrainState, step: int) -> list[dict[str, Any
 
 
 def _is_exported(run: Run) -> bool:
-    """Whether process 0 finds a whole export of the last step; every process calls it."""
+    """Whether process 0 finds a complete export of the last step; every process must call it."""
     export = run.workdir / "model"
     return from_first(exported_step(export) == run.steps and is_whole(export))
 
 
 def _finish(run: Run, state: TrainState) -> Clip:
-    """Export and final evaluation; each is made only where it is missing."""
+    """Exports the model and runs the final evaluation, unless they exist already."""
     params = state.eval_params
     clip = Clip(run.architecture, params, run.tokenizer, run.mesh)
     export = run.workdir / "model"

@@ -1,4 +1,4 @@
-"""Opening a run: what it is made of, fresh or from the newest checkpoint."""
+"""Opening of a run, fresh or from the newest checkpoint."""
 
 import dataclasses
 import json
@@ -50,13 +50,13 @@ from clip_jax.weights.load import Source as Initial
 
 T = TypeVar("T")
 
-# Fields of an architecture that fix neither its parameters nor what they mean.
+# A resumed run may change these fields of its architecture, since its parameters stay valid.
 CHANGEABLE = ("dtype", "remat", "attention", "patch_dropout", "batch_norm")
 
 
 @dataclasses.dataclass
 class Run:
-    """What stays the same from the first step to the last."""
+    """Objects of a run that stay the same from the first step to the last."""
 
     config: TrainConfig
     workdir: Path
@@ -72,7 +72,7 @@ class Run:
     first_step: int  # 0, or the step that was resumed
 
     def identity(self, step: int) -> dict[str, Any]:
-        """What a checkpoint carries besides arrays."""
+        """Returns the metadata that a checkpoint stores beside the arrays."""
         state = self.batches.state()
         if state["cursor"]:
             state["cursor"] = gathered_cursor(state["cursor"])
@@ -81,7 +81,7 @@ class Run:
             "config": configs.to_dict(self.config),
             "architecture": self.architecture.to_dict(),
             "tokenizer": tokenizer_to_identity(self.tokenizer),
-            # The reader is ahead of the trainer: what counts is the batch that the next step takes.
+            # The reader is ahead of the trainer, so the batch of the next step is stored.
             "data": {**state, "next_batch": step},
             "samples_seen": step * self.config.batch_size,
         }
@@ -89,7 +89,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class _Begin:
-    """What a run begins with: new, or from a checkpoint."""
+    """Starting point of a run: new, or a checkpoint."""
 
     step: int | None
     identity: dict[str, Any] | None
@@ -101,7 +101,7 @@ class _Begin:
 
 @dataclasses.dataclass(frozen=True)
 class _Opening:
-    """Finds what a run begins with."""
+    """Finds the starting point of a run."""
 
     config: TrainConfig
     workdir: Path
@@ -112,12 +112,12 @@ class _Opening:
     checkpoints: Checkpoints
 
     def begin(self) -> _Begin:
-        """Begins anew, or from the newest checkpoint that can be read; opens `checkpoints`.
+        """Begins anew or from the newest readable checkpoint; opens `checkpoints`.
 
-        Raises `UserError` where there are checkpoints and none can be read: nothing is overwritten.
+        Raises `UserError`, and overwrites nothing, if there are checkpoints but none is readable.
         """
         damaged: dict[int, str] = {}
-        # From process 0, since a mounted bucket may show others an older one.
+        # Process 0 lists the steps, since a mounted bucket may show other processes an older list.
         for step in from_first(self.checkpoints.steps()):
             try:
                 begin = self._from_step(step)
@@ -144,8 +144,8 @@ class _Opening:
     def _from_step(self, step: int) -> _Begin:
         """Begins from a checkpoint.
 
-        Raises `DamagedCheckpoint` on every process where one cannot read it, and `UserError` where
-        it is of another model, or cannot go on as configured.
+        Raises `DamagedCheckpoint` on every process if one cannot read it, and `UserError` if it is
+        of another model, or cannot be resumed with this configuration.
         """
         config, workdir = self.config, self.workdir
         identity = _readable(lambda: self.checkpoints.identity(step))
@@ -165,7 +165,7 @@ class _Opening:
         return _Begin(step, identity, architecture, tokenizer, None, state)
 
     def _anew(self) -> _Begin:
-        """Begins a new run. Raises `UserError` where the workdir holds the end of one already."""
+        """Begins a new run. Raises `UserError` if the workdir already holds an exported model."""
         config, mesh, optimizer = self.config, self.mesh, self.optimizer
         if exported_step(self.workdir / "model") is not None:
             raise UserError(
@@ -185,8 +185,7 @@ class _Opening:
 
 
 def _readable(read: Callable[[], T]) -> T:
-    """Returns what `read` does. Raises `DamagedCheckpoint` on every process where it does on
-    one."""
+    """Returns `read()`. If it raises `DamagedCheckpoint` on one process, raises it on all."""
     found, reason = None, ""
     try:
         found = read()
@@ -201,9 +200,9 @@ def _readable(read: Callable[[], T]) -> T:
 def open_run(
     config: TrainConfig, workdir: Path, source: Source, mesh: Mesh
 ) -> tuple[Run, TrainState]:
-    """Opens the run: a new state, or that of the newest checkpoint.
+    """Opens the run with a new state, or that of the newest checkpoint.
 
-    Raises `UserError` when what is in the workdir was made with another architecture, data or seed.
+    Raises `UserError` if the workdir's run has another architecture, data or seed.
     """
     is_first = jax.process_index() == 0
     check_same(
@@ -211,9 +210,9 @@ def open_run(
         f"config.data.path={config.data.path}: ",
         "every machine must see the same data",
     )
-    check_opened(source, config.data.max_bad_fraction)  # before anything slow
+    check_opened(source, config.data.max_bad_fraction)  # fails before anything slow
     steps = total_steps(config, len(source))
-    optimizer = make_optimizer(config.optimizer, steps)  # its mistakes before anything slow
+    optimizer = make_optimizer(config.optimizer, steps)  # fails before anything slow
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     begin = _Opening(config, workdir, source, mesh, steps, optimizer, checkpoints).begin()
     first_step = begin.step or 0
@@ -251,7 +250,7 @@ def open_run(
 
 
 def _announce(run: Run, begun: str) -> None:
-    """What is begun, and what about it is not as one would expect."""
+    """Announces the run, and anything about it that the user may not expect."""
     dropped = run.source.dropped
     shown = dropped.listed[:10]
     for key, drop in shown:
@@ -271,7 +270,7 @@ def _announce(run: Run, begun: str) -> None:
 
 
 def _common_tokenizer(config: TrainConfig, source: Source, initial: Initial | None) -> Tokenizer:
-    """`make_tokenizer` on process 0; the others get what it has made."""
+    """Calls `make_tokenizer` on process 0, and sends the result to the others."""
     is_first = jax.process_index() == 0
     tokenizer = make_tokenizer(config, source, initial) if is_first else None
     if jax.process_count() == 1:
@@ -284,10 +283,10 @@ def _common_tokenizer(config: TrainConfig, source: Source, initial: Initial | No
 def make_tokenizer(
     config: TrainConfig, source: Source | None, initial: Initial | None = None
 ) -> Tokenizer:
-    """The tokenizer that the configuration names, or one trained on the captions of the data.
+    """Returns the configured tokenizer, or trains one on the captions of the data.
 
-    Where the token table comes from `initial`, the tokenizer does too: see `initial_tokenizer`.
-    The data may be None where nothing is trained on its captions.
+    If the token table comes from `initial`, so does the tokenizer; see `initial_tokenizer`.
+    `source` may be None if no tokenizer is trained on its captions.
     """
     if initial is not None and takes_tokens(config):
         return initial_tokenizer(config, initial)
@@ -305,11 +304,10 @@ def make_tokenizer(
 def resolve_architecture(
     config: TrainConfig, tokenizer: Tokenizer, rows: int | None = None
 ) -> tuple[ClipConfig, Tokenizer]:
-    """The architecture with the vocabulary of its tokenizer, the bias that its loss needs, and
-    batch normalisation as a frozen image tower has it.
+    """Resolves the architecture: vocabulary of the tokenizer, loss bias, batch normalisation.
 
-    `rows`: of the token table that the run begins with, which may be more than the tokenizer has
-    ids; it counts where that table is taken over and the configuration says nothing else.
+    `rows` is the size of the initial token table, which may exceed the tokenizer's ids. It becomes
+    the vocabulary size if the table is taken over and the configuration sets no other size.
     """
     architecture = config.model.architecture()
     keep = "vocab_size" in config.model.overrides
@@ -319,7 +317,7 @@ def resolve_architecture(
     if config.loss == "sigmoid" and architecture.logit_bias_init is None:
         architecture = override(architecture, logit_bias_init=-10.0)
     if _is_locked(param_shapes(architecture), "vision", config.optimizer.freeze):
-        # A locked tower is the same function in training and evaluation.
+        # A locked tower must be the same function in training and evaluation.
         architecture = override(architecture, batch_norm="frozen")
     return architecture, tokenizer
 
@@ -330,7 +328,7 @@ def _is_locked(params: Any, tower: str, patterns: tuple[str, ...]) -> bool:
 
 
 def check_same_model(architecture: ClipConfig, identity: dict[str, Any], workdir: Path) -> None:
-    """Raises `UserError` when the checkpoints in `workdir` are of another architecture."""
+    """Raises `UserError` if the checkpoints in `workdir` have another architecture."""
     saved, now = identity["architecture"], json.loads(json.dumps(architecture.to_dict()))
     different = [key for key in now if now[key] != saved.get(key) and key not in CHANGEABLE]
     if different:
@@ -342,10 +340,10 @@ def check_same_model(architecture: ClipConfig, identity: dict[str, Any], workdir
 
 
 def check_resumable(config: TrainConfig, saved: dict[str, Any], workdir: Path) -> None:
-    """Warns of settings that are not those the checkpoint was made with.
+    """Warns of settings that differ from the checkpoint's.
 
-    Raises `UserError` for those that cannot change: the tokenizer, and what the optimizer's state
-    is made of (which optimizer, its options, what is frozen); rates, decay and micro-batches may.
+    Raises `UserError` for those that cannot change: the tokenizer, and settings that shape the
+    optimizer's state (its name, options, frozen parameters). Rates, decay and micro-batches may.
     """
     fixed = re.compile(r"tokenizer\..*|optimizer\.(name|options(\..*)?|freeze|first_moment_dtype)")
     before, now = flatten_dict(saved, sep="."), flatten_dict(configs.to_dict(config), sep=".")
@@ -364,7 +362,7 @@ def check_resumable(config: TrainConfig, saved: dict[str, Any], workdir: Path) -
 
 
 def total_steps(config: TrainConfig, num_records: int) -> int:
-    """The length of the run, from `steps` or from `epochs`."""
+    """Returns the number of steps of the run, from `steps` or `epochs`."""
     if config.steps is not None:
         return config.steps
     assert config.epochs is not None

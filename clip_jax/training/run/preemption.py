@@ -1,4 +1,4 @@
-"""The end that comes from outside: SIGTERM, on one host or on all."""
+"""Preemption of a run by SIGTERM, on one host or on all."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Turns SIGTERM into a flag, which the loop looks at between two steps."""
+    """Turns SIGTERM into a flag that the loop checks between steps."""
 
     def __init__(self) -> None:
         self.requested = threading.Event()
         self._before: Any = None
 
     def __enter__(self) -> Preemption:
-        # With several hosts jax has a handler of its own, by which they agree on the step.
+        # With several hosts, jax has its own handler, by which they agree on the step.
         alone = jax.process_count() == 1
         if alone and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, lambda *_: self.requested.set())
         return self
 
     def reached(self, step: int) -> bool:
-        """Whether all hosts shall stop after this step."""
+        """Whether all hosts must stop after this step."""
         if jax.process_count() == 1:
             return self.requested.is_set()
         return multihost_utils.reached_preemption_sync_point(step)

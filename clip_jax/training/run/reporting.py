@@ -1,4 +1,4 @@
-"""What a run says of a step, one step later: its row, the progress line, a stop where it failed."""
+"""Reports of a step, one step later: its row, the progress line, a stop if it failed."""
 
 import json
 
@@ -28,13 +28,13 @@ class StepReporter:
         self._pending: tuple[int, Metrics, np.ndarray] | None = None
 
     def dispatched(self, step: int, metrics: Metrics, indices: np.ndarray) -> None:
-        """A step is under way; `indices` are its records on this host."""
+        """Registers a dispatched step; `indices` are its records on this host."""
         self._pending = step, metrics, indices
 
     def report(self, state: TrainState) -> None:
-        """Waits for the step that is under way, if any, and writes what is due.
+        """Waits for the dispatched step, if any, and writes its reports.
 
-        Raises `UserError` when its loss or gradient was not finite.
+        Raises `UserError` if its loss or gradient was not finite.
         """
         if self._pending is None:
             return
@@ -45,7 +45,7 @@ class StepReporter:
         clock.tick()
         if bool(metrics["failed"]):
             _stop_not_finite(run, state, step, metrics, indices)
-        if not clock.compiled:  # the first step compiles: rates begin after it
+        if not clock.compiled:  # the first step compiles, so rates begin after it
             clock.compiled = True
             compile_seconds = clock.seconds - clock.logged_seconds
             run.progress.say(f"first step, with compilation: {compile_seconds:.1f} s")
@@ -100,7 +100,7 @@ class StepReporter:
 def _stop_not_finite(
     run: Run, state: TrainState, step: int, metrics: Metrics, indices: np.ndarray
 ) -> None:
-    """Saves the last good state, writes down the batch, and raises `UserError`."""
+    """Saves the last good state and the batch's keys, and raises `UserError`."""
     keys = [run.source.key(int(index)) for index in indices]
     host = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
     path = run.workdir / f"not_finite_step_{step}{host}.json"

@@ -1,4 +1,4 @@
-"""The folder of a run: made, locked, and the cache of compiled programs in it."""
+"""Folder of a run: its creation, its lock, and its cache of compiled programs."""
 
 import contextlib
 import fcntl
@@ -12,7 +12,7 @@ from clip_jax.errors import UserError
 
 
 def make_workdir(workdir: Path) -> Path:
-    """Creates the folder. Raises `UserError` where that is impossible, or it cannot be written."""
+    """Creates the folder. Raises `UserError` if it cannot be created or written."""
     if ":/" in str(workdir):
         raise UserError(f"--workdir={workdir}: must be a local folder; remote ones need a mount")
     try:
@@ -27,9 +27,9 @@ def make_workdir(workdir: Path) -> Path:
 
 @contextlib.contextmanager
 def only_trainer(workdir: Path) -> Iterator[None]:
-    """Holds the folder's lock on process 0. Raises `UserError` while another trainer has it.
+    """Holds the folder's lock on process 0. Raises `UserError` if another trainer has it.
 
-    The kernel lets go of it when the process ends, however it ends.
+    The kernel releases it when the process ends, however it ends.
     """
     if jax.process_index() != 0:
         yield
@@ -43,9 +43,9 @@ def only_trainer(workdir: Path) -> Iterator[None]:
 
 
 def enable_compilation_cache(workdir: Path) -> None:
-    """Keeps compiled programs in the workdir, unless the user keeps them elsewhere.
+    """Caches compiled programs in the workdir, unless the user has configured another cache.
 
-    With several hosts process 0 alone writes; all read.
+    With several hosts, only process 0 writes; all read.
     """
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))

@@ -1,1 +1,1 @@
-"""What is compiled: pure functions of a state and a batch."""
+"""Compiled part of training: pure functions of a state and a batch."""

@@ -1,4 +1,4 @@
-"""The compiled training step of a configuration: what a run calls, and a pre-flight compiles."""
+"""Compiled training step of a configuration, for runs and pre-flights."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from clip_jax.training.step.update import make_train_step
 def abstract_run_state(
     config: TrainConfig, architecture: ClipConfig, mesh: Mesh, steps: int
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state of a run of so many steps."""
+    """Shapes, dtypes and shardings of the state of a run of `steps` steps."""
     optimizer = make_optimizer(config.optimizer, steps)
     return abstract_state(mesh, architecture, optimizer, config.optimizer.ema_decay is not None)
 
@@ -43,14 +43,14 @@ def abstract_batch(
 
 
 def run_flops(config: TrainConfig, architecture: ClipConfig) -> float:
-    """Operations of one training step by the model's own count; see `step_flops`."""
+    """Model FLOPs of one training step; see `step_flops`."""
     frozen = frozen_mask(param_shapes(architecture), config.optimizer.freeze)
     towers = [name for name in ("vision", "text") if all(jax.tree.leaves(frozen[name]))]
     return step_flops(architecture, config.batch_size, towers)
 
 
 def jit_train_step(config: TrainConfig, architecture: ClipConfig, mesh: Mesh, steps: int) -> Any:
-    """The jitted (state, batch) -> (state, metrics) of a run, its state donated.
+    """Returns a run's jitted step, (state, batch) -> (state, metrics), which donates the state.
 
     Call it, or `.lower(abstract_run_state(…), abstract_batch(…)).compile()` it, inside
     `jax.set_mesh(mesh)`.
@@ -70,8 +70,8 @@ def jit_train_step(config: TrainConfig, architecture: ClipConfig, mesh: Mesh, st
     )
     state = abstract_run_state(config, architecture, mesh, steps)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    # Left to itself the compiler splits what an optimizer derives (factored moments) by its own
-    # mind, and the next step would not take it back.
+    # Otherwise the compiler would choose its own shardings for derived optimizer state (factored
+    # moments), which the next step would not accept.
     return jax.jit(
         step,
         donate_argnums=0,

@@ -1,4 +1,4 @@
-"""The gradient of the global loss, of the whole batch at once or in micro-batches.
+"""Gradient of the global loss, for the whole batch at once or in micro-batches.
 
 Shape letters: B pairs of the global batch, k micro-batches of m = B/k pairs, D width of the shared
 space.
@@ -23,17 +23,18 @@ from clip_jax.training.step.parameter_groups import stop_frozen
 
 Batch = dict[str, jax.Array]
 Params = dict[str, Any]
-# Of embeddings and scalars, and the implementation: () float32, over all pairs of the global batch.
+# Losses map embeddings and scalars, and the implementation's name, to () float32 over all pairs of
+# the global batch.
 LOSSES: dict[str, Callable[[CLIPOutput, str], jax.Array]] = {
     "softmax": lambda out, implementation: softmax_loss(*out[:3], implementation),
     "sigmoid": lambda out, implementation: sigmoid_loss(*out, implementation),
 }
-ROWS = "rows"  # (B,) int32 of a batch: numbers of its rows, which name their random streams
+ROWS = "rows"  # (B,) int32 of a batch: row numbers, which select the rows' random streams
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is minimised, and how its gradient is computed; hashable, no arrays."""
+    """Loss of a run and the method for its gradient; hashable, without arrays."""
 
     config: ClipConfig
     loss: str = "softmax"
@@ -45,8 +46,8 @@ class Objective:
 def _towers(
     objective: Objective, key: jax.Array, params: Params, batch: Batch
 ) -> tuple[CLIPOutput, Any]:
-    """Embeddings of a batch or a part of it, and the batch statistics that ResNets sow."""
-    # What is frozen needs no backward pass: the compiler drops it.
+    """Computes the embeddings of (part of) a batch, and the batch statistics that ResNets sow."""
+    # The compiler drops the backward pass of frozen parameters.
     out, sown = TwoTower(objective.config).apply(
         {"params": stop_frozen(params, objective.frozen)},
         normalize_images(batch["images"], objective.config),
@@ -62,11 +63,11 @@ def _towers(
 def loss_gradient(
     objective: Objective, params: Params, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, Params, Any]:
-    """The loss, its gradient and the batch statistics that ResNets sow (empty for others).
+    """Returns the loss, its gradient and the batch statistics that ResNets sow (empty for others).
 
-    `batch` is {"images": (B, S, S, 3) uint8, "tokens": (B, L) int32}. The result is the same for
-    any number of micro-batches, on any mesh, but for rounding. Raises `UserError` where it could
-    not be: a model with batch statistics in micro-batches.
+    `batch` is {"images": (B, S, S, 3) uint8, "tokens": (B, L) int32}. Except for rounding, the
+    result is the same for any number of micro-batches on any mesh. Raises `UserError` if it cannot
+    be: a model with batch statistics in micro-batches.
     """
     batch = {**batch, ROWS: jnp.arange(len(batch["tokens"]), dtype=jnp.int32)}
     towers = functools.partial(_towers, objective, key)
@@ -84,16 +85,17 @@ def loss_gradient(
 def _cached_gradient(
     objective: Objective, towers: Any, params: Params, batch: Batch
 ) -> tuple[jax.Array, Params]:
-    """Gao et al. 2021 (GradCache): embeddings of all parts, the gradient of the loss with respect
-    to them, then each part once more, forward and backward.
+    """Computes the loss and its gradient part by part (GradCache, Gao et al. 2021).
 
-    Memory of one part, and of (B, D) embeddings. Both passes over a part see the same random keys.
+    First come the embeddings of all parts, then the loss's gradient with respect to them, then each
+    part again, forward and backward. Takes the memory of one part and of (B, D) embeddings. Both
+    passes over a part use the same random keys.
     """
     count = objective.microbatches
     numbers = jnp.arange(count)
 
     def part(whole: jax.Array, number: jax.Array) -> jax.Array:
-        """(B, …) -> (m, …): every k-th row, which moves nothing between devices."""
+        """(B, …) -> (m, …): takes every k-th row, which moves nothing between devices."""
         rows = whole.reshape(-1, count, *whole.shape[1:])
         return constrain_batch(jax.lax.dynamic_index_in_dim(rows, number, 1, keepdims=False))
 

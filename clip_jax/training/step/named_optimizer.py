@@ -1,4 +1,4 @@
-"""Any optimizer of optax or optax.contrib, by its name and the arguments that it takes."""
+"""Optimizers of optax and optax.contrib, by name and arguments."""
 
 import difflib
 import inspect
@@ -16,16 +16,16 @@ from clip_jax.training.step.parameter_groups import path_of, stack_of
 
 NAME, OPTIONS = "config.optimizer.name", "config.optimizer.options"
 FIRST_MOMENT = "config.optimizer.first_moment_dtype"
-# What an optimizer may call a setting that a run has once for all optimizers.
+# Optimizers have these names for settings that a run has in common for all of them.
 DECAY_ARGUMENTS = ("weight_decay", "weight_decay_rate", "adam_weight_decay")
 MASK_ARGUMENTS = ("mask", "weight_decay_mask")
 MOMENT_ARGUMENTS = ("mu_dtype", "accumulator_dtype", "dtype_momentum")
-# Those with a b1 and b2 that are not the decay rates of Adam's two moments.
+# These have a b1 and b2 that are not the decay rates of Adam's two moments.
 OTHER_BETAS = ("adan", "simplified_ademamix")
-# Those that look at a whole leaf: under `scan_layers` a leaf is all layers, which they would mix.
+# These use whole-leaf statistics, which under `scan_layers` would mix all layers of a leaf.
 WHOLE_LEAF = ("adafactor", "fromage", "lamb", "lars", "novograd")
-# Those that find their own step size, so that decay by the schedule's would be out of proportion.
-# The last three also keep a copy of the parameters they start from.
+# These find their own step size, to which decay by the schedule's would be out of proportion. The
+# last three also keep a copy of the initial parameters.
 OWN_STEP_SIZE = ("cocob", "dadapt_adamw", "dog", "dowg", "prodigy")
 _ELSEWHERE = "is to be evaluated at other parameters than it trains, which a run does not do"
 _LOSS = "needs the loss, not only its gradient"
@@ -45,8 +45,8 @@ UNFIT = {
 }
 MAIN = ("adamw", "adafactor", "lion", "muon", "lamb", "sgd")
 
-# Attention's and MLPs' matrices, and convolutions: their paths, the axes that they sum over and the
-# axes of what comes out, from the end. All other axes tell matrices apart: queries, keys and
+# Each entry is the path pattern of an attention, MLP or convolution matrix, with its input and
+# output axes counted from the end. All other axes index separate matrices: queries, keys and
 # values; the layers of a stack.
 _MATRICES = tuple(
     (re.compile(pattern), reduced, output)
@@ -65,21 +65,21 @@ _MATRICES = tuple(
 def named_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """The optimizer `config.name` with its options, without weight decay: updates to be added.
+    """Returns the optimizer `config.name` with its options, without weight decay.
 
-    b1, b2 and eps go to Adam's relatives (all that have a b1 and b2, or betas), which some of
-    optax's own defaults are not meant for: see `OTHER_BETAS`; the dtype of the first moment to all
-    that can choose it. Options add to these and override them.
+    b1, b2 and eps go to Adam's relatives (optimizers with b1 and b2, or betas), except
+    `OTHER_BETAS`; the dtype of the first moment goes to all that can choose it. Options add to
+    these and override them.
 
     Muon orthogonalises the queries, keys, values and output of every layer's attention, the
-    matrices of every MLP and convolutions; Adam with the same b1, b2 and eps trains the rest, at
-    `adam_learning_rate` (the peak of the same schedule) where that option is given: see
-    `muon_rate`. Adafactor factors the two largest axes of a leaf if both have
-    `min_dim_size_to_factor`, 128 by default: MLPs and embeddings, but not attention, whose heads
-    are smaller; with 32 attention as well, head by head.
+    matrices of every MLP, and convolutions. Adam with the same b1, b2 and eps trains the rest, with
+    `adam_learning_rate` (if given) as the peak of the same schedule: see `muon_rate`. Adafactor
+    factors the two largest axes of a leaf if both have `min_dim_size_to_factor`, 128 by default:
+    MLPs and embeddings, but not attention, whose heads are smaller; with 32 it factors attention
+    too, head by head.
 
-    Raises `UserError` that names the key: no optimizer of that name, one that cannot be built from
-    a schedule and gradients alone, an option that it does not have.
+    Raises `UserError` that names the key: an unknown optimizer, one that needs more than a schedule
+    and gradients, an option that it does not have.
     """
     factory = _factory(config.name)
     parameters = inspect.signature(factory).parameters
@@ -107,8 +107,10 @@ def named_optimizer(
 
 
 def muon_rate(config: OptimizerConfig, params: Any) -> Any:
-    """What Adam's part of muon multiplies the learning rate by: a tree of float like `params`, 1
-    for matrices, and everywhere under other optimizers."""
+    """Learning rate multipliers of Adam's part of muon: a tree of float like `params`.
+
+    They are 1 for muon's matrices, and everywhere under other optimizers.
+    """
     rate = (config.options or {}).get("adam_learning_rate")
     if config.name != "muon" or rate is None:
         return jax.tree.map(lambda _: 1.0, params)
@@ -122,7 +124,7 @@ def _matrix_axes(path: str, leaf: Any) -> optax.contrib.MuonDimensionNumbers | N
     for pattern, reduced, output in _MATRICES:
         if pattern.fullmatch(path):
             convolution = len(reduced) == 3
-            if convolution and (leaf.ndim != 4 or leaf.shape[-2] == 1):  # depthwise: no matrix
+            if convolution and (leaf.ndim != 4 or leaf.shape[-2] == 1):  # depthwise is no matrix
                 return None
             return optax.contrib.MuonDimensionNumbers(reduced, output)
     return None
@@ -135,8 +137,7 @@ def _muon_dimensions(params: Any) -> Any:
 
 
 def known_optimizers() -> list[str]:
-    """The names that are accepted: optax's functions of a learning rate, but for those that cannot
-    work here."""
+    """Returns the accepted names: optax's functions of a learning rate, except `UNFIT`."""
     return sorted(
         name
         for module in (optax, optax.contrib)
@@ -171,7 +172,7 @@ def _factory(name: str) -> Callable[..., Any]:
 
 
 def _arguments(config: OptimizerConfig, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run's settings mean for this optimizer."""
+    """Translates the run's settings into arguments of this optimizer."""
     name = config.name
     arguments: dict[str, Any] = {}
     if {"b1", "b2"} <= parameters.keys() and name not in OTHER_BETAS:
@@ -189,7 +190,7 @@ def _arguments(config: OptimizerConfig, parameters: Mapping[str, Any]) -> dict[s
         raise UserError(
             f"{FIRST_MOMENT}={config.first_moment_dtype!r}: {name} cannot choose it; give 'float32'"
         )
-    # Decay is the run's own. Where None stands for none, None stays.
+    # The run applies decay itself. A default of None, which means no decay, stays.
     for key in DECAY_ARGUMENTS:
         if key in parameters and parameters[key].default is not None:
             arguments[key] = 0.0
@@ -212,7 +213,7 @@ def _arguments(config: OptimizerConfig, parameters: Mapping[str, Any]) -> dict[s
 
 
 def _options(config: OptimizerConfig, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.options` for the factory, checked against its arguments and their defaults."""
+    """Returns `config.options`, checked against the factory's arguments and their defaults."""
     options = {}
     ours = ("learning_rate", "muon_weight_dimension_numbers", *DECAY_ARGUMENTS, *MASK_ARGUMENTS)
     free = [key for key in parameters if key not in ours]
@@ -238,7 +239,7 @@ def _options(config: OptimizerConfig, parameters: Mapping[str, Any]) -> dict[str
 
 
 def _check_kind(where: str, value: Any, default: Any) -> None:
-    """Raises `UserError` for a value of another kind than the argument's default."""
+    """Raises `UserError` for a value whose type differs from that of the argument's default."""
     kinds = {bool: "True or False", int: "a number", float: "a number", str: "a text"}
     wanted = kinds.get(type(default))
     found = kinds.get(type(value))
@@ -253,7 +254,7 @@ def _as_tuples(value: Any) -> Any:
 
 
 def _rehearse(optimizer: optax.GradientTransformation) -> None:
-    """Traces one update of a tiny model, without a byte of memory; raises what optax raises."""
+    """Traces one update of a tiny model, without allocating it; raises what optax raises."""
     kernel = jax.ShapeDtypeStruct((2, 3, 4), jnp.float32)
     blocks = {"transformer": {"blocks": {"mlp": {"in": {"kernel": kernel}}}}}
     scale = jax.ShapeDtypeStruct((), jnp.float32)
@@ -264,14 +265,14 @@ def _rehearse(optimizer: optax.GradientTransformation) -> None:
 
 
 class ByLayerState(NamedTuple):
-    """The states of `by_layer`; in those of the stacks, every leaf has a leading axis of layers."""
+    """State of `by_layer`; leaves in the states of stacks have a leading layer axis."""
 
     stacks: dict[str, Any]  # by tower
     rest: Any
 
 
 def by_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner`, applied to every layer of stacked blocks by itself, as it is to separate blocks."""
+    """Applies `inner` to each layer of stacked blocks separately, as to unstacked blocks."""
 
     def only(tree: Any, stack: str | None) -> Any:
         return jax.tree_util.tree_map_with_path(

@@ -1,5 +1,4 @@
-"""The update of a run: clipping, the optimizer of its choice, decoupled decay, learning rates by
-tower and layer, frozen parameters."""
+"""Optimizer of a run: clipping, a named optimizer, decoupled decay, rates by layer, freezing."""
 
 from typing import Any, NamedTuple
 
@@ -23,8 +22,7 @@ __all__ = ["decay_mask", "learning_rate_schedule", "make_optimizer"]
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Step -> learning rate: linear from 0 over the warm-up, then a cosine that reaches 0 at
-    `steps`."""
+    """Learning rate by step: linear from 0 over the warm-up, then a cosine to 0 at `steps`."""
     warmup = min(config.warmup_steps, max(steps - 1, 0))
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -36,17 +34,17 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """What turns gradients into updates to be added to the parameters.
+    """Makes the transformation of gradients into updates to be added to the parameters.
 
-    Clipping by the global norm (of what is trained) and the optimizer of `config.name` without its
-    own weight decay give u; with the learning rate r of the schedule, a parameter w whose decay is
-    d and whose multiplier is m (see `rate_multipliers`) gets
+    Clipping by the global norm of trained gradients, then the optimizer `config.name` without its
+    own weight decay, give u. With the schedule's learning rate r, a parameter w of decay d and
+    multiplier m (see `rate_multipliers`) gets
 
         w <- w + m·(u - r·d·w)
 
-    which for AdamW is Loshchilov and Hutter (2019). Decay does not pass through the optimizer,
-    whatever optax itself would do. Frozen parameters and running statistics get 0 and have no
-    state; every path in the state ends in the path of its parameter.
+    which for AdamW is Loshchilov and Hutter (2019). Decay never passes through the optimizer, even
+    if optax would do so. Frozen parameters and running statistics get 0 and have no state; every
+    path in the state ends in the path of its parameter.
 
     Raises `UserError` as `named_optimizer` does, and from `init` and `update` for a pattern of
     `config.freeze` that matches nothing.
@@ -64,10 +62,10 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """g -> g·min(1, limit / ‖g‖), ‖g‖ over all leaves.
+    """Clips gradients: g -> g·min(1, limit / ‖g‖), ‖g‖ over all leaves.
 
-    As `optax.clip_by_global_norm`, but one factor, which the compiler multiplies in where the
-    optimizer reads g; optax's quotient writes all gradients once more, in kernels of their own.
+    Unlike `optax.clip_by_global_norm`, multiplies by a single factor, which the compiler fuses into
+    the optimizer's reads of g; optax's quotient writes all gradients again, in separate kernels.
     """
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -78,8 +76,7 @@ def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
 
 def _fixed(params: Any, config: OptimizerConfig) -> Any:
-    """True where an optimizer has nothing to do: frozen leaves, running statistics, what no loss
-    reaches."""
+    """Mask of leaves that no optimizer updates: frozen, running statistics, reached by no loss."""
     return jax.tree_util.tree_map_with_path(
         lambda path, frozen: frozen or is_buffer(path) or bool(WITHOUT_LOSS.match(path_of(path))),
         frozen_mask(params, config.freeze),
@@ -87,7 +84,7 @@ def _fixed(params: Any, config: OptimizerConfig) -> Any:
 
 
 class DecayState(NamedTuple):
-    """The state of weight decay: where the schedule stands."""
+    """State of weight decay: the step of the schedule."""
 
     step: jax.Array  # () int32
 
@@ -95,7 +92,7 @@ class DecayState(NamedTuple):
 def _decay_and_scale(
     config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """u -> m·(u - r·d·w), where w is not fixed."""
+    """Applies u -> m·(u - r·d·w) to every w that is not fixed."""
 
     def update(updates: Any, state: DecayState, params: Any) -> tuple[Any, DecayState]:
         rate = schedule(state.step)

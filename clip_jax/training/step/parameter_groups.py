@@ -1,7 +1,7 @@
-"""Which parameter is trained in which way: frozen or not, how fast, decayed or not.
+"""Training options by parameter: frozen or not, learning rate, weight decay.
 
-Parameters go by their paths, such as "vision/transformer/blocks_3/mlp/in/kernel"; a pattern is a
-regular expression that matches a whole path.
+Parameters are identified by paths such as "vision/transformer/blocks_3/mlp/in/kernel"; a pattern is
+a regular expression that matches a whole path.
 """
 
 import difflib
@@ -17,16 +17,15 @@ from clip_jax.training.config import OptimizerConfig, TowerOptimizerConfig, chec
 
 FREEZE = "config.optimizer.freeze"
 
-# Decay shrinks what multiplies activations. Gains, biases, position tables, the class token and
-# the logit scale are left alone (CLIP paper section 2.5), running statistics are no parameters at
-# all.
+# Decay applies to weights that multiply activations. Gains, biases, position tables, the class
+# token and the logit scale have none (CLIP paper section 2.5); running statistics are not trained.
 NO_DECAY = re.compile(r"(^|/)(\w*bias|\w*scale|positions|class_token|mean|var)$")
 
-# No loss of the trainer reaches a caption decoder: decay alone would wear it down.
+# No loss of the trainer reaches a caption decoder, which decay alone would shrink.
 WITHOUT_LOSS = re.compile(r"decoder/")
 
-# Below a tower's name. Of ResNet, ConvNeXt and FastViT, what leads into a stage goes with the
-# stage's first block; a hybrid's stem is an embedding, stages and all.
+# These match paths below a tower's name. In ResNet, ConvNeXt and FastViT the entry of a stage
+# counts as part of its first block; a hybrid's whole stem counts as an embedding.
 _EMBEDDING = re.compile(
     r"(patch_embedding|patch_embedding_bias|class_token|positions|pre_norm|token_embedding"
     r"|token_types|embedding_norm|stem\w*)(/|$)"
@@ -37,17 +36,17 @@ _STAGE = re.compile(r"stage(\d+)_(?:block(\d+)|\w+)/")
 
 
 def path_of(path: Any) -> str:
-    """A tree path as text, its parts joined by "/"."""
+    """Formats a tree path as text, joined by "/"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def paths_of(tree: Any) -> list[str]:
-    """The paths of all leaves."""
+    """Returns the paths of all leaves."""
     return [path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
 def matching(patterns: Sequence[str], paths: Iterable[str], key: str) -> frozenset[str]:
-    """The paths that at least one pattern matches from end to end.
+    """Returns the paths that at least one pattern matches completely.
 
     Raises `UserError` that names `key` and the nearest paths for a pattern that matches none.
     """
@@ -75,9 +74,9 @@ def _nearest(pattern: str, paths: list[str]) -> str:
 
 
 def frozen_mask(params: Any, patterns: Sequence[str], key: str = FREEZE) -> Any:
-    """True at the leaves that training leaves as they are: a tree of bool like `params`.
+    """Mask of the frozen leaves: a tree of bool like `params`.
 
-    Raises `UserError` for a pattern that matches nothing, and where nothing would be left to train.
+    Raises `UserError` for a pattern that matches nothing, and if nothing is left to train.
     """
     paths = paths_of(params)
     frozen = matching(patterns, paths, key)
@@ -87,8 +86,10 @@ def frozen_mask(params: Any, patterns: Sequence[str], key: str = FREEZE) -> Any:
 
 
 def stop_frozen(params: Any, patterns: Sequence[str]) -> Any:
-    """`params` with no gradient through the frozen leaves, so that their backward pass is not
-    even computed. Called inside the function that is differentiated."""
+    """Stops the gradient of the frozen leaves, so that their backward pass is not computed.
+
+    Call it inside the function that is differentiated.
+    """
     if not patterns:
         return params
     return jax.tree.map(
@@ -99,8 +100,10 @@ def stop_frozen(params: Any, patterns: Sequence[str]) -> Any:
 
 
 def keep_frozen(new: Any, old: Any, patterns: Sequence[str]) -> Any:
-    """`new` with the frozen leaves of `old`, bit for bit: whatever else a step does to parameters
-    (running statistics, clamping, averaging) ends here."""
+    """Returns `new` with the frozen leaves of `old`, bit for bit.
+
+    Undoes all that a step does to them (running statistics, clamping, averaging).
+    """
     if not patterns:
         return new
     return jax.tree.map(
@@ -112,20 +115,22 @@ def keep_frozen(new: Any, old: Any, patterns: Sequence[str]) -> Any:
 
 
 def decay_mask(params: Any) -> Any:
-    """True at the leaves that weight decay acts on."""
+    """Mask of the leaves that weight decay acts on."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: not NO_DECAY.search(path_of(path)), params
     )
 
 
 def _tower(path: str, config: OptimizerConfig) -> TowerOptimizerConfig | None:
-    """The settings of the tower that a parameter belongs to; None for the logit scale, the logit
-    bias and a caption decoder."""
+    """Returns the settings of a parameter's tower.
+
+    None for the logit scale, the logit bias and a caption decoder.
+    """
     return {"vision": config.vision, "text": config.text}.get(path.partition("/")[0])
 
 
 def weight_decays(params: Any, config: OptimizerConfig) -> Any:
-    """The weight decay of every leaf, a float: that of its tower or of the run, or 0."""
+    """Weight decay of every leaf, a float: its tower's, else the run's, or 0."""
 
     def decay(path: Any, decays: bool) -> float:
         tower = _tower(path_of(path), config)
@@ -136,12 +141,11 @@ def weight_decays(params: Any, config: OptimizerConfig) -> Any:
 
 
 def rate_multipliers(params: Any, config: OptimizerConfig) -> Any:
-    """What the learning rate of every leaf is multiplied by: a tree of float, or for stacked blocks
-    of (layers, 1, …) float32.
+    """Learning rate multiplier of every leaf: float, or (layers, 1, …) float32 for stacked blocks.
 
-    A tower's multiplier times its layer_decay to the power of the distance from the top (Bao et al.
-    2021, BEiT; Clark et al. 2020, ELECTRA): of n blocks, block i has n - i, embeddings have n + 1,
-    and what comes after the blocks 0.
+    It is the tower's multiplier times its layer_decay to the power of the distance from the top
+    (Bao et al. 2021, BEiT; Clark et al. 2020, ELECTRA). Of n blocks, block i has distance n - i,
+    embeddings have n + 1, and parameters after the blocks have 0.
     """
     distances = {
         tower: _distances(
@@ -172,7 +176,7 @@ def rate_multipliers(params: Any, config: OptimizerConfig) -> Any:
 
 
 def _distances(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """{path below the tower: blocks from the top}, (layers,) int where blocks are stacked."""
+    """Maps paths below a tower to distances from the top, (layers,) int for stacked blocks."""
     blocks = {path: block for path in shapes if (block := _block(path)) is not None}
     order = {block: index for index, block in enumerate(sorted(set(blocks.values())))}
     stacked = {path: shapes[path][0] for path in shapes if _STACK.match(path)}
@@ -189,7 +193,7 @@ def _distances(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _block(path: str) -> tuple[int, int] | None:
-    """(stage, block) of a parameter that belongs to a block."""
+    """Returns (stage, block) of a parameter that belongs to a block, else None."""
     if found := _BLOCK.match(path):
         return 0, int(found[1])
     if found := _STAGE.match(path):
@@ -198,7 +202,6 @@ def _block(path: str) -> tuple[int, int] | None:
 
 
 def stack_of(path: str) -> str | None:
-    """The tower whose stacked blocks a parameter belongs to, or None: "vision", "text",
-    "decoder"."""
+    """Returns the tower ("vision", "text", "decoder") of a parameter of stacked blocks, or None."""
     tower, _, rest = path.partition("/")
     return tower if _STACK.match(rest) else None

@@ -1,4 +1,4 @@
-"""Everything that a training step reads and writes."""
+"""State that a training step reads and writes."""
 
 from typing import Any
 
@@ -14,25 +14,25 @@ from clip_jax.sharding import tree_shardings
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """A pytree of arrays; no functions, no configuration."""
+    """Pytree of arrays, without functions or configuration."""
 
-    step: jax.Array  # () int32: updates done
+    step: jax.Array  # () int32: number of updates done
     params: Any  # float32
     opt_state: Any
     ema_params: Any  # like params, or None
-    key: jax.Array  # () typed random key; a step folds its number into it
+    key: jax.Array  # () typed random key, into which a step folds its number
     failed: jax.Array  # () bool: a loss or gradient was not finite, and nothing has changed since
 
     @property
     def eval_params(self) -> Any:
-        """What is evaluated and exported: the moving average where there is one."""
+        """Parameters to evaluate and export: the moving average if there is one."""
         return self.params if self.ema_params is None else self.ema_params
 
 
 def create_state(
     config: ClipConfig, optimizer: optax.GradientTransformation, seed: int, ema: bool
 ) -> TrainState:
-    """A fresh state. Pure: see `sharded_state`."""
+    """Makes a fresh state; pure, see `sharded_state`."""
     init_key, step_key = jax.random.split(jax.random.key(seed))
     params = init_params(config, init_key)
     return TrainState(
@@ -48,7 +48,7 @@ def create_state(
 def abstract_state(
     mesh: Mesh, config: ClipConfig, optimizer: optax.GradientTransformation, ema: bool
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without a byte of memory."""
+    """Shapes, dtypes and shardings of the state, without allocating it."""
     shapes = jax.eval_shape(lambda: create_state(config, optimizer, 0, ema))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -60,6 +60,6 @@ def abstract_state(
 def sharded_state(
     mesh: Mesh, config: ClipConfig, optimizer: optax.GradientTransformation, seed: int, ema: bool
 ) -> TrainState:
-    """A fresh state that is born on its shards: no device ever holds the whole of it."""
+    """Makes a fresh state directly on its shards, so that no device ever holds all of it."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(mesh, config, optimizer, ema))
     return jax.jit(lambda: create_state(config, optimizer, seed, ema), out_shardings=shardings)()

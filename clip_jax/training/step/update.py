@@ -1,4 +1,4 @@
-"""One update: the gradient of the global loss, then the optimizer."""
+"""Training step: the gradient of the global loss, then the optimizer."""
 
 import math
 from collections.abc import Callable
@@ -24,11 +24,12 @@ def make_train_step(
     schedule: optax.Schedule,
     ema_decay: float | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """(state, {"images": (B, S, S, 3) uint8, "tokens": (B, L) int32}) -> (state, metrics).
+    """Makes the pure function (state, batch) -> (state, metrics) of one step.
 
-    Pure; jit it under a mesh with donated state. When the loss or the gradient is not finite, the
-    state comes back unchanged but for `failed`, and stays so: the host looks at step n only after
-    it has dispatched n + 1, and must still find the last good state.
+    `batch` is {"images": (B, S, S, 3) uint8, "tokens": (B, L) int32}. Jit it under a mesh with
+    donated state. If the loss or gradient is not finite, only `failed` changes, and later steps
+    change nothing: the host reads step n only after dispatching n + 1, and must still find the last
+    good state.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -65,8 +66,7 @@ def make_train_step(
 
 
 def _ema(state: TrainState, params: Any, decay: float | None, frozen: tuple[str, ...]) -> Any:
-    """The moving average after this step; early on it follows faster, so that it forgets the
-    start."""
+    """Moving average after this step; it follows faster early on, to forget the start."""
     if decay is None:
         return None
     count = state.step.astype(jnp.float32)
