@@ -49,7 +49,8 @@ def test_a_result_on_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
     old = tmp_path / "result.json"
     old.write_text("{}")
     code = (
-        "import resource\nfrom pathlib import Path\nfrom clip_jax import command_line, disk\n"
+        "import resource\nfrom pathlib import Path\n"
+        "from clip_jax import command_line\nfrom clip_jax.files import disk\n"
         "def main():\n    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         f"    with disk.telling('--output=x'): disk.write_text(Path({str(old)!r}), 'a' * 1000)\n"
         "command_line.run(main, ['program'])"

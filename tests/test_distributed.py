@@ -11,8 +11,8 @@ import pytest
 from conftest import REPOSITORY
 from job import Job, explicit, free_port
 
+from clip_jax import sharding
 from clip_jax.errors import UserError
-from clip_jax.hosts import join as distributed
 from clip_jax.hosts.abort_filter import CONTROL, Filter
 from clip_jax.hosts.join import Job as Found
 from clip_jax.hosts.join import alone_on_its_node, find_job, is_peer_error
@@ -113,7 +113,7 @@ class Device(NamedTuple):
 
 def put_devices_on_processes(monkeypatch, process_of_device):
     """Makes `host_rows` see the simulated devices as those of several processes."""
-    real = distributed.batch_sharding
+    real = sharding.batch_sharding
 
     def fake(mesh):
         def devices_indices_map(shape):
@@ -122,7 +122,7 @@ def put_devices_on_processes(monkeypatch, process_of_device):
 
         return SimpleNamespace(devices_indices_map=devices_indices_map)
 
-    monkeypatch.setattr(distributed, "batch_sharding", fake)
+    monkeypatch.setattr(sharding, "batch_sharding", fake)
 
 
 SERVICE = "E1121 17:13:49.510000 30876 coordination_service.cc:1549] [69] Use error polling.\n"

@@ -58,7 +58,7 @@ def test_loss_that_is_not_finite_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A poisoned batch: the state before it is saved, and its records are named."""
-    from clip_jax.training.run.opening import loop
+    from clip_jax.training.run import loop
 
     config = build_config(tiny_config(mesh__data=8, steps=20))
     real = loop.global_batch
