@@ -50,11 +50,11 @@ def get_config():
     config.optimizer.warmup_steps = 250
     config.optimizer.weight_decay = 0.1
     config.batch_size = 128
-    config.steps = 2000
+    config.steps = 2800
     config.log_every_steps = 25
     config.evaluation.tasks = ("glyphs/letters", "glyphs/retrieval")
-    config.evaluation.every_steps = 500
-    config.checkpoint.every_steps = 500
+    config.evaluation.every_steps = 700
+    config.checkpoint.every_steps = 700
     return config
 
 

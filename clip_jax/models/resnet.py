@@ -88,8 +88,11 @@ def _convolve(
     XLA's fast convolution for CPUs takes no kernel larger than the image; its fallback, a loop,
     took half of a training step for a tower whose last stage has 2x2 pixels.
     """
+    is_plain = set(strides) == {1}
+    if is_plain and kernel_KKCD.shape[:2] == (1, 1):  # takes half the time on a CPU
+        return x_BHWC @ kernel_KKCD[0, 0]
     (height, width), reach = x_BHWC.shape[1:3], kernel_KKCD.shape[0] // 2
-    if max(height, width) > reach + 1 or set(strides) != {1}:
+    if max(height, width) > reach + 1 or not is_plain:
         return jax.lax.conv_general_dilated(x_BHWC, kernel_KKCD, strides, padding, **more)
     # Entry (h, p) is the tap of the kernel that lies over input row h for output row p.
     rows_HP = np.arange(height)[:, None] - np.arange(height) + reach
