@@ -1,5 +1,5 @@
 # make quickstart   install, train a CLIP in five minutes, evaluate it, write runs/quickstart/report.html
-# make test         everything: formatting, types, all tests (16 minutes on 2 cores with a warm compilation cache)
+# make test         everything: formatting, types, floors, all tests (14 minutes on 2 cores)
 # make test-fast    the daily tier (2:20 on 2 cores)
 # make docs         the site of docs/, into site/; a broken link fails
 # make test-parity  every family against transformers and open_clip, writes docs/parity.md (25 minutes)
