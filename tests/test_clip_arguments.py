@@ -1,4 +1,4 @@
-"""What people pass to the methods of `Clip`: taken where its meaning is plain, else one line."""
+"""Arguments of `Clip`: taken if their meaning is plain, else refused in one line."""
 
 import io
 import os
@@ -174,7 +174,7 @@ def closed_file(path: Path) -> Any:
         return file
 
 
-# What is no image, or not plainly one: (made of a path, what the line says).
+# Each refused image is (function that makes it of a path, words of the message).
 WRONG_IMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "None": (lambda path: None, "images=None: must be an image"),
     "number": (lambda path: 5, "images=5: must be an image"),

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 
 BIN = Path(sys.executable).parent
 
-# What is planted: (file, line added to it, what the linter says).
+# Each climb is (file, line added to it, words of the linter).
 CLIMBS = [
     ("models/remat.py", "import clip_jax.clip", "clip_jax.models is not allowed to import"),
     ("errors.py", "import clip_jax.arguments", "clip_jax.errors is not allowed to import"),

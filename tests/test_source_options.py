@@ -71,7 +71,7 @@ def nested(key: str = "") -> dict[str, Any]:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
-    """What each call of `open_source` was told, instead of the call."""
+    """Records the arguments of each call of `open_source` instead of opening anything."""
     calls: list[dict[str, Any]] = []
 
     def record(path: str, format: str = "auto", options: SourceOptions | None = None) -> Any:

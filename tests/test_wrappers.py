@@ -41,7 +41,7 @@ def compiled_tower(state: State) -> State:
 
 
 def training(state: State) -> State:
-    """What lies beside the weights in a checkpoint."""
+    """Entries that checkpoints have beside the weights."""
     moments = {n: {"step": torch.tensor(3.0), "exp_avg": x} for n, x in enumerate(state.values())}
     return {
         "epoch": 3,
