@@ -65,7 +65,7 @@ oracle: .oracle/.installed
 
 test-parity: install-dev $(if $(filter .oracle/%,$(ORACLE)),oracle)
 	@rm -rf .cache/oracle/results; status=0; \
-	ORACLE=$(abspath $(ORACLE)) $(BIN)/pytest tests/test_parity_families.py -m parity --durations=10 || status=$$?; \
+	ORACLE=$(abspath $(ORACLE)) $(BIN)/pytest tests/weights/test_parity_families.py -m parity --durations=10 || status=$$?; \
 	$(BIN)/python tests/oracle/report.py || status=$$?; \
 	exit $$status
 

@@ -4,10 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+from places import CACHE, SHARED_DATA, SUPPORT
 from tiny import tiny_config
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-CACHE = REPOSITORY / ".cache"
 
 # Before jax is imported anywhere: children of the tests inherit these too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,6 +14,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # Tiny programs run once or a few times: their compilation is what takes long.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("CLIP_JAX_CACHE", str(CACHE / "clip_jax"))
+paths = [str(SUPPORT), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 import jax  # noqa: E402
 
@@ -25,10 +25,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of sample data beside the repository; tests that need it skip where it is not."""
-    folder = REPOSITORY.parent / "shared" / "data"
-    if not folder.is_dir():
+    if not SHARED_DATA.is_dir():
         pytest.skip("the folder shared/data is not beside the repository")
-    return folder
+    return SHARED_DATA
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """The families of the parity suite: which reference, how it is made smaller, what is asked of it.
 
 Plain data, read on both sides: by references.py in the environment of the references, and by
-tests/test_parity_families.py in ours. Widths are the released ones; there are fewer blocks and a
-smaller vocabulary, so that a model has tens of millions of parameters instead of billions.
+tests/weights/test_parity_families.py in ours. Widths are the released ones; there are fewer blocks
+and a smaller vocabulary, so that a model has tens of millions of parameters instead of billions.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Makes tests/goldens/coca*.npz: tiny CoCas with random values everywhere, and what open_clip says.
+"""Makes tests/support/goldens/coca*.npz: tiny CoCas with random values, and what open_clip says.
 
 Run it in an environment with open_clip_torch 3.3, torch 2.13 on the CPU, and transformers 4.55,
 whose beam search open_clip uses and which later ones lack (never dependencies of ours), from the

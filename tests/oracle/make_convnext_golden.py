@@ -1,4 +1,4 @@
-"""Makes tests/goldens/convnext*.npz: tiny CLIPs with timm's ConvNeXt as their image tower.
+"""Makes tests/support/goldens/convnext*.npz: tiny CLIPs with timm's ConvNeXt as their image tower.
 
 Run it as make_goldens.py, which says what the files hold, from the root of the repository:
 
@@ -10,7 +10,7 @@ from typing import Any
 from make_goldens import TEXT
 from timm.models import register_model
 from timm.models.convnext import ConvNeXt
-from timm_goldens import tower, write
+from timm_writer import tower, write
 from torch import nn
 
 DIMS = (4, 8, 16, 32)

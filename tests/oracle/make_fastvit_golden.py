@@ -1,4 +1,4 @@
-"""Makes tests/goldens/fastvit*.npz: tiny CLIPs with timm's FastViT as their image tower.
+"""Makes tests/support/goldens/fastvit*.npz: tiny CLIPs with timm's FastViT as their image tower.
 
 Run it as make_goldens.py, which says what the files hold, from the root of the repository:
 
@@ -12,7 +12,7 @@ from make_goldens import TEXT
 from timm.layers import LayerNorm2d
 from timm.models import register_model
 from timm.models.fastvit import FastVit, RepConditionalPosEnc
-from timm_goldens import tower, write
+from timm_writer import tower, write
 from torch import nn
 
 POSITIONS = partial(RepConditionalPosEnc, spatial_shape=(7, 7))

@@ -1,4 +1,4 @@
-"""Makes tests/goldens/*.npz: tiny CLIPs with random values everywhere, and what open_clip says.
+"""Makes tests/support/goldens/*.npz: tiny CLIPs with random values, and what open_clip says.
 
 Run it in an environment with open_clip installed (torch 2.13 on the CPU, open_clip_torch 3.3; never
 a dependency of ours), from the root of the repository:
@@ -29,7 +29,7 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.model import CLIP
 
-GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
+GOLDENS = Path(__file__).resolve().parents[1] / "support" / "goldens"
 MAX_GRADIENT_SIZE = 400  # larger leaves are left out to keep the files small
 
 TEXT = {"context_length": 10, "vocab_size": 60, "width": 16, "heads": 2, "layers": 2}

@@ -1,4 +1,4 @@
-"""Makes tests/goldens/{vitamin,vitamin_xl,mobileclip_b}.npz: tiny CLIPs with timm's hybrid towers.
+"""Makes vitamin.npz, vitamin_xl.npz and mobileclip_b.npz of tests/support/goldens.
 
 Run it as make_goldens.py, which says what the files hold, from the root of the repository:
 
@@ -14,7 +14,7 @@ from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from timm.models.vitamin import GeGluMlp, MbConvStages, VitCfg
-from timm_goldens import tower, write
+from timm_writer import tower, write
 from torch import nn
 
 

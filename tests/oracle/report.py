@@ -25,7 +25,8 @@ SHORT = {"open_clip": "open_clip", "huggingface": "HF", "clip_jax": "clip_jax"}
 INTRODUCTION = """\
 # Parity
 
-Made by `make test-parity`; every cell is what a test measured (`tests/test_parity_families.py`).
+Made by `make test-parity`; every cell is what a test measured
+(`tests/weights/test_parity_families.py`).
 
 The references are {versions}, on the CPU, in float32.
 Models have the released widths and random values in every parameter; depth and vocabulary are

@@ -1,0 +1,138 @@
+"""Every sample of a set of broken and unusual ones comes out as its list of expectations says."""
+
+import hashlib
+import json
+import logging
+
+import numpy as np
+import pytest
+from places import SHARED_DATA
+
+from clip_jax.data.sources import open_source
+from clip_jax.images.augmentation import Augmentation, training_image
+from clip_jax.images.transform import DecodeError, ImageTransform, decode
+
+HOSTILE = SHARED_DATA / "hostile"
+
+pytestmark = pytest.mark.skipif(
+    not (HOSTILE / "EXPECTED.json").is_file(),
+    reason="the hostile samples are not beside the repository (../shared/data/hostile)",
+)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return json.loads((HOSTILE / "EXPECTED.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def source():
+    return open_source(HOSTILE / "00000.tar")
+
+
+@pytest.fixture(scope="module")
+def decoded(source):
+    """key -> [(record, upright RGB array or the DecodeError)]"""
+    results: dict[str, list] = {}
+    for index in range(len(source)):
+        record = source[index]
+        outcome: np.ndarray | DecodeError
+        try:
+            outcome = np.asarray(decode(record.image))
+        except DecodeError as error:
+            outcome = error
+        results.setdefault(record.key, []).append((record, outcome))
+    return results
+
+
+def good(decoded, key):
+    return [pair for pair in decoded.get(key, []) if not isinstance(pair[1], DecodeError)]
+
+
+def test_kept_and_dropped(expected, source, decoded):
+    assert len(expected["00000.tar"]) == 70
+    for key, entry in expected["00000.tar"].items():
+        count = len(good(decoded, key))
+        if entry["expected"] == "keep":
+            allowed = entry["samples"]
+            assert count in (allowed if isinstance(allowed, list) else [allowed]), key
+            continue
+        assert count == 0, key
+        if entry["because"] == "caption":
+            assert "caption" in source.dropped[key], key
+        elif entry["because"] == "bomb":
+            assert "bomb" in str(decoded[key][0][1]), key
+        else:
+            assert key in source.dropped or key in decoded, key
+    assert set(decoded) | set(source.dropped) <= set(expected["00000.tar"])
+
+
+def test_captions(expected, decoded):
+    for key, entry in expected["00000.tar"].items():
+        if entry["expected"] == "drop":
+            continue
+        captions = [caption for record, _ in good(decoded, key) for caption in record.captions]
+        if "captions" in entry:
+            assert set(captions) <= set(entry["captions"]), key
+            assert len(set(captions)) == len(captions), key
+        elif "caption" in entry:
+            assert captions == [entry["caption"]], key
+        else:
+            (data,) = [caption.encode() for caption in captions]
+            assert len(data) == entry["caption_bytes"], key
+            assert hashlib.sha256(data).hexdigest() == entry["caption_sha256"], key
+
+
+def test_pixels(expected, decoded):
+    for key, entry in expected["00000.tar"].items():
+        if entry["expected"] == "drop":
+            continue
+        pixels = good(decoded, key)[0][1]
+        width, height = entry.get("upright_size", entry["size"])
+        assert pixels.shape == (height, width, 3), key
+        rows = {
+            "mean_rgb": pixels,
+            "upright_top_rgb": pixels[:3],
+            "upright_bottom_rgb": pixels[-3:],
+        }
+        for name, region in rows.items():
+            if name in entry:
+                mean = region.reshape(-1, 3).mean(axis=0)
+                np.testing.assert_allclose(mean, entry[name], atol=8, err_msg=f"{key} {name}")
+
+
+def test_transforms_agree_with_decoding(decoded):
+    transform = ImageTransform(16)
+    for key, pairs in decoded.items():
+        for number, (record, outcome) in enumerate(pairs):
+            rng = np.random.default_rng(number)
+            if isinstance(outcome, DecodeError):
+                with pytest.raises(DecodeError):
+                    transform(record.image)
+                with pytest.raises(DecodeError):
+                    training_image(record.image, 16, "bicubic", Augmentation(), rng)
+                continue
+            small = transform(record.image).astype(float)
+            trained = training_image(record.image, 16, "bicubic", Augmentation(), rng)
+            assert small.shape == trained.shape == (16, 16, 3), key
+            # Another crop, another decoder, but the same picture.
+            assert np.abs(small.mean((0, 1)) - trained.mean((0, 1))).max() < 25, key
+
+
+def test_truncated_shard(expected, caplog):
+    with caplog.at_level(logging.WARNING):
+        shard = open_source(HOSTILE / "00001.tar")
+    keys = [shard.key(index) for index in range(len(shard))]
+    assert keys == expected["00001.tar"]["keep"]
+    path = str(HOSTILE / "00001.tar")
+    assert list(shard.dropped) == [*expected["00001.tar"]["drop"], path]
+    assert shard.dropped.counts["shard_damaged"] == 1
+    assert shard.dropped[path].startswith("is truncated at byte 49760")
+    assert "00001.tar is truncated" in caplog.text
+    assert all(decode(shard[index].image).size for index in range(len(shard)))
+
+
+def test_nothing_is_written_outside(source):
+    assert not (HOSTILE.parent / "escape.txt").exists()
+    assert not (HOSTILE / "escape.txt").exists()
+    assert source.dropped["../escape"] == "no complete image member"

@@ -1,0 +1,158 @@
+"""Mutated files give pixels or a DecodeError: no crash, no hang, no more memory than a picture."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import SHARED_DATA
+
+# In a process of its own, so that a segmentation fault or an endless loop is seen from outside.
+CHILD = """
+import sys, faulthandler
+faulthandler.enable()
+sys.path.insert(0, sys.argv[1])
+import test_decode_fuzz
+test_decode_fuzz.run_child(sys.argv[2], int(sys.argv[3]))
+"""
+HERE = Path(__file__).resolve().parent
+HOSTILE = SHARED_DATA / "hostile"
+SECONDS_EACH = 5.0
+
+
+def originals():
+    """Small files of the three formats and their kinds."""
+    import numpy as np
+    from pictures import encode, photo
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = [
+        ("JPEG", "RGB", {"quality": 90}),
+        ("JPEG", "RGB", {"quality": 80, "progressive": True, "exif": exif}),
+        ("JPEG", "RGB", {"subsampling": "4:4:4", "restart_marker_rows": 1}),
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {}),
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {"exif": exif}),
+        ("WEBP", "RGB", {}),
+        ("WEBP", "RGBA", {"lossless": True, "exif": exif}),
+    ]
+    for format, mode, options in kinds:
+        for _ in range(2):
+            width, height = rng.integers(32, 201, 2).tolist()
+            yield encode(photo(width, height).convert(mode), format, **options)
+
+
+def mutated(data: bytes, rng) -> bytes:
+    """One to four of: bytes flipped, cut off, inserted, two pieces swapped, a piece doubled."""
+    changed = bytearray(data)
+    for _ in range(int(rng.integers(1, 5))):
+        first, second = sorted(rng.integers(0, len(changed) + 1, 2).tolist())
+        # Headers are short, and what goes wrong there goes most wrong.
+        if rng.random() < 0.5:
+            first, second = first * 300 // len(data), second * 300 // len(data)
+        kind = rng.integers(6)
+        if kind == 0:
+            for place in rng.integers(0, len(changed), int(rng.integers(1, 9))).tolist():
+                changed[place] = int(rng.integers(256))
+        elif kind == 1:
+            place = min(first, len(changed) - 1)
+            changed[place] ^= 1 << int(rng.integers(8))
+        elif kind == 2 and second > 20:
+            del changed[second:]
+        elif kind == 3:
+            changed[first:first] = rng.bytes(int(rng.integers(1, 40)))
+        elif kind == 4:
+            middle = (first + second) // 2
+            changed[first:second] = changed[middle:second] + changed[first:middle]
+        else:
+            changed[first:first] = changed[first : min(second, first + 2000)]
+        if not changed:
+            return b"\0"
+    return bytes(changed)
+
+
+def run_child(what: str, count: int) -> None:
+    """Prints a JSON object of outcomes, and the greatest resident size in MiB at the end."""
+    import time
+    import warnings
+    from collections import Counter
+
+    import numpy as np
+
+    from clip_jax.errors import DecodeError
+    from clip_jax.images.augmentation import Augmentation, training_image
+    from clip_jax.images.decoding import decode
+
+    warnings.simplefilter("ignore")  # Pillow's, about broken EXIF blocks
+    outcomes: Counter[str] = Counter()
+    slowest = 0.0
+    if what == "fuzz":
+        files, rng = list(originals()), np.random.default_rng(1)
+        cases = (mutated(files[number % len(files)], rng) for number in range(count))
+    else:
+        from clip_jax.data.sources import open_source
+
+        source = open_source(HOSTILE / "00000.tar")
+        cases = (source[index].image for index in range(len(source)))
+    fast, full = (
+        Augmentation(crop_scale=(0.2, 1), fast_decode=is_fast) for is_fast in (True, False)
+    )
+    for number, data in enumerate(cases):
+        begun = time.perf_counter()
+        found = []
+        for read in (
+            lambda: decode(data),  # noqa: B023
+            lambda: training_image(data, 24, "bicubic", fast, np.random.default_rng(number)),  # noqa: B023
+            lambda: training_image(data, 24, "bicubic", full, np.random.default_rng(number)),  # noqa: B023
+        ):
+            try:
+                read()
+                found.append("pixels")
+            except DecodeError as error:
+                found.append(error.kind if "\n" not in str(error) else "several lines")
+        slowest = max(slowest, time.perf_counter() - begun)
+        outcomes["/".join(sorted(set(found)))] += 1
+    # Not ru_maxrss: a child has that of the process that started it.
+    with open("/proc/self/status") as file:
+        [line] = [x for x in file if x.startswith("VmHWM")]
+    peak = int(line.split()[1]) / 1024
+    print(json.dumps({"outcomes": outcomes, "slowest_seconds": slowest, "peak_mib": peak}))
+
+
+def child(what: str, count: int) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(HERE), what, str(count)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_EACH * 30,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_mutated_files(count):
+    result = child("fuzz", count)
+    assert sum(result["outcomes"].values()) == count
+    # Fast or full, training or evaluation: the same files are refused, for the same reason.
+    assert set(result["outcomes"]) <= {"pixels", "image_undecodable", "image_bomb"}
+    assert min(result["outcomes"]["pixels"], result["outcomes"]["image_undecodable"]) > count / 10
+    assert result["slowest_seconds"] < SECONDS_EACH
+
+
+@pytest.mark.skipif(
+    not (HOSTILE / "EXPECTED.json").is_file(),
+    reason="the hostile samples are not beside the repository (../shared/data/hostile)",
+)
+def test_bombs_take_no_memory():
+    result = child("hostile", 0)
+    assert result["outcomes"]["image_bomb"] == 3
+    assert set(result["outcomes"]) == {"pixels", "image_undecodable", "image_bomb"}
+    assert result["peak_mib"] < 1024
+    assert result["slowest_seconds"] < SECONDS_EACH

@@ -1,0 +1,155 @@
+"""Fast decoding against Pillow's full decode and resize, on real photos and for every setting."""
+
+import io
+import itertools
+import tarfile
+
+import numpy as np
+import pytest
+from pictures import encode
+from PIL import Image
+from places import SHARED_DATA
+
+from clip_jax.images import augmentation as augmentation_module
+from clip_jax.images.augmentation import Augmentation, training_image
+from clip_jax.images.decoding import _UPRIGHT
+
+PHOTOS = SHARED_DATA / "grocery" / "train"
+
+pytestmark = pytest.mark.skipif(
+    not (PHOTOS / "00000.tar").is_file(),
+    reason="the photos are not beside the repository (../shared/data/grocery)",
+)
+
+LIMIT = 1.5  # levels of 255, on the mean over pixels and photos
+RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+SCALES = [(0.9, 1.0), (0.08, 1.0)]
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[bytes]:
+    """A few of each shard, as they are: 256 x 256 and thereabouts, sharp to the pixel."""
+    found = []
+    for shard in sorted(PHOTOS.glob("*.tar"))[::2]:
+        with tarfile.open(shard) as tar:
+            members = [member for member in tar if member.name.endswith(".jpg")]
+            found += [tar.extractfile(member).read() for member in members[::90]]  # type: ignore[union-attr]
+    return found
+
+
+def saved_again(photo: bytes, width: int, height: int, **options) -> bytes:
+    picture = Image.open(io.BytesIO(photo)).convert("RGB")
+    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return encode(picture, "JPEG", quality=90, **options)
+
+
+def differences(
+    jpegs: list[bytes], size: int, interpolation: str, monkeypatch, **options
+) -> tuple[float, float]:
+    """(mean, of the worst photo) of |fast - Pillow with the same box|."""
+    boxes: list[tuple] = []
+    crop_box = augmentation_module._crop_box
+
+    def remember(*arguments):
+        boxes.append(crop_box(*arguments))
+        return boxes[-1]
+
+    monkeypatch.setattr(augmentation_module, "_crop_box", remember)
+    found = []
+    for seed, jpeg in enumerate(jpegs):
+        rng = np.random.default_rng(seed)
+        fast = training_image(jpeg, size, interpolation, Augmentation(**options), rng)
+        full = Image.open(io.BytesIO(jpeg)).convert("RGB")
+        full = full.resize((size, size), RESAMPLE[interpolation], box=boxes[-1])
+        found.append(np.abs(fast.astype(int) - np.asarray(full)).mean())
+    monkeypatch.undo()
+    return float(np.mean(found)), max(found)
+
+
+@pytest.mark.parametrize("interpolation", RESAMPLE)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("size", [24, 40, 64, 80, 112, 160, 224, 336])
+def test_small_sharp_photos(photos, size, scale, interpolation, monkeypatch):
+    mean, worst = differences(photos, size, interpolation, monkeypatch, crop_scale=scale)
+    assert mean <= LIMIT
+    assert worst <= 2 * LIMIT
+
+
+STORED = [
+    (640, 480, {"subsampling": "4:2:0"}),
+    (640, 480, {"subsampling": "4:4:4"}),
+    (480, 640, {"progressive": True}),
+    (1023, 767, {"subsampling": "4:2:0"}),  # odd: halves do not divide it
+    (1600, 1201, {"subsampling": "4:4:4"}),
+    pytest.param(
+        *(2501, 1999, {"subsampling": "4:2:0", "progressive": True}), marks=pytest.mark.slow
+    ),
+]
+
+
+@pytest.mark.parametrize(("width", "height", "options"), STORED)
+def test_photos_of_usual_sizes(photos, width, height, options, monkeypatch):
+    few = [saved_again(photo, width, height, **options) for photo in photos[::8]]
+    for scale, interpolation in itertools.product(SCALES, RESAMPLE):
+        mean, worst = differences(few, 224, interpolation, monkeypatch, crop_scale=scale)
+        assert mean <= LIMIT, (scale, interpolation)
+        assert worst <= 2 * LIMIT, (scale, interpolation)
+
+
+def of_a_camera(photo: bytes, width: int, height: int, format: str) -> bytes:
+    """With the grain of a sensor: detail at every frequency, which hides no difference."""
+    picture = Image.open(io.BytesIO(photo)).convert("RGB")
+    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    grain = np.random.default_rng(len(photo)).normal(0, 12, (height, width, 1)).astype(np.int16)
+    noisy = Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
+    return encode(noisy, format, **({"quality": 95} if format == "JPEG" else {}))
+
+
+CROPS = [
+    {"crop_scale": (0.9, 1.0)},
+    {"crop_scale": (0.08, 1.0)},
+    {"crop_scale": (0.2, 1.0), "crop_ratio": (0.5, 2.0)},
+    {"crop_scale": (1, 1)},
+    {"resize": "squash"},
+]
+
+
+@pytest.mark.parametrize("interpolation", RESAMPLE)
+@pytest.mark.parametrize(
+    ("width", "height", "format"),
+    [(640, 480, "JPEG"), (640, 480, "PNG"), (1000, 500, "JPEG"), (448, 450, "PNG")],
+)
+def test_photos_with_grain(photos, width, height, format, interpolation, monkeypatch):
+    few = [of_a_camera(photo, width, height, format) for photo in photos[::12]]
+    # Of JPEGs the decoder leaves out the upper half of the frequencies, by a filter of its own:
+    # what is there of grain it lets pass a little more of.
+    limit = LIMIT if format == "PNG" else 1.4 * LIMIT
+    for options in CROPS:
+        mean, worst = differences(few, 224, interpolation, monkeypatch, **options)
+        assert mean <= limit, options
+        assert worst <= 1.2 * limit, options
+
+
+@pytest.mark.parametrize("size", [640, 641, 1280, pytest.param(4001, marks=pytest.mark.slow)])
+def test_whole_images(photos, size, monkeypatch):
+    few = [saved_again(photo, size, size * 2 // 3) for photo in photos[:: 8 if size < 2000 else 16]]
+    for options in ({"crop_scale": (1, 1)}, {"resize": "squash"}):
+        mean, worst = differences(few, 224, "bicubic", monkeypatch, **options)
+        assert mean <= LIMIT, options
+        assert worst <= 2 * LIMIT, options
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_photos_on_their_side(photos, orientation, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = Augmentation(crop_scale=(0.3, 1))
+    for photo in photos[:3]:
+        turned = saved_again(photo, 641, 480, exif=exif)
+        upright = Image.open(io.BytesIO(turned)).convert("RGB").transpose(_UPRIGHT[orientation])
+        for size in (96, 224):
+            fast, full = (
+                training_image(image, size, "bicubic", options, np.random.default_rng(5))
+                for image in (turned, np.asarray(upright))
+            )
+            assert np.abs(fast.astype(int) - full).mean() <= LIMIT

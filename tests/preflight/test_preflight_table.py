@@ -1,0 +1,73 @@
+"""The table of pre-flights is made piece by piece, and keeps what is finished."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from absl.testing import flagsaver
+from places import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def table() -> ModuleType:
+    path = REPOSITORY / "benchmarks" / "preflight_table.py"
+    spec = importlib.util.spec_from_file_location("preflight_table", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+def report(fits: bool) -> dict[str, Any]:
+    kinds = dict.fromkeys(("parameter", "optimizer", "ema"), 2**30)
+    return {
+        "fits": fits,
+        "topology": "v5e:8x8",
+        "model": "ViT-B-32",
+        "devices": 64,
+        "mesh": {"data": 8, "fsdp": 8, "tensor": 1},
+        "global_batch_size": 32768,
+        "remat": "full",
+        "microbatches": 1,
+        "temp_bytes_per_device": 5 * 2**30,
+        "peak_bytes_per_device": 6 * 2**30,
+        "hbm_bytes_per_device": int(15.75 * 2**30),
+        "compiled_to_model_flops": 1.2345,
+        "collective_bytes_per_device": 2.5e9,
+        "compile_seconds": 61.4,
+        "planned_samples_per_second": {"50%": 51_234.5},
+    } | {f"{kind}_bytes_per_device": size for kind, size in kinds.items()}
+
+
+def test_finished_rows_are_kept(
+    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (table.Row("a", "v5e:8x8"), table.Row("b", "v5p:8x8x4", ("--config.mesh.fsdp=8",)))
+    calls = []
+
+    def preflight(row: Any) -> dict[str, Any]:
+        calls.append(row.name)
+        return report(fits=row.config == "a")
+
+    monkeypatch.setattr(table, "ROWS", rows)
+    monkeypatch.setattr(table, "preflight", preflight)
+    output = tmp_path / "preflight.md"
+    for pattern, again in (("^a", False), ("", False), ("", False), ("fsdp=8$", True)):
+        with flagsaver.as_parsed(rows=pattern, again=str(again), table=str(output)):
+            table.main([])
+    assert calls == ["a v5e:8x8", "b v5p:8x8x4 mesh.fsdp=8", "b v5p:8x8x4 mesh.fsdp=8"]
+    lines = output.read_text(encoding="utf-8").splitlines()
+    assert lines[-2] == (
+        "| a | ViT-B-32 | v5e:8x8 (64) | 8 × 8 × 1 | 32,768 | full | 1 | 3.00 | 5.00 | "
+        "6.00 of 15.75 | 1.234 × | 2.50 | 61 s | 51,234 |"
+    )
+    assert "**does not fit**: 6.00 of 15.75" in lines[-1]
+    assert list(json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))) == [
+        row.name for row in rows
+    ]

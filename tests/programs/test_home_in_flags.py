@@ -1,0 +1,128 @@
+""" "~" in the flags of programs: shells leave it as it is in --flag=~/name."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dataset_tools_runs import make_shards, run
+from places import REPOSITORY
+
+from clip_jax.arguments import config_with_home, local_path, with_home
+from clip_jax.dataset_tools.output_files import output_file, output_folder
+from clip_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The user's home folder; the current folder is another, and stays empty."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    yield tmp_path / "home"
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("~", "HOME"),
+        ("~/a/b", "HOME/a/b"),
+        ("file://~/a", "HOME/a"),
+        ("./~/a", "~/a"),
+        ("a~", "a~"),
+        ("a/~/b", "a/~/b"),
+        ("/tmp/x", "/tmp/x"),
+    ],
+)
+def test_paths(home: Path, given: str, found: str) -> None:
+    assert local_path(given, "--output") == Path(found.replace("HOME", str(home)))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~nobody_of_this_name/x", "~nobody_of_this_name is the home of no user here"),
+        ("gs://bucket/x", "is a URL; give a path on this machine"),
+        (" ", "is not a path"),
+        (None, "must be a path"),
+        (3, "must be a path"),
+    ],
+)
+def test_what_is_no_path(path: object, message: str) -> None:
+    with pytest.raises(UserError, match=f"^--output=.*{message}"):
+        local_path(path, "--output")
+    if isinstance(path, str) and path.startswith("~"):
+        for take in (output_file, lambda value: output_folder(value, "it")):
+            with pytest.raises(UserError, match=message):
+                take(path)
+
+
+def test_urls_keep_their_form() -> None:
+    assert with_home("gs://bucket/~x", "--data") == "gs://bucket/~x"
+
+
+def test_configuration_files(home: Path) -> None:
+    arguments = ["program", "--config=~/c.py:small", "-config=~/d.py", "--config.data.path=~/x"]
+    expected = [f"--config={home}/c.py:small", f"-config={home}/d.py"]
+    assert config_with_home(arguments) == ["program", *expected, "--config.data.path=~/x"]
+    apart = ["program", "--config", "~/c.py", "~/d.py"]
+    assert config_with_home(apart) == ["program", "--config", f"{home}/c.py", "~/d.py"]
+
+
+def test_the_commands_of_data(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_shards(home / "shards")
+    data = "--data=~/shards"
+    assert run(capsys, "verify", data, "--output=~/v.json", "--workers=0").code == 0
+    assert run(capsys, "hashes", data, "--output=~/h.txt", "--workers=0").code == 0
+    assert run(capsys, "convert", data, "--output=~/new/shards", "--workers=0").code == 0
+    assert run(capsys, "index", data, "--beside").code == 0
+    assert (home / "v.json").is_file()
+    assert (home / "h.txt").is_file()
+    assert list((home / "new" / "shards").glob("*.tar"))
+    assert list((home / "shards").glob("*.tar.index"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-m", "clip_jax.train", "--config=~/own.py", "--workdir=~/run"],
+        ["-m", "clip_jax.preflight", "--config=~/own.py", "--topology=cpu:1"],
+        ["-m", "clip_jax.data", "inspect", "--config=~/own.py", "--output=~/page.html"],
+        [str(REPOSITORY / "launch" / "sweep.py"), "--config=~/own.py", "--workdir=~/sweep"],
+    ],
+    ids=["train", "preflight", "inspect", "sweep"],
+)
+def test_programs_read_the_configuration_in_the_home(home: Path, arguments: list[str]) -> None:
+    (home / "own.py").write_text("def get_config():\n    return 3\n")
+    ended = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert re.match(rf"error: (--config=)?{home}/own\.py: has no", last), last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "clip_jax.report", "--workdir=~/run"], "HOME/run"),
+        (["-m", "clip_jax.report", "--workdir=~nobody_at_all/run"], "home of no user"),
+        (["-m", "clip_jax.convert", "--source=~/m", "--output=~/o"], "HOME/m"),
+        (["-m", "clip_jax.convert", "--source=~/m", "--output=~nobody_at_all/o"], "no user"),
+    ],
+)
+def test_programs_name_the_folder_in_the_home(
+    home: Path, arguments: list[str], message: str
+) -> None:
+    (home / "m").mkdir()
+    ended = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message.replace("HOME", str(home)) in last

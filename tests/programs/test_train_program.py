@@ -1,0 +1,242 @@
+"""The programs as a person runs them: exit codes, one-line errors, files left behind."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from job import SMALL
+from PIL import Image
+from places import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+
+def run(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def train(*arguments: str, config: str = "own_images") -> subprocess.CompletedProcess[str]:
+    return run("clip_jax.train", f"--config=configs/{config}.py", *arguments)
+
+
+def assert_mistake(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Exit 2, one line that begins with "error:" and names what is wrong, no traceback."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert len(lines) == 1, result.stderr
+    line = lines[0]
+    assert line == result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen coloured squares in two class folders, one file that is no image."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name, colour in (("red thing", (200, 30, 30)), ("blue thing", (30, 30, 200))):
+        (root / name).mkdir()
+        for index in range(8):
+            pixels = np.clip(rng.normal(colour, 30, (40, 50, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    (root / "red thing" / "broken.jpg").write_bytes(b"no image at all")
+    return root
+
+
+@pytest.fixture(scope="module")
+def photo_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("run") / "photos"
+    result = train(
+        f"--workdir={workdir}",
+        f"--config.data.path={photos}",
+        f"--config.evaluation.path={photos}",
+        "--config.evaluation.tasks=('zero_shot','retrieval')",
+        *SMALL,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "broken.jpg" in result.stderr
+    return workdir
+
+
+def test_own_images_leave_the_whole_run_directory(photo_run: Path) -> None:
+    names = {path.name for path in photo_run.iterdir()}
+    assert {"config.json", "metrics.jsonl", "evaluation.jsonl", "checkpoints", "model"} <= names
+    assert "report.html" in names
+    last = json.loads((photo_run / "metrics.jsonl").read_text().splitlines()[-1])
+    needed = (
+        "step samples_seen loss logit_scale learning_rate grad_norm samples_per_second "
+        "samples_per_second_per_device model_flops_utilization seconds bad_records"
+    )
+    assert set(needed.split()) <= last.keys()
+    assert last["bad_records"] == 1
+    evaluations = [json.loads(x) for x in (photo_run / "evaluation.jsonl").read_text().splitlines()]
+    assert {row["task"] for row in evaluations} == {"zero_shot", "retrieval"}
+    config = json.loads((photo_run / "config.json").read_text())
+    assert config["model"]["image_size"] == 32
+    assert any((photo_run / "tensorboard").iterdir())
+
+
+def test_evaluate_writes_json(photo_run: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    result = run(
+        "clip_jax.evaluate",
+        f"--model={photo_run}",
+        "--tasks=zero_shot,retrieval",
+        f"--data={photos}",
+        "--templates=photo",
+        f"--output={output}",
+    )
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(output.read_text())["results"]
+    zero_shot = next(row for row in rows if row["task"] == "zero_shot")
+    assert zero_shot["num_classes"] == 2
+    assert zero_shot["num_images"] == 16
+    assert 0 <= zero_shot["accuracy_top1"] <= 1
+
+
+def test_help_names_the_flags() -> None:
+    result = run("clip_jax.train", "--help")
+    assert result.returncode == 0
+    assert "--workdir" in result.stdout
+    assert run("clip_jax.evaluate", "--help").returncode == 0
+
+
+def test_mistakes_on_the_command_line(tmp_path: Path, photos: Path) -> None:
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert_mistake(run("clip_jax.train"), "--config")
+    assert_mistake(train(), "--workdir")
+    assert_mistake(train(workdir), "config.data.path")
+    assert_mistake(
+        train(workdir, "--config.optimizer.learning_rat=1"),
+        "learning_rat",
+        "did you mean 'config.optimizer.learning_rate'",
+    )
+    assert_mistake(train(workdir, "--config.batch_size=many"), "batch_size", "many")
+    data = f"--config.data.path={photos}"
+    task = "--config.evaluation.tasks=('zero_shot',)"
+    # What only the evaluation needs is looked at before the training begins.
+    assert_mistake(train(workdir, data, task), "zero_shot", "evaluation.path")
+    where = f"--config.evaluation.path={photos}"
+    assert_mistake(
+        train(workdir, data, task, where, "--config.evaluation.templates=nosuch"), "nosuch"
+    )
+    assert_mistake(
+        train(workdir, data, task, where, "--config.evaluation.label_key=kind"), "kind", "class"
+    )
+    assert_mistake(train("--workdir=gs://bucket/run", data), "gs:/")
+    assert_mistake(run("clip_jax.train", "--config=nowhere.py", workdir), "nowhere.py")
+    assert_mistake(train(workdir, "--confg=1"), "confg")
+    assert_mistake(train(workdir, data, "--profile_steps=7:5"), "--profile_steps=7:5", "10:12")
+    assert_mistake(train(workdir, data, "--num_processes=2"), "--process_id", "missing")
+    assert_mistake(train(workdir, data, "--multihost"), "--multihost", "--coordinator_address")
+    assert not (tmp_path / "run").exists()
+
+
+def test_explain_sharding_needs_no_workdir(photos: Path) -> None:
+    result = train(f"--config.data.path={photos}", *SMALL, "--explain_sharding")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith("on 1 devices")
+    # Two towers, and a pair of AdamW's moments for each of their leaves.
+    leaves = [line.split()[0] for line in lines if line.startswith("params/")]
+    assert len(leaves) > 30
+    for leaf in leaves:
+        name = "/" + leaf.removeprefix("params/")
+        assert sum(line.split()[0].endswith(name) for line in lines[1:]) >= 3
+
+
+def test_none_and_steps_by_flag(tmp_path: Path, photos: Path) -> None:
+    """Fields that may be None are set and unset on the command line; steps win over epochs."""
+    workdir = tmp_path / "run"
+    result = train(
+        f"--workdir={workdir}",
+        f"--config.data.path={photos}",
+        *SMALL,
+        "--config.steps=3",
+        "--config.optimizer.clip_norm=None",
+        "--config.checkpoint.every_minutes=None",
+        "--config.report=false",
+    )
+    assert result.returncode == 0, result.stderr
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["optimizer"]["clip_norm"] is None
+    assert config["steps"] == 3
+    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_mistakes_in_the_data(tmp_path: Path, photos: Path) -> None:
+    workdir = f"--workdir={tmp_path / 'run'}"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "columns.csv").write_text("a,b\n1,2\n")
+    bad = tmp_path / "bad" / "class"
+    bad.mkdir(parents=True)
+    for index in range(16):
+        (bad / f"{index}.jpg").write_bytes(b"not an image")
+    assert_mistake(train(workdir, "--config.data.path=nowhere"), "nowhere")
+    assert_mistake(train(workdir, f"--config.data.path={tmp_path / 'empty'}"), "empty")
+    assert_mistake(
+        train(workdir, f"--config.data.path={tmp_path / 'columns.csv'}"),
+        "none of",
+        "its columns are: a, b",
+    )
+    assert_mistake(
+        train(workdir, f"--config.data.path={tmp_path / 'bad'}", *SMALL), "max_bad_fraction"
+    )
+    assert_mistake(
+        train(workdir, f"--config.data.path={photos}", "--config.batch_size=100"), "100", "17"
+    )
+
+
+def test_mistakes_against_the_mesh_and_the_workdir(photo_run: Path, photos: Path) -> None:
+    data = f"--config.data.path={photos}"
+    environment_run = subprocess.run(
+        [
+            *(sys.executable, "-m", "clip_jax.train", "--config=configs/own_images.py", data),
+            *(f"--workdir={photo_run}2", "--config.batch_size=12"),
+        ],
+        cwd=REPOSITORY,
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert_mistake(environment_run, "batch_size=12", "multiple", "8 or 16")
+    before = (photo_run / "metrics.jsonl").read_bytes()
+    assert_mistake(train(f"--workdir={photo_run}", data, *SMALL, "--config.steps=2"), "steps=2")
+    assert_mistake(
+        train(f"--workdir={photo_run}", data, *SMALL, "--config.optimizer.clip_norm=None"),
+        "clip_norm=None",
+    )
+    with open(photo_run / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert_mistake(train(f"--workdir={photo_run}", data, *SMALL), "another trainer")
+    other = train(f"--workdir={photo_run}", data, *SMALL, "--config.model.embed_dim=32")
+    assert_mistake(other, "another architecture", "embed_dim: 16 -> 32")
+    assert (photo_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_damaged_files_are_named(photo_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "model"
+    shutil.copytree(photo_run / "model", copy)
+    model_file = next((copy / "tokenizer").glob("*.model"))
+    model_file.write_bytes(model_file.read_bytes()[:100])
+    result = run("clip_jax.evaluate", f"--model={copy}", "--tasks=glyphs/letters")
+    assert_mistake(result, "tokenizer")
+    (copy / "model.safetensors").write_bytes(b"short")
+    assert_mistake(
+        run("clip_jax.evaluate", f"--model={copy}", "--tasks=glyphs/letters"), "model.safetensors"
+    )
+    assert_mistake(run("clip_jax.evaluate", "--model=nowhere", "--tasks=glyphs/letters"), "nowhere")
+    assert_mistake(run("clip_jax.evaluate", f"--model={photo_run}", "--tasks=magic"), "magic")

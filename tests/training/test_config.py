@@ -1,0 +1,141 @@
+"""Configurations: every shipped file builds; a wrong key, type or value is named."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from places import REPOSITORY
+from tiny import tiny_config
+
+from clip_jax.errors import UserError
+from clip_jax.training.config import (
+    TrainConfig,
+    build_config,
+    default_config,
+    to_dict,
+)
+
+FILES = sorted((REPOSITORY / "configs").glob("*.py"))
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_shipped_config_builds_and_says_how_to_run(path: Path) -> None:
+    module = load(path)
+    values = module.get_config()
+    if not values.data.path:
+        values.data.path = "somewhere"
+    config = build_config(values)
+    assert "COMMAND" in module.__doc__
+    assert "\nEXPECTED" in module.__doc__
+    again = build_config(json.loads(json.dumps(to_dict(config))))
+    assert to_dict(again) == to_dict(config)
+    for overrides in getattr(module, "sweep", list)():
+        changed = module.get_config()
+        changed.update_from_flattened_dict(overrides)
+        build_config(changed)
+
+
+def test_default_config_holds_every_field_and_is_locked() -> None:
+    config = default_config()
+    assert set(config) == set(TrainConfig.__dataclass_fields__)
+    with pytest.raises((AttributeError, KeyError), match="learning_rat"):
+        config.optimizer.learning_rat = 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": {"learning_rat": 1}}, "did you mean 'config.optimizer.learning_rate'"),
+        ({"stepz": 1}, "did you mean 'config.steps'"),
+        ({"model": {"name": "ViT-B-32", "image_siz": 1}}, "did you mean 'config.model.image_size'"),
+        ({"model": {"name": "ViT-B-33"}}, "did you mean 'ViT-B-32'"),
+        ({"model": {"name": "ViT-B-32", "vision_heads": 7}}, "vision_heads=7"),
+        ({"loss": "hinge"}, "config.loss='hinge': choose one of 'softmax', 'sigmoid'"),
+        ({"batch_size": "many"}, "config.batch_size='many': must be a whole number"),
+        ({"batch_size": 1.5}, "config.batch_size=1.5"),
+        ({"batch_size": 0}, "config.batch_size=0: must be greater than 0"),
+        ({"batch_size": True}, "config.batch_size=True"),
+        ({"batch_size": 1}, "config.batch_size=1: softmax learns to tell"),
+        ({"batch_size": 1.0}, "config.batch_size=1: softmax learns to tell"),
+        ({"batch_size": 1, "loss": "sigmoid"}, "config.batch_size=1: sigmoid learns to tell"),
+        ({"batch_size": 1, "loss_implementation": "ring"}, "give at least 2"),
+        ({"batch_size": 1, "loss_implementation": "dense"}, "give at least 2"),
+        ({"batch_size": 1, "optimizer": {"microbatches": 1}}, "give at least 2"),
+        ({"seed": None}, "config.seed=None"),
+        ({"steps": None}, "give one of them"),
+        ({"steps": None, "epochs": float("inf")}, "config.epochs=inf"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "config.optimizer.learning_rate=nan"),
+        ({"optimizer": {"warmup_steps": -5}}, "config.optimizer.warmup_steps=-5: must be 0 to"),
+        ({"optimizer": {"ema_decay": 1.5}}, "config.optimizer.ema_decay=1.5: must be 0 to 1"),
+        ({"data": {"path": "x", "max_bad_fraction": -1}}, "config.data.max_bad_fraction=-1"),
+        ({"augmentation": {"zoom": ("a", "b")}}, "config.augmentation"),
+        ({"model": {"name": "ViT-B-32", "vision_width": 0}}, "vision_width=0"),
+        ({"model": {"name": "ViT-B-32", "image_mean": (0.5, 0.5)}}, "image_mean"),
+        ({"data": {"path": ""}}, "config.data.path=''"),
+        ({"data": 3}, "config.data=3"),
+        ({"mesh": {"data": 0}}, "config.mesh.data=0"),
+        ({"mesh": {"tensor": 0}}, "config.mesh.tensor=0"),
+        ({"batch_size": 30, "optimizer": {"microbatches": 4}}, "config.optimizer.microbatches=4"),
+        ({"optimizer": {"vision": {"layer_dekay": 0.9}}}, "config.optimizer.vision.layer_decay"),
+        ({"optimizer": {"text": {"layer_decay": 1.1}}}, "config.optimizer.text.layer_decay=1.1"),
+        ({"optimizer": {"text": {"weight_decay": -1}}}, "config.optimizer.text.weight_decay=-1"),
+        (
+            {"optimizer": {"vision": {"learning_rate_multiplier": 0}}},
+            "config.optimizer.vision.learning_rate_multiplier=0.0: must be greater than 0",
+        ),
+        ({"optimizer": {"freeze": ("vision/(",)}}, "config.optimizer.freeze: 'vision/(' is no reg"),
+        ({"optimizer": {"freeze": "vision/.*"}}, "config.optimizer.freeze='vision/.*'"),
+        ({"optimizer": {"options": "momentum"}}, "config.optimizer.options='momentum'"),
+        ({"init": {"source": "x", "only": ("*",)}}, "config.init.only: '*' is no regular expr"),
+        ({"augmentation": {"zoom": (2.0, 1.0)}}, "zoom"),
+    ],
+)
+def test_mistakes_are_named(changes: dict, message: str) -> None:
+    values = {"data": {"path": "somewhere"}, "steps": 10} | changes
+    with pytest.raises(UserError) as error:
+        build_config(values)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_pairs_are_enough(loss: str, parts: int) -> None:
+    """Micro-batches of one pair are fine: the loss sees the whole batch."""
+    values = {"data": {"path": "x"}, "steps": 1, "batch_size": 2, "loss": loss}
+    assert build_config(values | {"optimizer": {"microbatches": parts}}).batch_size == 2
+
+
+def test_types_are_adapted() -> None:
+    config = build_config(
+        {
+            "data": {"path": "x"},
+            "steps": 10.0,
+            "optimizer": {"learning_rate": 1, "clip_norm": None},
+            "augmentation": {"zoom": [0.5, 2]},
+            "model": {"name": "RN50", "vision_layers": [1, 1, 1, 1], "image_size": 64},
+        }
+    )
+    assert (config.steps, type(config.steps)) == (10, int)
+    assert config.optimizer.learning_rate == 1.0
+    assert config.optimizer.clip_norm is None
+    assert config.augmentation.zoom == (0.5, 2.0)
+    assert config.model.architecture().vision_layers == (1, 1, 1, 1)
+
+
+def test_assignments_as_flags_make_them() -> None:
+    config = tiny_config(optimizer__clip_norm=None, checkpoint__every_minutes=None)
+    assert build_config(config).optimizer.clip_norm is None
+    config.optimizer.clip_norm = 0.5
+    config.model.vision_layers = 2
+    built = build_config(config)
+    assert built.optimizer.clip_norm == 0.5
+    assert built.model.architecture().vision_layers == 2

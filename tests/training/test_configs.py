@@ -1,0 +1,113 @@
+"""Every shipped configuration: it builds, it is what it was, its header says what is needed, and
+its training step compiles.
+
+After a wanted change, `GOLDEN=write pytest tests/training/test_configs.py` writes the snapshots
+anew; review their diff.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from places import REPOSITORY
+
+from clip_jax.sharding import check_batch, make_mesh
+from clip_jax.training.config import TrainConfig, build_config, to_dict
+from clip_jax.training.step.compiled import abstract_batch, abstract_run_state, jit_train_step
+
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
+GOLDEN = Path(__file__).parent / "golden" / "configs"
+HEADINGS = ("COMMAND", "EXPECTED")
+LARGE = [path for path in CONFIGS if "training.recipes" in path.read_text(encoding="utf-8")]
+
+
+@functools.cache
+def load(path: Path, **changes: object) -> TrainConfig:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    if not config.data.path:
+        config.data.path = "shards/{00000..41455}.tar"
+    for key, value in changes.items():
+        config[key] = value
+    return build_config(config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_snapshot(path: Path) -> None:
+    """The resolved configuration and architecture are those under review."""
+    config = load(path)
+    resolved = {"config": to_dict(config), "architecture": config.model.architecture().to_dict()}
+    resolved = json.loads(json.dumps(resolved))
+    golden = GOLDEN / f"{path.stem}.json"
+    if os.environ.get("GOLDEN") == "write":
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(json.dumps(resolved, indent=1) + "\n", encoding="utf-8")
+    assert resolved == json.loads(golden.read_text(encoding="utf-8"))
+
+
+def test_no_snapshot_is_left_over() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.json")} == {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_header(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    header = text.split('"""')[1]
+    wanted = (*HEADINGS, "TOPOLOGY", "MEMORY", "SPEED") if path in LARGE else HEADINGS
+    missing = [name for name in wanted if f"\n{name}" not in header]
+    assert not missing
+    assert f"--config=configs/{path.name}" in header
+    assert "measured yet" not in header
+
+
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+def test_batch_fits_the_planned_mesh(path: Path) -> None:
+    """The batch divides over the chips that the header names."""
+    config = load(path)
+    topology = path.read_text(encoding="utf-8").split("TOPOLOGY")[1].split()
+    chips = int(topology[0])
+    fsdp = config.mesh.fsdp
+    assert config.mesh.data == -1
+    assert f"{chips // fsdp} × {fsdp}" in " ".join(topology[:16])
+    mesh = jax.sharding.AbstractMesh((chips // fsdp, fsdp, 1), ("data", "fsdp", "tensor"))
+    check_batch(mesh, config.batch_size, path.stem, config.optimizer.microbatches)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+def test_memory_is_that_of_the_table(path: Path) -> None:
+    """The header has the peak of a pre-flight, which was one of this very configuration."""
+    header, config = path.read_text(encoding="utf-8").split('"""')[1], load(path)
+    topology = header.split("TOPOLOGY")[1].split("(")[1].split(")")[0]
+    table = REPOSITORY / "docs" / "preflight.json"
+    report = json.loads(table.read_text(encoding="utf-8"))[f"{path.stem} {topology}"]
+    assert report["fits"]
+    peak, most = (report[f"{name}_bytes_per_device"] / 2**30 for name in ("peak", "hbm"))
+    assert f"MEMORY    {peak:.1f} of {most:.1f} GiB a chip" in header
+    assert report["global_batch_size"] == config.batch_size
+    assert report["remat"] == config.model.architecture().remat
+    assert report["mesh"]["fsdp"] == config.mesh.fsdp
+    assert report["loss_implementation"] == config.loss_implementation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["openai_vit_b32", "siglip_vit_b16", "lit_vit_b16"])
+def test_training_step_compiles(name: str) -> None:
+    """At full width on eight devices, with a small batch."""
+    config = load(REPOSITORY / "configs" / f"{name}.py", batch_size=16)
+    architecture = config.model.architecture()
+    mesh = make_mesh(1, 8)
+    with jax.set_mesh(mesh):
+        state = abstract_run_state(config, architecture, mesh, 10)
+        batch = abstract_batch(config, architecture, mesh)
+        compiled = jit_train_step(config, architecture, mesh, 10).lower(state, batch).compile()
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    # Parameters and moments over eight devices: 4 bytes each and 2 of the first moment.
+    assert compiled.memory_analysis().argument_size_in_bytes < 1.2 * parameters * 10 / 8
