@@ -1,8 +1,8 @@
 """Joining of the processes of one run, and their common end.
 
-jax's coordination service joins the processes and watches for silent ones. This module adds clear
-errors for flags and environment variables, one reason on all processes when one of them stops, and
-one line instead of a page of C++ when one of them is gone.
+jax's coordination service joins the processes and watches for silent ones: it ends the others by
+SIGABRT, with its own words. This module adds clear errors for flags and environment variables, and
+one reason on all processes when one of them stops by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import re
 import resource
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -28,13 +27,13 @@ from typing import Any
 import jax
 
 from clip_jax.errors import INTERRUPTED, UserError
-from clip_jax.hosts import abort_filter
 
 _ENDED = "clip_jax/ended"  # key of the coordination service: who stopped first, and why
 _POLL_SECONDS = 1.0
 _GONE = (
-    "error: {who} of this job is gone (killed, or its machine or network is down: {status}); this "
-    "one ends too; the same command on every machine goes on from the newest checkpoint"
+    "error: another process of this job is gone (killed, or its machine or network is down: "
+    "{status}); this one ends too; the same command on every machine goes on from the newest "
+    "checkpoint"
 )
 # The backends report a process that does not answer with one of these.
 _PEER_ERROR = re.compile(
@@ -138,25 +137,20 @@ def joined(job: Job | None, join_seconds: int, peer_seconds: int) -> Iterator[No
         return
     if job.process_id == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
         _check_port(job.coordinator_address)
-    with _FilteredStderr() as stderr:
-        _join(job, join_seconds, peer_seconds, stderr)
-        with _Watch(stderr) as watch:
-            try:
-                _check_devices()
-                yield
-            except BaseException as error:
-                watch.leave(error)
-                raise
-        jax.distributed.shutdown()  # waits for the others
+    if job.process_id and job.coordinator_address is not None:
+        _wait_for_port(job.coordinator_address, join_seconds)
+    _join(job, join_seconds, peer_seconds)
+    with _Watch() as watch:
+        try:
+            _check_devices()
+            yield
+        except BaseException as error:
+            watch.leave(error)
+            raise
+    jax.distributed.shutdown()  # waits for the others
 
 
-def _join(job: Job, join_seconds: int, peer_seconds: int, stderr: _FilteredStderr) -> None:
-    where = job.coordinator_address or "the coordinator"
-    count = "the" if job.num_processes is None else f"the {job.num_processes}"
-    stderr.say_on_abort(
-        f"error: not all of {count} processes of this job met at {where} within {join_seconds} s "
-        "({status}); look whether each is running, and can reach that address"
-    )
+def _join(job: Job, join_seconds: int, peer_seconds: int) -> None:
     # The service ends processes by SIGABRT, and a core dump of a trainer is large and useless.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     try:
@@ -171,7 +165,6 @@ def _join(job: Job, join_seconds: int, peer_seconds: int, stderr: _FilteredStder
         # jax assumes one process per GPU, and would use only the first GPU.
         for platform in ("cuda", "rocm"):
             jax.config.update(f"jax_{platform}_visible_devices", "all")
-    stderr.say_on_abort(_GONE)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_own_error)
 
@@ -190,6 +183,24 @@ def _check_port(address: str | None) -> None:
                 f"--coordinator_address={address}: process 0 cannot listen there "
                 f"({error.strerror}); give a free port"
             ) from error
+
+
+def _wait_for_port(address: str, seconds: int) -> None:
+    """Raises `UserError` if nothing listens at process 0's address, which would abort jax."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--coordinator_address={address}: process 0 of this job was not met there "
+                    f"within {seconds} s ({error.strerror or error}); look whether it is running, "
+                    "and whether this machine can reach that address"
+                ) from error
+        time.sleep(0.2)
 
 
 def _check_devices() -> None:
@@ -220,42 +231,11 @@ def alone_on_its_node(environment: Mapping[str, str]) -> bool:
     return environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
 
 
-class _FilteredStderr:
-    """Puts `abort_filter` between this process and its stderr."""
-
-    def __enter__(self) -> _FilteredStderr:
-        sys.stderr.flush()
-        self._direct = os.dup(2)
-        command = [sys.executable, "-I", "-S", abort_filter.__file__]
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        assert self._child.stdin is not None
-        os.dup2(self._child.stdin.fileno(), 2)
-        self._child.stdin.close()
-        return self
-
-    def say_on_abort(self, line: str) -> None:
-        """Sets the line that the filter writes if the service ends this process."""
-        os.write(2, abort_filter.CONTROL + line.encode() + b"\n")
-
-    def say_last(self, text: str) -> None:
-        """Writes the last line directly, as the filter may not live to do it, and silences it."""
-        self.say_on_abort("")
-        os.write(self._direct, text.encode() + b"\n")
-
-    def __exit__(self, *_: Any) -> None:
-        sys.stderr.flush()
-        os.dup2(self._direct, 2)
-        os.close(self._direct)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a reader process still has it open
-            self._child.wait(timeout=1)
-
-
 class _Watch:
     """Reports to the others why this process stops, and stops it when one of them has reported."""
 
-    def __init__(self, stderr: _FilteredStderr) -> None:
+    def __init__(self) -> None:
         self._client = service()
-        self._stderr = stderr
         self._end = threading.Event()
         self._last_words = threading.Lock()  # never released by the thread that ends the process
         self._thread = threading.Thread(target=self._poll, name="peers", daemon=True)
@@ -290,10 +270,7 @@ class _Watch:
             line = INTERRUPTED
         elif jax.process_count() > 1 and is_peer_error(error):
             time.sleep(3 * _POLL_SECONDS)  # the poll may find why the other process stopped
-            other = f"process {1 - jax.process_index()}"
-            who = other if jax.process_count() == 2 else "another process"
-            status = str(error).strip().partition("\n")[0]
-            self._exit(_GONE.format(who=who, status=status), code)
+            self._exit(_GONE.format(status=str(error).strip().partition("\n")[0]), code)
         else:
             line = "".join(traceback.format_exception(error)).rstrip()
         told = {"process": jax.process_index(), "code": code, "reason": reason}
@@ -309,8 +286,7 @@ class _Watch:
         sys.stdout.flush()
         # A traceback of our own keeps its lines.
         text = " ".join(line.split()) if line.startswith("error: ") else line
-        sys.stderr.flush()
-        self._stderr.say_last(text)
+        print(text, file=sys.stderr, flush=True)
         for child in multiprocessing.active_children():  # readers of data
             child.kill()
         os._exit(code)

@@ -115,9 +115,7 @@ class Job:
     def finish(self, seconds: float = 240) -> list[int]:
         """Waits for all to end; their exit codes."""
         end = time.monotonic() + seconds
-        codes = [p.wait(timeout=max(0.1, end - time.monotonic())) for p in self.processes]
-        time.sleep(0.5)  # the filter of stderr outlives a process that was killed
-        return codes
+        return [p.wait(timeout=max(0.1, end - time.monotonic())) for p in self.processes]
 
     def rows(self) -> list[dict[str, Any]]:
         return read_rows(self.workdir / "metrics.jsonl")
