@@ -1,6 +1,7 @@
-"""Optimizers of optax and optax.contrib, by name and arguments."""
+"""Optimizers by name: optax's, and any that a configuration file adds to `OPTIMIZERS`."""
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -15,35 +16,7 @@ from clip_jax.training.config import OptimizerConfig
 from clip_jax.training.step.parameter_groups import path_of, stack_of
 
 NAME, OPTIONS = "config.optimizer.name", "config.optimizer.options"
-FIRST_MOMENT = "config.optimizer.first_moment_dtype"
-# Optimizers have these names for settings that a run has in common for all of them.
-DECAY_ARGUMENTS = ("weight_decay", "weight_decay_rate", "adam_weight_decay")
-MASK_ARGUMENTS = ("mask", "weight_decay_mask")
-MOMENT_ARGUMENTS = ("mu_dtype", "accumulator_dtype", "dtype_momentum")
-# These have a b1 and b2 that are not the decay rates of Adam's two moments.
-OTHER_BETAS = ("adan", "simplified_ademamix")
-# These use whole-leaf statistics, which under `scan_layers` would mix all layers of a leaf.
-WHOLE_LEAF = ("adafactor", "fromage", "lamb", "lars", "novograd")
-# These find their own step size, to which decay by the schedule's would be out of proportion. The
-# last three also keep a copy of the initial parameters.
-OWN_STEP_SIZE = ("cocob", "dadapt_adamw", "dog", "dowg", "prodigy")
-_ELSEWHERE = "is to be evaluated at other parameters than it trains, which a run does not do"
-_LOSS = "needs the loss, not only its gradient"
-UNFIT = {
-    "dpsgd": "needs the gradient of every pair",
-    "galore": "projects two-dimensional matrices, which attention's are not",
-    "lbfgs": _LOSS,
-    "momo": _LOSS,
-    "momo_adam": _LOSS,
-    "optimistic_adam": "takes no schedule, but optimistic_adam_v2 does",
-    "rprop": "takes no schedule",
-    "schedule_free": _ELSEWHERE,
-    "schedule_free_adamw": _ELSEWHERE,
-    "schedule_free_sgd": _ELSEWHERE,
-    "sm3": "takes no schedule, and no scalars such as the logit scale",
-    "sophia": _LOSS,
-}
-MAIN = ("adamw", "adafactor", "lion", "muon", "lamb", "sgd")
+MOMENT = "first_moment_dtype"
 
 # Each entry is the path pattern of an attention, MLP or convolution matrix, with its input and
 # output axes counted from the end. All other axes index separate matrices: queries, keys and
@@ -62,64 +35,6 @@ _MATRICES = tuple(
 )
 
 
-def named_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-    """Returns the optimizer `config.name` with its options, without weight decay.
-
-    b1, b2 and eps go to Adam's relatives (optimizers with b1 and b2, or betas), except
-    `OTHER_BETAS`; the dtype of the first moment goes to all that can choose it. Options add to
-    these and override them.
-
-    Muon orthogonalises the queries, keys, values and output of every layer's attention, the
-    matrices of every MLP, and convolutions. Adam with the same b1, b2 and eps trains the rest, with
-    `adam_learning_rate` (if given) as the peak of the same schedule: see `muon_rate`. Adafactor
-    factors the two largest axes of a leaf if both have `min_dim_size_to_factor`, 128 by default:
-    MLPs and embeddings, but not attention, whose heads are smaller; with 32 it factors attention
-    too, head by head.
-
-    Raises `UserError` that names the key: an unknown optimizer, one that needs more than a schedule
-    and gradients, an option that it does not have.
-    """
-    factory = _factory(config.name)
-    parameters = inspect.signature(factory).parameters
-    options = _options(config, parameters)
-    arguments = _arguments(config, parameters) | options
-    try:
-        optimizer = factory(learning_rate=schedule, **arguments)
-        if config.name in WHOLE_LEAF:
-            optimizer = by_layer(optimizer)
-        _rehearse(optimizer)
-    except UserError:
-        raise
-    except Exception as error:  # whatever optax or jax makes of an option
-        if options:
-            defaults = {key: parameters[key].default for key in options}
-            raise UserError(
-                f"{OPTIONS}={options}: {config.name} cannot take these ({first_line(error)}); by "
-                f"default {defaults}"
-            ) from error
-        raise UserError(
-            f"{NAME}={config.name!r}: cannot be built from a learning rate and gradients "
-            f"({first_line(error)}); {_accepted()}"
-        ) from error
-    return optimizer
-
-
-def muon_rate(config: OptimizerConfig, params: Any) -> Any:
-    """Learning rate multipliers of Adam's part of muon: a tree of float like `params`.
-
-    They are 1 for muon's matrices, and everywhere under other optimizers.
-    """
-    rate = (config.options or {}).get("adam_learning_rate")
-    if config.name != "muon" or rate is None:
-        return jax.tree.map(lambda _: 1.0, params)
-    ratio = rate / config.learning_rate
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: ratio if _matrix_axes(path_of(path), leaf) is None else 1.0, params
-    )
-
-
 def _matrix_axes(path: str, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
     for pattern, reduced, output in _MATRICES:
         if pattern.fullmatch(path):
@@ -136,101 +51,117 @@ def _muon_dimensions(params: Any) -> Any:
     )
 
 
-def known_optimizers() -> list[str]:
-    """Returns the accepted names: optax's functions of a learning rate, except `UNFIT`."""
-    return sorted(
-        name
-        for module in (optax, optax.contrib)
-        for name in dir(module)
-        if _is_factory(name, getattr(module, name)) and name not in UNFIT
-    )
+class Optimizer(NamedTuple):
+    """An optimizer, and how it takes the settings that a run has in common for all.
+
+    Attributes:
+      make: called with `learning_rate`, a schedule, and further arguments; must not decay weights,
+        which the run does itself.
+      settings: maps b1, b2, eps and first_moment_dtype of `OptimizerConfig`, as far as it has them,
+        to the names of its arguments.
+      by_layer: its statistics are of whole leaves, so that it must see each layer of stacked blocks
+        (`scan_layers`) separately.
+    """
+
+    make: Callable[..., optax.GradientTransformation]
+    settings: Mapping[str, str] = {}
+    by_layer: bool = False
 
 
-def _is_factory(name: str, found: Any) -> bool:
-    if name.startswith(("_", "scale_by_")) or isinstance(found, type) or not callable(found):
-        return False
+_BETAS = {"b1": "b1", "b2": "b2"}
+_ADAM = _BETAS | {"eps": "eps"}
+
+
+# A configuration file adds others: OPTIMIZERS["adan"] = Optimizer(optax.adan).
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adamw": Optimizer(
+        functools.partial(optax.adamw, weight_decay=0.0), _ADAM | {MOMENT: "mu_dtype"}
+    ),
+    "adafactor": Optimizer(optax.adafactor, {MOMENT: "dtype_momentum"}, by_layer=True),
+    "ademamix": Optimizer(optax.contrib.ademamix, _ADAM | {MOMENT: "mu_dtype"}),
+    "lamb": Optimizer(optax.lamb, _ADAM, by_layer=True),
+    "lars": Optimizer(optax.lars, by_layer=True),
+    "lion": Optimizer(
+        functools.partial(optax.lion, weight_decay=0.0), _BETAS | {MOMENT: "mu_dtype"}
+    ),
+    "muon": Optimizer(
+        functools.partial(optax.contrib.muon, muon_weight_dimension_numbers=_muon_dimensions),
+        {"b1": "adam_b1", "b2": "adam_b2", "eps": "eps", MOMENT: "mu_dtype"},
+    ),
+    "sgd": Optimizer(optax.sgd, {MOMENT: "accumulator_dtype"}),
+}
+
+
+def named_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Returns the optimizer `config.name` with its options, without weight decay.
+
+    Options add to its settings and override them.
+
+    Muon orthogonalises the queries, keys, values and output of every layer's attention, the
+    matrices of every MLP, and convolutions. Adam with the same b1, b2 and eps trains the rest, with
+    `adam_learning_rate` (if given) as the peak of the same schedule: see `muon_rate`. Adafactor
+    factors the two largest axes of a leaf if both have `min_dim_size_to_factor`, 128 by default:
+    MLPs and embeddings, but not attention, whose heads are smaller; with 32 it factors attention
+    too, head by head.
+
+    Raises `UserError` that names the key: an unknown optimizer, one that needs more than a schedule
+    and gradients, an option that it does not have.
+    """
+    found = OPTIMIZERS.get(config.name)
+    if found is None:
+        near = difflib.get_close_matches(config.name.strip().lower(), OPTIMIZERS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(
+            f"{NAME}={config.name!r}: {hint}choose of {', '.join(OPTIMIZERS)}; a configuration file"
+            " may add to OPTIMIZERS"
+        )
+    options = _options(config, found)
     try:
-        return "learning_rate" in inspect.signature(found).parameters
-    except (TypeError, ValueError):  # no signature: a type alias, say
-        return False
+        optimizer = found.make(learning_rate=schedule, **_settings(config, found) | options)
+        if found.by_layer:
+            optimizer = by_layer(optimizer)
+        _rehearse(optimizer)
+    except Exception as error:  # whatever optax or jax makes of an option
+        given = f"{OPTIONS}={options}: " if options else f"{NAME}={config.name!r}: "
+        raise UserError(f"{given}{config.name} cannot take these ({first_line(error)})") from error
+    return optimizer
 
 
-def _accepted() -> str:
-    return f"accepted are {', '.join(MAIN)} and most others of optax"
-
-
-def _factory(name: str) -> Callable[..., Any]:
-    if name in UNFIT:
-        raise UserError(f"{NAME}={name!r}: {UNFIT[name]}; {_accepted()}")
-    for module in (optax, optax.contrib):
-        found = getattr(module, name, None)
-        if found is not None and _is_factory(name, found):
-            return found
-    near = difflib.get_close_matches(name.strip(), known_optimizers(), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else _accepted()
-    raise UserError(f"{NAME}={name!r}: no optimizer of optax; {hint}")
-
-
-def _arguments(config: OptimizerConfig, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Translates the run's settings into arguments of this optimizer."""
-    name = config.name
-    arguments: dict[str, Any] = {}
-    if {"b1", "b2"} <= parameters.keys() and name not in OTHER_BETAS:
-        arguments |= {"b1": config.b1, "b2": config.b2}
-        if "eps" in parameters:
-            arguments["eps"] = config.eps
-    if "betas" in parameters:
-        arguments |= {"betas": (config.b1, config.b2), "eps": config.eps}
-    if name == "muon":
-        arguments |= {"adam_b1": config.b1, "adam_b2": config.b2, "eps": config.eps}
-        arguments["muon_weight_dimension_numbers"] = _muon_dimensions
-    moments = [key for key in MOMENT_ARGUMENTS if key in parameters]
-    arguments |= {key: jnp.dtype(config.first_moment_dtype) for key in moments}
-    if config.first_moment_dtype != "float32" and not moments:
+def _settings(config: OptimizerConfig, optimizer: Optimizer) -> dict[str, Any]:
+    """Returns the run's settings as arguments of the optimizer."""
+    if config.first_moment_dtype != "float32" and MOMENT not in optimizer.settings:
         raise UserError(
-            f"{FIRST_MOMENT}={config.first_moment_dtype!r}: {name} cannot choose it; give 'float32'"
+            f"config.optimizer.{MOMENT}={config.first_moment_dtype!r}: {config.name} cannot choose "
+            "it; give 'float32'"
         )
-    # The run applies decay itself. A default of None, which means no decay, stays.
-    for key in DECAY_ARGUMENTS:
-        if key in parameters and parameters[key].default is not None:
-            arguments[key] = 0.0
-    decays = max(config.weight_decay, *(t.weight_decay or 0 for t in (config.vision, config.text)))
-    if name in OWN_STEP_SIZE and decays:
-        raise UserError(
-            f"config.optimizer.weight_decay={decays}: {name} finds its own step size, which decay "
-            "by the schedule's would not follow; give 0"
-        )
-    starts_at_zero = name == "dadapt_adamw" or (
-        name == "prodigy" and not (config.options or {}).get("safeguard_warmup")
-    )
-    if starts_at_zero and config.warmup_steps:
-        safe = ", or options={'safeguard_warmup': True}" if name == "prodigy" else ""
-        raise UserError(
-            f"config.optimizer.warmup_steps={config.warmup_steps}: {name} divides by the learning "
-            f"rate, which warm-up begins at 0; give 0{safe}"
-        )
-    return arguments
+    dtype = jnp.dtype(config.first_moment_dtype)
+    values = {"b1": config.b1, "b2": config.b2, "eps": config.eps, MOMENT: dtype}
+    return {name: values[ours] for ours, name in optimizer.settings.items()}
 
 
-def _options(config: OptimizerConfig, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `config.options`, checked against the factory's arguments and their defaults."""
+def _options(config: OptimizerConfig, optimizer: Optimizer) -> dict[str, Any]:
+    """Returns `config.options`, checked against the optimizer's arguments and their defaults."""
+    parameters = inspect.signature(optimizer.make).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    set_by_us = getattr(optimizer.make, "keywords", {})
     options = {}
-    ours = ("learning_rate", "muon_weight_dimension_numbers", *DECAY_ARGUMENTS, *MASK_ARGUMENTS)
-    free = [key for key in parameters if key not in ours]
     for key, value in (config.options or {}).items():
         where = f"{OPTIONS}.{key}"
         if key == "learning_rate":
             raise UserError(f"{where}={value!r}: is set by config.optimizer.learning_rate")
-        if key in (*DECAY_ARGUMENTS, *MASK_ARGUMENTS):
+        if "weight_decay" in key or key == "mask":
             raise UserError(
                 f"{where}={value!r}: is set by config.optimizer.weight_decay, and a tower's own by "
                 "config.optimizer.vision.weight_decay and config.optimizer.text.weight_decay"
             )
-        if key not in free:
-            near = difflib.get_close_matches(str(key), free, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(free)}"
+        if key in set_by_us or (key not in parameters and not takes_any):
+            near = difflib.get_close_matches(str(key), parameters, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(parameters)}"
             raise UserError(f"{where}={value!r}: {config.name} has no such argument; {hint}")
-        _check_kind(where, value, parameters[key].default)
+        if key in parameters:
+            _check_kind(where, value, parameters[key].default)
         options[key] = _as_tuples(value)
     rate = options.pop("adam_learning_rate", None)
     if rate is not None and not (isinstance(rate, int | float) and rate > 0):
@@ -242,11 +173,22 @@ def _check_kind(where: str, value: Any, default: Any) -> None:
     """Raises `UserError` for a value whose type differs from that of the argument's default."""
     kinds = {bool: "True or False", int: "a number", float: "a number", str: "a text"}
     wanted = kinds.get(type(default))
-    found = kinds.get(type(value))
-    if wanted is not None and found != wanted:
+    if wanted is not None and kinds.get(type(value)) != wanted:
         raise UserError(f"{where}={value!r}: must be {wanted} (by default {default!r})")
-    if isinstance(value, Mapping):
-        raise UserError(f"{where}={value!r}: must be a number, a text, True, False or None")
+
+
+def muon_rate(config: OptimizerConfig, params: Any) -> Any:
+    """Learning rate multipliers of Adam's part of muon: a tree of float like `params`.
+
+    They are 1 for muon's matrices, and everywhere under other optimizers.
+    """
+    rate = (config.options or {}).get("adam_learning_rate")
+    if config.name != "muon" or rate is None:
+        return jax.tree.map(lambda _: 1.0, params)
+    ratio = rate / config.learning_rate
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: ratio if _matrix_axes(path_of(path), leaf) is None else 1.0, params
+    )
 
 
 def _as_tuples(value: Any) -> Any:

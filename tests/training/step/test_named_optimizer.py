@@ -14,12 +14,7 @@ from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.training.config import OptimizerConfig
-from clip_jax.training.step.named_optimizer import (
-    OWN_STEP_SIZE,
-    UNFIT,
-    WHOLE_LEAF,
-    known_optimizers,
-)
+from clip_jax.training.step.named_optimizer import OPTIMIZERS, Optimizer
 from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
 
 STEPS = 3
@@ -71,8 +66,6 @@ def train(config: OptimizerConfig, arrange: Any = dict) -> dict[str, jax.Array]:
 
 def config_of(name: str, **changes: Any) -> OptimizerConfig:
     settings: dict[str, Any] = {"learning_rate": 0.01, "warmup_steps": 1}
-    if name in OWN_STEP_SIZE:
-        settings = {"learning_rate": 1.0, "warmup_steps": 0, "weight_decay": 0.0}
     if name == "adafactor":
         settings["options"] = {"min_dim_size_to_factor": 2}
     return OptimizerConfig(name=name, **settings | changes)
@@ -88,19 +81,20 @@ def assert_scanning_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adafactor", "lamb", "muon"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_stacked_blocks_are_trained_as_separate_ones(name: str) -> None:
     """Trust ratios, factored moments, norms of updates: layer by layer."""
     assert_scanning_changes_nothing(name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*known_optimizers()} - {"adafactor", "lamb", "muon"}))
-def test_every_optimizer_of_optax(name: str) -> None:
-    if name == "noisy_sgd":  # its noise depends on the shapes
-        assert all(bool(jnp.isfinite(x).all()) for x in train(config_of(name)).values())
-    else:
-        assert_scanning_changes_nothing(name)
+def test_an_optimizer_of_a_configuration_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIMIZERS, "adan", Optimizer(optax.adan))
+    monkeypatch.setitem(OPTIMIZERS, "odd", Optimizer(optax.contrib.momo))
+    config = OptimizerConfig(name="adan", options={"b3": 0.98})
+    params = unflatten_dict(random_tree(0), sep="/")
+    jax.eval_shape(make_optimizer(config, 10).init, params)
+    with pytest.raises(UserError, match="name='odd': odd cannot take these"):
+        make_optimizer(OptimizerConfig(name="odd"), 10)  # it needs the loss
 
 
 def test_adafactor_keeps_factors() -> None:
@@ -255,35 +249,13 @@ def test_first_moment_in_bfloat16(name: str) -> None:
     assert sum(x.size for x in halves) >= sum(x.size for x in jax.tree.leaves(params))
 
 
-WRONG_NAMES = {
-    "adamw ": "did you mean 'adamw'?",
-    "Muon": "did you mean 'muon'?",
-    "chain": "no optimizer of optax; accepted are adamw, adafactor, lion, muon, lamb, sgd",
-    "apply_updates": "no optimizer",
-    "scale_by_adam": "no optimizer",
-    "inject_hyperparams": "no optimizer",
-    "__name__": "no optimizer",
-    "contrib": "no optimizer",
-    "GradientTransformation": "no optimizer",
-    "": "no optimizer",
-    "momo": "needs the loss, not only its gradient",
-    "polyak_sgd": "no optimizer",
-    "schedule_free_adamw": "is to be evaluated at other parameters than it trains",
-}
-
-
-@pytest.mark.parametrize("name", WRONG_NAMES)
+@pytest.mark.parametrize("name", ["adamw ", "Muon", "chain", "__name__", ""])
 def test_wrong_names(name: str) -> None:
+    near = f"did you mean {name.strip().lower()!r}? " if name in ("adamw ", "Muon") else ""
     with pytest.raises(UserError) as error:
         make_optimizer(OptimizerConfig(name=name), 10)
-    assert str(error.value).startswith(f"config.optimizer.name={name!r}: ")
-    assert WRONG_NAMES[name] in str(error.value)
-
-
-def test_what_is_called_unfit_is_there() -> None:
-    everything = {*dir(optax), *dir(optax.contrib)}
-    assert {*UNFIT, *WHOLE_LEAF, *OWN_STEP_SIZE} <= everything
-    assert {"adamw", "adafactor", "lion", "muon", "lars", "nadamw"} <= {*known_optimizers()}
+    message = f"config.optimizer.name={name!r}: {near}choose of adamw, adafactor, ademamix, "
+    assert str(error.value).startswith(message)
 
 
 OPTIONS = "config.optimizer.options"
@@ -295,15 +267,13 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"options": {"nesterov": "yes"}}, "must be True or False (by default False)"),
     ({"options": {"b1": "0.9"}}, f"{OPTIONS}.b1='0.9': must be a number"),
     ({"options": {"mu_dtype": "float17"}}, "'float17' not understood"),
-    ({"options": {"eps_root": {"a": 1}}}, "must be a number"),
+    ({"options": {"eps_root": {"a": 1}}}, "eps_root={'a': 1}: must be a number"),
     ({"name": "sgd", "options": {"momentum": "0.9"}}, "sgd cannot take these"),
     ({"name": "sgd", "options": {"b1": 0.9}}, "sgd has no such argument"),
     ({"name": "muon", "options": {"ns_coeffs": "x"}}, "Unknown ns_coeff preset string: x"),
     ({"name": "muon", "options": {"adam_learning_rate": -1}}, "must be a number above 0"),
     ({"name": "muon", "options": {"muon_weight_dimension_numbers": 1}}, "no such argument"),
     ({"name": "lamb", "first_moment_dtype": "bfloat16"}, "first_moment_dtype='bfloat16': lamb"),
-    ({"name": "prodigy"}, "config.optimizer.weight_decay=0.2: prodigy finds its own step size"),
-    ({"name": "prodigy", "weight_decay": 0.0}, "config.optimizer.warmup_steps=200: prodigy divid"),
 ]
 
 
