@@ -1,6 +1,10 @@
 """Checks of arguments and flags, with one-line errors that say what would be accepted."""
 
+import dataclasses
+import functools
+import math
 import os
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,65 @@ import numpy as np
 from clip_jax.errors import UserError
 
 _SHOWN_LETTERS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Accepted numbers of a dataclass's field, as in `share: Annotated[float, Range(0, 1)]`.
+
+    Both ends belong to it, `low` only if it is not `above`; infinity does not. Numbers of a tuple
+    must also ascend.
+    """
+
+    low: float = 0
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        numbers = list(value) if isinstance(value, tuple | list) else [value]
+        return numbers == sorted(numbers) and all(
+            math.isfinite(x) and self.low <= x <= self.high and not (self.above and x == self.low)
+            for x in numbers
+        )
+
+    def __str__(self) -> str:
+        if self.high < math.inf and not self.above:
+            return f"{self.low:g} to {self.high:g}"
+        low = f"greater than {self.low:g}" if self.above else f"at least {self.low:g}"
+        return f"{low}, and " + ("finite" if self.high == math.inf else f"at most {self.high:g}")
+
+
+POSITIVE = Range(above=True)
+
+
+class Checked:
+    """Base of a dataclass of options whose annotations give ranges.
+
+    Construction raises `UserError` for a number outside, as "field=value: must be …".
+    """
+
+    def __post_init__(self) -> None:
+        cls: Any = type(self)
+        for name, (accepted, is_whole) in _ranges(cls).items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if is_whole and not isinstance(value, int):
+                raise UserError(f"{name}={value}: must be a whole number, {accepted}")
+            if value not in accepted:
+                kind = "(low, high), each " if isinstance(value, tuple) else ""
+                raise UserError(f"{name}={value}: must be {kind}{accepted}")
+
+
+@functools.cache
+def _ranges(cls: type) -> dict[str, tuple[Range, bool]]:
+    """Maps the fields that have a range to it, and to whether they hold whole numbers."""
+    found = {}
+    for name, kind in typing.get_type_hints(cls, include_extras=True).items():
+        for accepted in getattr(kind, "__metadata__", ()):
+            plain = kind.__origin__
+            found[name] = accepted, int in (plain, *typing.get_args(plain))
+    return found
 
 
 def shown(value: Any) -> str:

@@ -32,7 +32,7 @@ def main() -> int:
     """Loads the model, runs the tasks, prints a table, writes the file."""
     if not _MODEL.value:
         raise UserError("--model: is missing; give a training run or an export")
-    from clip_jax.evaluation.tasks import TASKS, Embedders, check_tasks, run_task
+    from clip_jax.evaluation.tasks import TASKS, Embedders, check_task, run_task
     from clip_jax.loading import load
     from clip_jax.training.log.summary import format_rows
 
@@ -42,7 +42,8 @@ def main() -> int:
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output={output}: must be a file in a folder that exists")
     data = _DATA.read()
-    check_tasks(tuple(_TASKS.value), data, "--tasks")
+    for task in _TASKS.value:
+        check_task(task, data)
     clip = load(_MODEL.value, _DTYPE.value)
     encode_text = functools.partial(clip.encode_text, truncate=True)  # captions may be long
     embedders = Embedders(clip.encode_image, encode_text, clip.transform)

@@ -52,8 +52,10 @@ def get_config():
     config.batch_size = 128
     config.steps = 2800
     config.log_every_steps = 25
-    config.evaluation.tasks = ("glyphs/letters", "glyphs/retrieval")
-    config.evaluation.every_steps = 700
+    config.evaluations = (
+        {"task": "glyphs/letters", "every_steps": 700},
+        {"task": "glyphs/retrieval", "every_steps": 700},
+    )
     config.checkpoint.every_steps = 700
     return config
 
@@ -63,6 +65,6 @@ def sweep():
 
     STIX is the test: to choose by such a sweep, train without the validation face and measure on
     it, `-- --config.data.path=train_without_validation
-    "--config.evaluation.tasks=('glyphs_validation/retrieval',)"`.
+    "--config.evaluations=({'task': 'glyphs_validation/retrieval'},)"`.
     """
     return grid(**{"batch_size": [64, 128], "optimizer.learning_rate": [5e-4, 1.5e-3, 4.5e-3]})

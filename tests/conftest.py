@@ -38,6 +38,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     workdir = tmp_path_factory.mktemp("tiny_run") / "run"
     tasks = ("glyphs/letters", "glyphs/retrieval")
-    config = tiny_config(evaluation__tasks=tasks, evaluation__every_steps=20, mesh__data=8)
+    evaluations = tuple({"task": task, "every_steps": 20} for task in tasks)
+    config = tiny_config(evaluations=evaluations, mesh__data=8)
     train(build_config(config), workdir)
     return workdir

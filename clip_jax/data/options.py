@@ -2,8 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from clip_jax.arguments import Checked, Range
 from clip_jax.errors import UserError
 from clip_jax.files.options import RemoteOptions
 
@@ -36,31 +37,25 @@ class CaptionOptions:
 
 
 @dataclass(frozen=True)
-class FilterOptions:
+class FilterOptions(Checked):
     """Filters on captions and images; the defaults keep every sample.
 
     Raises UserError if a number is out of range.
     """
 
-    min_words: int = 0
-    max_words: int | None = None
-    min_side: int = 0  # pixels of the shorter side
-    max_aspect: float | None = None  # longer over shorter side
+    min_words: Annotated[int, Range(0)] = 0
+    max_words: Annotated[int | None, Range(1)] = None
+    min_side: Annotated[int, Range(0)] = 0  # pixels of the shorter side
+    max_aspect: Annotated[float | None, Range(1)] = None  # longer over shorter side
 
     def __post_init__(self) -> None:
-        ranges = {"min_words": 0, "max_words": 1, "min_side": 0, "max_aspect": 1}
-        for name, low in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not value >= low:
-                raise UserError(f"filters.{name}={value}; accepted is a number of at least {low}")
+        super().__post_init__()
         if self.max_words is not None and self.max_words < self.min_words:
-            raise UserError(
-                f"filters.max_words={self.max_words} is less than min_words={self.min_words}"
-            )
+            raise UserError(f"max_words={self.max_words} is less than min_words={self.min_words}")
 
 
 @dataclass(frozen=True)
-class SourceFields:
+class SourceFields(Checked):
     """User options of a source, other than its path.
 
     Configuration groups, command-line flags and `SourceOptions` inherit these fields, so that each
@@ -78,6 +73,7 @@ class SourceFields:
     remote: RemoteOptions = field(default_factory=RemoteOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         weights, columns = self.caption_weights, self.caption_columns
         if not weights:
             return

@@ -1,14 +1,15 @@
 """Configuration of the data that an evaluation reads, and of its class labels."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from clip_jax.arguments import POSITIVE, Checked
 from clip_jax.data.options import SourceConfig
 
 
 @dataclass(frozen=True)
-class TaskData(SourceConfig):
-    """A source, with its labels, class names and prompts for zero-shot classification."""
+class TaskOptions(Checked):
+    """How an evaluation reads labels and prompts for zero-shot classification, and its batches."""
 
     label_key: str = "class"  # metadata field that holds the class: its name or number
     # Labels are read as class names, as class numbers (0 is the first line of `classnames`), or
@@ -16,4 +17,9 @@ class TaskData(SourceConfig):
     labels: Literal["auto", "names", "numbers"] = "auto"
     classnames: str | None = None  # file, one name per line; None: the names found in the data
     templates: str = "openai"  # name of a set of prompt templates, or a file
-    batch_size: int = 256  # images
+    batch_size: Annotated[int, POSITIVE] = 256  # images
+
+
+@dataclass(frozen=True)
+class TaskData(TaskOptions, SourceConfig):
+    """A source with the options of its evaluation."""

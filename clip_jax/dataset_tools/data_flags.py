@@ -95,17 +95,13 @@ class DataFlags:
         data = config.data
         if not data.mixture:
             return [(data.path, data.format)]
-        return [
-            (part["path"], part.get("format", data.format))
-            for part in data.mixture
-            if part.get("weight", 1.0) > 0
-        ]
+        return [(part.path, part.format) for part in data.mixture if part.weight > 0]
 
     def title(self, config: TrainConfig | None) -> str:
         """The path or paths, as given."""
         if config is None:
             return self.source.read_needed().path
-        return config.data.path or ", ".join(str(part["path"]) for part in config.data.mixture)
+        return config.data.path or ", ".join(part.path for part in config.data.mixture)
 
     def as_dict(self, config: TrainConfig | None) -> dict[str, Any]:
         """The settings that determine the records and their captions."""

@@ -96,7 +96,7 @@ def read_labels(source: LabelledRecords, data: TaskData) -> Labels:
             f" ({data.label_key}); the first is {key}: {why}"
         )
         if not labels:
-            raise UserError(f"{message}; give --label_key (config: evaluation.label_key)")
+            raise UserError(f"{message}; give --label_key (config: label_key)")
         notes.append(f"{message}; they are left out")
     if data.classnames is None:
         names = _unnamed(labels, data, notes)
@@ -157,8 +157,7 @@ def _all_labels(
             raise UserError(f"record {missing[0][0]}: {missing[0][1]}")
         raise UserError(
             f"record {source.key(0)}: no metadata field {data.label_key!r} for the label "
-            f"(has: {', '.join(sorted(fields)) or 'none'}); give --label_key "
-            "(config: evaluation.label_key)"
+            f"(has: {', '.join(sorted(fields)) or 'none'}); give --label_key (config: label_key)"
         )
     return found, missing
 
@@ -216,14 +215,13 @@ def _unnamed(labels: Sequence[_Label], data: TaskData, notes: list[str]) -> tupl
     if data.labels == "numbers" or (data.labels == "auto" and are_numbers and look_counted):
         raise UserError(
             f"label_key={data.label_key!r}: holds class numbers ({_list(texts)}); give their names,"
-            " one a line, by --classnames (config: evaluation.classnames), or --labels=names where"
-            " they are the names"
+            " one a line, by --classnames (config: classnames), or --labels=names if they are the"
+            " names"
         )
     if are_numbers and data.labels == "auto":
         notes.append(
             f"{data.path}: labels ({_list(texts)}) are read as class names, as there is no file of"
-            " names; where they are numbers of classes give one by --classnames (config:"
-            " evaluation.classnames)"
+            " names; if they are numbers of classes give one by --classnames (config: classnames)"
         )
     return tuple(texts)
 
@@ -292,7 +290,7 @@ def _about_ambiguous(
         return []
     return [
         f"{data.path}: labels ({_list(texts)}) are read as names, since each is a line of"
-        f" {data.classnames}; --labels=numbers (config: evaluation.labels) reads them as numbers of"
+        f" {data.classnames}; --labels=numbers (config: labels) reads them as numbers of"
         " its lines, from 0"
     ]
 

@@ -1,11 +1,12 @@
 """Evaluation tasks by name: each opens its data and returns rows of metrics.
 
-A new evaluator is a function in this module and a line in `TASKS`.
+A new task is a function and a line `TASKS[name] = Task(function)`, here or in a configuration file.
 """
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,16 +43,31 @@ class Embedders:
     transform: ImageTransform  # anything -> uint8 (S, S, 3)
 
 
-def _open(data: TaskData, task: str, **changes: Any) -> Source:
-    """Opens a task's source; data with splits defaults to the test split."""
-    if not data.path:
-        raise UserError(f"task {task!r}: needs images; give --data (config: evaluation.path)")
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task: how it measures, and how its data is checked before any work starts."""
+
+    # Returns rows of dataset and metrics by name; rows may have any further keys.
+    run: Callable[[Embedders, TaskData], list[Row]]
+    # Opens the data, such as `open_captioned`; None for a task that needs no path.
+    open: Callable[[TaskData], Source] | None = None
+    # Raises `UserError` for what else it cannot use; returns warnings for the user.
+    check: Callable[[Source, TaskData], Sequence[str]] | None = None
+
+
+def open_captioned(data: TaskData, **changes: Any) -> Source:
+    """Opens images with captions; data with splits defaults to the test split."""
     return open_refined(data, preferred_splits=_SPLITS, **changes)
 
 
 def open_labelled(data: TaskData) -> Source:
-    """Opens the images of a zero-shot evaluation, which needs no captions."""
-    return _open(data, "zero_shot", needs_captions=False, label_column=data.label_key)
+    """Opens images with labels, which need no captions."""
+    return open_captioned(data, needs_captions=False, label_column=data.label_key)
+
+
+def _check_labelled(source: Source, data: TaskData) -> Sequence[str]:
+    get_templates(data.templates)
+    return read_labels(source, data).notes
 
 
 def _dataset(source: Source, data: TaskData) -> Row:
@@ -86,7 +102,7 @@ def zero_shot(embedders: Embedders, data: TaskData) -> list[Row]:
 
 def retrieval(embedders: Embedders, data: TaskData) -> list[Row]:
     """Measures recall at 1, 5, 10 both ways; a caption of several images is right for each."""
-    source = _open(data, "retrieval")
+    source = open_captioned(data)
     embeds, used = [], []
     bad: dict[str, str] = {}
     for indices, images in evaluation_batches(source, embedders.transform, data.batch_size, bad):
@@ -141,42 +157,56 @@ def _glyph_retrieval(embedders: Embedders, split: str) -> list[Row]:
     return rows
 
 
-TASKS: dict[str, Callable[[Embedders, TaskData], list[Row]]] = {
-    "zero_shot": zero_shot,
-    "retrieval": retrieval,
-    "glyphs/letters": lambda embedders, _: _glyph_letters(embedders, "test"),
-    "glyphs/retrieval": lambda embedders, _: _glyph_retrieval(embedders, "test"),
-    "glyphs_validation/letters": lambda embedders, _: _glyph_letters(embedders, "validation"),
-    "glyphs_validation/retrieval": lambda embedders, _: _glyph_retrieval(embedders, "validation"),
+TASKS: dict[str, Task] = {
+    "zero_shot": Task(zero_shot, open_labelled, _check_labelled),
+    "retrieval": Task(retrieval, open_captioned),
+    "glyphs/letters": Task(lambda embedders, _: _glyph_letters(embedders, "test")),
+    "glyphs/retrieval": Task(lambda embedders, _: _glyph_retrieval(embedders, "test")),
+    "glyphs_validation/letters": Task(lambda embedders, _: _glyph_letters(embedders, "validation")),
+    "glyphs_validation/retrieval": Task(
+        lambda embedders, _: _glyph_retrieval(embedders, "validation")
+    ),
 }
 
 
-def check_tasks(tasks: tuple[str, ...], data: TaskData, key: str) -> None:
-    """Opens the tasks' data before any work starts, so that mistakes show early.
+def check_task(name: str, data: TaskData, where: str | None = None) -> None:
+    """Opens a task's data before any work starts, so that mistakes show early.
 
     Logs warnings for the user: a training split that is evaluated, missing labels. Raises
-    `UserError` for an unknown task, and for data, labels, class names or templates that a task
-    cannot use. `key` is the setting that named the tasks.
+    `UserError` for an unknown task, and for data, labels, class names or templates that it cannot
+    use; the message begins with the key below `where`, such as "config.evaluations[1]", or names
+    the flag of `clip_jax.evaluate`.
     """
-    for task in tasks:
-        if task not in TASKS:
-            raise UserError(f"{key}={task!r}: choose of {', '.join(TASKS)}")
-    if data.batch_size < 1:
-        raise UserError(f"batch_size={data.batch_size}; accepted is a whole number of at least 1")
-    source: Source | None = None
-    if "retrieval" in tasks:
-        source = _open(data, "retrieval")
-    if "zero_shot" in tasks:
-        get_templates(data.templates)
-        source = open_labelled(data)
-        for note in read_labels(source, data).notes:
-            logger.warning("%s", note)
-    split = None if source is None else split_of(source)
+    if name not in TASKS:
+        key = "--tasks" if where is None else f"{where}.task"
+        raise UserError(f"{key}={name!r}: choose of {', '.join(TASKS)}")
+    task, path_key = TASKS[name], "--data" if where is None else f"{where}.data.path"
+    if task.open is None:
+        return
+    if not data.path:
+        raise UserError(f"{path_key}='': task {name!r} needs images; give a folder, a table, tars")
+    with _named(f"{path_key}={data.path}" if where else None):
+        source = task.open(data)
+    split = split_of(source)
     if split is not None and data.split is None and is_for_training(split):
         note = "%s: evaluated on split %r, as there is none for tests; a model may have seen it"
         logger.warning(note, data.path, split)
+    if task.check is not None:
+        with _named(where):
+            notes = task.check(source, data)
+        for note in notes:
+            logger.warning("%s", note)
 
 
-def run_task(task: str, embedders: Embedders, data: TaskData) -> list[Row]:
+@contextlib.contextmanager
+def _named(key: str | None) -> Iterator[None]:
+    """Puts the key before the message of a `UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}" if key else str(error)) from error
+
+
+def run_task(name: str, embedders: Embedders, data: TaskData) -> list[Row]:
     """Returns the rows of one task: {"task", "dataset", metrics by name}."""
-    return [{"task": task, **row} for row in TASKS[task](embedders, data)]
+    return [{"task": name, **row} for row in TASKS[name].run(embedders, data)]

@@ -6,11 +6,12 @@ The order: crop or squash, mirror, RandAugment, colour jitter, grayscale, affine
 import math
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from clip_jax.arguments import POSITIVE, Checked, Range
 from clip_jax.errors import UserError
 from clip_jax.files.reading import read_file
 from clip_jax.images.colour import Jitter, grayscale, jitter
@@ -50,8 +51,13 @@ _TURNS = {
 }
 
 
+Share = Annotated[float, Range(0, 1)]
+JitterFactor = Annotated[float, Range(0, 10)]
+Factors = Annotated[tuple[float, float], POSITIVE]  # (lowest, highest)
+
+
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Checked):
     """Settings of the training augmentation. The defaults are open_clip's; other steps are off.
 
     Raises UserError if a value is out of range.
@@ -59,75 +65,40 @@ class Augmentation:
 
     # "squash" takes the whole image whatever its aspect (CLIPA, SigLIP), and ignores crop_….
     resize: Literal["crop", "squash"] = "crop"
-    crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the area; (1, 1) is the central square
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, drawn on a log scale
-    flip_probability: float = 0.0  # of mirroring left-right; harmful if text is legible
-    randaugment_operations: int = 0  # drawn for each image, of 14; 2 is usual
-    randaugment_magnitude: float = 9.0  # strength of each, out of 30
+    # Share of the area; (1, 1) is the central square.
+    crop_scale: Annotated[tuple[float, float], Range(0, 1, above=True)] = (0.9, 1.0)
+    crop_ratio: Factors = (3 / 4, 4 / 3)  # width / height, drawn on a log scale
+    flip_probability: Share = 0.0  # of mirroring left-right; harmful if text is legible
+    # RandAugment draws this many operations of 14 for each image (2 is usual), each of a strength
+    # out of 30.
+    randaugment_operations: Annotated[int, Range(0)] = 0
+    randaugment_magnitude: Annotated[float, Range(0, GREATEST_MAGNITUDE)] = 9.0
     # Colour jitter is torchvision's: factors up to 1 ± this (hue: turns of the colour circle).
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    jitter_probability: float = 1.0  # of all four together
-    grayscale_probability: float = 0.0
-    rotation_degrees: float = 0.0  # greatest angle, either way
-    shift: float = 0.0  # greatest shift along each axis, as a fraction of the side
-    zoom: tuple[float, float] = (1.0, 1.0)  # factor, drawn on a log scale; above 1 enlarges
-    shear: float = 0.0  # greatest slant either way: horizontal shift per unit of height
-    stretch: tuple[float, float] = (1.0, 1.0)  # width over height, drawn on a log scale
-    thicken_probability: float = 0.0  # of widening dark strokes by a fraction of a pixel
-    thin_probability: float = 0.0  # of narrowing them; excludes thickening
-    blur_probability: float = 0.0  # of a Gaussian blur of 0.3 to 0.9 pixels
+    brightness: JitterFactor = 0.0
+    contrast: JitterFactor = 0.0
+    saturation: JitterFactor = 0.0
+    hue: Annotated[float, Range(0, 0.5)] = 0.0
+    jitter_probability: Share = 1.0  # of all four together
+    grayscale_probability: Share = 0.0
+    rotation_degrees: Annotated[float, Range(0, 180)] = 0.0  # greatest angle, either way
+    shift: Share = 0.0  # greatest shift along each axis, as a fraction of the side
+    zoom: Factors = (1.0, 1.0)  # factor, drawn on a log scale; above 1 enlarges
+    # Greatest slant either way: horizontal shift per unit of height.
+    shear: Annotated[float, Range(0, 2)] = 0.0
+    stretch: Factors = (1.0, 1.0)  # width over height, drawn on a log scale
+    thicken_probability: Share = 0.0  # of widening dark strokes by a fraction of a pixel
+    thin_probability: Share = 0.0  # of narrowing them; excludes thickening
+    blur_probability: Share = 0.0  # of a Gaussian blur of 0.3 to 0.9 pixels
     # This decodes and resizes files in a third of the time, with a mean error of about 1 of 255.
     fast_decode: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.resize not in ("crop", "squash"):
-            raise UserError(
-                f"augmentation's resize is {self.resize!r}; accepted are 'crop' and 'squash'"
-            )
-        operations = self.randaugment_operations
-        if not isinstance(operations, int) or operations < 0:
-            raise UserError(
-                f"augmentation's randaugment_operations is {operations!r}; accepted is a whole"
-                " number of at least 0"
-            )
-        for name in ("crop_scale", "crop_ratio", "zoom", "stretch"):
-            value = tuple(float(bound) for bound in getattr(self, name))
-            top = 1.0 if name == "crop_scale" else math.inf
-            if len(value) != 2 or not 0 < value[0] <= value[1] <= top:
-                raise UserError(
-                    f"augmentation's {name} is {value}; accepted is (low, high) with"
-                    f" 0 < low <= high{' <= 1' if name == 'crop_scale' else ''}"
-                )
-            object.__setattr__(self, name, value)
-        limits = {
-            "flip_probability": 1.0,
-            "randaugment_magnitude": GREATEST_MAGNITUDE,
-            "brightness": 10.0,
-            "contrast": 10.0,
-            "saturation": 10.0,
-            "hue": 0.5,
-            "jitter_probability": 1.0,
-            "grayscale_probability": 1.0,
-            "rotation_degrees": 180.0,
-            "shift": 1.0,
-            "shear": 2.0,
-            "thicken_probability": 1.0,
-            "thin_probability": 1.0,
-            "blur_probability": 1.0,
-        }
-        for name, limit in limits.items():
-            if not 0 <= getattr(self, name) <= limit:
-                raise UserError(
-                    f"augmentation's {name} is {getattr(self, name)}; accepted is 0 to {limit:g}"
-                )
-        if self.thicken_probability + self.thin_probability > 1:
-            raise UserError(
-                f"augmentation's thicken_probability + thin_probability is "
-                f"{self.thicken_probability + self.thin_probability:g}; accepted is at most 1"
-            )
+            raise UserError(f"resize={self.resize!r}: choose 'crop' or 'squash'")
+        both = self.thicken_probability + self.thin_probability
+        if both > 1:
+            raise UserError(f"thicken_probability + thin_probability={both:g}: must be at most 1")
 
     @property
     def crops(self) -> bool:

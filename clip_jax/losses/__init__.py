@@ -22,6 +22,7 @@ from clip_jax.errors import UserError
 from clip_jax.losses import gathered, ring
 from clip_jax.losses.blocks import Result, matmul
 from clip_jax.losses.split import Split, ambient_split
+from clip_jax.models.two_tower import CLIPOutput
 
 Array = jax.Array
 
@@ -101,6 +102,25 @@ def sigmoid_loss(
     """
     return _loss("sigmoid", implementation, image_embeds, text_embeds, logit_scale, logit_bias)
 
+
+class Loss(NamedTuple):
+    """A loss that a run can train with.
+
+    Attributes:
+      function: maps the towers' output and the name of an implementation to () float32 over all
+        pairs of the global batch.
+      logit_bias_init: initial logit bias if the architecture names none; None for a loss without.
+    """
+
+    function: Callable[[CLIPOutput, str], Array]
+    logit_bias_init: float | None = None
+
+
+# The names for `config.loss`; a configuration file may add others.
+LOSSES: dict[str, Loss] = {
+    "softmax": Loss(lambda out, implementation: softmax_loss(*out[:3], implementation)),
+    "sigmoid": Loss(lambda out, implementation: sigmoid_loss(*out, implementation), -10.0),
+}
 
 # The sigmoid loss has no use for stored logits, so its dense and chunked are the same.
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Result]] = {

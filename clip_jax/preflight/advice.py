@@ -59,9 +59,9 @@ def advise(run: Run, report: Report) -> list[str]:
 
 def _evaluation_line(run: Run) -> str:
     """Suggests a smaller batch, if every shard still gets a row."""
-    smaller = run.config.evaluation.batch_size // 2
+    smaller = run.config.evaluation_batch_size // 2
     if smaller >= batch_shards(run.mesh):
-        return f"evaluation: --config.evaluation.batch_size={smaller}"
+        return f"evaluation: batch_size={smaller} in config.evaluations"
     return "evaluation: an image a device is too much; a larger --config.mesh.fsdp or tensor helps"
 
 

@@ -156,7 +156,7 @@ def compile_train_step(run: Run) -> Compiled:
 def compile_evaluation(run: Run) -> dict[str, Compiled]:
     """Compiles what `Clip.encode_image` and `encode_text` run during training, on a full batch."""
     config, mesh = run.architecture, run.mesh
-    rows = -(-run.config.evaluation.batch_size // batch_shards(mesh)) * batch_shards(mesh)
+    rows = -(-run.config.evaluation_batch_size // batch_shards(mesh)) * batch_shards(mesh)
     size = config.image_size
     params = run.state.eval_params
     inputs = {

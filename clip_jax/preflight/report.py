@@ -134,7 +134,7 @@ def add_evaluation(report: Report, run: Run, towers: dict[str, Compiled]) -> Rep
     hbm = run.target.hbm_bytes
     fits = hbm is None or peak <= hbm
     evaluation: Report = {
-        "batch_size": run.config.evaluation.batch_size,
+        "batch_size": run.config.evaluation_batch_size,
         "fits": fits,
         "peak_bytes_per_device": peak,
     }
@@ -148,7 +148,7 @@ def add_evaluation(report: Report, run: Run, towers: dict[str, Compiled]) -> Rep
         }
     report = report | {"evaluation": evaluation}
     if not fits and report["fits"]:
-        where = f"evaluation with config.evaluation.batch_size={evaluation['batch_size']}"
+        where = f"evaluation with config.evaluations: batch_size={evaluation['batch_size']}"
         report |= {"fits": False, "reason": _too_large(where, peak, hbm)}
     return report
 

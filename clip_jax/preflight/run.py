@@ -36,7 +36,7 @@ def _with_evaluation(report: Report, run: Run) -> Report:
         with waiting("compiling the evaluation step"):
             return add_evaluation(report, run, compiling.compile_evaluation(run))
     except (TooLargeError, jax.errors.JaxRuntimeError) as error:
-        evaluation: Report = {"fits": False, "batch_size": run.config.evaluation.batch_size}
+        evaluation: Report = {"fits": False, "batch_size": run.config.evaluation_batch_size}
         if isinstance(error, TooLargeError):
             evaluation["peak_bytes_per_device"] = error.needed_bytes
         reason = _reason(error, "the evaluation step", run)

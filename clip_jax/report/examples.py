@@ -156,7 +156,8 @@ def _own_gallery(run: RunFiles, transform: ImageTransform) -> Gallery:
 def _open_own(run: RunFiles) -> tuple[TaskData, Source, str]:
     """The user's images, preferably those held out for evaluation, and a description of them."""
     config = build_config(run.config)
-    data, training = config.task_data(), config.data
+    evaluated = (each.task_data() for each in config.evaluations if each.data.path)
+    data, training = next(evaluated, TaskData()), config.data
     if data.path and data.path != training.path:
         return data, open_labelled(data), f"held-out images of {data.path}"
     seen = open_refined(training, label_column=data.label_key)

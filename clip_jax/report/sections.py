@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import clip_jax
 from clip_jax.errors import UserError
@@ -119,10 +119,7 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
     setting = run.setting
     pairs = [
         ("data", f"{setting('data.path', '?')} ({setting('data.format', 'auto')})"),
-        (
-            "evaluated on",
-            setting("evaluation.path") or ", ".join(setting("evaluation.tasks") or ()),
-        ),
+        ("evaluated on", _evaluated_on(setting("evaluations") or ())),
         ("batch size", setting("batch_size")),
         ("loss", setting("loss")),
         ("peak learning rate", setting("optimizer.learning_rate")),
@@ -135,6 +132,12 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
         ("versions", _versions()),
     ]
     return [(name, str(value)) for name, value in pairs if value not in (None, "")]
+
+
+def _evaluated_on(evaluations: Sequence[Row]) -> str:
+    """Paths of the evaluations, or the names of tasks that bring their own data."""
+    named = (each.get("data", {}).get("path") or each.get("task", "") for each in evaluations)
+    return ", ".join(dict.fromkeys(named))
 
 
 def _tokenizer(run: RunFiles) -> str:
@@ -236,9 +239,7 @@ def _evaluation(run: RunFiles) -> str:
     rows = last_evaluation(run.evaluations)
     columns = used_columns(rows)
     if not columns:
-        raise UserError(
-            "evaluation.jsonl has no rows; config.evaluation.tasks says what is measured"
-        )
+        raise UserError("evaluation.jsonl has no rows; config.evaluations says what is measured")
     # Classification and retrieval share no metric; separate tables have no empty cells.
     classification = [column for column in columns if column.group == "zero-shot"]
     retrieval = [column for column in columns if column.group != "zero-shot"]

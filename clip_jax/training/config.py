@@ -7,17 +7,20 @@ it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import math
+import os
 import re
 import typing
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ml_collections import config_dict
 
-from clip_jax.data.options import SourceConfig, SourceFields
-from clip_jax.data.task_data import TaskData
+from clip_jax.arguments import POSITIVE, Checked, Range
+from clip_jax.data.options import SourceConfig
+from clip_jax.data.sources import detect_format
+from clip_jax.data.task_data import TaskData, TaskOptions
 from clip_jax.errors import UserError
 from clip_jax.images.augmentation import Augmentation
 from clip_jax.models.architectures import get_architecture
@@ -37,52 +40,64 @@ class TokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MixtureConfig(SourceConfig):
+    """A source of a mixture, and its share of the stream."""
+
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig(SourceConfig):
     """Location of the image-text pairs, and options of reading them."""
 
     # A mixture replaces path: groups of a source's keys (path, format, caption_column, …), each
     # with "weight", its share of the stream. Keys that a group lacks are as in `config.data`.
     # Example: ({"path": "a/*.tar", "weight": 3.0}, {"path": "b.csv", "weight": 1.0}).
-    mixture: tuple[dict[str, Any], ...] = ()
+    mixture: tuple[MixtureConfig, ...] = ()
     # Streaming reads tars without indexing them all, and shuffles within a few shards at a time.
     streaming: bool = False
-    streams: int | None = None  # number read in parallel; must divide the batch; None: up to 64
-    window_shards: int = 2  # number of shards among which a stream shuffles
-    workers: int = 0  # reader processes; 0: threads of the trainer
-    max_bad_fraction: float = 0.1  # share of unusable records above which the run stops
+    # Number read in parallel, which must divide the batch; None: up to 64.
+    streams: Annotated[int | None, Range(1)] = None
+    window_shards: Annotated[int, Range(1)] = 2  # shards among which a stream shuffles
+    workers: Annotated[int, Range(0, 1024)] = 0  # reader processes; 0: threads of the trainer
+    # Share of unusable records above which the run stops.
+    max_bad_fraction: Annotated[float, Range(0, 1)] = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class TowerOptimizerConfig:
+class TowerOptimizerConfig(Checked):
     """Optimizer settings of one tower."""
 
-    learning_rate_multiplier: float = 1.0
+    learning_rate_multiplier: Annotated[float, POSITIVE] = 1.0
     # The learning rate has this factor once per block, from the last to the first. Embeddings have
     # one more than the first block; norms, pools and projections after the blocks have none (Bao
     # et al. 2021, BEiT).
-    layer_decay: float = 1.0
-    weight_decay: float | None = None  # None: the run's
+    layer_decay: Annotated[float, Range(0, 1)] = 1.0
+    weight_decay: Annotated[float | None, Range(0)] = None  # None: the run's
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """AdamW with linear warm-up and cosine decay to 0 (CLIP paper table 18)."""
 
-    name: str = "adamw"  # or adafactor, lion, muon, lamb, sgd, … of optax and optax.contrib
+    # Of training.step.named_optimizer.OPTIMIZERS: adafactor, ademamix, lamb, lars, lion, muon, sgd;
+    # a configuration file may add to them.
+    name: str = "adamw"
     options: dict[str, Any] | None = None  # its further arguments, such as {"momentum": 0.9}
-    learning_rate: float = 5e-4  # peak
-    warmup_steps: int = 200
-    b1: float = 0.9  # b1, b2 and eps apply to Adam and its relatives, including muon's Adam part
-    b2: float = 0.98
-    eps: float = 1e-6
+    learning_rate: Annotated[float, POSITIVE] = 5e-4  # peak
+    warmup_steps: Annotated[int, Range(0)] = 200
+    # b1, b2 and eps apply to Adam and its relatives, including muon's Adam part.
+    b1: Annotated[float, Range(0, 1)] = 0.9
+    b2: Annotated[float, Range(0, 1)] = 0.98
+    eps: Annotated[float, Range(0, 1)] = 1e-6
     # Decay is decoupled for every optimizer: each step subtracts learning rate × this × parameter,
     # except for gains, biases, position tables and the logit scale.
-    weight_decay: float = 0.2
-    clip_norm: float | None = 1.0  # maximum global gradient norm; None: no clipping
+    weight_decay: Annotated[float, Range(0)] = 0.2
+    # Maximum global gradient norm; None: no clipping.
+    clip_norm: Annotated[float | None, Range(0)] = 1.0
     first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    ema_decay: float | None = (
-        None  # for a moving average of the parameters, which is evaluated and exported
-    )
+    # For a moving average of the parameters, which is evaluated and exported.
+    ema_decay: Annotated[float | None, Range(0, 1)] = None
     vision: TowerOptimizerConfig = dataclasses.field(default_factory=TowerOptimizerConfig)
     text: TowerOptimizerConfig = dataclasses.field(default_factory=TowerOptimizerConfig)
     # These regular expressions match whole parameter paths, such as "vision/transformer/.*"; LiT:
@@ -90,7 +105,7 @@ class OptimizerConfig:
     freeze: tuple[str, ...] = ()
     # The towers process the batch in this many parts, but the loss sees all of it: the exact
     # gradient with the memory of one part, for one more forward pass (Gao et al. 2021, GradCache).
-    microbatches: int = 1
+    microbatches: Annotated[int, POSITIVE] = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,24 +132,34 @@ class InitConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Checked):
     """Intervals of checkpoints, and their retention."""
 
-    every_steps: int | None = 1000
-    every_minutes: float | None = 15.0
-    keep_newest: int = 2
-    keep_every_steps: int | None = None  # keeps checkpoints at its multiples for ever
+    every_steps: Annotated[int | None, POSITIVE] = 1000
+    every_minutes: Annotated[float | None, POSITIVE] = 15.0
+    keep_newest: Annotated[int, POSITIVE] = 2
+    # Keeps checkpoints at its multiples for ever.
+    keep_every_steps: Annotated[int | None, POSITIVE] = None
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig(TaskData):
-    """Evaluations during training and at its end, on images of any format that data.path takes.
+class EvaluationConfig(TaskOptions):
+    """An evaluation during training and at its end, on images of any format that a path takes.
 
-    Columns and caption weights default to those of `config.data`.
+    Keys that its `data` lacks are as in `config.data` if they say how to read: the caption
+    template, the remote store, and, where both have one format, the columns and their weights. Its
+    path, format, split and filters are its own. None stands for a column that it has not.
     """
 
-    tasks: tuple[str, ...] = ()  # of clip_jax.evaluation.tasks.TASKS
-    every_steps: int | None = None  # None: at the end only
+    task: str = ""  # of clip_jax.evaluation.tasks.TASKS
+    data: SourceConfig = dataclasses.field(default_factory=SourceConfig)
+    every_steps: Annotated[int | None, POSITIVE] = None  # None: at the end only
+
+    def task_data(self) -> TaskData:
+        """Returns the source with the options of the task, as tasks take them."""
+        source = {f.name: getattr(self.data, f.name) for f in dataclasses.fields(SourceConfig)}
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(TaskOptions)}
+        return TaskData(**source, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +201,7 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """Configuration of one training run."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -187,33 +212,25 @@ class TrainConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    loss: Literal["softmax", "sigmoid"] = "softmax"
+    # Groups of an evaluation's keys, any number of them. Example: ({"task": "zero_shot",
+    # "data": {"path": "photos/test"}, "every_steps": 500}, {"task": "glyphs/letters"}).
+    evaluations: tuple[EvaluationConfig, ...] = ()
+    loss: str = "softmax"  # or sigmoid, or what a configuration file adds to clip_jax.losses.LOSSES
     # All have the same value and gradient. Memory decides the default: 32,768 pairs on one v5e chip
     # take 32 MiB chunked and 4.1 GiB dense (docs/scale.md); the towers outweigh the arithmetic.
     loss_implementation: Literal["dense", "ring", "chunked"] = "chunked"
-    batch_size: int = 256  # pairs, global
-    steps: int | None = None  # length of the run; or
-    epochs: float | None = None  # passes over the data; used if steps is None
-    seed: int = 0
-    log_every_steps: int = 10
+    batch_size: Annotated[int, POSITIVE] = 256  # pairs, global
+    steps: Annotated[int | None, POSITIVE] = None  # length of the run; or
+    epochs: Annotated[float | None, POSITIVE] = None  # passes over the data, if steps is None
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    log_every_steps: Annotated[int, POSITIVE] = 10
     report: bool = True  # write report.html at the end
 
-    def task_data(self) -> TaskData:
-        """Returns the data of the run's evaluations.
-
-        Source options that the evaluation leaves at their defaults, except the split, come from the
-        training data.
-        """
-        own = {"split"} | ({"caption_weights"} if self.evaluation.caption_column else set())
-        default = SourceFields()
-        shared = {
-            field.name: getattr(self.data, field.name)
-            for field in dataclasses.fields(SourceFields)
-            if field.name not in own
-            and getattr(self.evaluation, field.name) == getattr(default, field.name)
-        }
-        return dataclasses.replace(self.evaluation, **shared)
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Images of the largest batch of an evaluation; the default if there is none."""
+        sizes = [each.batch_size for each in self.evaluations]
+        return max(sizes, default=EvaluationConfig.batch_size)
 
 
 def default_config() -> config_dict.ConfigDict:
@@ -229,66 +246,80 @@ def build_config(values: config_dict.ConfigDict | dict[str, Any]) -> TrainConfig
     """
     if isinstance(values, config_dict.ConfigDict):
         values = values.to_dict()
-    config = build(TrainConfig, values, "config")
+    config = build(TrainConfig, _with_inherited(values), "config")
     _check(config)
     return config
 
 
-def _check_ranges(config: TrainConfig) -> None:
-    positive = {
-        "config.batch_size": config.batch_size,
-        "config.log_every_steps": config.log_every_steps,
-        "config.optimizer.learning_rate": config.optimizer.learning_rate,
-        "config.checkpoint.keep_newest": config.checkpoint.keep_newest,
-        "config.checkpoint.every_steps": config.checkpoint.every_steps,
-        "config.checkpoint.every_minutes": config.checkpoint.every_minutes,
-        "config.checkpoint.keep_every_steps": config.checkpoint.keep_every_steps,
-        "config.evaluation.every_steps": config.evaluation.every_steps,
-        "config.evaluation.batch_size": config.evaluation.batch_size,
-        "config.optimizer.microbatches": config.optimizer.microbatches,
-        "config.optimizer.vision.learning_rate_multiplier": (
-            config.optimizer.vision.learning_rate_multiplier
-        ),
-        "config.optimizer.text.learning_rate_multiplier": (
-            config.optimizer.text.learning_rate_multiplier
-        ),
-        "config.steps": config.steps,
-        "config.epochs": config.epochs,
-    }
-    for key, value in positive.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise UserError(f"{key}={value}: must be greater than 0, and finite")
+# Keys that a source of a mixture, and the data of an evaluation, inherit from `config.data`.
+_SHARED = {field.name for field in dataclasses.fields(SourceConfig)} - {"path"}
+_COLUMNS = ("image_column", "caption_column", "caption_weights")
+_OF_READING = (*_COLUMNS, "caption_template", "remote")
+
+
+def _with_inherited(values: dict[str, Any]) -> dict[str, Any]:
+    """Adds the keys that sources of a mixture and evaluations inherit from `config.data`."""
+    data = values.get("data", {})
+    if not isinstance(data, dict):
+        return values
+    shared = {key: value for key, value in data.items() if key in _SHARED}
+    parts = tuple(_inheriting(part, shared) for part in _items(data.get("mixture")))
+    sources = parts or (data,)
+    evaluations = [
+        {**group, "data": _evaluation_data(group.get("data", {}), data, sources)}
+        if isinstance(group, dict)
+        else group
+        for group in _items(values.get("evaluations"))
+    ]
+    changes: dict[str, Any] = {}
+    if parts:
+        changes["data"] = {**data, "mixture": parts}
+    if evaluations:
+        changes["evaluations"] = evaluations
+    return values | changes
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _inheriting(group: Any, shared: dict[str, Any]) -> Any:
+    return {**shared, **group} if isinstance(group, dict) else group
+
+
+def _evaluation_data(own: Any, data: dict[str, Any], sources: Sequence[Any]) -> Any:
+    """Returns the data of an evaluation with what it inherits; `sources` are those of training."""
+    if not isinstance(own, dict) or not own.get("path"):
+        return own
+    inherited = {key: data[key] for key in _OF_READING if key in data}
+    columns = {"caption_weights"} if "caption_column" in own else set()
+    if _format_of(own) not in map(_format_of, sources):
+        columns = set(_COLUMNS)
+    return {key: value for key, value in inherited.items() if key not in columns} | own
+
+
+def _format_of(source: Any) -> str | None:
+    """Returns the format of a source; None if its path says nothing."""
+    if not isinstance(source, dict) or not isinstance(source.get("path"), str):
+        return None
+    if (named := source.get("format", "auto")) != "auto":
+        return named
+    with contextlib.suppress(UserError):  # its opening will name the mistake
+        return detect_format(os.path.expanduser(source["path"]))
+    return None
+
+
+def _check(config: TrainConfig) -> None:
+    from clip_jax.losses import LOSSES  # imports jax, which flags and files can do without
+
+    if config.loss not in LOSSES:
+        choices = ", ".join(map(repr, LOSSES))
+        raise UserError(f"config.loss={config.loss!r}: choose one of {choices}")
     if config.batch_size == 1:
         raise UserError(
             f"config.batch_size=1: {config.loss} learns to tell a pair from the others of its "
             "batch, and there are none; give at least 2 (256 and more are usual)"
         )
-    optimizer = config.optimizer
-    ranges = {
-        "config.seed": (config.seed, 0, 2**31 - 1),
-        "config.optimizer.warmup_steps": (optimizer.warmup_steps, 0, math.inf),
-        "config.optimizer.b1": (optimizer.b1, 0, 1),
-        "config.optimizer.b2": (optimizer.b2, 0, 1),
-        "config.optimizer.eps": (optimizer.eps, 0, 1),
-        "config.optimizer.weight_decay": (optimizer.weight_decay, 0, math.inf),
-        "config.optimizer.clip_norm": (optimizer.clip_norm, 0, math.inf),
-        "config.optimizer.ema_decay": (optimizer.ema_decay, 0, 1),
-        "config.optimizer.vision.layer_decay": (optimizer.vision.layer_decay, 0, 1),
-        "config.optimizer.text.layer_decay": (optimizer.text.layer_decay, 0, 1),
-        "config.optimizer.vision.weight_decay": (optimizer.vision.weight_decay, 0, math.inf),
-        "config.optimizer.text.weight_decay": (optimizer.text.weight_decay, 0, math.inf),
-        "config.data.workers": (config.data.workers, 0, 1024),
-        "config.data.streams": (config.data.streams, 1, math.inf),
-        "config.data.window_shards": (config.data.window_shards, 1, math.inf),
-        "config.data.max_bad_fraction": (config.data.max_bad_fraction, 0, 1),
-    }
-    for key, (value, low, high) in ranges.items():
-        if value is not None and not low <= value <= high:
-            raise UserError(f"{key}={value}: must be {low} to {high}")
-
-
-def _check(config: TrainConfig) -> None:
-    _check_ranges(config)
     if config.steps is None and config.epochs is None:
         raise UserError("config.steps=None, config.epochs=None: give one of them")
     if config.data.path and config.data.mixture:
@@ -310,6 +341,10 @@ def _check(config: TrainConfig) -> None:
             "config.data.path='': give a folder of images, a CSV file or tar files "
             "(--config.data.path=…)"
         )
+    for number, part in enumerate(config.data.mixture):
+        if not part.path:
+            where = f"config.data.mixture[{number}]"
+            raise UserError(f"{where} has no path; give {{'path': …, 'weight': …}}")
     for name in ("data", "fsdp", "tensor"):
         size = getattr(config.mesh, name)
         if size != -1 and size < 1:
@@ -329,8 +364,6 @@ def _check(config: TrainConfig) -> None:
 def check_patterns(patterns: Sequence[str], key: str) -> None:
     """Raises a `UserError` that names `key` for an invalid regular expression."""
     for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise UserError(f"{key}: {pattern!r} is no text; a pattern is, such as 'vision/.*'")
         try:
             re.compile(pattern)
         except re.error as error:
@@ -344,3 +377,17 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     values["model"] = {"name": config.model.name, **config.model.overrides}
     return values
+
+
+def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Maps dotted keys, such as "evaluations[0].data.path", to the values of nested groups."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= flat_values(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            numbered = {f"{key}[{number}]": group for number, group in enumerate(value)}
+            found |= flat_values(numbered, prefix)
+        else:
+            found[prefix + key] = value
+    return found

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -47,15 +48,17 @@ def _is_optional(kind: Any) -> bool:
     return type(None) in typing.get_args(kind)
 
 
+def _alternatives(kind: Any) -> list[Any]:
+    """Returns the types of a union, without None; [kind] for another type."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return [each for each in typing.get_args(kind) if each is not type(None)]
+    return [kind]
+
+
 def plain_types(kind: Any) -> tuple[type, ...]:
     """Returns an annotation's concrete types: (float,) for `float | None`, (str,) for literals."""
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        found = [t for arg in typing.get_args(kind) for t in plain_types(arg)]
-        return tuple(t for t in found if t is not type(None))
-    if origin is Literal:
-        return (str,)
-    return (origin or kind,)
+    origins = [(typing.get_origin(each) or each) for each in _alternatives(kind)]
+    return tuple(str if origin is Literal else origin for origin in origins)
 
 
 def optional(value: Any = None) -> config_dict.FieldReference:
@@ -67,11 +70,11 @@ def build(cls: type[Config], values: dict[str, Any], where: str) -> Config:
     """Builds the dataclass from nested values, checked against its annotations.
 
     Raises `UserError` that names the key below `where`, its value and what would be accepted: an
-    unknown key (with the nearest known one), a wrong type, a value outside its choices. A class
-    with its own `from_values` is built by that.
+    unknown key (with the nearest known one), a wrong type, a value outside its choices or range. A
+    class with its own `from_values` is built by that.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{where}={values!r}: must be a group of keys")
+        raise UserError(f"{where}={values!r}: must be a group of keys, such as {{'key': value}}")
     make: Callable[..., Config] | None = getattr(cls, "from_values", None)
     if make is not None:
         return make(values, where)
@@ -80,44 +83,56 @@ def build(cls: type[Config], values: dict[str, Any], where: str) -> Config:
     for key in values:
         if key not in known:
             raise UserError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in known]))
-    built: dict[str, Any] = {}
-    for key, value in values.items():
-        name, kind = f"{where}.{key}", hints[key]
-        if dataclasses.is_dataclass(kind):
-            built[key] = build(kind, value, name)  # type: ignore[arg-type]
-        else:
-            built[key] = coerce(value, kind, name)
+    built = {key: coerce(value, hints[key], f"{where}.{key}") for key, value in values.items()}
     try:
         return cls(**built)
-    except (TypeError, ValueError) as error:  # a tuple of non-numbers, say
-        raise UserError(f"{where}: {error}") from error
+    except UserError as error:  # "field=value: …"
+        raise UserError(f"{where}.{error}") from error
 
 
 def coerce(value: Any, kind: Any, where: str) -> Any:
-    """Converts a value to the annotated type: whole floats to ints, lists to tuples.
+    """Converts a value to the annotated type: whole floats to ints, lists to tuples, dicts to
+    dataclasses.
 
     Raises `UserError` if that is impossible.
     """
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, where)  # type: ignore[arg-type]
     if value is None:
         if _is_optional(kind):
             return None
         raise UserError(f"{where}=None: needs a value of type {_spell(kind)}")
-    options = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
-    if options and value not in options:
-        raise UserError(f"{where}={value!r}: choose one of {', '.join(map(repr, options))}")
-    for wanted in plain_types(kind):
-        if wanted is bool or isinstance(value, bool):
-            if wanted is bool and isinstance(value, bool):
+    for wanted in _alternatives(kind):
+        arguments = typing.get_args(wanted)
+        plain = typing.get_origin(wanted) or wanted
+        if plain is Literal:
+            if value in arguments:
                 return value
-        elif wanted is float and isinstance(value, int | float):
+            choices = ", ".join(map(repr, arguments))
+            raise UserError(f"{where}={value!r}: choose one of {choices}")
+        if plain is bool or isinstance(value, bool):
+            if plain is bool and isinstance(value, bool):
+                return value
+        elif plain is float and isinstance(value, int | float):
             return float(value)
-        elif wanted is int and isinstance(value, int | float) and value == int(value):
-            return int(value)
-        elif wanted is tuple and isinstance(value, list | tuple):
-            return tuple(value)
-        elif isinstance(value, wanted):
+        elif plain is int and isinstance(value, int | float):
+            if math.isfinite(value) and value == int(value):
+                return int(value)
+        elif plain is tuple and isinstance(value, list | tuple):
+            return _coerce_items(tuple(value), arguments, where)
+        elif isinstance(value, plain):
             return value
     raise UserError(f"{where}={value!r}: must be {_spell(kind)}")
+
+
+def _coerce_items(values: tuple, kinds: tuple[Any, ...], where: str) -> tuple:
+    """Converts the items of a tuple to `kinds`, which are (kind, …) or one kind for each item."""
+    if kinds[-1:] == (...,):
+        kinds = kinds[:1] * len(values)
+    if len(kinds) != len(values):
+        raise UserError(f"{where}={values}: must have {len(kinds)} items")
+    pairs = enumerate(zip(values, kinds, strict=True))
+    return tuple(coerce(value, kind, f"{where}[{i}]") for i, (value, kind) in pairs)
 
 
 def _spell(kind: Any) -> str:

@@ -69,7 +69,10 @@ class SourceFlags(Generic[Config]):
                 made[field.name] = self._make(kind, f"{key}.")
             else:
                 made[field.name] = _value(self._flags[key], kind)
-        return cls(**made)
+        try:
+            return cls(**made)
+        except UserError as error:  # "field=value: …"
+            raise UserError(f"--{prefix}{error}") from error
 
 
 def command_flags(config: SourceConfig, cls: type[SourceConfig]) -> list[str]:

@@ -17,7 +17,7 @@ from clip_jax.data.sources.array_record import write_array_records
 from clip_jax.data.task_data import TaskData
 from clip_jax.dataset_tools.data_flags import gather_overrides
 from clip_jax.errors import UserError
-from clip_jax.evaluation.tasks import check_tasks
+from clip_jax.evaluation.tasks import check_task
 from clip_jax.training.config import build_config
 from clip_jax.training.run.data import open_data
 from clip_jax.training.source_flags import SourceFlags, as_flags, command_flags
@@ -83,15 +83,18 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, An
     return calls
 
 
-def of_training(**evaluation: Any) -> Any:
-    return build_config({"steps": 1, "data": {"path": "elsewhere"}, "evaluation": evaluation})
+def evaluated(own: dict[str, Any], data: dict[str, Any] | None = None, **options: Any) -> TaskData:
+    """The data of an evaluation of a run on `data`."""
+    values = {"steps": 1, "data": data or {"path": "elsewhere"}}
+    config = build_config({**values, "evaluations": [{"data": own, **options}]})
+    return config.evaluations[0].task_data()
 
 
 def by_evaluate() -> None:
     values = flags.FlagValues()
     data = SourceFlags(TaskData, values)
     values(["evaluate", *(f"--{flag(key)}={text}" for key, (text, _) in VALUES.items())])
-    check_tasks(("retrieval",), data.read(), "--tasks")
+    check_task("retrieval", data.read())
 
 
 def flag(key: str) -> str:
@@ -112,9 +115,7 @@ def by_command(name: str) -> Callable[[], None]:
 
 ROUTES: dict[str, Callable[[], Any]] = {
     "evaluate": by_evaluate,
-    "config.evaluation": lambda: check_tasks(
-        ("zero_shot",), of_training(**nested()).task_data(), "config"
-    ),
+    "config.evaluations": lambda: check_task("zero_shot", evaluated(nested())),
     "config.data": lambda: open_data(build_config({"steps": 1, "data": nested()})),
     "mixture": lambda: open_data(
         build_config({"steps": 1, "data": {"mixture": ({**nested(), "weight": 2.0},)}})
@@ -151,8 +152,8 @@ def test_every_option_reaches_the_reader(
 def test_rules_hold_in_evaluations(tmp_path: Path) -> None:
     write_shard(tmp_path / "0.tar", [("a", {"jpg": photo(0, (40, 10)), "txt": b"x &amp; y"})])
     write_shard(tmp_path / "1.tar", samples(range(1)))
-    config = of_training(path=str(tmp_path), captions={"clean": True}, filters={"max_aspect": 3.0})
-    source = refine.open_refined(config.task_data())
+    rules = {"captions": {"clean": True}, "filters": {"max_aspect": 3.0}}
+    source = refine.open_refined(evaluated({"path": str(tmp_path), **rules}))
     assert source.captions(0) == ("x & y",)
     with pytest.raises(UserError, match="longer than 3 to 1"):
         source[0]
@@ -169,13 +170,31 @@ def test_an_evaluation_names_columns_as_the_training_does() -> None:
         "remote": {"attempts": 2},
         "filters": {"min_side": 64},
     }
-    found = build_config({"steps": 1, "data": data, "evaluation": {"path": "test"}}).task_data()
+    found = evaluated({"path": "test"}, data)
     assert (found.path, found.image_column, found.caption_column) == ("test", "picture", "alt,long")
     assert (found.caption_weights, found.remote.attempts) == ((1.0, 3.0), 2)
     assert (found.split, found.filters.min_side) == (None, 0)  # its own
-    evaluation = {"path": "test", "caption_column": "text"}
-    found = build_config({"steps": 1, "data": data, "evaluation": evaluation}).task_data()
+    found = evaluated({"path": "test", "caption_column": "text"}, data)
     assert (found.caption_column, found.caption_weights) == ("text", ())
+    assert evaluated({"path": "test", "image_column": None}, data).image_column is None
+
+
+def test_columns_of_another_format_are_not_inherited(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "a.jpg").write_bytes(photo(0))
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text("picture,alt\nphotos/cat/a.jpg,a cat\n")
+    write_shard(tmp_path / "test.tar", samples(range(1)))
+    columns = {"image_column": "picture", "caption_column": "alt"}
+    table = {"path": str(tmp_path / "train.csv"), **columns}
+    mixture = {"mixture": [{"path": table["path"]}], **columns}
+    for data in (table, mixture):
+        for name, inherited in (("test.csv", "picture"), ("photos", None), ("test.tar", None)):
+            found = evaluated({"path": str(tmp_path / name)}, data)
+            assert found.image_column == inherited
+            check_task("retrieval", found)
+    own = evaluated({"path": str(tmp_path / "test.tar"), "caption_column": "txt"}, table)
+    assert own.caption_column == "txt"
 
 
 def test_words_of_a_command_line_say_the_same() -> None:
@@ -299,11 +318,12 @@ def test_evaluations_of_labels_need_no_columns_of_the_training(tmp_path: Path) -
     (tmp_path / "a.jpg").write_bytes(photo(0))
     (tmp_path / "l.csv").write_text("filepath,label\na.jpg,cat\n")
     data = {"path": "elsewhere", "caption_column": "alt,long", "caption_weights": (1.0, 2.0)}
-    evaluation = {"path": str(tmp_path / "l.csv"), "label_key": "label"}
-    config = build_config({"steps": 1, "data": data, "evaluation": evaluation})
-    check_tasks(("zero_shot",), config.task_data(), "config")
-    with pytest.raises(UserError, match="no column 'alt'"):
-        check_tasks(("retrieval",), config.task_data(), "config")
+    found = evaluated(
+        {"path": str(tmp_path / "l.csv")}, data | {"format": "csv"}, label_key="label"
+    )
+    check_task("zero_shot", found, "config.evaluations[0]")
+    with pytest.raises(UserError, match=r"^config\.evaluations\[0\]\.data\.path=.*no column 'alt'"):
+        check_task("retrieval", found, "config.evaluations[0]")
 
 
 def test_an_evaluation_on_what_was_trained_on_is_said(
@@ -325,8 +345,8 @@ def test_an_evaluation_on_what_was_trained_on_is_said(
         caplog.clear()
         if said is None:
             with pytest.raises(UserError, match="has no split 'Val'; its splits are: train, test"):
-                check_tasks(("retrieval",), data, "--tasks")
+                check_task("retrieval", data)
             continue
-        check_tasks(("retrieval",), data, "--tasks")
+        check_task("retrieval", data)
         assert said in caplog.text
         assert bool(said) == ("split" in caplog.text)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from clip_jax.errors import UserError
-from clip_jax.evaluation.tasks import Embedders, TaskData, check_tasks, run_task
+from clip_jax.evaluation.tasks import Embedders, TaskData, check_task, run_task
 from clip_jax.images.transform import ImageTransform
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -79,23 +79,23 @@ def test_equal_captions_are_right_for_every_image(squares: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tasks", "changes", "message"),
+    ("task", "changes", "message"),
     [
-        (("zero-shot",), {}, "choose of zero_shot"),
-        (("zero_shot",), {"path": ""}, "needs images"),
-        (("retrieval",), {"path": "nowhere"}, "nowhere"),
-        (("zero_shot",), {"label_key": "colour"}, "no metadata field 'colour'"),
-        (("zero_shot",), {"label_key": "class_id"}, "give their names"),
-        (("zero_shot",), {"templates": "nosuch"}, "nosuch"),
-        (("zero_shot",), {"classnames": "missing.txt"}, "missing.txt"),
+        ("zero-shot", {}, r"^config\.evaluations\[1\]\.task='zero-shot': choose of zero_shot"),
+        ("zero_shot", {"path": ""}, r"^config\.evaluations\[1\]\.data\.path='': .*needs images"),
+        ("retrieval", {"path": "nowhere"}, r"^config\.evaluations\[1\]\.data\.path=nowhere: "),
+        ("zero_shot", {"label_key": "colour"}, r"^config\.evaluations\[1\]: .* field 'colour'"),
+        ("zero_shot", {"label_key": "class_id"}, "give their names"),
+        ("zero_shot", {"templates": "nosuch"}, "nosuch"),
+        ("zero_shot", {"classnames": "missing.txt"}, "missing.txt"),
     ],
 )
 def test_mistakes_show_before_the_work(
-    squares: Path, tasks: tuple[str, ...], changes: dict, message: str
+    squares: Path, task: str, changes: dict, message: str
 ) -> None:
     data = TaskData(**({"path": str(squares)} | changes))
     with pytest.raises(UserError, match=message):
-        check_tasks(tasks, data, "--tasks")
+        check_task(task, data, "config.evaluations[1]")
 
 
 def test_unknown_class_is_named(squares: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_unknown_class_is_named(squares: Path, tmp_path: Path) -> None:
     classnames.write_text("red\ngreen\n")
     data = TaskData(path=str(squares), classnames=str(classnames))
     with pytest.raises(UserError, match="blue"):
-        check_tasks(("zero_shot",), data, "--tasks")
+        check_task("zero_shot", data)
 
 
 def test_glyph_retrieval_keeps_seen_and_unseen_names_apart() -> None:

@@ -166,5 +166,5 @@ def test_words_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["attempts", "cache_gib", "timeout_seconds"])
 def test_numbers_out_of_range(name: str) -> None:
-    with pytest.raises(UserError, match=f"remote.{name}=-1"):
+    with pytest.raises(UserError, match=f"^{name}=-1: must be at least"):
         RemoteOptions(**{name: -1})

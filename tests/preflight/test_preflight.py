@@ -193,9 +193,9 @@ def test_an_evaluation_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> Non
     # The optimizer's state is there all the time.
     idle = report["optimizer_bytes_per_device"]
     assert report["evaluation"]["peak_bytes_per_device"] == (39 << 20) + idle
-    assert "config.evaluation.batch_size=256 needs" in report["reason"]
-    assert report["advice"] == ["evaluation: --config.evaluation.batch_size=128"]
-    run = dataclasses.replace(plan(evaluation__batch_size=8), target=run.target)
+    assert "config.evaluations: batch_size=256 needs" in report["reason"]
+    assert report["advice"] == ["evaluation: batch_size=128 in config.evaluations"]
+    run = dataclasses.replace(plan(evaluations=({"batch_size": 8},)), target=run.target)
     assert "an image a device is too much" in preflight(run)["advice"][0]
 
 

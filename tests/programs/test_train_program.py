@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,11 @@ def run(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[
 
 def train(*arguments: str, config: str = "own_images") -> subprocess.CompletedProcess[str]:
     return run("clip_jax.train", f"--config=configs/{config}.py", *arguments)
+
+
+def evaluations(*tasks: str, **options: Any) -> str:
+    """The flag for evaluations with the same options."""
+    return f"--config.evaluations={tuple({'task': task, **options} for task in tasks)}"
 
 
 def assert_mistake(result: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -59,8 +65,7 @@ def photo_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = train(
         f"--workdir={workdir}",
         f"--config.data.path={photos}",
-        f"--config.evaluation.path={photos}",
-        "--config.evaluation.tasks=('zero_shot','retrieval')",
+        evaluations("zero_shot", "retrieval", data={"path": str(photos)}),
         *SMALL,
     )
     assert result.returncode == 0, result.stderr
@@ -123,16 +128,14 @@ def test_mistakes_on_the_command_line(tmp_path: Path, photos: Path) -> None:
     )
     assert_mistake(train(workdir, "--config.batch_size=many"), "batch_size", "many")
     data = f"--config.data.path={photos}"
-    task = "--config.evaluation.tasks=('zero_shot',)"
-    # What only the evaluation needs is looked at before the training begins.
-    assert_mistake(train(workdir, data, task), "zero_shot", "evaluation.path")
-    where = f"--config.evaluation.path={photos}"
-    assert_mistake(
-        train(workdir, data, task, where, "--config.evaluation.templates=nosuch"), "nosuch"
-    )
-    assert_mistake(
-        train(workdir, data, task, where, "--config.evaluation.label_key=kind"), "kind", "class"
-    )
+    # Mistakes of an evaluation are found before the training begins.
+    for wrong, parts in (
+        ({}, ("zero_shot", "evaluations[0].data.path")),
+        ({"templates": "nosuch"}, ("evaluations[0]", "nosuch")),
+        ({"label_key": "kind"}, ("evaluations[0]", "kind", "class")),
+    ):
+        where = {"data": {"path": str(photos)}} if wrong else {}
+        assert_mistake(train(workdir, data, evaluations("zero_shot", **where, **wrong)), *parts)
     assert_mistake(train("--workdir=gs://bucket/run", data), "gs:/")
     assert_mistake(run("clip_jax.train", "--config=nowhere.py", workdir), "nowhere.py")
     assert_mistake(train(workdir, "--confg=1"), "confg")

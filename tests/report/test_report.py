@@ -43,7 +43,7 @@ def reconfigure(run, **groups):
     path = run / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for group, values in groups.items():
-        config[group].update(values)
+        config[group] = config[group] | values if isinstance(values, dict) else values
     path.write_text(json.dumps(config), encoding="utf-8")
 
 
@@ -255,7 +255,7 @@ def test_own_images_with_classes_are_held_out_ones(run, tmp_path):
     reconfigure(
         run,
         data={"path": str(tmp_path / "train"), "format": "folder"},
-        evaluation={"path": str(held_out), "templates": "photo"},
+        evaluations=[{"data": {"path": str(held_out)}, "templates": "photo"}],
     )
     body = sections(write_report(run).read_text(encoding="utf-8"))["What is this?"]
     assert f"Held-out images of {held_out}" in body
@@ -273,8 +273,9 @@ def test_class_numbers_are_named_by_the_file(run, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("cat\ndog\n", encoding="utf-8")
     data = {"path": "elsewhere", "format": "folder"}
-    evaluation = {"path": str(tmp_path / "test"), "classnames": str(names), "templates": "none"}
-    reconfigure(run, data=data, evaluation=evaluation)
+    own = {"path": str(tmp_path / "test")}
+    evaluation = {"data": own, "classnames": str(names), "templates": "none"}
+    reconfigure(run, data=data, evaluations=[evaluation])
     body = sections(write_report(run).read_text(encoding="utf-8"))["What is this?"]
     assert set(re.findall(r'alt="(.*?)"', body)) == {"cat", "dog"}
 

@@ -130,17 +130,16 @@ def test_commands_of_a_glyph_run(tmp_path):
 
 
 def test_commands_of_a_run_on_own_images(tmp_path):
-    evaluation = {
-        "path": "photos/test set",
-        "tasks": ["zero_shot", "retrieval"],
-        "label_key": "coarse",
-        "classnames": "names.txt",
-        "templates": "openai",
-        "split": "val",
-        "remote": {"attempts": 2},
-    }
+    source = {"path": "photos/test set", "split": "val", "remote": {"attempts": 2}}
+    options = {"label_key": "coarse", "classnames": "names.txt", "templates": "openai"}
+    other = {"task": "retrieval", "data": {"path": "pairs.csv"}}
+    evaluations = [
+        {"task": "zero_shot", "data": source, **options},
+        other,
+        {"task": "retrieval", "data": source, **options},
+    ]
     data = {"path": "photos", "caption_column": "alt,long", "caption_weights": [1.0, 2.0]}
-    config = {"steps": 5, "data": data, "evaluation": evaluation}
+    config = {"steps": 5, "data": data, "evaluations": evaluations}
     run = write_run(tmp_path / "run", config)
     evaluate = shlex.split(next_commands(run)[0])
     assert {

@@ -197,12 +197,14 @@ def _python() -> str:
 
 def _evaluate_command(shown: str, config: dict[str, Any]) -> str:
     """Returns a command that repeats the run's evaluation, on glyphs if it was trained on them."""
-    data, tasks, options = TaskData(), tuple[str, ...](), ["--data=FOLDER"]
+    data, tasks, options = TaskData(), list[str](), ["--data=FOLDER"]
     with contextlib.suppress(UserError):  # config.json is gone, or of another version
-        built = build_config(config)
-        tasks, data = built.evaluation.tasks, built.task_data()
+        evaluations = build_config(config).evaluations
+        if evaluations:  # one command has one data
+            data = evaluations[0].task_data()
+            tasks = [each.task for each in evaluations if each.task_data() == data]
     if config.get("data", {}).get("format") == "glyphs":
-        tasks, options = tasks or ("glyphs/letters", "glyphs/retrieval"), []
+        tasks, options = tasks or ["glyphs/letters", "glyphs/retrieval"], []
     if data.path:
         options = command_flags(data, TaskData)
     return " ".join(

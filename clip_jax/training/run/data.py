@@ -1,17 +1,15 @@
 """Training data of a configuration, and the cost of reading it."""
 
 import contextlib
-import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from clip_jax.data.options import SourceConfig, SourceOptions
+from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import Source
 from clip_jax.data.sources import check_image_column, check_split, detect_format
 from clip_jax.data.sources.refine import open_refined, refined
@@ -21,8 +19,7 @@ from clip_jax.data.stream.pipeline import BatchIterator, streaming_of
 from clip_jax.data.stream.shard_order import MAX_STREAMS, Cursor
 from clip_jax.data.stream.shards import StreamingSource
 from clip_jax.errors import DecodeError, UserError
-from clip_jax.training.config import DataConfig, TrainConfig
-from clip_jax.training.config_values import build, coerce, unknown_key
+from clip_jax.training.config import TrainConfig
 
 _WAIT_FRACTION = 0.05  # share of the time between steps above which waiting for data is reported
 _WARN_EVERY_STEPS = 1000
@@ -32,44 +29,18 @@ _SAMPLED_SHARDS = 8  # shards of a stream whose captions train a tokenizer
 def open_data(config: TrainConfig) -> Source:
     """Opens the image-text pairs of the configuration.
 
-    Raises `UserError` as `open_source` does, and for a mixture with unknown keys or bad weights.
+    Raises `UserError` as `open_source` does, and for a mixture with bad weights.
     """
     data = config.data
-    if not data.mixture:
-        return _open_one(data)
-    parts = [
-        _part(data, values, f"config.data.mixture[{number}]")
-        for number, values in enumerate(data.mixture)
-    ]
-    weights = [weight for _, weight in parts]
-    check_weights(weights)  # opening the sources may take minutes
-    sources = [_open_one(part) for part, _ in parts]
-    return MixtureSource(sources, [part.path for part, _ in parts], weights)
-
-
-def _part(data: DataConfig, values: Any, where: str) -> tuple[DataConfig, float]:
-    """Returns (the configuration of one source of the mixture alone, its weight)."""
-    if not isinstance(values, dict):
-        raise UserError(f"{where}={values!r}: must be a group of keys, such as {{'path': …}}")
-    own = {key: value for key, value in values.items() if key != "weight"}
-    known = [field.name for field in dataclasses.fields(SourceConfig)]
-    for key in own:
-        if key not in known:
-            names = [f"{where}.{name}" for name in (*known, "weight")]
-            raise UserError(unknown_key(f"{where}.{key}", names))
-    part = build(SourceConfig, own, where)
-    if not part.path:
-        raise UserError(f"{where} has no path; give {{'path': …, 'weight': …}}")
-    weight = coerce(values.get("weight", 1.0), float, f"{where}.weight")
-    changes = {key: getattr(part, key) for key in own}
-    return dataclasses.replace(data, mixture=(), **changes), weight
-
-
-def _open_one(data: DataConfig) -> Source:
     if data.streaming:
         stream = _open_stream(os.path.expanduser(data.path), data.format, data.options())
         return refined(stream, data)
-    return open_refined(data)
+    if not data.mixture:
+        return open_refined(data)
+    weights = [part.weight for part in data.mixture]
+    check_weights(weights)  # opening the sources may take minutes
+    sources = [open_refined(part) for part in data.mixture]
+    return MixtureSource(sources, [part.path for part in data.mixture], weights)
 
 
 def _open_stream(path: str, format: str, options: SourceOptions) -> StreamingSource:

@@ -6,20 +6,20 @@ step n are read, and checkpoints are written asynchronously.
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from clip_jax.clip import Clip
-from clip_jax.evaluation.tasks import Embedders, check_tasks, run_task
+from clip_jax.evaluation.tasks import Embedders, check_task, run_task
 from clip_jax.files.disk import writing
 from clip_jax.hosts.agreement import check_same, check_shared, from_first, wait_for_all
 from clip_jax.sharding import check_batch, global_batch, make_mesh
 from clip_jax.training import config as configs
-from clip_jax.training.config import TrainConfig
+from clip_jax.training.config import EvaluationConfig, TrainConfig
 from clip_jax.training.log.profile import CompileWatch, Profiling, Tracer, write_hlo
 from clip_jax.training.run.checkpoint import GO_ON
 from clip_jax.training.run.clock import Clock
@@ -44,9 +44,10 @@ def train(
     same call resumes it. All processes of a job make the same call, inside
     `clip_jax.hosts.join.joined`. Raises `UserError` for mistakes that the user can correct.
     """
-    values = flatten_dict(configs.to_dict(config), sep=".")
+    values = configs.flat_values(configs.to_dict(config))
     check_same(values, "config.", "start every process with the same configuration")
-    check_tasks(config.evaluation.tasks, config.task_data(), "config.evaluation.tasks")
+    for number, each in enumerate(config.evaluations):
+        check_task(each.task, each.task_data(), f"config.evaluations[{number}]")
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_batch(mesh, config.batch_size, "config.batch_size", config.optimizer.microbatches)
     workdir = make_workdir(workdir)
@@ -101,16 +102,16 @@ def _train_steps(
             compiles.called(step, before, batch)
             reporter.report(state)
             reporter.dispatched(step, metrics, indices)
-            evaluate = config.evaluation.every_steps and step % config.evaluation.every_steps == 0
+            due = [x for x in config.evaluations if x.every_steps and step % x.every_steps == 0]
             stop = preemption.reached(step)
             save = run.checkpoints.due(step)
-            if evaluate or save or stop or step == run.steps:
+            if due or save or stop or step == run.steps:
                 # Rows are written before their checkpoint, so that a resumed run repeats exactly
                 # the steps whose rows it drops.
                 reporter.report(state)
                 clock.pause()
-                if evaluate and step < run.steps:
-                    evaluate_state(run, state, step)
+                if due and step < run.steps:
+                    evaluate_state(run, state, step, due)
                 if save or stop or step == run.steps:
                     run.checkpoints.save(state, run.identity(step), wait=stop or step == run.steps)
                 clock.resume()
@@ -123,15 +124,17 @@ def _train_steps(
     return state
 
 
-def evaluate_state(run: Run, state: TrainState, step: int) -> list[dict[str, Any]]:
-    """Runs the configured tasks on the state's parameters and writes their rows."""
+def evaluate_state(
+    run: Run, state: TrainState, step: int, evaluations: Sequence[EvaluationConfig]
+) -> list[dict[str, Any]]:
+    """Runs evaluations of the state's parameters and writes their rows."""
     cutting = run.tokenizer.with_truncation(True)  # captions may be long
     clip = Clip(run.architecture, state.eval_params, cutting, run.mesh)
     embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform)
-    data = run.config.task_data()
     rows = []
-    for task in run.config.evaluation.tasks:
-        rows += [{"step": step, **row} for row in run_task(task, embedders, data)]
+    for each in evaluations:
+        found = run_task(each.task, embedders, each.task_data())
+        rows += [{"step": step, **row} for row in found]
     run.log.log_evaluations(rows)
     return rows
 
@@ -156,7 +159,7 @@ def _finish(run: Run, state: TrainState) -> Clip:
                     replace_damaged=True,
                 )  # fmt: skip
     if not from_first(run.log.has_evaluation(run.steps)):  # only process 0 has the files
-        evaluate_state(run, state, run.steps)
+        evaluate_state(run, state, run.steps, run.config.evaluations)
     for kind, count in run.batches.dropped.most_common():
         logging.warning("%d records were left out: %s", count, kind)
     return clip

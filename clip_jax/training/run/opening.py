@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import jax
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from clip_jax.data.records import Source
@@ -19,7 +18,7 @@ from clip_jax.data.stream.pipeline import BatchIterator, training_batches
 from clip_jax.errors import UserError
 from clip_jax.files.disk import write_text
 from clip_jax.hosts.agreement import check_same, from_first, gather
-from clip_jax.losses import effective_implementation
+from clip_jax.losses import LOSSES, effective_implementation
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.sharding import batch_shards, host_rows
@@ -314,8 +313,9 @@ def resolve_architecture(
     if rows is not None and takes_tokens(config) and not keep:
         architecture, keep = override(architecture, vocab_size=rows), True
     architecture, tokenizer = fit_tokenizer(architecture, tokenizer, keep_vocab_size=keep)
-    if config.loss == "sigmoid" and architecture.logit_bias_init is None:
-        architecture = override(architecture, logit_bias_init=-10.0)
+    bias = LOSSES[config.loss].logit_bias_init
+    if bias is not None and architecture.logit_bias_init is None:
+        architecture = override(architecture, logit_bias_init=bias)
     if _is_locked(param_shapes(architecture), "vision", config.optimizer.freeze):
         # A locked tower must be the same function in training and evaluation.
         architecture = override(architecture, batch_norm="frozen")
@@ -346,8 +346,8 @@ def check_resumable(config: TrainConfig, saved: dict[str, Any], workdir: Path) -
     optimizer's state (its name, options, frozen parameters). Rates, decay and micro-batches may.
     """
     fixed = re.compile(r"tokenizer\..*|optimizer\.(name|options(\..*)?|freeze|first_moment_dtype)")
-    before, now = flatten_dict(saved, sep="."), flatten_dict(configs.to_dict(config), sep=".")
-    now = json.loads(json.dumps(now))
+    now = json.loads(json.dumps(configs.to_dict(config)))
+    before, now = configs.flat_values(saved), configs.flat_values(now)
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if old == new:

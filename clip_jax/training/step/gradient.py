@@ -6,14 +6,13 @@ space.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from clip_jax.errors import UserError
-from clip_jax.losses import DEFAULT, sigmoid_loss, softmax_loss
+from clip_jax.losses import DEFAULT, LOSSES
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.resnet import BATCH_STATISTICS
@@ -23,12 +22,6 @@ from clip_jax.training.step.parameter_groups import stop_frozen
 
 Batch = dict[str, jax.Array]
 Params = dict[str, Any]
-# Losses map embeddings and scalars, and the implementation's name, to () float32 over all pairs of
-# the global batch.
-LOSSES: dict[str, Callable[[CLIPOutput, str], jax.Array]] = {
-    "softmax": lambda out, implementation: softmax_loss(*out[:3], implementation),
-    "sigmoid": lambda out, implementation: sigmoid_loss(*out, implementation),
-}
 ROWS = "rows"  # (B,) int32 of a batch: row numbers, which select the rows' random streams
 
 
@@ -76,7 +69,7 @@ def loss_gradient(
 
     def loss(params: Params) -> tuple[jax.Array, Any]:
         out, statistics = towers(params, batch)
-        return LOSSES[objective.loss](out, objective.implementation), statistics
+        return LOSSES[objective.loss].function(out, objective.implementation), statistics
 
     (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return value, constrain_like_params(grads), statistics
@@ -120,7 +113,7 @@ def _cached_gradient(
         scalars = stop_frozen({**params, **scalars}, objective.frozen)
         bias = scalars.get("logit_bias", jnp.zeros((), jnp.float32))
         out = CLIPOutput(*embeds, jnp.exp(scalars["logit_scale"]), bias)
-        return LOSSES[objective.loss](out, objective.implementation)
+        return LOSSES[objective.loss].function(out, objective.implementation)
 
     scalars = {name: params[name] for name in ("logit_scale", "logit_bias") if name in params}
     embeds = jax.tree.map(whole, parts)

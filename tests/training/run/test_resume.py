@@ -25,8 +25,8 @@ from tiny import tiny_config
 def get_config():
     return tiny_config(
         steps={steps}, optimizer__ema_decay=0.9, optimizer__first_moment_dtype="bfloat16",
-        checkpoint__every_steps=4, evaluation__every_steps=8,
-        evaluation__tasks=("glyphs_validation/letters",), mesh__data=2, mesh__fsdp=4,
+        evaluations=({{"task": "glyphs_validation/letters", "every_steps": 8}},),
+        checkpoint__every_steps=4, mesh__data=2, mesh__fsdp=4,
     )
 """
 VALUES = ("step", "samples_seen", "loss", "logit_scale", "learning_rate", "grad_norm")

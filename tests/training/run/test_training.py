@@ -36,8 +36,7 @@ def test_it_learns(tmp_path: Path) -> None:
         *(sys.executable, "-m", "clip_jax.train", "--config=configs/quickstart.py"),
         *(f"--workdir={workdir}", "--config.data.path=train_without_validation"),
         *("--config.steps=120", "--config.optimizer.warmup_steps=30", "--config.report=false"),
-        "--config.evaluation.tasks=('glyphs_validation/retrieval',)",
-        "--config.evaluation.every_steps=60",
+        "--config.evaluations=({'task': 'glyphs_validation/retrieval', 'every_steps': 60},)",
     ]
     # Long enough to be worth optimised code.
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
