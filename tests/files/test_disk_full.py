@@ -427,8 +427,9 @@ def test_outputs_and_the_cache_say_what_to_do(
     with pytest.raises(UserError, match=r"written \(No space left on device\); free some space$"):
         write_output(tmp_path / "report.json", "x")
     monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path))
-    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert str(stores.unwritable(tmp_path / "x", error)) == (
+    with pytest.raises(UserError) as caught, stores.told(tmp_path / "x"):
+        full()
+    assert str(caught.value) == (
         f"{tmp_path}/x cannot be written: No space left on device; free some space, or set"
         " CLIP_JAX_CACHE to a folder where we may write"
     )

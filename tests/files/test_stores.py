@@ -9,6 +9,7 @@ from loopback import Loopback
 
 from clip_jax.errors import UserError
 from clip_jax.files import stores
+from clip_jax.files.disk import ASIDE_PREFIX
 from clip_jax.files.options import RemoteOptions
 from clip_jax.files.stores import Unavailable
 
@@ -131,7 +132,7 @@ def test_what_a_killed_download_left_gives_way(server: Loopback, tmp_path: Path)
         (tmp_path / "files" / f"{name}.tar").write_bytes(DATA)
     bounded = RemoteOptions(cache_gib=2.5 * len(DATA) / 2**30, attempts=1)
     kept = stores.fetch(f"{server.url}/a.tar", bounded)
-    parts = [kept.with_suffix(f".part-{number}") for number in (1, 2)]
+    parts = [kept.with_name(f"{ASIDE_PREFIX}{number}") for number in (1, 2)]
     for part, age in zip(parts, (7200, 60), strict=True):
         part.write_bytes(DATA)
         os.utime(part, (time.time() - age,) * 2)
