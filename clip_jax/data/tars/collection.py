@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.tars.build import NotATar, make_index
@@ -41,13 +41,6 @@ _STORE_THREADS = 16
 _WORTH_PROCESSES_BYTES = 4 << 30  # of archives to index; below this, starting processes costs more
 
 
-class Problem(NamedTuple):
-    """The reason why an archive has no index."""
-
-    reason: str
-    is_tar: bool = True  # False: readable, but not an uncompressed tar
-
-
 @dataclass(frozen=True)
 class Shard:
     """An archive with its index."""
@@ -65,17 +58,13 @@ class IndexSummary:
     Attributes:
       shards: the readable archives, in order.
       failed: path -> why there is no index.
-      no_tars: failed paths that are readable but not uncompressed tars.
       beside: number of indexes copied from the cache to beside their archives.
-      stale: archives whose index was of another version of the archive, and was rebuilt.
     """
 
     shards: list[Shard] = field(default_factory=list)
     built: int = 0
     beside: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    no_tars: list[str] = field(default_factory=list)
-    stale: list[str] = field(default_factory=list)
 
 
 def build_indexes(
@@ -113,7 +102,6 @@ def build_indexes(
             continue
         shard, is_stale = _existing(path, stat, options)
         if is_stale:
-            summary.stale.append(path)
             logger.warning(
                 "%s: its index is older than the archive or of another one; made anew", path
             )
@@ -133,9 +121,7 @@ def build_indexes(
             found[number] = outcome
             summary.built += 1
         else:
-            summary.failed[path] = outcome.reason
-            if not outcome.is_tar:
-                summary.no_tars.append(path)
+            summary.failed[path] = outcome
         if progress is not None:
             progress(done, len(missing))
     summary.shards = [found[number] for number in sorted(found)]
@@ -200,7 +186,7 @@ def _make(
     remote: RemoteOptions,
     beside: bool,
     workers: int,
-) -> Iterator[tuple[int, Problem | None]]:
+) -> Iterator[tuple[int, str | None]]:
     """Yields (number, problem if there is one) as each is done."""
     here = {n: (*job, options) for n, job in jobs.items() if not is_remote(job[0])}
     size = sum(stat.size for _, stat, _, _ in here.values())
@@ -225,8 +211,8 @@ def _start_process() -> None:
 
 
 def _pooled(
-    pool: Executor, function: Callable[..., Problem | None], jobs: Mapping[int, tuple[Any, ...]]
-) -> Iterator[tuple[int, Problem | None]]:
+    pool: Executor, function: Callable[..., str | None], jobs: Mapping[int, tuple[Any, ...]]
+) -> Iterator[tuple[int, str | None]]:
     try:
         futures = {pool.submit(function, *job): number for number, job in jobs.items()}
         for future in as_completed(futures):
@@ -241,14 +227,14 @@ def _pooled(
         pool.shutdown(cancel_futures=True)
 
 
-def _opened(path: str, index: Path) -> Shard | Problem:
+def _opened(path: str, index: Path) -> Shard | str:
     found = read_header(index)
     if found is None:
-        return Problem(f"{path}: its index {index} vanished")
+        return f"{path}: its index {index} vanished"
     return Shard(path, found[0], index, found[1])
 
 
-def index_file(path: str, stat: Stat, target: Path, options: SourceOptions) -> Problem | None:
+def index_file(path: str, stat: Stat, target: Path, options: SourceOptions) -> str | None:
     """Writes the index of a local archive to `target`; returns None, or the problem.
 
     Raises UserError if `target` cannot be written.
@@ -256,9 +242,9 @@ def index_file(path: str, stat: Stat, target: Path, options: SourceOptions) -> P
     try:
         data = make_index(path, options, stat.tag)
     except NotATar as error:
-        return Problem(f"{path} is not an uncompressed tar file: {error}", is_tar=False)
+        return f"{path} is not an uncompressed tar file: {error}"
     except OSError as error:
-        return Problem(f"{path} cannot be read: {error.strerror or error}")
+        return f"{path} cannot be read: {error.strerror or error}"
     _write(target, data)
     return None
 
@@ -280,11 +266,11 @@ def _copy_beside(found: dict[int, Shard], remote: RemoteOptions, summary: IndexS
             summary.beside += outcome is not shard
         else:
             del found[number]
-            summary.failed[shard.path] = outcome.reason
+            summary.failed[shard.path] = outcome
 
 
-def _beside(shard: Shard, remote: RemoteOptions) -> Shard | Problem:
-    """Returns the archive with its copied index, the problem, or `shard` if it is there already."""
+def _beside(shard: Shard, remote: RemoteOptions) -> Shard | str:
+    """Returns the archive with its copied index, or the problem; `shard` if it is there already."""
     beside = shard.path + ENDING
     try:
         if is_remote(shard.path):
@@ -301,12 +287,12 @@ def _beside(shard: Shard, remote: RemoteOptions) -> Shard | Problem:
         _write(Path(beside), pack_index(replace(shard.header, tag=tag), data[shard.table_start :]))
         return _opened(shard.path, Path(beside))
     except OSError as error:
-        return Problem(str(error))
+        return str(error)
 
 
 def _index_remote(
     url: str, stat: Stat, target: Path, options: SourceOptions, remote: RemoteOptions, beside: bool
-) -> Problem | None:
+) -> str | None:
     """Does what `index_file` does, for a remote archive; prefers an index in its store."""
     try:
         data = b"" if beside else _stored_index(url, remote)
@@ -319,12 +305,12 @@ def _index_remote(
         copy = str(stores.fetch(url, remote, stat))
         problem = index_file(copy, stat, target, options)
         if problem is not None:
-            return problem._replace(reason=problem.reason.replace(copy, url))
+            return problem.replace(copy, url)
         if beside:
             stores.write_bytes(url + ENDING, target.read_bytes(), remote)
         return None
     except Unavailable as error:
-        return Problem(str(error))
+        return str(error)
 
 
 def _stored_index(url: str, remote: RemoteOptions) -> bytes:
