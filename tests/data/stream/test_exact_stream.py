@@ -19,6 +19,8 @@ from clip_jax.data.stream.order import ShuffledOrder, check_weights
 from clip_jax.data.stream.pipeline import shuffled_order
 from clip_jax.data.stream.shards import StreamingSource
 from clip_jax.errors import UserError
+from clip_jax.files.telemetry import telemetry
+from clip_jax.training.run.data import DataWatch
 
 SIZES = (7, 1, 0, 22, 5, 13)  # 48 samples, unevenly
 BATCHES = 300  # of the readers that are killed
@@ -75,6 +77,25 @@ def test_a_resume_goes_on_with_the_very_next_sample(pattern: str, reader: Any) -
         second = batches(reader(pattern), **settings, **now)
         second.resume(state)
         np.testing.assert_array_equal(take(second, 30 - stop), whole[stop:])
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("which", [0, 3])  # a stream looks at the first when it is opened
+def test_a_truncated_archive_is_counted_and_the_run_goes_on(
+    pattern: str, reader: Any, which: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(pattern).parent / f"{which:05d}.tar"
+    size = (SIZES[which] - 1) * 3072 + 520  # in the image of the last sample
+    path.write_bytes(path.read_bytes()[:size])
+    lost = sum(SIZES[: which + 1]) - 1
+    telemetry.take()  # of other tests
+    streams = 1 if reader is StreamingSource else None
+    settings = {"batch_size": 1, "seed": 0, "max_bad_fraction": 0.0, "streams": streams}
+    iterator = batches(reader(pattern), **settings)
+    assert sorted(take(iterator, 47).ravel()) == [n for n in range(48) if n != lost]
+    row = DataWatch(iterator, workers=0).row(1.0)
+    assert row["dropped_shard_damaged"] == row["dropped_image_missing"] == 1
+    assert f"{path} is truncated at byte {size}" in caplog.text
 
 
 def test_a_mixture_has_its_shares(tmp_path: Path, pattern: str) -> None:

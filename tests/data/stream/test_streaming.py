@@ -244,19 +244,3 @@ def test_a_failing_shard_stops_the_run_where_it_is_told_to(shards: str) -> None:
         iterator = stream(StreamingSource(*remote(server, "stop")), streams=1, batch_size=4)
         with pytest.raises(UserError, match=r"00004\.tar: cannot be read .*'stop'"):
             take(iterator, 13)
-
-
-@pytest.mark.parametrize("which", [0, 4])  # the first is looked at when the source is opened
-def test_a_truncated_shard_is_counted_and_the_stream_goes_on(
-    shards: str, caplog: pytest.LogCaptureFixture, which: int
-) -> None:
-    path = Path(shards).parent / f"{which:05d}.tar"
-    size = (SIZES[which] - 1) * 3072 + 520  # in the image of the last sample
-    path.write_bytes(path.read_bytes()[:size])
-    iterator = stream(StreamingSource(shards), streams=1, batch_size=3, max_bad_fraction=0.0)
-    lost = sum(SIZES[: which + 1]) - 1
-    numbers = take(iterator, 17).ravel().tolist()
-    assert sorted(numbers) == [n for n in range(52) if n != lost]
-    assert iterator.dropped["shard_damaged"] >= 1
-    assert iterator.dropped["image_missing"] >= 1
-    assert f"{path} is truncated at byte {size}" in caplog.text
