@@ -203,63 +203,60 @@ def test_packages_that_are_missing_are_named(monkeypatch, url, package):
             resolve_source(given)
 
 
-COMMON = ["README.md", "config.json", "merges.txt", "onnx/model.onnx", "onnx/config.json"]
+COMMON = "README.md config.json merges.txt onnx/model.onnx onnx/config.json"
+SHARDS = "model-00001-of-00002.safetensors model-00002-of-00002.safetensors"
+CHECKPOINT = "{0}/identity/_METADATA {0}/params/x"
+TRAINER = "{0}/config.json {0}/model.safetensors"
 
 
 @pytest.mark.parametrize(
     ("names", "wanted"),
     [
         (
-            [*COMMON, "model.safetensors", "pytorch_model.bin", "tf_model.h5"],
-            ["config.json", "merges.txt", "model.safetensors"],
+            f"{COMMON} model.safetensors pytorch_model.bin tf_model.h5",
+            "config.json merges.txt model.safetensors",
         ),
         (
-            [*COMMON, "pytorch_model.bin", "training_args.bin"],
-            ["config.json", "merges.txt", "pytorch_model.bin"],
+            f"{COMMON} pytorch_model.bin training_args.bin",
+            "config.json merges.txt pytorch_model.bin",
         ),
         (
-            ["open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"],
-            ["open_clip_config.json", "open_clip_model.safetensors"],
+            "open_clip_config.json open_clip_model.safetensors open_clip_pytorch_model.bin",
+            "open_clip_config.json open_clip_model.safetensors",
+        ),
+        (  # both layouts of one model: transformers' is taken, and its description alone
+            f"{COMMON} model.safetensors open_clip_config.json open_clip_model.safetensors",
+            "config.json merges.txt model.safetensors",
         ),
         (
-            # Both layouts of one model: transformers' is taken, and its description alone.
-            [*COMMON, "model.safetensors", "open_clip_config.json", "open_clip_model.safetensors"],
-            ["config.json", "merges.txt", "model.safetensors"],
+            f"{SHARDS} x/y.json model.safetensors.index.json model.fp16.safetensors spiece.model",
+            f"{SHARDS} model.safetensors.index.json spiece.model",
+        ),
+        ("PE-Core-L14-336.pt bpe.txt.gz a.npz", "a.npz bpe.txt.gz"),
+        (
+            "model/config.json model/tokenizer/t.json checkpoints/5/identity/_METADATA",
+            "model/config.json model/tokenizer/t.json",
         ),
         (
-            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "x/y.json",
-             "model.safetensors.index.json", "model.fp16.safetensors", "spiece.model"],
-            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-             "model.safetensors.index.json", "spiece.model"],
+            f"{CHECKPOINT.format('checkpoints/5')} {CHECKPOINT.format('checkpoints/10')}"
+            " checkpoints/15/params/x metrics.jsonl",
+            CHECKPOINT.format("checkpoints/10"),
         ),
-        (["PE-Core-L14-336.pt", "bpe.txt.gz", "a.npz"], ["a.npz", "bpe.txt.gz"]),
-        (
-            ["model/config.json", "model/tokenizer/t.json", "checkpoints/5/identity/_METADATA"],
-            ["model/config.json", "model/tokenizer/t.json"],
-        ),
-        (
-            ["checkpoints/5/identity/_METADATA", "checkpoints/10/identity/_METADATA",
-             "checkpoints/10/params/x", "checkpoints/15/params/x", "metrics.jsonl"],
-            ["checkpoints/10/identity/_METADATA", "checkpoints/10/params/x"],
-        ),
-        (["identity/_METADATA", "params/d/1"], ["identity/_METADATA", "params/d/1"]),
-        (
-            # The newest whole checkpoint of a Trainer's output.
-            ["checkpoint-500/config.json", "checkpoint-500/model.safetensors", "runs/x.json",
-             "checkpoint-1000/config.json", "checkpoint-1000/model.safetensors",
-             "checkpoint-1000/optimizer.pt", "checkpoint-1500/config.json"],
-            ["checkpoint-1000/config.json", "checkpoint-1000/model.safetensors"],
+        ("identity/_METADATA params/d/1", "identity/_METADATA params/d/1"),
+        (  # the newest whole checkpoint of a Trainer's output
+            f"{TRAINER.format('checkpoint-500')} {TRAINER.format('checkpoint-1000')} runs/x.json"
+            " checkpoint-1000/optimizer.pt checkpoint-1500/config.json",
+            TRAINER.format("checkpoint-1000"),
         ),
         (
-            ["config.json", "model.safetensors", "checkpoint-5/config.json",
-             "checkpoint-5/model.safetensors"],
-            ["config.json", "model.safetensors"],
+            f"config.json model.safetensors {TRAINER.format('checkpoint-5')}",
+            "config.json model.safetensors",
         ),
-        (["folder/"], []),
+        ("folder/", ""),
     ],
-)  # fmt: skip
+)
 def test_only_files_that_matter(names, wanted):
-    assert wanted_files(names) == sorted(wanted)
+    assert wanted_files(names.split()) == sorted(wanted.split())
 
 
 def hub_cache(root: Path, repository: str, files: dict[str, bytes], revision="main") -> Path:
