@@ -44,9 +44,18 @@ def test_a_fault_is_asked_again_and_one_that_stays_is_named(server: Loopback, fa
     assert stores.fetch(url, QUICK).read_bytes() == DATA
 
 
-def test_a_server_that_sends_only_whole_files(server: Loopback) -> None:
-    server.has_ranges = False
+@pytest.mark.parametrize(("has_ranges", "requests"), [(True, 3), (False, 1)])
+def test_pieces_or_the_whole_of_a_server_without_ranges(
+    server: Loopback, monkeypatch: pytest.MonkeyPatch, has_ranges: bool, requests: int
+) -> None:
+    monkeypatch.setattr(stores, "_PIECE_BYTES", 4096)
+    server.has_ranges = has_ranges
     assert stores.fetch(f"{server.url}/a.tar", QUICK).read_bytes() == DATA
+    assert server.requests["a.tar"] == requests
+
+
+def test_a_part_of_a_server_without_ranges(server: Loopback) -> None:
+    server.has_ranges = False
     with pytest.raises(Unavailable, match="10240 bytes came instead of 490"):
         stores.read_range(f"{server.url}/a.tar", 10, 500, QUICK)
 

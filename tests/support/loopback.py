@@ -66,9 +66,8 @@ class Loopback:
             handler.send_error(404)
             return
         data = path.read_bytes()
-        span = self.has_ranges and re.fullmatch(
-            r"bytes=(\d+)-(\d+)", handler.headers.get("Range", "")
-        )
+        asked = handler.headers.get("Range", "") if self.has_ranges else ""
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", asked)
         part = data[int(span[1]) : int(span[2]) + 1] if span else data
         if body:
             self.requests[name] += 1
