@@ -9,10 +9,10 @@ import fcntl
 import hashlib
 import logging
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,9 +83,8 @@ def told(path: Path) -> Iterator[None]:
 
 def find(pattern: str, remote: RemoteOptions) -> list[str]:
     """Returns the sorted URLs that a glob matches. Raises UserError if the store fails."""
-    filesystem, path = _filesystem(pattern)
     try:
-        names = _retried(lambda: filesystem.glob(path), pattern, remote)
+        names = _asked(lambda store, path: store.glob(path), pattern, remote)
     except Unavailable as error:
         raise UserError(str(error)) from error
     protocol = pattern.partition("://")[0]
@@ -99,18 +98,16 @@ def tree(url: str, remote: RemoteOptions) -> dict[str, Stat]:
     """
     if url.startswith("http"):  # a listing would read the whole file to search for links
         return {"": stat(url, remote)}
-    filesystem, path = _filesystem(url)
-    found = _retried(lambda: filesystem.find(path, detail=True), url, remote)
+    found = _asked(lambda store, path: store.find(path, detail=True), url, remote)
     if not found:
         raise Unavailable(f"{url}: no such file or folder")
-    root = path.rstrip("/")
+    root = _filesystem(url)[1].rstrip("/")
     return {name.removeprefix(root).lstrip("/"): _stat(name, x) for name, x in found.items()}
 
 
 def stat(url: str, remote: RemoteOptions) -> Stat:
     """Returns the `Stat` of a remote file. Raises Unavailable, also if it does not exist."""
-    filesystem, path = _filesystem(url)
-    return _stat(url, _retried(lambda: filesystem.info(path), url, remote))
+    return _stat(url, _asked(lambda store, path: store.info(path), url, remote))
 
 
 def _stat(url: str, info: Mapping[str, Any]) -> Stat:
@@ -125,31 +122,28 @@ def read_range(
 ) -> bytes:
     """Returns the bytes in [start, end), or all `whole` bytes of the file if its server knows no
     ranges. Raises Unavailable."""
-    filesystem, path = _filesystem(url)
 
-    def read() -> bytes:
-        data = filesystem.cat_file(path, start=start, end=end)
+    def read(store: Any, path: str) -> bytes:
+        data = store.cat_file(path, start=start, end=end)
         if len(data) not in (end - start, whole):
             raise OSError(f"{len(data)} bytes came instead of {end - start}")
         return data
 
-    data = _retried(read, url, remote)
+    data = _asked(read, url, remote)
     telemetry.add(bytes_fetched=len(data))
     return data
 
 
 def read_bytes(url: str, remote: RemoteOptions) -> bytes:
     """Returns the whole file. Raises Unavailable."""
-    filesystem, path = _filesystem(url)
-    data = _retried(lambda: filesystem.cat_file(path), url, remote)
+    data = _asked(lambda store, path: store.cat_file(path), url, remote)
     telemetry.add(bytes_fetched=len(data))
     return data
 
 
 def write_bytes(url: str, data: bytes, remote: RemoteOptions) -> None:
     """Writes or replaces a remote file. Raises Unavailable."""
-    filesystem, path = _filesystem(url)
-    _retried(lambda: filesystem.pipe_file(path, data), url, remote)
+    _asked(lambda store, path: store.pipe_file(path, data), url, remote)
 
 
 def fetch(url: str, remote: RemoteOptions, found: Stat | None = None) -> Path:
@@ -252,18 +246,21 @@ def _filesystem(url: str) -> tuple[Any, str]:
         raise UserError(f"{url}: cannot be opened ({first_line(error, with_type=True)})") from error
 
 
-def _retried(function: Callable[[], T], url: str, remote: RemoteOptions) -> T:
-    """Returns the value of the first attempt that succeeds in time. Raises Unavailable, or
-    UserError if the store denies access."""
+def _asked(ask: Callable[[Any, str], T], url: str, remote: RemoteOptions) -> T:
+    """Returns the first answer of a store (filesystem, path in it) that comes in time. Raises
+    Unavailable, or UserError if the store denies access."""
+    store, path = _filesystem(url)
     pause = remote.backoff_seconds
     for attempt in range(1, remote.attempts + 1):
         try:
-            return in_time(function, remote.timeout_seconds)
+            return in_time(lambda: ask(store, path), remote.timeout_seconds)
         except Exception as error:  # each client library has its own
             if isinstance(error, FileNotFoundError) and _is_missing(error, url):
                 raise Unavailable(f"{url}: no such file") from error
             _raise_if_refused(error, url)
-            if _is_malformed(error):
+            # A plain ValueError is from a library's own checks.
+            names = [kind.__name__ for kind in type(error).__mro__]
+            if type(error) is ValueError or any(name in _MALFORMED for name in names):
                 raise Unavailable(
                     f"{url}: is no address there ({first_line(error, with_type=True)})"
                 ) from error
@@ -289,30 +286,27 @@ def _is_missing(error: FileNotFoundError, url: str) -> bool:
     return getattr(error.__cause__, "status", None) in (404, 410)
 
 
-def _is_malformed(error: Exception) -> bool:
-    is_plain = type(error) is ValueError  # from a library's own checks
-    return is_plain or any(kind.__name__ in _MALFORMED for kind in type(error).__mro__)
+def in_background(function: Callable[[], T]) -> "Future[T]":
+    """Returns a future of the value; unlike a pool's, its thread does not delay process exit."""
+    future: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, name="store", daemon=True).start()
+    return future
 
 
 def in_time(function: Callable[[], T], seconds: float) -> T:
     """Returns the function's value. Raises TimeoutError if it takes longer; a call that hangs is
     abandoned in its daemon thread."""
-    results: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-
-    def call() -> None:
-        try:
-            results.put((True, function()))
-        except BaseException as error:
-            results.put((False, error))
-
-    threading.Thread(target=call, name="store", daemon=True).start()
-    try:
-        succeeded, value = results.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"nothing came for {seconds:g} s") from None
-    if not succeeded:
-        raise value
-    return value
+    future = in_background(function)
+    if not wait([future], timeout=seconds).done:
+        raise TimeoutError(f"nothing came for {seconds:g} s")
+    return future.result()
 
 
 def _raise_if_refused(error: Exception, url: str) -> None:

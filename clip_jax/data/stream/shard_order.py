@@ -12,19 +12,18 @@ A checkpoint stores the current window of each stream; a resume begins with that
 import contextlib
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from clip_jax.data.stream.order import shuffled
 from clip_jax.data.stream.shards import SHIFT, Held, StreamingSource
 from clip_jax.errors import UserError
-
-T = TypeVar("T")
+from clip_jax.files.stores import in_background
 
 _MOST_STREAMS = 64  # default maximum
 MAX_STREAMS = 4096
@@ -138,7 +137,7 @@ class _Stream:
             return found
 
         if (epoch, number) not in self._ahead:
-            self._ahead[epoch, number] = _in_background(copy)
+            self._ahead[epoch, number] = in_background(copy)
         return self._ahead[epoch, number]
 
     def _copied(self, epoch: int, number: int) -> list[Held]:
@@ -181,20 +180,6 @@ class _Stream:
     def _seed_of(self, window: _Window, *parts: int) -> int:
         whole = [self._order.seed, window.epoch, window.number, self._index, *parts]
         return int(np.random.SeedSequence(whole).generate_state(1)[0])
-
-
-def _in_background(function: Callable[[], T]) -> "Future[T]":
-    """Returns a future of the value; unlike a pool's, its thread does not delay process exit."""
-    future: Future[T] = Future()
-
-    def call() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=call, name="shards", daemon=True).start()
-    return future
 
 
 class StreamOrder:
