@@ -17,8 +17,9 @@ from clip_jax.arguments import local_path, text_list, whole_number, yes_or_no
 from clip_jax.errors import UserError
 from clip_jax.evaluation.prompts import Templates
 from clip_jax.evaluation.zero_shot import zero_shot_classifier
+from clip_jax.images.decoding import ImageLike
 from clip_jax.images.inputs import image_batches
-from clip_jax.images.transform import ImageLike, ImageTransform
+from clip_jax.images.transform import ImageTransform
 from clip_jax.losses import similarity_logits
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.features import Features, in_order, tower_features

@@ -1,10 +1,8 @@
 """Parallel work on a source's records, with ordered results and a progress bar."""
 
 import multiprocessing
-import os
 import signal
 import sys
-import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +14,7 @@ from tqdm import tqdm
 
 from clip_jax.data.records import Source
 from clip_jax.errors import UserError
+from clip_jax.hosts.children import end_with_parent
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -126,15 +125,7 @@ def _start_worker(source: Source, work: Any, counter: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet_about_images()
     _here.update(source=source, work=work, counter=counter, stop=stop)
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Exits with the parent; a killed program would leave its workers waiting forever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 def _do(job: Any) -> Any:

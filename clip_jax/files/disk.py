@@ -1,9 +1,12 @@
-"""Write failures (full disk, quota, permissions): found in any error, told in one line."""
+"""Local files: written aside, then renamed; failures (full disk, permissions) in one line."""
 
 import contextlib
 import errno
 import os
 import re
+import shutil
+import tempfile
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,28 +54,21 @@ def unwritable(error: BaseException, folder: Path | None = None) -> UserError | 
 
 def _found_in(error: BaseException, folder: Path | None) -> tuple[str | None, int] | None:
     """Returns (path, errno) of one error, ignoring its causes."""
-    if isinstance(error, OSError):
-        path = None if error.filename is None else os.fspath(error.filename)
-        if error.errno in _ADVICE:
-            return _as_text(path), error.errno
-        if error.errno in _PERMISSION and folder is not None and path is not None:
-            is_inside = Path(_as_text(path) or "").absolute().is_relative_to(folder.absolute())
-            return (_as_text(path), error.errno) if is_inside else None
-    text = str(error)
-    for number in (*_ADVICE, *(_PERMISSION if folder is not None else ())):
-        if os.strerror(number) in text:
-            paths = _PATH.findall(text)
-            if number in _PERMISSION and not any(
-                Path(path).is_relative_to(folder.absolute()) for path in paths if folder
-            ):
-                continue
-            # orbax renames a checkpoint to its final name when it is complete.
-            return (paths[0].partition(".orbax-checkpoint-tmp")[0] if paths else None), number
+    if isinstance(error, OSError) and error.errno in (*_ADVICE, *_PERMISSION):
+        numbers, named = [error.errno], [error.filename]
+        paths = [os.fsdecode(name) for name in named if isinstance(name, str | bytes)]
+    else:
+        text = str(error)
+        numbers = [number for number in (*_ADVICE, *_PERMISSION) if os.strerror(number) in text]
+        # orbax renames a checkpoint to its final name when it is complete.
+        paths = [path.partition(".orbax-checkpoint-tmp")[0] for path in _PATH.findall(text)]
+    for number in numbers:
+        is_inside = folder is not None and any(
+            Path(path).absolute().is_relative_to(folder.absolute()) for path in paths
+        )
+        if number in _ADVICE or is_inside:
+            return (paths[0] if paths else None), number
     return None
-
-
-def _as_text(path: str | bytes | int | None) -> str | None:
-    return os.fsdecode(path) if isinstance(path, str | bytes) else None
 
 
 @contextlib.contextmanager
@@ -104,21 +100,48 @@ def aside_of(path: Path) -> Path:
     """Returns the temporary path of a file being written: in the same folder, a short name."""
     # The file's own name may already have the maximum length.
     number = zlib.crc32(os.fsencode(path.name))
-    return path.with_name(f"{ASIDE_PREFIX}{os.getpid()}-{number:08x}")
+    return path.with_name(f"{ASIDE_PREFIX}{os.getpid()}-{threading.get_native_id()}-{number:08x}")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a temporary file and renames it: a full disk or a kill leaves the old file or none.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields the path of a temporary file, which takes the place of `path` at the end: a full disk
+    or a kill leaves the old file or none.
 
     Raises OSError that names `path`.
     """
     aside = aside_of(path)
     try:
-        # A path in the text may hold a lone surrogate (file names need not be UTF-8): becomes "?".
-        aside.write_text(text, encoding="utf-8", errors="replace")
+        yield aside
         os.replace(aside, path)
-    except OSError as error:  # an error from write() names no file
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    except OSError as error:
+        if error.errno is None:  # not of the disk, such as `stores.Unavailable`
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # write() names no file
     finally:
         with contextlib.suppress(OSError):  # such as a folder that cannot be written
             aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yields a new folder, which takes the place of `folder` at the end: no reader sees a part."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    before = aside.with_name(f"{aside.name}-before")
+    try:
+        yield aside
+        aside.chmod(0o755)
+        if folder.exists():
+            os.replace(folder, before)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file by `replacing`. Raises OSError that names `path`."""
+    # A path in the text may hold a lone surrogate (file names need not be UTF-8): becomes "?".
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8", errors="replace")

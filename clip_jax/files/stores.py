@@ -9,16 +9,16 @@ import fcntl
 import hashlib
 import logging
 import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clip_jax.errors import UserError, first_line
-from clip_jax.files.disk import advice
+from clip_jax.files.disk import ASIDE_PREFIX, advice, replacing
 from clip_jax.files.options import RemoteOptions
 from clip_jax.files.telemetry import telemetry
 
@@ -67,64 +67,83 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CLIP_JAX_CACHE") or "~/.cache/clip_jax").expanduser()
 
 
-def unwritable(path: Path, error: OSError) -> UserError:
-    """Returns a one-line error with advice for a file of ours that cannot be written."""
-    how = advice(error)
-    if path.is_relative_to(cache_folder()):
-        how += f"{', or' if how else ';'} set CLIP_JAX_CACHE to a folder where we may write"
-    return UserError(f"{path} cannot be written: {error.strerror or error}{how}")
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turns an OSError of the disk into a one-line `UserError`, with advice about the cache."""
+    try:
+        yield
+    except Unavailable:
+        raise
+    except OSError as error:
+        how = advice(error)
+        if path.is_relative_to(cache_folder()):
+            how += f"{', or' if how else ';'} set CLIP_JAX_CACHE to a folder where we may write"
+        raise UserError(f"{path} cannot be written: {error.strerror or error}{how}") from error
 
 
 def find(pattern: str, remote: RemoteOptions) -> list[str]:
     """Returns the sorted URLs that a glob matches. Raises UserError if the store fails."""
-    protocol = pattern.partition("://")[0]
-    filesystem, path = _filesystem(pattern)
     try:
-        names = _retried(lambda: filesystem.glob(path), pattern, remote)
+        names = _asked(lambda store, path: store.glob(path), pattern, remote)
     except Unavailable as error:
         raise UserError(str(error)) from error
-    full = (name if "://" in name else f"{protocol}://{name}" for name in names)
-    return sorted(full)
+    protocol = pattern.partition("://")[0]
+    return sorted(name if "://" in name else f"{protocol}://{name}" for name in names)
+
+
+def tree(url: str, remote: RemoteOptions) -> dict[str, Stat]:
+    """Returns relative name -> `Stat` of all files in a folder; {"": its `Stat`} of a file.
+
+    Raises Unavailable, also if there is nothing.
+    """
+    if url.startswith("http"):  # a listing would read the whole file to search for links
+        return {"": stat(url, remote)}
+    found = _asked(lambda store, path: store.find(path, detail=True), url, remote)
+    if not found:
+        raise Unavailable(f"{url}: no such file or folder")
+    root = _filesystem(url)[1].rstrip("/")
+    return {name.removeprefix(root).lstrip("/"): _stat(name, x) for name, x in found.items()}
 
 
 def stat(url: str, remote: RemoteOptions) -> Stat:
     """Returns the `Stat` of a remote file. Raises Unavailable, also if it does not exist."""
-    filesystem, path = _filesystem(url)
-    info = _retried(lambda: filesystem.info(path), url, remote)
+    return _stat(url, _asked(lambda store, path: store.info(path), url, remote))
+
+
+def _stat(url: str, info: Mapping[str, Any]) -> Stat:
     tags = (info.get(name) for name in _TAGS)
-    tag = next((str(tag) for tag in tags if tag), "")
     if info.get("size") is None:
         raise Unavailable(f"{url}: its store does not tell how large it is")
-    return Stat(int(info["size"]), tag)
+    return Stat(int(info["size"]), next((str(tag) for tag in tags if tag), ""))
 
 
-def read_range(url: str, start: int, end: int, remote: RemoteOptions) -> bytes:
-    """Returns the bytes in [start, end). Raises Unavailable."""
-    filesystem, path = _filesystem(url)
+def read_range(
+    url: str, start: int, end: int, remote: RemoteOptions, whole: int | None = None
+) -> bytes:
+    """Returns the bytes in [start, end), or all `whole` bytes of the file if its server knows no
+    ranges. Raises Unavailable."""
 
-    def read() -> bytes:
-        data = filesystem.cat_file(path, start=start, end=end)
-        if len(data) != end - start:
+    def read(store: Any, path: str) -> bytes:
+        data = store.cat_file(path, start=start, end=end)
+        if len(data) not in (end - start, whole):
             raise OSError(f"{len(data)} bytes came instead of {end - start}")
         return data
 
-    data = _retried(read, url, remote)
+    data = _asked(read, url, remote)
     telemetry.add(bytes_fetched=len(data))
     return data
 
 
 def read_bytes(url: str, remote: RemoteOptions) -> bytes:
     """Returns the whole file. Raises Unavailable."""
-    filesystem, path = _filesystem(url)
-    data = _retried(lambda: filesystem.cat_file(path), url, remote)
+    data = _asked(lambda store, path: store.cat_file(path), url, remote)
     telemetry.add(bytes_fetched=len(data))
     return data
 
 
 def write_bytes(url: str, data: bytes, remote: RemoteOptions) -> None:
     """Writes or replaces a remote file. Raises Unavailable."""
-    filesystem, path = _filesystem(url)
-    _retried(lambda: filesystem.pipe_file(path, data), url, remote)
+    _asked(lambda store, path: store.pipe_file(path, data), url, remote)
 
 
 def fetch(url: str, remote: RemoteOptions, found: Stat | None = None) -> Path:
@@ -146,35 +165,37 @@ def fetch(url: str, remote: RemoteOptions, found: Stat | None = None) -> Path:
     name = hashlib.blake2b(f"{url}\n{found.tag}\n{found.size}".encode(), digest_size=16)
     folder = cache_folder() / "shards"
     target = folder / f"{name.hexdigest()}-{url.rpartition('/')[2].partition('?')[0][-80:]}"
-    try:
-        return _copied(url, found, target, folder / f"{name.hexdigest()}.lock", remote)
-    except Unavailable:
-        raise
-    except OSError as error:
-        raise unwritable(target, error) from error
-
-
-def _copied(url: str, found: Stat, target: Path, lock: Path, remote: RemoteOptions) -> Path:
-    """Returns `target`. Raises Unavailable, and OSError if the cache cannot be written."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(lock):
-        with contextlib.suppress(FileNotFoundError):  # other processes evict, too
-            if target.stat().st_size == found.size:
-                os.utime(target, ns=(time.time_ns(),) * 2)  # the default has tick resolution
-                telemetry.add(cache_hits=1)
-                return target
-        telemetry.add(cache_misses=1)
-        _make_room(target.parent, int(remote.cache_gib * 2**30) - found.size)
-        part = target.with_suffix(f".part-{os.getpid()}")
-        try:
-            with open(part, "wb") as file:
-                for start in range(0, found.size, _PIECE_BYTES):
-                    end = min(start + _PIECE_BYTES, found.size)
-                    file.write(read_range(url, start, end, remote))
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+    with told(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / f"{name.hexdigest()}.lock"):
+            with contextlib.suppress(FileNotFoundError):  # other processes evict, too
+                if target.stat().st_size == found.size:
+                    os.utime(target, ns=(time.time_ns(),) * 2)  # the default has tick resolution
+                    telemetry.add(cache_hits=1)
+                    return target
+            telemetry.add(cache_misses=1)
+            _make_room(folder, limit - found.size)
+            download(url, found, target, remote)
     return target
+
+
+def download(
+    url: str,
+    found: Stat,
+    target: Path,
+    remote: RemoteOptions,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Copies a remote file; `target` appears when it is complete. `progress` gets byte counts.
+
+    Raises Unavailable, and OSError if `target` cannot be written.
+    """
+    with replacing(target) as aside, open(aside, "wb") as file:
+        while (start := file.tell()) < found.size:
+            end = min(start + _PIECE_BYTES, found.size)
+            file.write(read_range(url, start, end, remote, None if start else found.size))
+            if progress is not None:
+                progress(file.tell() - start)
 
 
 def _make_room(folder: Path, limit: int) -> None:
@@ -184,16 +205,16 @@ def _make_room(folder: Path, limit: int) -> None:
         for entry in os.scandir(folder):
             with contextlib.suppress(FileNotFoundError):
                 if not entry.name.endswith(".lock"):
-                    files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
+                    files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.name))
         total = sum(size for _, size, _ in files)
-        for modified, size, path in sorted(files):
+        for modified, size, name in sorted(files):
             if total <= limit:
                 return
             # Another process is writing it, unless it is old: then that process was killed.
-            if ".part-" in path and time.time() - modified / 1e9 < _ABANDONED_SECONDS:
-                continue
-            Path(path).unlink(missing_ok=True)
-            total -= size
+            is_new = time.time() - modified / 1e9 < _ABANDONED_SECONDS
+            if not (name.startswith(ASIDE_PREFIX) and is_new):
+                (folder / name).unlink(missing_ok=True)
+                total -= size
 
 
 @contextlib.contextmanager
@@ -225,18 +246,21 @@ def _filesystem(url: str) -> tuple[Any, str]:
         raise UserError(f"{url}: cannot be opened ({first_line(error, with_type=True)})") from error
 
 
-def _retried(function: Callable[[], T], url: str, remote: RemoteOptions) -> T:
-    """Returns the value of the first attempt that succeeds in time. Raises Unavailable, or
-    UserError if the store denies access."""
+def _asked(ask: Callable[[Any, str], T], url: str, remote: RemoteOptions) -> T:
+    """Returns the first answer of a store (filesystem, path in it) that comes in time. Raises
+    Unavailable, or UserError if the store denies access."""
+    store, path = _filesystem(url)
     pause = remote.backoff_seconds
     for attempt in range(1, remote.attempts + 1):
         try:
-            return in_time(function, remote.timeout_seconds)
+            return in_time(lambda: ask(store, path), remote.timeout_seconds)
         except Exception as error:  # each client library has its own
             if isinstance(error, FileNotFoundError) and _is_missing(error, url):
                 raise Unavailable(f"{url}: no such file") from error
             _raise_if_refused(error, url)
-            if _is_malformed(error):
+            # A plain ValueError is from a library's own checks.
+            names = [kind.__name__ for kind in type(error).__mro__]
+            if type(error) is ValueError or any(name in _MALFORMED for name in names):
                 raise Unavailable(
                     f"{url}: is no address there ({first_line(error, with_type=True)})"
                 ) from error
@@ -262,30 +286,27 @@ def _is_missing(error: FileNotFoundError, url: str) -> bool:
     return getattr(error.__cause__, "status", None) in (404, 410)
 
 
-def _is_malformed(error: Exception) -> bool:
-    is_plain = type(error) is ValueError  # from a library's own checks
-    return is_plain or any(kind.__name__ in _MALFORMED for kind in type(error).__mro__)
+def in_background(function: Callable[[], T]) -> "Future[T]":
+    """Returns a future of the value; unlike a pool's, its thread does not delay process exit."""
+    future: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, name="store", daemon=True).start()
+    return future
 
 
 def in_time(function: Callable[[], T], seconds: float) -> T:
     """Returns the function's value. Raises TimeoutError if it takes longer; a call that hangs is
     abandoned in its daemon thread."""
-    results: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-
-    def call() -> None:
-        try:
-            results.put((True, function()))
-        except BaseException as error:
-            results.put((False, error))
-
-    threading.Thread(target=call, name="store", daemon=True).start()
-    try:
-        succeeded, value = results.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"nothing came for {seconds:g} s") from None
-    if not succeeded:
-        raise value
-    return value
+    future = in_background(function)
+    if not wait([future], timeout=seconds).done:
+        raise TimeoutError(f"nothing came for {seconds:g} s")
+    return future.result()
 
 
 def _raise_if_refused(error: Exception, url: str) -> None:

@@ -25,8 +25,13 @@ from clip_jax.images.decoding import (
     upright_rgb,
 )
 from clip_jax.images.rand_augment import GREATEST_MAGNITUDE, rand_augment
-from clip_jax.images.resampling import Box, exact_resize, fast_resize, is_fast
-from clip_jax.images.transform import interpolation_filter
+from clip_jax.images.resampling import (
+    Box,
+    exact_resize,
+    fast_resize,
+    interpolation_filter,
+    is_fast,
+)
 
 _DARKEST, _LIGHTEST = ImageFilter.MinFilter(3), ImageFilter.MaxFilter(3)
 
@@ -37,18 +42,6 @@ _GRID = ((1024, 8), (64, 2))  # (least side of a crop, step of its edges), in pi
 
 # From this shrink, an output pixel covers a whole stored chroma sample of a 4:2:0 file.
 _COARSE_FROM = 2.0
-
-# EXIF orientation -> (rows and columns are swapped, then mirrored left-right, then top-bottom).
-_TURNS = {
-    1: (False, False, False),
-    2: (False, True, False),
-    3: (False, True, True),
-    4: (False, False, True),
-    5: (True, False, False),
-    6: (True, True, False),
-    7: (True, True, True),
-    8: (True, False, True),
-}
 
 
 Share = Annotated[float, Range(0, 1)]
@@ -137,6 +130,8 @@ def training_image(
 
     Raises DecodeError if the image cannot be decoded.
     """
+    if isinstance(image, str | os.PathLike):
+        image = read_file(image)
     if (
         isinstance(image, np.ndarray)
         and image.shape == (image_size, image_size, 3)
@@ -146,7 +141,12 @@ def training_image(
         pixels = image
     else:
         interpolation_filter(interpolation)
-        pixels = _crop(image, image_size, interpolation, augmentation, rng)
+        if isinstance(image, bytes) and augmentation.fast_decode:
+            pixels = _crop_file(image, image_size, interpolation, augmentation, rng)
+        else:
+            picture = decode(image)
+            box = _crop_box(*picture.size, augmentation, rng)
+            pixels = exact_resize(picture, box, image_size, interpolation)
     if augmentation.flip_probability and rng.random() < augmentation.flip_probability:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
     if augmentation.recolours:
@@ -156,89 +156,55 @@ def training_image(
     return pixels
 
 
-def _crop(
-    image: ImageLike,
-    image_size: int,
-    interpolation: str,
-    augmentation: Augmentation,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    if isinstance(image, str | os.PathLike):
-        image = read_file(image)
-    if isinstance(image, bytes) and augmentation.fast_decode:
-        return _crop_file(image, image_size, interpolation, augmentation, rng)
-    picture = decode(image)
-    box = _crop_box(*picture.size, augmentation, rng)
-    return exact_resize(picture, box, image_size, interpolation)
-
-
 def _crop_file(
-    data: bytes,
-    image_size: int,
-    interpolation: str,
-    augmentation: Augmentation,
-    rng: np.random.Generator,
+    data: bytes, size: int, interpolation: str, augmentation: Augmentation, rng: np.random.Generator
 ) -> np.ndarray:
     """Crops an encoded image; a JPEG is decoded at no larger scale than needed."""
     opened = open_header(data)
     if opened.format not in JPEG_FORMATS:
         picture = upright_rgb(opened)
-        return _resize(
-            picture, _crop_box(*picture.size, augmentation, rng), image_size, interpolation
-        )
-    width, height = opened.size
+        return _resize(picture, _crop_box(*picture.size, augmentation, rng), size, interpolation)
     # A JPEG has the orientation in its header; other formats would decode their pixels for it.
-    turn = _TURNS[orientation(opened)]
-    if turn[0]:
-        width, height = height, width
+    turn = orientation(opened) - 1
+    is_swapped = turn >= 4  # rows and columns, before it is mirrored
+    width, height = opened.size[::-1] if is_swapped else opened.size
     box = _crop_box(width, height, augmentation, rng)
-    shrink = min(box[2] - box[0], box[3] - box[1]) / image_size
+    shrink = min(box[2] - box[0], box[3] - box[1]) / size
     factor = next((factor for least, factor in _DECODED_AT if shrink >= least), 1)
-    pixels = scaled_jpeg(data, opened, factor, is_coarse=shrink >= _COARSE_FROM)
-    if pixels is None:
-        return _resize(upright_rgb(opened), box, image_size, interpolation)
-    box = _as_stored(box, width, height, turn)
+    stored = scaled_jpeg(data, opened, factor, is_coarse=shrink >= _COARSE_FROM)
+    if stored is None:
+        return _resize(upright_rgb(opened), box, size, interpolation)
+    left, top, right, bottom = box
+    if is_mirrored := turn % 4 in (1, 2):  # left-right
+        left, right = width - right, width - left
+    if is_flipped := turn % 4 in (2, 3):  # top-bottom
+        top, bottom = height - bottom, height - top
+    if is_swapped:
+        left, top, right, bottom = top, left, bottom, right
     # The box stays fractional: rounded to whole pixels, the result would be 3 levels off.
-    box = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
-    if is_fast(box, image_size, factor):
+    box = (left / factor, top / factor, right / factor, bottom / factor)
+    if is_fast(box, size, factor):
         left, top, right, bottom = _whole(box)
-        result = fast_resize(
-            pixels[top:bottom, left:right], image_size, interpolation, is_halved=factor == 2
-        )
+        pixels = fast_resize(stored[top:bottom, left:right], size, interpolation, factor == 2)
     else:
-        result = exact_resize(Image.fromarray(pixels), box, image_size, interpolation)
-    return _turned(result, turn)
+        pixels = exact_resize(Image.fromarray(stored), box, size, interpolation)
+    if turn:
+        pixels = pixels.transpose(1, 0, 2) if is_swapped else pixels
+        pixels = np.ascontiguousarray(
+            pixels[:: -1 if is_flipped else 1, :: -1 if is_mirrored else 1]
+        )
+    return pixels
 
 
-def _resize(picture: Image.Image, box: Box, image_size: int, interpolation: str) -> np.ndarray:
-    if not is_fast(box, image_size):
-        return exact_resize(picture, box, image_size, interpolation)
-    return fast_resize(np.asarray(picture.crop(_whole(box))), image_size, interpolation)
+def _resize(picture: Image.Image, box: Box, size: int, interpolation: str) -> np.ndarray:
+    if not is_fast(box, size):
+        return exact_resize(picture, box, size, interpolation)
+    return fast_resize(np.asarray(picture.crop(_whole(box))), size, interpolation)
 
 
 def _whole(box: Box) -> tuple[int, int, int, int]:
-    left, top, right, bottom = box
-    return int(left), int(top), int(right), int(bottom)
-
-
-def _as_stored(box: Box, width: int, height: int, turn: tuple[bool, bool, bool]) -> Box:
-    """Maps a box of the upright image, which has this size, to the image as stored."""
-    swaps, mirrors, flips = turn
-    left, top, right, bottom = box
-    if mirrors:
-        left, right = width - right, width - left
-    if flips:
-        top, bottom = height - bottom, height - top
-    return (top, left, bottom, right) if swaps else (left, top, right, bottom)
-
-
-def _turned(pixels: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
-    """Stored -> upright, (S, S, 3)."""
-    swaps, mirrors, flips = turn
-    if not any(turn):
-        return pixels
-    upright = pixels.transpose(1, 0, 2) if swaps else pixels
-    return np.ascontiguousarray(upright[:: -1 if flips else 1, :: -1 if mirrors else 1])
+    left, top, right, bottom = map(int, box)
+    return left, top, right, bottom
 
 
 def _crop_box(width: int, height: int, augmentation: Augmentation, rng: np.random.Generator) -> Box:

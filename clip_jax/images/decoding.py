@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from clip_jax.arguments import shown
-from clip_jax.errors import DecodeError
+from clip_jax.errors import DecodeError, one_line
 from clip_jax.files.reading import read_file
 from clip_jax.images.levels import SIXTEEN_BITS, eight_bits, to_levels, white_of
 
@@ -93,15 +93,14 @@ def as_array(value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
     except Exception as error:  # the object's own code may raise anything
-        raise DecodeError(f"array cannot be read: {_reason(error)}") from error
+        raise DecodeError(f"array cannot be read: {one_line(error)}") from error
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
     shape = pixels.shape
-    known = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
     if 0 in shape and len(shape) in (2, 3):
         raise DecodeError(f"image has no pixels: array of shape {shape}")
-    if not known:
+    if len(shape) != 2 and (len(shape) != 3 or shape[2] not in (1, 3, 4)):
         hint = ""
         if len(shape) == 3 and shape[0] in (1, 3, 4):
             hint = "; its channels come first: give image.transpose(1, 2, 0)"
@@ -151,9 +150,9 @@ def _read_opened(file: IO[bytes]) -> bytes:
             file.seek(0)
         data = file.read()
     except UnicodeDecodeError:
-        data = ""
+        data = None
     except Exception as error:  # closed, opened for writing, or an error of the object's own code
-        raise DecodeError(f"file cannot be read: {_reason(error)}", "image_missing") from error
+        raise DecodeError(f"file cannot be read: {one_line(error)}", "image_missing") from error
     if not isinstance(data, bytes | bytearray | memoryview):
         raise DecodeError("file was opened as text; open images with mode 'rb'")
     return bytes(data)
@@ -169,10 +168,13 @@ def open_header(image: Any) -> Image.Image:
         raise DecodeError("image is empty (0 bytes)")
     try:
         opened = Image.open(io.BytesIO(data), formats=_known_formats())
+    except Image.UnidentifiedImageError as error:  # its own message has an object's address
+        begin = f"begins with {data[:8]!r}"
+        raise DecodeError(f"not an image of a known format ({begin})") from error
     except Image.DecompressionBombError as error:
         raise DecodeError(f"decompression bomb: {error}", "image_bomb") from None
     except Exception as error:  # Pillow's parsers raise nearly anything on hostile bytes
-        raise DecodeError(_reason(error, data)) from error
+        raise DecodeError(one_line(error)) from error
     width, height = opened.size
     # Pillow has a limit too, but programs often lift it.
     limit = MAX_JPEG_PIXELS if opened.format in JPEG_FORMATS else MAX_IMAGE_PIXELS
@@ -212,13 +214,6 @@ def _scans(data: bytes) -> Iterator[int]:
             at += int.from_bytes(data[at : at + 2], "big")
 
 
-def _reason(error: Exception, data: bytes | None = None) -> str:
-    """One line without object addresses, so that it is equal in every process."""
-    if isinstance(error, Image.UnidentifiedImageError) and data is not None:
-        return f"not an image of a known format (begins with {data[:8]!r})"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; 1 if it is missing or the EXIF block is invalid."""
     try:
@@ -245,7 +240,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     except DecodeError:
         raise
     except Exception as error:  # as in open_header
-        raise DecodeError(_reason(error)) from error
+        raise DecodeError(one_line(error)) from error
 
 
 def scaled_jpeg(
@@ -301,7 +296,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion clips at 255, which would turn 16-bit images nearly white.
         white = _stated_white(image) or white_of(np.asarray(part) for _, part in _strips(image))
-        return _by_strips(image, lambda part: Image.fromarray(to_levels(np.asarray(part), white)))
+
+        def levels(part: Image.Image) -> Image.Image:
+            return Image.fromarray(to_levels(np.asarray(part), white)).convert("RGB")
+
+        return _by_strips(image, levels)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _by_strips(image, _on_white)
     return image.convert("RGB")
@@ -317,30 +316,21 @@ def _stated_white(image: Image.Image) -> int | None:
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yields (first row, strip) from the top, of `_STRIP_PIXELS` or less; small images whole."""
+    """Yields (first row, strip) from the top, of `_STRIP_PIXELS` or less."""
     rows = max(1, _STRIP_PIXELS // max(1, image.width))
-    if rows >= image.height:
-        yield 0, image
-        return
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """Converts to RGB strip by strip: copies of a whole large image would take gigabytes."""
-    result = None
+    result = Image.new("RGB", image.size)
     for top, strip in _strips(image):
-        converted = convert(strip).convert("RGB")
-        if strip is image:
-            return converted
-        if result is None:
-            result = Image.new("RGB", image.size)
-        result.paste(converted, (0, top))
-    assert result is not None
+        result.paste(convert(strip), (0, top))
     return result
 
 
 def _on_white(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, rgba)
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")

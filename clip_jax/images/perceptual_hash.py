@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -58,47 +58,43 @@ class HashList:
                 f"config.data.exclude_distance={distance}; accepted is 0 to {BITS // 4} bits"
             )
         self._distance = distance
-        self._hashes = np.unique(np.fromiter(hashes, np.uint64))
-        by_key: dict[str, set[int]] = {}
+        self._hashes = _sorted(hashes)
+        by_key: dict[str, list[int]] = {}
         for key, value in only:
-            by_key.setdefault(key, set()).add(value)
-        self._only: Mapping[str, np.ndarray] = {
-            key: np.array(sorted(values), np.uint64) for key, values in by_key.items()
-        }
+            by_key.setdefault(key, []).append(value)
+        self._only = {key: _sorted(values) for key, values in by_key.items()}
 
     def __len__(self) -> int:
-        return len(self._hashes) + sum(len(hashes) for hashes in self._only.values())
+        return len(self._hashes) + sum(map(len, self._only.values()))
 
     @property
     def fingerprint(self) -> str:
         """Digest of all hashes and the distance."""
         digest = hashlib.blake2b(f"{self._distance}\n".encode(), digest_size=16)
-        digest.update(self._hashes.astype("<u8").tobytes())
+        digest.update(self._hashes.tobytes())
         for key in sorted(self._only):
             digest.update(f"\n{key!r}\n".encode())
-            digest.update(self._only[key].astype("<u8").tobytes())
+            digest.update(self._only[key].tobytes())
         return digest.hexdigest()
 
     def has(self, key: str, image: ImageLike) -> bool:
         """Whether the image of the record with this key is listed; decodes it only if needed."""
-        only = self._only.get(key)
-        if only is None and not len(self._hashes):
+        lists = [self._hashes, self._only.get(key, self._hashes[:0])]
+        if not any(map(len, lists)):
             return False
         value = perceptual_hash(image)
-        return value in self or (only is not None and self._is_near(only, value))
+        return any(self._is_near(hashes, value) for hashes in lists)
 
     def __contains__(self, value: int) -> bool:
         """Whether a hash is on the list that applies to every record."""
-        if not len(self._hashes):
-            return False
-        if self._distance == 0:
-            place = int(np.searchsorted(self._hashes, np.uint64(value)))
-            return place < len(self._hashes) and int(self._hashes[place]) == value
         return self._is_near(self._hashes, value)
 
     def _is_near(self, hashes: np.ndarray, value: int) -> bool:
+        if self._distance == 0:
+            place = int(np.searchsorted(hashes, np.uint64(value)))
+            return place < len(hashes) and int(hashes[place]) == value
         different = np.bitwise_count(hashes ^ np.uint64(value))
-        return bool(different.min() <= self._distance)
+        return bool((different <= self._distance).any())
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], distance: int = 0) -> "HashList":
@@ -128,6 +124,10 @@ class HashList:
             else:
                 hashes.append(value)
         return cls(hashes, distance, only)
+
+
+def _sorted(hashes: Iterable[int]) -> np.ndarray:
+    return np.unique(np.fromiter(hashes, "<u8"))
 
 
 def _parse(digits: str) -> int | None:

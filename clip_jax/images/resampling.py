@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from clip_jax.errors import UserError
+
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -34,6 +36,12 @@ _BLURRED_BOTH = {"bicubic": 2.42, "bilinear": 0.0}  # mean shrink; a blur costs 
 _LINEAR_FROM = 1.5  # from here dense linear samples match Pillow's cubic kernel better
 _GREATEST_OF = {1: 3.5, 2: 1.6}  # {reduction by the decoder: greatest shrink}
 _GREATEST_ASPECT = 1.8  # ratio of the axes' shrinks; 16:9 squashed to a square is below it
+
+
+def interpolation_filter(name: str) -> Image.Resampling:
+    if name not in INTERPOLATIONS:
+        raise UserError(f"interpolation {name!r} is unknown; known are {', '.join(INTERPOLATIONS)}")
+    return INTERPOLATIONS[name]
 
 
 @cache
@@ -77,42 +85,27 @@ def fast_resize(
     if height == width == size:
         return np.ascontiguousarray(pixels)
     cv2 = _opencv()
-    if is_halved:
-        return _resize_halved(pixels, size, interpolation)
     shrink = math.sqrt(height * width) / size
     is_bilinear = interpolation == "bilinear"
-    if is_bilinear and shrink <= 1:
+    if is_halved:  # the decoder replaced most of the filtering
+        wide, is_cubic = (False, False), not is_bilinear
+    elif is_bilinear and shrink <= 1:
         return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
-    wide = _blurred(width / size, height / size, interpolation)
+    else:
+        wide = _blurred(width / size, height / size, interpolation)
+        # After a blur along both axes the picture is smooth enough for the sharper kernel.
+        is_cubic = not is_bilinear and (shrink < _LINEAR_FROM or all(wide))
     if any(wide):
         # This is the kernel [1 2 1] / 4, for which OpenCV has the fastest code.
         kernel = (3 if wide[0] else 1, 3 if wide[1] else 1)
         pixels = cv2.GaussianBlur(pixels, kernel, 0, borderType=cv2.BORDER_REPLICATE)
-    # After a blur along both axes the picture is smooth enough for the sharper kernel.
-    is_cubic = not is_bilinear and (shrink < _LINEAR_FROM or all(wide))
     kind = cv2.INTER_CUBIC if is_cubic else cv2.INTER_LINEAR
     samples = cv2.resize(pixels, (2 * size, 2 * size), interpolation=kind)
     result = cv2.resize(samples, (size, size), interpolation=cv2.INTER_AREA)
-    across = _correction(width / size, wide[0], interpolation)
-    down = _correction(height / size, wide[1], interpolation)
+    across = _correction(width / size, wide[0], is_bilinear, is_halved)
+    down = _correction(height / size, wide[1], is_bilinear, is_halved)
     if len(across) > 1 or len(down) > 1:
         cv2.sepFilter2D(result, -1, across, down, result, borderType=cv2.BORDER_REPLICATE)
-    return result
-
-
-def _resize_halved(pixels: np.ndarray, size: int, interpolation: str) -> np.ndarray:
-    """Resizes a JPEG that the decoder halved, which replaced most of the filtering."""
-    cv2 = _opencv()
-    is_bilinear = interpolation == "bilinear"
-    kind = cv2.INTER_LINEAR if is_bilinear else cv2.INTER_CUBIC
-    samples = cv2.resize(pixels, (2 * size, 2 * size), interpolation=kind)
-    result = cv2.resize(samples, (size, size), interpolation=cv2.INTER_AREA)
-    sharpen = [
-        _AS_IT_IS if is_bilinear or side > _SHARPENED_TO * size else _SHARPEN_HALVED
-        for side in (pixels.shape[1], pixels.shape[0])
-    ]
-    if len(sharpen[0]) > 1 or len(sharpen[1]) > 1:
-        cv2.sepFilter2D(result, -1, *sharpen, result, borderType=cv2.BORDER_REPLICATE)
     return result
 
 
@@ -125,8 +118,10 @@ def _blurred(across: float, down: float, interpolation: str) -> tuple[bool, bool
     return across >= least or across == 2, down >= least or down == 2
 
 
-def _correction(shrink: float, is_blurred: bool, interpolation: str) -> np.ndarray:
+def _correction(shrink: float, is_blurred: bool, is_bilinear: bool, is_halved: bool) -> np.ndarray:
     """The kernel that brings the result closer to Pillow's along an axis."""
-    if interpolation == "bicubic":
+    if is_halved:
+        return _AS_IT_IS if is_bilinear or shrink > _SHARPENED_TO else _SHARPEN_HALVED
+    if not is_bilinear:
         return _SHARPEN if shrink == 2 else _AS_IT_IS
     return _SOFTEN if shrink >= _SOFTENED_FROM and not is_blurred else _AS_IT_IS

@@ -11,37 +11,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clip_jax.errors import DecodeError, UserError
-from clip_jax.images.decoding import (
-    MAX_IMAGE_PIXELS,
-    ImageLike,
-    decode,
-)
-from clip_jax.images.resampling import INTERPOLATIONS
+from clip_jax.errors import UserError
+from clip_jax.images.decoding import ImageLike, decode
+from clip_jax.images.resampling import INTERPOLATIONS, interpolation_filter
 from clip_jax.models.config import OPENAI_MEAN, OPENAI_STD
-
-__all__ = [
-    "INTERPOLATIONS",
-    "MAX_IMAGE_PIXELS",
-    "OPENAI_MEAN",
-    "OPENAI_STD",
-    "DecodeError",
-    "ImageLike",
-    "ImageTransform",
-    "decode",
-]
 
 RESIZES = ("shortest", "longest", "squash")
 
 # A picture of 100,000 x 1 pixels would grow to gigabytes: beyond this aspect only the cropped part
 # is computed, which is equal up to rounding.
 _LONGEST_RESIZED_SIDES = 64
-
-
-def interpolation_filter(name: str) -> Image.Resampling:
-    if name not in INTERPOLATIONS:
-        raise UserError(f"interpolation {name!r} is unknown; known are {', '.join(INTERPOLATIONS)}")
-    return INTERPOLATIONS[name]
 
 
 @dataclass(frozen=True)
@@ -114,10 +93,8 @@ class ImageTransform:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable fields; `from_dict` is the inverse."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
+        values = asdict(self).items()
+        return {name: list(x) if isinstance(x, tuple) else x for name, x in values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":

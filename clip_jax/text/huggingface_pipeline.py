@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import tokenizers
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, first_line
 from clip_jax.text.added_tokens import added_tokens_of, role_names
 from clip_jax.text.byte_pairs import parse_json
 from clip_jax.text.cleaning import clean_text
@@ -134,7 +134,7 @@ def load_backend(content: bytes) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
     # The library raises plain Exception for any damage.
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{TOKENIZER_JSON_NAME} cannot be used: {reason}") from error
     backend.no_padding()
     backend.no_truncation()

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import os
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from clip_jax.arguments import with_home
 from clip_jax.errors import UserError
+from clip_jax.files.disk import replacing
 from clip_jax.files.stores import cache_folder
 from clip_jax.text.byte_pairs import BPE_FILE_NAME
 
@@ -84,9 +84,8 @@ def _download(target: Path) -> Path:
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as partial:
-            partial.write(content)
-        os.replace(partial.name, target)
+        with replacing(target) as aside:
+            aside.write_bytes(content)
     except OSError as error:
         raise UserError(f"{BPE_FILE_NAME} cannot be stored at {target}: {error}") from error
     return target

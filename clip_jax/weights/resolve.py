@@ -7,24 +7,18 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from clip_jax.arguments import shown, with_home
 from clip_jax.errors import UserError, first_line
-from clip_jax.files.stores import cache_folder
+from clip_jax.files import stores
+from clip_jax.files.disk import write_text
+from clip_jax.files.options import RemoteOptions
+from clip_jax.files.stores import Stat, Unavailable
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 _HUB_PREFIXES = ("hf-hub:", "hf://")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_INSTALL = {
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "s3": "s3fs",
-    "http": "aiohttp requests",
-    "https": "aiohttp requests",
-    "az": "adlfs",
-    "abfs": "adlfs",
-}
+_REMOTE = RemoteOptions()
 # If a source has weights in several formats, only the first format in this list is fetched.
 _WEIGHTS = tuple(
     re.compile(pattern)
@@ -168,20 +162,23 @@ def _raise_if_refused(error: Exception, repository: str, revision: str | None) -
     """Raises `UserError` if the hub itself refused; returns if it was not reached."""
     from huggingface_hub import errors
 
-    if isinstance(error, errors.GatedRepoError):  # a subclass of RepositoryNotFoundError
-        raise UserError(
-            f"{repository}: access to this hub repository is granted on request; ask for it on "
-            "its page, then run `hf auth login`"
-        ) from error
-    if isinstance(error, errors.RevisionNotFoundError):
-        raise UserError(
-            f"{repository}: has no revision {revision!r}; give a branch, tag or commit"
-        ) from error
-    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
-        raise UserError(
-            f"{repository}: the hub has no such repository, or it is private (then run "
-            "`hf auth login`)"
-        ) from error
+    for kind, answer in (
+        (  # a subclass of RepositoryNotFoundError
+            errors.GatedRepoError,
+            "access to this hub repository is granted on request; ask for it on its page, then run"
+            " `hf auth login`",
+        ),
+        (
+            errors.RevisionNotFoundError,
+            f"has no revision {revision!r}; give a branch, tag or commit",
+        ),
+        (
+            (errors.RepositoryNotFoundError, errors.HFValidationError),
+            "the hub has no such repository, or it is private (then run `hf auth login`)",
+        ),
+    ):
+        if isinstance(error, kind):
+            raise UserError(f"{repository}: {answer}") from error
 
 
 def _from_hub_cache(repository: str, revision: str | None, unreachable: Exception) -> Path:
@@ -214,125 +211,61 @@ def _from_hub_cache(repository: str, revision: str | None, unreachable: Exceptio
     )
 
 
-def _cache_folder(url: str) -> Path:
-    return cache_folder() / "sources" / hashlib.sha256(url.encode()).hexdigest()[:16]
-
-
 def _from_url(url: str) -> Path:
-    """Fetches a file or folder with fsspec; keeps local files with the same size and tag."""
+    """Downloads a file or folder; keeps local files with the same size and tag."""
     url = url.rstrip("/")
-    filesystem, root = _open_filesystem(url)
     try:
-        found: dict[str, Mapping[str, Any]]
-        if url.startswith("http"):  # listing would read the whole file to search for links
-            found = {root: filesystem.info(root)}
+        found = stores.tree(url, _REMOTE)
+        is_file = list(found) == [""]
+        names = [""] if is_file else wanted_files(found)
+        if not names:
+            raise UserError(
+                f"{url}: holds no weights that can be loaded (found {len(found)} files, among them "
+                f"{', '.join(sorted(found)[:5])})"
+            )
+        base = url.partition("?")[0].rsplit("/", 1)[-1]
+        digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+        cache = stores.cache_folder() / "sources" / digest
+        if is_file:
+            _fetch({base: (url, found[""])}, cache)
         else:
-            found = filesystem.find(root, detail=True)
-        if not found:
-            raise FileNotFoundError("no such file or folder")
-    except Exception as error:  # each filesystem raises its client library's errors
-        raise UserError(f"{url}: cannot be read ({first_line(error, with_type=True)})") from error
-    base = root.rstrip("/")
-    is_file = list(found) == [base]
-    relative = {name.removeprefix(base).lstrip("/"): name for name in found}
-    if is_file:
-        relative = {base.rsplit("/", 1)[-1]: base}
-    names = list(relative) if is_file else wanted_files(relative)
-    if not names:
-        raise UserError(
-            f"{url}: holds no weights that can be loaded (found {len(found)} files, among them "
-            f"{', '.join(sorted(relative)[:5])})"
-        )
-    cache = _cache_folder(url)
-    folder = cache if is_file else cache / (base.rsplit("/", 1)[-1] or "root")
-    _fetch(filesystem, {name: (relative[name], found[relative[name]]) for name in names}, folder)
-    return folder / names[0] if is_file else folder
+            _fetch({name: (f"{url}/{name}", found[name]) for name in names}, cache / base)
+    except Unavailable as error:
+        raise UserError(str(error)) from error
+    return cache / base
 
 
-def _open_filesystem(url: str) -> tuple[Any, str]:
-    protocol = url.partition("://")[0]
-    try:
-        import fsspec
-        from fsspec.core import url_to_fs
-    except ImportError as error:
-        raise UserError(f"{url}: URLs need fsspec; run `pip install fsspec`") from error
-    try:
-        return url_to_fs(url)
-    except ImportError as error:
-        package = _INSTALL.get(protocol)
-        how = f"run `pip install {package}`" if package else first_line(error, with_type=True)
-        raise UserError(f"{url}: {protocol}:// needs another package; {how}") from error
-    except ValueError as error:
-        known = ", ".join(sorted(fsspec.available_protocols()))
-        raise UserError(f"{url}: {protocol}:// is unknown; known are {known}") from error
-    except Exception as error:  # as in _from_url
-        raise UserError(f"{url}: cannot be opened ({first_line(error, with_type=True)})") from error
-
-
-def _tag(about: Mapping[str, Any]) -> list[str]:
-    """Size and store-specific version mark of a remote file, which change with its content."""
-    marks = ("ETag", "etag", "md5Hash", "crc32c", "generation", "mtime", "LastModified", "created")
-    mark = next((str(about[key]) for key in marks if about.get(key)), "")
-    return [str(about.get("size")), mark]
-
-
-def _fetch(
-    filesystem: Any, files: Mapping[str, tuple[str, Mapping[str, Any]]], folder: Path
-) -> None:
-    """Fetches each file atomically; `files`: {name in `folder`: (remote name, store's info)}."""
+def _fetch(files: Mapping[str, tuple[str, Stat]], folder: Path) -> None:
+    """Downloads what is missing or has changed; `files`: name in `folder` -> (URL, its stat)."""
     from tqdm import tqdm
 
-    manifest_path = folder.parent / f"{folder.name}.manifest.json"
+    manifest_path = folder.with_name(f"{folder.name}.manifest.json")
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         manifest = {}
-    tags = {name: _tag(about) for name, (_, about) in files.items()}
-    due = [
-        name
-        for name in files
-        if manifest.get(name) != tags[name] or not _has_size(folder / name, tags[name][0])
-    ]
     for name in set(manifest) - set(files):  # leftover of an older model under the same URL
         (folder / name).unlink(missing_ok=True)
         del manifest[name]
-    total = sum(int(files[name][1].get("size") or 0) for name in due)
+    due = [
+        name
+        for name, (_, stat) in files.items()
+        if manifest.get(name) != [stat.size, stat.tag] or not _has_size(folder / name, stat.size)
+    ]
+    total = sum(files[name][1].size for name in due)
     what = due[0] if len(files) == 1 and due else folder.name
     with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=not due) as bar:
         for name in due:
-            _fetch_file(filesystem, files[name][0], _inside(folder, name), bar)
-            manifest[name] = tags[name]
-            aside = manifest_path.with_name(f"{manifest_path.name}.{os.getpid()}")
-            aside.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            os.replace(aside, manifest_path)
+            url, stat = files[name]
+            path = folder / name
+            if ".." in path.parts:
+                raise UserError(f"{url}: a name that leads out of its folder; refused")
+            with stores.told(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stores.download(url, stat, path, _REMOTE, bar.update)
+                manifest[name] = [stat.size, stat.tag]
+                write_text(manifest_path, json.dumps(manifest, indent=1))
 
 
-def _has_size(path: Path, size: str) -> bool:
-    return path.is_file() and size in (str(path.stat().st_size), "None")
-
-
-def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
-    if ".." in path.parts:
-        raise UserError(f"{name}: a remote file name that leads out of its folder; refused")
-    return path
-
-
-def _fetch_file(filesystem: Any, remote: str, path: Path, bar: Any) -> None:
-    from fsspec.callbacks import Callback
-
-    class Progress(Callback):
-        def relative_update(self, inc: int = 1) -> None:
-            bar.update(inc)
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        filesystem.get_file(remote, str(aside), callback=Progress())
-        os.replace(aside, path)
-    except Exception as error:  # as in _from_url
-        raise UserError(
-            f"{remote}: cannot be fetched ({first_line(error, with_type=True)})"
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size

@@ -1,15 +1,11 @@
 """Writer of model folders, in our own layout, Hugging Face's or open_clip's."""
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from clip_jax.errors import UserError
-from clip_jax.files.disk import writing
+from clip_jax.files.disk import replacing_folder, writing
 from clip_jax.models.config import ClipConfig
 from clip_jax.text.cleaning import clean_text
 from clip_jax.text.clip_bpe import ClipBpeTokenizer
@@ -86,15 +82,20 @@ def _write_foreign(
         else open_clip.open_clip_rules(config)
     )
 
-    def write(aside: Path) -> None:
+    directory = directory.absolute()
+    mark = next(iter(documents))
+    # An older model of the same layout is replaced; a folder with anything else is left alone.
+    if directory.exists() and any(directory.iterdir()) and not (directory / mark).is_file():
+        raise UserError(f"{directory}: holds other files; give a new or empty folder")
+    with replacing_folder(directory) as aside:
         for name, document in documents.items():
             (aside / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         for name, content in files.items():
             (aside / name).write_bytes(content)
         (aside / "README.md").write_text(card, encoding="utf-8")
         save_safetensors(aside / names[format], write_tensors(config, rules, params))
-
-    _write_aside(directory, write, next(iter(documents)))
+        if foreign := _foreign_names(directory):
+            raise UserError(f"{directory}: holds other files ({', '.join(foreign)})")
 
 
 def check_output(directory: Path, source: Path) -> None:
@@ -104,9 +105,8 @@ def check_output(directory: Path, source: Path) -> None:
         raise UserError(f"{directory}: holds the source itself; give a new folder")
     if target.is_file():
         raise UserError(f"{directory}: is a file; give a folder")
-    foreign = [p.name for p in target.iterdir() if not _is_ours(p.name)] if target.exists() else []
-    if foreign:
-        raise UserError(f"{directory}: holds other files ({', '.join(sorted(foreign)[:5])})")
+    if foreign := _foreign_names(target):
+        raise UserError(f"{directory}: holds other files ({', '.join(foreign[:5])})")
 
 
 def open_clip_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -150,32 +150,8 @@ def _documents(
     return {CONFIG: document, "preprocessor_config.json": preprocessor}
 
 
-def _write_aside(directory: Path, write: Callable[[Path], None], mark: str) -> None:
-    """Fills a new folder beside `directory` and moves it into place.
-
-    An older model of the same layout is replaced; a folder with anything else is left alone.
-    """
-    directory = directory.absolute()
-    if directory.exists() and any(directory.iterdir()) and not (directory / mark).is_file():
-        raise UserError(f"{directory}: holds other files; give a new or empty folder")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
-    before = aside.with_name(aside.name + "-before")
-    try:
-        write(aside)
-        if directory.exists():
-            foreign = {path.name for path in directory.iterdir() if not _is_ours(path.name)}
-            if foreign:
-                raise UserError(f"{directory}: holds other files ({', '.join(sorted(foreign))})")
-            os.replace(directory, before)
-        aside.chmod(0o755)
-        os.replace(aside, directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a file of this name can belong to a model folder."""
-    suffixes = (".json", ".safetensors", ".txt", ".model", ".txt.gz")
-    return name.endswith(suffixes) or name in ("README.md", "tokenizer")
+def _foreign_names(folder: Path) -> list[str]:
+    """Returns the sorted names in a folder that can belong to no model; [] if it does not exist."""
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    endings = (".json", ".safetensors", ".txt", ".model", ".txt.gz")
+    return sorted(n for n in names - {"README.md", "tokenizer"} if not n.endswith(endings))

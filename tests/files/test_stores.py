@@ -9,6 +9,7 @@ from loopback import Loopback
 
 from clip_jax.errors import UserError
 from clip_jax.files import stores
+from clip_jax.files.disk import ASIDE_PREFIX
 from clip_jax.files.options import RemoteOptions
 from clip_jax.files.stores import Unavailable
 
@@ -28,29 +29,35 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("fault", ["500", "stall", "cut"])
-def test_a_fault_is_asked_again(server: Loopback, fault: str) -> None:
+def test_a_fault_is_asked_again_and_one_that_stays_is_named(server: Loopback, fault: str) -> None:
     url = f"{server.url}/a.tar"
     server.faults["a.tar"] = [fault, fault]
     assert stores.read_range(url, 10, 500, QUICK) == DATA[10:500]
     assert server.requests["a.tar"] == 3
-    server.faults["a.tar"] = [fault]
-    assert stores.fetch(url, QUICK).read_bytes() == DATA
-
-
-@pytest.mark.parametrize("fault", ["500", "stall", "cut"])
-def test_what_goes_on_failing_is_named(server: Loopback, fault: str) -> None:
-    url = f"{server.url}/a.tar"
     server.faults["a.tar"] = [f"{fault}…"]
     start = time.monotonic()
     with pytest.raises(Unavailable, match=r"a\.tar: cannot be read after 3 attempts"):
         stores.fetch(url, QUICK)
     assert time.monotonic() - start < 5
     assert not list((stores.cache_folder() / "shards").glob("*a.tar*"))  # nothing half done
+    server.faults["a.tar"] = [fault]
+    assert stores.fetch(url, QUICK).read_bytes() == DATA
 
 
-def test_what_is_not_there_is_not_asked_again(server: Loopback) -> None:
-    with pytest.raises(Unavailable, match=r"b\.tar: no such file"):
-        stores.stat(f"{server.url}/b.tar", QUICK)
+@pytest.mark.parametrize(("has_ranges", "requests"), [(True, 3), (False, 1)])
+def test_pieces_or_the_whole_of_a_server_without_ranges(
+    server: Loopback, monkeypatch: pytest.MonkeyPatch, has_ranges: bool, requests: int
+) -> None:
+    monkeypatch.setattr(stores, "_PIECE_BYTES", 4096)
+    server.has_ranges = has_ranges
+    assert stores.fetch(f"{server.url}/a.tar", QUICK).read_bytes() == DATA
+    assert server.requests["a.tar"] == requests
+
+
+def test_a_part_of_a_server_without_ranges(server: Loopback) -> None:
+    server.has_ranges = False
+    with pytest.raises(Unavailable, match="10240 bytes came instead of 490"):
+        stores.read_range(f"{server.url}/a.tar", 10, 500, QUICK)
 
 
 @pytest.mark.parametrize("fault", ["500", "stall"])
@@ -69,6 +76,8 @@ def test_what_is_gone_is_not_asked_again(server: Loopback) -> None:
     with pytest.raises(Unavailable, match=r"a\.tar: no such file"):
         stores.stat(f"{server.url}/a.tar", QUICK)
     assert server.requests["a.tar"] == 1
+    with pytest.raises(Unavailable, match=r"b\.tar: no such file"):
+        stores.stat(f"{server.url}/b.tar", QUICK)
 
 
 def test_a_server_that_refuses_is_asked_again(tmp_path: Path) -> None:
@@ -95,20 +104,15 @@ def test_a_malformed_address_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked == ["hf://x"]
 
 
-def test_copies_are_kept_and_made_anew_when_the_file_is(server: Loopback, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_tags", [True, False])  # else the time tells
+def test_copies_are_kept_and_made_anew_when_the_file_is(
+    server: Loopback, tmp_path: Path, has_tags: bool
+) -> None:
+    server.has_tags = has_tags
     url = f"{server.url}/a.tar"
     first = stores.fetch(url, QUICK)
     assert stores.fetch(url, QUICK) == first
     assert server.requests["a.tar"] == 1
-    (tmp_path / "files" / "a.tar").write_bytes(DATA[::-1])
-    assert stores.fetch(url, QUICK).read_bytes() == DATA[::-1]
-
-
-def test_a_web_server_without_tags_tells_by_the_time(server: Loopback, tmp_path: Path) -> None:
-    server.has_tags = False
-    url = f"{server.url}/a.tar"
-    first = stores.fetch(url, QUICK)
-    assert stores.fetch(url, QUICK) == first
     (tmp_path / "files" / "a.tar").write_bytes(DATA[::-1])
     os.utime(tmp_path / "files" / "a.tar", (10**9, 10**9))
     assert stores.fetch(url, QUICK).read_bytes() == DATA[::-1]
@@ -131,7 +135,7 @@ def test_what_a_killed_download_left_gives_way(server: Loopback, tmp_path: Path)
         (tmp_path / "files" / f"{name}.tar").write_bytes(DATA)
     bounded = RemoteOptions(cache_gib=2.5 * len(DATA) / 2**30, attempts=1)
     kept = stores.fetch(f"{server.url}/a.tar", bounded)
-    parts = [kept.with_suffix(f".part-{number}") for number in (1, 2)]
+    parts = [kept.with_name(f"{ASIDE_PREFIX}{number}") for number in (1, 2)]
     for part, age in zip(parts, (7200, 60), strict=True):
         part.write_bytes(DATA)
         os.utime(part, (time.time() - age,) * 2)

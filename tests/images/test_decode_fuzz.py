@@ -24,23 +24,20 @@ SECONDS_EACH = 5.0
 def originals():
     """Small files of the three formats and their kinds."""
     import numpy as np
-    from pictures import encode, photo
-    from PIL import Image
+    from pictures import encode, photo, turned
 
     rng = np.random.default_rng(0)
-    exif = Image.Exif()
-    exif[0x0112] = 6
     kinds = [
         ("JPEG", "RGB", {"quality": 90}),
-        ("JPEG", "RGB", {"quality": 80, "progressive": True, "exif": exif}),
+        ("JPEG", "RGB", {"quality": 80, "progressive": True, "exif": turned(6)}),
         ("JPEG", "RGB", {"subsampling": "4:4:4", "restart_marker_rows": 1}),
         ("JPEG", "L", {}),
         ("JPEG", "CMYK", {}),
         ("PNG", "RGB", {}),
         ("PNG", "RGBA", {}),
-        ("PNG", "P", {"exif": exif}),
+        ("PNG", "P", {"exif": turned(6)}),
         ("WEBP", "RGB", {}),
-        ("WEBP", "RGBA", {"lossless": True, "exif": exif}),
+        ("WEBP", "RGBA", {"lossless": True, "exif": turned(6)}),
     ]
     for format, mode, options in kinds:
         for _ in range(2):

@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from pictures import encode
+from pictures import encode, turned
 from PIL import Image
 from places import SHARED_DATA
 
@@ -141,15 +141,13 @@ def test_whole_images(photos, size, monkeypatch):
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_photos_on_their_side(photos, orientation, monkeypatch):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     options = Augmentation(crop_scale=(0.3, 1))
     for photo in photos[:3]:
-        turned = saved_again(photo, 641, 480, exif=exif)
-        upright = Image.open(io.BytesIO(turned)).convert("RGB").transpose(_UPRIGHT[orientation])
+        stored = saved_again(photo, 641, 480, exif=turned(orientation))
+        upright = Image.open(io.BytesIO(stored)).convert("RGB").transpose(_UPRIGHT[orientation])
         for size in (96, 224):
             fast, full = (
                 training_image(image, size, "bicubic", options, np.random.default_rng(5))
-                for image in (turned, np.asarray(upright))
+                for image in (stored, np.asarray(upright))
             )
             assert np.abs(fast.astype(int) - full).mean() <= LIMIT

@@ -1,26 +1,18 @@
 """Every format and kind of file that people have, as evaluation and as training see it."""
 
 import io
-import struct
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import pytest
-from pictures import encode, photo
+from pictures import encode, on_white, photo, png_file, turned
 from PIL import Image
 
 from clip_jax.errors import DecodeError
 from clip_jax.images import decoding
 from clip_jax.images.augmentation import Augmentation, training_image
 from clip_jax.images.decoding import decode
-
-
-def on_white(rgba: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 4) -> float (H, W, 3): the definition of compositing."""
-    alpha = rgba[:, :, 3:] / 255.0
-    return rgba[:, :, :3] * alpha + 255.0 * (1 - alpha)
 
 
 def near(data: bytes, wanted: np.ndarray, levels: float) -> None:
@@ -81,16 +73,25 @@ def test_a_pair_of_stereo_photos_is_its_first():
     near(data, np.asarray(frames[0]), 3)
 
 
+# Orientation -> the upright pixels as they are stored.
+STORED = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: np.rot90(upright.transpose(1, 0, 2), 2),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
 @pytest.mark.parametrize("format", ["WEBP", "AVIF", "TIFF", "PNG", "JPEG"])
-@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+@pytest.mark.parametrize("orientation", STORED)
 def test_exif_orientation_of_every_format(format, orientation):
-    turns = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180}
-    turns |= {6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}
-    stored = smooth(121, 80)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encode(stored, format, exif=exif, **LOSSY.get(format, {}))
-    near(data, np.asarray(stored.transpose(turns[orientation])), 2)
+    upright = np.asarray(smooth(121, 80))
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    near(encode(stored, format, exif=turned(orientation), **LOSSY.get(format, {})), upright, 2)
 
 
 @pytest.mark.parametrize(
@@ -110,24 +111,6 @@ def test_jpeg_of_one_and_of_four_channels():
     near(encode(inks, "JPEG", quality=95), rgb, 3)
 
 
-def png(colour_type: int, bits: int, rows: np.ndarray) -> bytes:
-    """uint8 (H, bytes of a row) -> a PNG, for kinds that Pillow does not write."""
-    width = rows.shape[1] * 8 // (bits * {0: 1, 2: 3, 4: 2, 6: 4}[colour_type])
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checked = kind + data
-        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
-
-    header = struct.pack(">IIBBBBB", width, len(rows), bits, colour_type, 0, 0, 0)
-    filtered = np.pad(rows, ((0, 0), (1, 0)))  # filter 0 before each row
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(filtered.tobytes()))
-        + chunk(b"IEND", b"")
-    )
-
-
 def test_png_of_16_bits_in_colour_and_with_alpha():
     picture = np.asarray(smooth(60, 48))
     alpha = np.asarray(smooth(60, 48, 1))[:, :, :1]
@@ -137,7 +120,8 @@ def test_png_of_16_bits_in_colour_and_with_alpha():
         (4, np.dstack([picture[:, :, :1], alpha])),
     ):
         wide = (channels.astype(np.uint16) * 257).astype(">u2")
-        data = png(colour_type, 16, wide.reshape(48, -1).view(np.uint8))
+        rows = np.pad(wide.reshape(48, -1).view(np.uint8), ((0, 0), (1, 0)))
+        data = png_file(60, 48, rows.tobytes(), colour_type, bits=16)
         colours = picture if colour_type != 4 else np.repeat(picture[:, :, :1], 3, axis=2)
         wanted = on_white(np.dstack([colours, alpha])) if colour_type != 2 else picture
         near(data, wanted, 1)
@@ -213,10 +197,8 @@ def test_the_largest_image_takes_less_than_a_gibibyte(mode, format, tmp_path):
     elif mode == "P":
         data = encode(Image.new("P", (side, side), 3), format, transparency=0)
     elif is_jpeg:  # colours as fine as brightness, and to be turned
-        exif = Image.Exif()
-        exif[0x0112] = 6
         picture = Image.new("RGB", (side, side), (9, 99, 199))
-        data = encode(picture, format, progressive=True, subsampling=0, exif=exif)
+        data = encode(picture, format, progressive=True, subsampling=0, exif=turned(6))
     else:
         picture = Image.new("RGBA", (side, side), (1, 2, 3, 9))
         data = encode(picture, format, lossless=True, quality=0, method=0)

@@ -19,12 +19,13 @@ class Loopback:
         for ever where it ends with "…". "HEAD NAME" -> the same of HEAD requests.
       requests: name -> GET requests so far.
       has_tags: whether it sends ETags; without, the time of the last change only.
+      has_ranges: whether it sends parts of a file.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.faults: dict[str, list[str]] = {}
-        self.has_tags = True
+        self.has_tags = self.has_ranges = True
         self.requests: Counter[str] = Counter()
         self._end = threading.Event()
         server = self
@@ -65,7 +66,8 @@ class Loopback:
             handler.send_error(404)
             return
         data = path.read_bytes()
-        span = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
+        asked = handler.headers.get("Range", "") if self.has_ranges else ""
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", asked)
         part = data[int(span[1]) : int(span[2]) + 1] if span else data
         if body:
             self.requests[name] += 1

@@ -1,12 +1,13 @@
 """The same small image-text set in every format, for the tests of sources."""
 
 import json
-import tarfile
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 from pictures import encode, photo
+from shards import write_shard
 
 
 class Sample(NamedTuple):
@@ -27,24 +28,32 @@ SAMPLES = tuple(
 )
 
 
-def write_images(folder: Path) -> None:
+Samples = Sequence[Sample]
+
+
+def halves(samples: Samples) -> list[tuple[int, Samples]]:
+    middle = (len(samples) + 1) // 2
+    return [(0, samples[:middle]), (1, samples[middle:])]
+
+
+def write_images(folder: Path, samples: Samples) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for sample in SAMPLES:
+    for sample in samples:
         (folder / f"{sample.key}.png").write_bytes(sample.image)
 
 
-def write_folder(folder: Path) -> Path:
-    write_images(folder)
-    for sample in SAMPLES:
+def write_folder(folder: Path, samples: Samples = SAMPLES) -> Path:
+    write_images(folder, samples)
+    for sample in samples:
         (folder / f"{sample.key}.txt").write_text("\n".join(sample.captions), encoding="utf-8")
     return folder
 
 
-def write_csv(folder: Path) -> Path:
-    write_images(folder / "images")
+def write_csv(folder: Path, samples: Samples = SAMPLES) -> Path:
+    write_images(folder / "images", samples)
     rows = [
         f'images/{sample.key}.png,"{caption}",{sample.label}'
-        for sample in SAMPLES
+        for sample in samples
         for caption in sample.captions
     ]
     path = folder / "data.csv"
@@ -52,60 +61,52 @@ def write_csv(folder: Path) -> Path:
     return path
 
 
-def write_json_lines(folder: Path) -> Path:
-    write_images(folder)
+def write_json_lines(folder: Path, samples: Samples = SAMPLES) -> Path:
+    write_images(folder, samples)
     path = folder / "data.jsonl"
     rows = [
         {"image": f"{sample.key}.png", "captions": sample.captions, "label": sample.label}
-        for sample in SAMPLES
+        for sample in samples
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
-def write_tars(folder: Path) -> Path:
+def write_tars(folder: Path, samples: Samples = SAMPLES) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(2):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w") as archive:
-            for sample in SAMPLES[5 * shard : 5 * shard + 5]:
-                fields = {"captions": sample.captions, "label": sample.label}
-                members = {"png": sample.image, "json": json.dumps(fields).encode()}
-                for ending, data in members.items():
-                    info = tarfile.TarInfo(f"{sample.key}.{ending}")
-                    info.size = len(data)
-                    archive.addfile(info, BytesIO(data))
+    for shard, part in halves(samples):
+        members = []
+        for sample in part:
+            fields = {"captions": sample.captions, "label": sample.label}
+            members.append((sample.key, {"png": sample.image, "json": json.dumps(fields).encode()}))
+        write_shard(folder / f"{shard:05d}.tar", members)
     return folder
 
 
-def write_parquet(folder: Path) -> Path:
+def write_parquet(folder: Path, samples: Samples = SAMPLES) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(2):
-        samples = SAMPLES[5 * shard : 5 * shard + 5]
+    for shard, part in halves(samples):
         table = pa.table(
             {
-                "key": [sample.key for sample in samples],
-                "image": pa.array([sample.image for sample in samples], pa.binary()),
-                "captions": [sample.captions for sample in samples],
-                "label": [sample.label for sample in samples],
+                "key": [sample.key for sample in part],
+                "image": pa.array([sample.image for sample in part], pa.binary()),
+                "captions": [sample.captions for sample in part],
+                "label": [sample.label for sample in part],
             }
         )
         pq.write_table(table, folder / f"{shard:05d}.parquet", row_group_size=2)
     return folder
 
 
-def write_array_record(folder: Path) -> Path:
+def write_array_record(folder: Path, samples: Samples = SAMPLES) -> Path:
     from clip_jax.data.sources.array_record import write_array_records
 
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(2):
-        samples = SAMPLES[5 * shard : 5 * shard + 5]
-        records = (
-            (sample.key, sample.image, sample.captions, {"label": sample.label})
-            for sample in samples
-        )
+    for shard, part in halves(samples):
+        records = ((x.key, x.image, x.captions, {"label": x.label}) for x in part)
         write_array_records(folder / f"train.array_record-{shard:05d}-of-00002", records)
     return folder
 
@@ -153,7 +154,7 @@ def write_tfds(folder: Path) -> Path:
     return Path(builder.data_dir)
 
 
-def write_huggingface(folder: Path) -> Path:
+def write_huggingface(folder: Path, samples: Samples = SAMPLES) -> Path:
     import datasets
 
     features = datasets.Features(
@@ -165,10 +166,10 @@ def write_huggingface(folder: Path) -> Path:
         }
     )
     columns = {
-        "key": [sample.key for sample in SAMPLES],
-        "image": [{"bytes": sample.image, "path": None} for sample in SAMPLES],
-        "captions": [list(sample.captions) for sample in SAMPLES],
-        "label": [sample.label for sample in SAMPLES],
+        "key": [sample.key for sample in samples],
+        "image": [{"bytes": sample.image, "path": None} for sample in samples],
+        "captions": [list(sample.captions) for sample in samples],
+        "label": [sample.label for sample in samples],
     }
     datasets.disable_progress_bars()
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(folder))

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 from clip_jax.data.options import SourceOptions
@@ -24,6 +25,7 @@ from clip_jax.data.sources.columns import (
 from clip_jax.data.sources.splits import source_files
 from clip_jax.data.sources.tf_example import Feature, make_example, parse_example
 from clip_jax.errors import DecodeError, UserError, one_line
+from clip_jax.files.disk import replacing
 from clip_jax.files.options import RemoteOptions
 from clip_jax.files.patterns import is_remote
 
@@ -267,28 +269,23 @@ def write_array_records(
     Raises UserError if the file cannot be written.
     """
     array_record_module = _import_array_record()
-    path = os.fspath(path)
-    part = f"{path}.part-{os.getpid()}"
     count = 0
     try:
-        writer = array_record_module.ArrayRecordWriter(part, _WRITER_OPTIONS)
-        for key, image, captions, metadata in records:
-            features = {
-                "key": [key.encode("utf-8", "surrogatepass")],
-                "image": [image],
-                "caption": [caption.encode() for caption in captions],
-            }
-            if metadata:
-                features[METADATA_FEATURE] = [json.dumps(metadata).encode()]
-            writer.write(make_example(features))
-            count += 1
-        writer.close()
-        os.replace(part, path)
+        with replacing(Path(path)) as aside:
+            writer = array_record_module.ArrayRecordWriter(str(aside), _WRITER_OPTIONS)
+            for key, image, captions, metadata in records:
+                features = {
+                    "key": [key.encode("utf-8", "surrogatepass")],
+                    "image": [image],
+                    "caption": [caption.encode() for caption in captions],
+                }
+                if metadata:
+                    features[METADATA_FEATURE] = [json.dumps(metadata).encode()]
+                writer.write(make_example(features))
+                count += 1
+            writer.close()
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be written: {one_line(error)}") from error
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
+        raise UserError(f"{os.fspath(path)} cannot be written: {one_line(error)}") from error
     return count
 
 

@@ -8,8 +8,6 @@ baseline, so that "c" and "C" differ. Nothing is downloaded; drawing takes secon
 import dataclasses
 import functools
 import logging
-import os
-import tempfile
 import unicodedata
 import zipfile
 import zlib
@@ -21,6 +19,7 @@ import numpy as np
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import Drops, Record, fingerprint_of
 from clip_jax.errors import UserError
+from clip_jax.files.disk import replacing
 from clip_jax.files.stores import cache_folder
 
 IMAGE_SIZE = 32  # pixels, square
@@ -141,10 +140,8 @@ def _load_face(face: str) -> tuple[np.ndarray, np.ndarray]:
     points = np.asarray(codepoints, np.int32)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The file is renamed when complete, so that a killed process leaves no partial file.
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+        with replacing(path) as aside, open(aside, "wb") as file:
             np.savez_compressed(file, images=images, codepoints=points)
-        os.replace(file.name, path)
     except OSError as error:
         logging.warning("glyph cache %s cannot be written (%s): going on without", path, error)
     return images, points

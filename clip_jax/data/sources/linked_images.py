@@ -9,7 +9,7 @@ import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 
-from clip_jax.errors import DecodeError
+from clip_jax.errors import DecodeError, one_line
 from clip_jax.files.options import RemoteOptions
 from clip_jax.files.stores import in_time
 from clip_jax.files.telemetry import telemetry
@@ -67,7 +67,7 @@ def read_linked_image(url: str, remote: RemoteOptions) -> bytes:
             _failing.pop(host, None)
             raise DecodeError(f"{url}: {error}", "image_missing") from None
         except Exception as error:  # from sockets, TLS, HTTP, or an invalid URL
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             if time.monotonic() + timeout > end:
                 break
             continue

@@ -4,8 +4,6 @@ import functools
 import itertools
 import json
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +15,7 @@ from clip_jax.data.stream.order import Order
 from clip_jax.data.stream.shard_order import StreamOrder
 from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.telemetry import telemetry
+from clip_jax.hosts.children import end_with_parent
 from clip_jax.hosts.memory import keep_freed_memory
 from clip_jax.images.augmentation import Augmentation, training_image
 
@@ -88,11 +87,13 @@ class MakeBatch:
             return {"report": _report(bad, fatal=str(error))}
         tokens = np.asarray(self.tokenize(captions), np.int32)
         telemetry.add(bytes_read=bytes_read)
-        stream: dict[str, Any] = {}
+        more: dict[str, Any] = {}
         if isinstance(self.order, StreamOrder):
-            stream["cursor"] = self.order.cursor(positions)
-            stream["begun"] = self.order.begun(positions)
-        report = _report(bad, **stream)
+            more = {
+                "cursor": self.order.cursor(positions),
+                "begun": self.order.begun(positions),
+            }
+        report = _report(bad, **more)
         return {"images": images, "tokens": tokens, "indices": used, "report": report}
 
     def _first_good(
@@ -109,12 +110,7 @@ class MakeBatch:
                 out[:] = training_image(
                     record.image, self.image_size, self.interpolation, self.augmentation, rng
                 )
-                size = (
-                    record.image.nbytes
-                    if isinstance(record.image, np.ndarray)
-                    else len(record.image)
-                )
-                return tried, caption, size
+                return tried, caption, getattr(record.image, "nbytes", len(record.image))
             except DecodeError as error:
                 key = self.source.key(tried) if error.shard is None else error.shard
                 bad.append(Bad(tried, key, str(error), error.kind, error.shard))
@@ -142,17 +138,8 @@ def _report(bad: list[Bad], **more: Any) -> str:
 
 @functools.cache
 def _set_up_worker() -> None:
-    """Makes a worker process exit when its trainer dies; a killed trainer would leave it waiting.
-
-    It also keeps freed image buffers for reuse, as the main programs do.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    keep_freed_memory()
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
+    """Makes a worker process end with its trainer and keep freed image buffers for reuse, as the
+    main programs do."""
+    if multiprocessing.parent_process() is not None:
+        keep_freed_memory()
+        end_with_parent()

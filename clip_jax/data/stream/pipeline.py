@@ -11,9 +11,6 @@ each epoch of the endless global stream of records; a host makes only its own ro
 batch. The usual chain of per-record steps (seed, shuffle, repeat, slice, random_map, batch) does
 the same, but takes 33 µs for a small in-memory image without augmentation; the single map takes 15.
 It also allows one tokenizer call per batch and writing pixels in place.
-
-Each record has its own random stream, keyed by (seed, position in the global stream): global batch
-k holds the same records with the same augmentation, in the same rows, on any number of hosts.
 """
 
 import json
@@ -63,24 +60,10 @@ class BatchIterator:
     """
 
     def __init__(
-        self,
-        iterator: Any,
-        source: Source,
-        order: Order,
-        *,
-        seed: int,
-        batch_size: int,
-        host_rows: int,
-        workers: int,
-        start_batch: int,
-        max_bad_fraction: float,
+        self, make_batch: MakeBatch, workers: int, start_batch: int, max_bad_fraction: float
     ) -> None:
-        self._iterator = iterator
-        self._source = source
-        self._order = order
-        self._seed = seed
-        self._batch_size = batch_size
-        self._host_rows = host_rows
+        self._make_batch = make_batch
+        self._source, self._order = make_batch.source, make_batch.order
         self._workers = workers
         self._max_bad_fraction = max_bad_fraction
         # Bad records are kept by number, because archives may have equal keys.
@@ -88,14 +71,17 @@ class BatchIterator:
         self.lost_shards: dict[str, str] = {}
         self._left_out: Counter[str] = Counter()  # while reading
         # A stream finds its drops while it is read, other sources when they are opened.
-        self._streams = isinstance(order, StreamOrder)
-        self._tally = Tally(Opened() if self._streams else opened(source), len(source))
+        self._streams = isinstance(self._order, StreamOrder)
+        found = Opened() if self._streams else opened(self._source)
+        self._tally = Tally(found, len(self._source))
         self._cursors: deque[Cursor] = deque(maxlen=_CURSORS)
         # Batches carry the workers' counts; those of this process, which opened the source, are
         # taken here.
         self.counts = Counter(telemetry.take())
         del self.counts["bytes_read"]  # bytes read by opening are no part of the rate
         self.next_batch = start_batch
+        batches = grain.MapDataset.range(_ENDLESS).map(make_batch)[start_batch:]
+        self._iterator = iter(_parallel(batches, workers))
 
     def __iter__(self) -> "BatchIterator":
         return self
@@ -143,7 +129,7 @@ class BatchIterator:
 
     def _judge(self, bad: list[Bad], is_complete: bool) -> None:
         judged = [entry for entry in bad if self._is_bad(entry)]
-        self._tally.tried += self._host_rows + len(judged)
+        self._tally.tried += len(self._make_batch.rows) + len(judged)
         if not is_complete and bad[-1].shard is not None:
             raise UserError(
                 f"{len(self.lost_shards)} shards cannot be read, and too many of them one after"
@@ -211,8 +197,8 @@ class BatchIterator:
 
     def _identity(self) -> dict[str, Any]:
         identity = {
-            "seed": self._seed,
-            "global_batch_size": self._batch_size,
+            "seed": self._make_batch.seed,
+            "global_batch_size": self._make_batch.batch_size,
             "fingerprint": self._source.fingerprint,
         }
         if isinstance(self._order, StreamOrder):  # cursors depend on these
@@ -298,12 +284,10 @@ def training_batches(
       UserError: fewer records than the global batch, too many of them unusable, or a number out of
         range.
     """
-    _check_numbers(
-        batch_size=(batch_size, 1),
-        seed=(seed, 0),
-        workers=(workers, 0),
-        start_batch=(start_batch, 0),
-    )
+    least = {"batch_size": 1, "seed": 0, "workers": 0, "start_batch": 0}
+    for name, value in zip(least, (batch_size, seed, workers, start_batch), strict=True):
+        if value < least[name]:
+            raise UserError(f"{name}={value}; accepted is a whole number of at least {least[name]}")
     check_opened(source, max_bad_fraction)
     if len(source) < batch_size:
         raise UserError(
@@ -328,18 +312,7 @@ def training_batches(
         rows=rows,
         seed=seed,
     )
-    batches = grain.MapDataset.range(_ENDLESS).map(make_batch)[start_batch:]
-    return BatchIterator(
-        iter(_parallel(batches, workers)),
-        source,
-        order,
-        seed=seed,
-        batch_size=batch_size,
-        host_rows=len(rows),
-        workers=workers,
-        start_batch=start_batch,
-        max_bad_fraction=max_bad_fraction,
-    )
+    return BatchIterator(make_batch, workers, start_batch, max_bad_fraction)
 
 
 def streaming_of(source: Source) -> StreamingSource | None:
@@ -364,12 +337,6 @@ def _say_what_hosts_share(shards: int, streams: int, hosts: int) -> None:
             shards,
             "raise config.data.streams" if shards >= hosts else "more and smaller ones spare that",
         )
-
-
-def _check_numbers(**values: tuple[int, int]) -> None:
-    for name, (value, least) in values.items():
-        if value < least:
-            raise UserError(f"{name}={value}; accepted is a whole number of at least {least}")
 
 
 def _parallel(batches: Any, workers: int) -> Any:

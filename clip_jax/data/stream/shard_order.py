@@ -12,19 +12,18 @@ A checkpoint stores the current window of each stream; a resume begins with that
 import contextlib
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from clip_jax.data.stream.order import shuffled
 from clip_jax.data.stream.shards import SHIFT, Held, StreamingSource
 from clip_jax.errors import UserError
-
-T = TypeVar("T")
+from clip_jax.files.stores import in_background
 
 _MOST_STREAMS = 64  # default maximum
 MAX_STREAMS = 4096
@@ -54,8 +53,7 @@ class _Window:
     number: int
     shards: tuple[int, ...]
     ends: np.ndarray  # cumulative sample counts of its shards
-    # (epoch, file, contents) of its shards and of those of empty windows before it.
-    begun: tuple[tuple[int, str, Held], ...]
+    begun: tuple[Begun, ...]  # its shards, and those of empty windows before it
 
     @property
     def size(self) -> int:
@@ -75,25 +73,11 @@ class _Window:
 class _Stream:
     """Windows of one stream, found one after the other."""
 
-    def __init__(
-        self,
-        source: StreamingSource,
-        streams: int,
-        index: int,
-        seed: int,
-        width: int,
-        rows: int,
-        cursor: Sequence[int],
-        is_closed: Callable[[], bool],
-    ) -> None:
-        self._source = source
-        self._streams = streams
+    def __init__(self, order: "StreamOrder", index: int, cursor: Sequence[int]) -> None:
+        self._order = order
+        self._source = order.source
         self._index = index
-        self._seed = seed
-        self._width = width
-        self._kept = rows * _BATCHES_IN_FLIGHT  # positions
         self._begin = self._next = tuple(cursor)  # epoch, window, start
-        self._is_closed = is_closed
         self._windows: list[_Window] = []
         self._ahead: dict[tuple[int, int], Future[list[Held]]] = {}
         self._lock = threading.Lock()
@@ -113,20 +97,22 @@ class _Stream:
 
     def _let_go(self, position: int) -> None:
         """Releases windows that no batch in flight with the one at `position` can need."""
+        oldest = position - self._order.rows * _BATCHES_IN_FLIGHT
         with self._lock:
-            while self._windows[0].end <= position - self._kept:
+            while self._windows[0].end <= oldest:
                 del self._windows[0]
 
     def _find(self) -> _Window:
         epoch, number, start = self._next
         last_epoch = epoch + _EMPTY_EPOCHS
-        begun: list[tuple[int, str, Held]] = []
+        begun: list[Begun] = []
         while True:
             shards, is_last = self._shards(epoch, number)
             held = self._copied(epoch, number)
-            paths = [self._source.paths[shard] for shard in shards]
-            begun += [(epoch, path, what) for path, what in zip(paths, held, strict=True)]
-            ends = np.cumsum([what.count for what in held])
+            for shard, x in zip(shards, held, strict=True):
+                path = self._source.paths[shard]
+                begun.append(Begun(epoch, path, x.count, x.drops, x.lost))
+            ends = np.cumsum([x.count for x in held])
             window = _Window(start, epoch, number, shards, ends, tuple(begun))
             epoch, number = (epoch + 1, 0) if is_last else (epoch, number + 1)
             if window.size:
@@ -134,7 +120,7 @@ class _Stream:
             if epoch > last_epoch:
                 raise UserError(
                     f"no shard of stream {self._index} had samples in {_EMPTY_EPOCHS} epochs, such"
-                    f" as {paths[-1]}: {held[-1].lost or 'none that could be used'}"
+                    f" as {begun[-1].path}: {begun[-1].lost or 'none that could be used'}"
                 )
         self._next = (epoch, number, start + window.size)
         self._copy(epoch, number)  # while this window is read
@@ -146,30 +132,29 @@ class _Stream:
         def copy() -> list[Held]:
             found = []
             for shard in self._shards(epoch, number)[0]:
-                if self._is_closed():
-                    raise UserError("the batches are closed")
+                self._order.check_open()
                 found.append(self._source.held(shard, epoch))
             return found
 
         if (epoch, number) not in self._ahead:
-            self._ahead[epoch, number] = _in_background(copy)
+            self._ahead[epoch, number] = in_background(copy)
         return self._ahead[epoch, number]
 
     def _copied(self, epoch: int, number: int) -> list[Held]:
         copying = self._copy(epoch, number)
         while not copying.done():
             wait_for([copying], timeout=_CLOSED_SECONDS)
-            if self._is_closed():
-                raise UserError("the batches are closed")
+            self._order.check_open()
         del self._ahead[epoch, number]
         return copying.result()
 
     def _shards(self, epoch: int, number: int) -> tuple[tuple[int, ...], bool]:
         """Returns (shards of a window, whether it is the last of its epoch)."""
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch, 2])))
-        mine = rng.permutation(len(self._source.paths))[self._index :: self._streams].tolist()
-        end = (number + 1) * self._width
-        return tuple(mine[number * self._width : end]), end >= len(mine)
+        order, seed = self._order, np.random.SeedSequence([self._order.seed, epoch, 2])
+        shards = np.random.Generator(np.random.Philox(seed)).permutation(len(self._source.paths))
+        mine = shards[self._index :: order.streams].tolist()
+        end = (number + 1) * order.width
+        return tuple(mine[number * order.width : end]), end >= len(mine)
 
     def record(self, position: int) -> int:
         """Returns the record number at a position of the stream."""
@@ -193,22 +178,8 @@ class _Stream:
             at = window.end
 
     def _seed_of(self, window: _Window, *parts: int) -> int:
-        whole = [self._seed, window.epoch, window.number, self._index, *parts]
+        whole = [self._order.seed, window.epoch, window.number, self._index, *parts]
         return int(np.random.SeedSequence(whole).generate_state(1)[0])
-
-
-def _in_background(function: Callable[[], T]) -> "Future[T]":
-    """Returns a future of the value; unlike a pool's, its thread does not delay process exit."""
-    future: Future[T] = Future()
-
-    def call() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=call, name="shards", daemon=True).start()
-    return future
 
 
 class StreamOrder:
@@ -244,12 +215,10 @@ class StreamOrder:
                 f"config.data.streams={streams}: must divide config.batch_size={batch_size} and be"
                 f" at most the number of shards, {shards}, and {MAX_STREAMS}"
             )
-        self.streams = streams
-        self.width = width
-        self._source = source
-        self._seed = seed
+        self.source, self.seed = source, seed
+        self.streams, self.width = streams, width
+        self.rows = batch_size // streams  # of a batch, per stream
         self._batch_size = batch_size
-        self._rows = batch_size // streams  # of a batch, per stream
         self._cursor = dict(cursor or {})
         self._end_mark = source.folder / f"closed-{uuid.uuid4().hex}"  # visible to all processes
         self._reset()
@@ -268,30 +237,26 @@ class StreamOrder:
     def _place(self, position: int) -> tuple[int, int]:
         """Returns (stream, position in it) of a position in the global stream."""
         batch, row = divmod(position, self._batch_size)
-        stream, within = divmod(row, self._rows)
-        return stream, batch * self._rows + within
+        stream, within = divmod(row, self.rows)
+        return stream, batch * self.rows + within
 
     def _stream(self, index: int) -> _Stream:
         with self._lock:
             stream = self._open.get(index)
             if stream is None:
                 begin = self._cursor.get(str(index), (0, 0, 0))
-                stream = self._open[index] = _Stream(
-                    self._source,
-                    self.streams,
-                    index,
-                    self._seed,
-                    self.width,
-                    self._rows,
-                    begin,
-                    self._end_mark.exists,
-                )
+                stream = self._open[index] = _Stream(self, index, begin)
             return stream
 
     def close(self) -> None:
         """Stops all waiting for shards, in this process and in workers."""
         with contextlib.suppress(FileNotFoundError):  # the source is gone, folder and all
             self._end_mark.touch()
+
+    def check_open(self) -> None:
+        """Raises UserError after `close`, in any process."""
+        if self._end_mark.exists():
+            raise UserError("the batches are closed")
 
     def numbers(self, positions: Sequence[int]) -> Iterator[int]:
         for position in positions:
@@ -309,12 +274,11 @@ class StreamOrder:
         It depends on the positions only, so that each shard is reported once with any number of
         workers and across resumes.
         """
-        found = []
+        found: list[Begun] = []
         for position in positions:
             stream, within = self._place(position)
             window = self._stream(stream).window(within)
-            if window.start == within:
-                found += [Begun(n, path, x.count, x.drops, x.lost) for n, path, x in window.begun]
+            found += window.begun if window.start == within else ()
         return [entry for entry in found if entry.drops or entry.lost or entry.epoch == 0]
 
     def cursor(self, positions: Sequence[int]) -> Cursor:

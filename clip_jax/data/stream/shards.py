@@ -10,7 +10,6 @@ import os
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from clip_jax.data.tars.collection import Shard, build_indexes
 from clip_jax.data.tars.index import read_drops
 from clip_jax.data.tars.reads import FORGIVEN_SECONDS
 from clip_jax.errors import DecodeError, UserError
-from clip_jax.files.disk import writing
+from clip_jax.files.disk import aside_of, writing
 
 logger = logging.getLogger(__name__)
 
@@ -109,24 +108,19 @@ class StreamingSource:
         lost = summary.failed.get(path)
         if lost is not None and self._options.remote.on_failure == "stop":
             raise UserError(f"{lost}; config.data.remote.on_failure is 'stop'")
-        drops: Counter[str] = Counter()
+        held = Held(0, {}, lost)
         for found in summary.shards:
-            drops.update(found.header.drop_counts)
-            drops["shard_damaged"] += found.header.damage is not None
-        held = Held(
-            sum(found.header.count for found in summary.shards),
-            {kind: n for kind, n in drops.items() if n},
-            lost,
-            next((_first_drop(found) for found in summary.shards if not found.header.count), None),
-        )
-        part = self.folder / f"{epoch}-{shard}.{os.getpid()}.{threading.get_ident()}"
+            header = found.header
+            drops = header.drop_counts | ({"shard_damaged": 1} if header.damage else {})
+            held = Held(header.count, drops, None, None if header.count else _first_drop(found))
+        aside = aside_of(verdict)
         with writing(self.folder):
-            part.write_text(json.dumps(asdict(held)))
+            aside.write_text(json.dumps(asdict(held)))
             try:
-                os.link(part, verdict)  # the first wins
+                os.link(aside, verdict)  # the first wins
             except FileExistsError:
                 held = _read(verdict) or held
-            part.unlink()
+            aside.unlink()
         return held
 
     def is_lost(self, shard: int) -> bool:

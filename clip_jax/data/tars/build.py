@@ -21,7 +21,6 @@ from clip_jax.data.tars.index import (
     content_digest,
     options_key,
     pack_index,
-    range_reader,
     sample_type,
     text_endings,
 )
@@ -52,20 +51,16 @@ class _Group:
     members: dict[str, Member] = field(default_factory=dict)
 
 
-@dataclass
-class _End:
-    """State of an archive's end, as in `IndexHeader`: damage, its byte, and the end mark."""
-
-    damage: str | None = None
-    at: int = 0
-    is_marked: bool = True
-
-
 class _Builder:
     """Collects the samples of the archive `file`."""
 
-    def __init__(self, file: BinaryIO, options: SourceOptions) -> None:
-        self._descriptor = file.fileno()
+    def __init__(self, file: BinaryIO, size: int, options: SourceOptions) -> None:
+        self._file = file
+        self._size = size
+        # How the archive ends, as in `IndexHeader`.
+        self.damage: str | None = None
+        self.damage_at = 0
+        self.has_end = True
         self._captions = CaptionReader(options)
         self._texts = text_endings(options)
         self._listed = {*ALWAYS, *self._texts, *IMAGE_EXTENSIONS}
@@ -77,7 +72,7 @@ class _Builder:
         self.fingerprint = Fingerprint()
 
     def read(self, member: Member) -> bytes:
-        return os.pread(self._descriptor, member.size, member.offset)
+        return os.pread(self._file.fileno(), member.size, member.offset)
 
     def finish(self, group: _Group | None) -> None:
         if group is None:
@@ -86,8 +81,7 @@ class _Builder:
         endings = tuple(members)
         image = next((members[name] for name in members if name in IMAGE_EXTENSIONS), None)
         if image is None:
-            lost = without_image(group.key, endings, len(self.drops))
-            for key, reason in lost:
+            for key, reason in without_image(group.key, endings, len(self.drops)):
                 self.drops.append(Dropped(key, "image_missing", reason, group.start, endings))
             return
         texts = {name: members[name] for name in self._texts if name in members}
@@ -101,9 +95,8 @@ class _Builder:
             return
         self.unlisted |= {name for name in endings if name not in self._listed}
         self.keys += group.key.encode("utf-8", "surrogateescape")
-        none = Member(0, 0)
-        rest = (*ALWAYS[1:], *self._texts)
-        found = (image, *(members.get(name, none) for name in rest))
+        names = (*ALWAYS[1:], *self._texts)
+        found = (image, *(members.get(name, Member(0, 0)) for name in names))
         self.rows.append((*(x for m in found for x in m), len(self.keys), captions.needs_json))
         self.fingerprint.add(group.key, captions.texts)
 
@@ -119,19 +112,65 @@ class _Builder:
             yield Used(key, members[0], tuple(found))
             start = end
 
+    def headers(self) -> Iterator[tarfile.TarInfo]:
+        """Yields the readable headers, and notes how the archive ends.
+
+        Raises NotATar if there is none.
+        """
+        file = self._file
+        try:
+            # "r:" seeks from header to header and refuses compression, which has no offsets.
+            archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+        except tarfile.TarError as error:
+            file.seek(0)
+            raise NotATar(_compressed(file.read(_MAGIC_BYTES)) or str(error)) from None
+        last = -1
+        while True:
+            try:
+                info = archive.next()
+            except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
+                self._broken(archive.offset, f" ({error})")  # such as numbers in a broken header
+                return
+            if info is None:
+                break
+            archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header
+            if info.size < 0 or info.offset_data <= last:  # a broken header may lead back
+                self._broken(info.offset)
+                return
+            last = info.offset_data
+            yield info
+        # tarfile silently takes a damaged header for the end of the archive.
+        file.seek(archive.offset)
+        block = file.read(tarfile.BLOCKSIZE)
+        if archive.offset > self._size or block.strip(b"\0"):
+            self._broken(archive.offset)
+        elif not block:
+            self.has_end = False
+        elif any(piece.strip(b"\0") for piece in iter(partial(file.read, _READ_BYTES), b"")):
+            # A run of zeros in the middle, or two concatenated archives.
+            at = self.damage_at = archive.offset
+            self.damage = f"goes on after an end mark at byte {at}; the samples before it are used"
+
+    def _broken(self, at: int, why: str = "") -> None:
+        self.damage_at = at = min(max(at, 0), self._size)
+        if at == self._size:
+            self.damage = f"is truncated at byte {at}{why}; its complete samples are used"
+        else:
+            self.damage = f"is damaged at byte {at}{why}; the samples before it are used"
+
 
 def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -> bytes:
     """Returns the index of a local archive, as it is written to disk.
 
     Raises NotATar, and OSError if the archive cannot be read.
     """
-    end = _End()
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        content = content_digest(size, range_reader(file))
-        builder = _Builder(file, options)
+        descriptor = file.fileno()
+        size = os.fstat(descriptor).st_size
+        content = content_digest(size, lambda at, end: os.pread(descriptor, end - at, at))
+        builder = _Builder(file, size, options)
         group: _Group | None = None
-        for info in _headers(file, size, end):
+        for info in builder.headers():
             key, extension = split_name(info.name)
             if not key or info.isdir():
                 continue
@@ -143,66 +182,25 @@ def make_index(path: str | os.PathLike[str], options: SourceOptions, tag: str) -
         builder.finish(group)
     left_out = builder.all_drops()
     drops = json.dumps(left_out).encode()
+    row = sample_type(text_endings(options))
     header = IndexHeader(
         size=size,
         tag=tag,
         count=len(builder.rows),
         key_bytes=len(builder.keys),
         fingerprint=str(builder.fingerprint.value),
-        damage=end.damage,
-        damage_at=end.at,
-        has_end=end.is_marked,
+        damage=builder.damage,
+        damage_at=builder.damage_at,
+        has_end=builder.has_end,
         drop_counts=dict(Counter(kind for _, kind, _, _ in left_out)),
         drop_bytes=len(drops),
-        row_bytes=sample_type(text_endings(options)).itemsize,
+        row_bytes=row.itemsize,
         texts=text_endings(options),
         unlisted=tuple(sorted(builder.unlisted)[:_MOST_UNLISTED]),
         options=options_key(options),
         content=content,
     )
-    table = np.array(builder.rows, sample_type(text_endings(options))).tobytes()
-    return pack_index(header, table, bytes(builder.keys), drops)
-
-
-def _headers(file: BinaryIO, size: int, end: _End) -> Iterator[tarfile.TarInfo]:
-    """Yields the readable headers, and records in `end` how the archive ends.
-
-    Raises NotATar if there is none.
-    """
-    try:
-        # "r:" seeks from header to header and refuses compression, which has no offsets.
-        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-    except tarfile.TarError as error:
-        file.seek(0)
-        raise NotATar(_compressed(file.read(_MAGIC_BYTES)) or str(error)) from None
-    last = -1
-    while True:
-        try:
-            info = archive.next()
-        except tarfile.TarError as error:
-            _broken(end, archive.offset, size, f" ({error})")
-            return
-        except (ValueError, OverflowError, OSError) as error:  # numbers in a broken header
-            _broken(end, archive.offset, size, f" ({error})")
-            return
-        if info is None:
-            break
-        archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header
-        if info.size < 0 or info.offset_data <= last:  # a broken header may lead back
-            _broken(end, info.offset, size)
-            return
-        last = info.offset_data
-        yield info
-    # tarfile silently takes a damaged header for the end of the archive.
-    file.seek(archive.offset)
-    block = file.read(tarfile.BLOCKSIZE)
-    if archive.offset > size or block.strip(b"\0"):
-        _broken(end, archive.offset, size)
-    elif not block:
-        end.is_marked = False
-    elif _has_data(file):  # a run of zeros in the middle, or two concatenated archives
-        end.at = archive.offset
-        end.damage = f"goes on after an end mark at byte {end.at}; the samples before it are used"
+    return pack_index(header, np.array(builder.rows, row).tobytes(), bytes(builder.keys), drops)
 
 
 def _compressed(beginning: bytes) -> str | None:
@@ -211,20 +209,6 @@ def _compressed(beginning: bytes) -> str | None:
         if beginning.startswith(magic):
             return f"it is compressed by {name}; unpack it first, with {unpack}"
     return None
-
-
-def _has_data(file: BinaryIO) -> bool:
-    """Returns whether anything but zeros follows."""
-    return any(piece.strip(b"\0") for piece in iter(partial(file.read, _READ_BYTES), b""))
-
-
-def _broken(end: _End, at: int, size: int, why: str = "") -> None:
-    if at >= size:
-        end.at = size
-        end.damage = f"is truncated at byte {size}{why}; its complete samples are used"
-    else:
-        end.at = max(at, 0)
-        end.damage = f"is damaged at byte {end.at}{why}; the samples before it are used"
 
 
 def _is_whole_file(info: tarfile.TarInfo, archive_size: int) -> bool:

@@ -1,18 +1,17 @@
 """Indexes of many archives: found, checked against their archives, and built if missing."""
 
 import contextlib
-import json
 import logging
+import multiprocessing
 import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.tars.build import NotATar, make_index
@@ -23,17 +22,16 @@ from clip_jax.data.tars.index import (
     cached_indexes,
     content_digest,
     is_index_for,
-    parse_header,
-    range_reader,
+    pack_index,
     read_header,
-    whole_size,
-    with_tag,
 )
 from clip_jax.errors import UserError
 from clip_jax.files import stores
+from clip_jax.files.disk import replacing
 from clip_jax.files.options import RemoteOptions
 from clip_jax.files.patterns import is_remote
 from clip_jax.files.stores import Stat, Unavailable
+from clip_jax.hosts.children import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +39,6 @@ Progress = Callable[[int, int], None]  # archives done, total
 
 _STORE_THREADS = 16
 _WORTH_PROCESSES_BYTES = 4 << 30  # of archives to index; below this, starting processes costs more
-
-
-class Problem(NamedTuple):
-    """The reason why an archive has no index."""
-
-    reason: str
-    is_tar: bool = True  # False: readable, but not an uncompressed tar
 
 
 @dataclass(frozen=True)
@@ -67,17 +58,13 @@ class IndexSummary:
     Attributes:
       shards: the readable archives, in order.
       failed: path -> why there is no index.
-      no_tars: failed paths that are readable but not uncompressed tars.
       beside: number of indexes copied from the cache to beside their archives.
-      stale: archives whose index was of another version of the archive, and was rebuilt.
     """
 
     shards: list[Shard] = field(default_factory=list)
     built: int = 0
     beside: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    no_tars: list[str] = field(default_factory=list)
-    stale: list[str] = field(default_factory=list)
 
 
 def build_indexes(
@@ -107,37 +94,37 @@ def build_indexes(
     """
     remote = remote or options.remote
     summary = IndexSummary()
-    found: list[Shard | None] = []
-    missing: list[tuple[int, str, Stat]] = []
+    found: dict[int, Shard] = {}
+    missing: dict[int, tuple[str, Stat, Path]] = {}  # archive, its stat, the file to write
     for number, (path, stat) in enumerate(zip(paths, _stats(paths, remote), strict=True)):
-        found.append(None)
         if isinstance(stat, str):
             summary.failed[path] = stat
             continue
-        shard, is_stale = _existing(path, stat, options, remote)
+        shard, is_stale = _existing(path, stat, options)
         if is_stale:
-            summary.stale.append(path)
             logger.warning(
                 "%s: its index is older than the archive or of another one; made anew", path
             )
         if shard is None or rebuild:
-            missing.append((number, path, stat))
+            is_cached = is_remote(path) or not beside
+            target = cached_index(path, options) if is_cached else Path(path + ENDING)
+            missing[number] = (path, stat, target)
         else:
             found[number] = shard
     if beside:
         _copy_beside(found, remote, summary)
     made = _make(missing, options, remote, beside, workers)
-    for done, (number, outcome) in enumerate(made, start=1):
+    for done, (number, problem) in enumerate(made, start=1):
+        path, _, target = missing[number]
+        outcome = problem or _opened(path, target)
         if isinstance(outcome, Shard):
             found[number] = outcome
             summary.built += 1
         else:
-            summary.failed[paths[number]] = outcome.reason
-            if not outcome.is_tar:
-                summary.no_tars.append(paths[number])
+            summary.failed[path] = outcome
         if progress is not None:
             progress(done, len(missing))
-    summary.shards = [shard for shard in found if shard is not None]
+    summary.shards = [found[number] for number in sorted(found)]
     return summary
 
 
@@ -161,89 +148,93 @@ def _stats(paths: Sequence[str], remote: RemoteOptions) -> Iterable[Stat | str]:
         return list(pool.map(one, paths))
 
 
-def _existing(
-    path: str, stat: Stat, options: SourceOptions, remote: RemoteOptions
-) -> tuple[Shard | None, bool]:
+def _existing(path: str, stat: Stat, options: SourceOptions) -> tuple[Shard | None, bool]:
     """Returns (the archive with its index or None, whether a stale index was found)."""
     is_stale = False
     beside = () if is_remote(path) else (Path(path + ENDING),)
     for index in (*beside, *cached_indexes(path, options)):
-        is_beside = index in beside
         found = read_header(index)
         if found is None or not is_index_for(found[0], options):
             continue
-        header, start = found
-        # An older time proves nothing, because mv and cp -p keep it.
-        is_same = header.size == stat.size and header.tag == stat.tag
-        if is_same or (is_beside and _is_copy(path, stat, header)):
-            return Shard(path, header, index, start), False
+        if _is_of(found[0], stat, partial(_read_local, path) if index in beside else None):
+            return Shard(path, found[0], index, found[1]), False
         is_stale = True
     return None, is_stale
 
 
-def _is_copy(
-    path: str, stat: Stat, header: IndexHeader, remote: RemoteOptions | None = None
+def _is_of(
+    header: IndexHeader, stat: Stat, read: Callable[[int, int], bytes] | None = None
 ) -> bool:
-    """Returns whether an index that was copied along with an archive belongs to this one.
+    """Returns whether an index is of an archive with this size and tag, or of a copy of it, which
+    `read` reads."""
+    # An older time proves nothing, because mv and cp -p keep it.
+    if header.size != stat.size or header.tag == stat.tag:
+        return header.size == stat.size
+    return read is not None and content_digest(stat.size, read) == header.content
 
-    `remote`: options of its store, if the archive is remote. Raises Unavailable.
-    """
-    if header.size != stat.size:
-        return False
-    if remote is not None:
-        read = partial(stores.read_range, path, remote=remote)
-        return content_digest(stat.size, read) == header.content
-    try:
-        with open(path, "rb") as file:
-            return content_digest(stat.size, range_reader(file)) == header.content
-    except OSError:
-        return False
+
+def _read_local(path: str, start: int, end: int) -> bytes:
+    """Returns the bytes in [start, end), or none, which no index matches, of an unreadable file."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return os.pread(file.fileno(), end - start, start)
+    return b""
 
 
 def _make(
-    missing: list[tuple[int, str, Stat]],
+    jobs: Mapping[int, tuple[str, Stat, Path]],
     options: SourceOptions,
     remote: RemoteOptions,
     beside: bool,
     workers: int,
-) -> Iterator[tuple[int, Shard | Problem]]:
-    """Yields (number, archive with its new index or the problem) as each is done."""
-    jobs = [(number, path, stat, _target(path, options, beside)) for number, path, stat in missing]
-    targets = {number: (path, target) for number, path, _, target in jobs}
-    here = [job for job in jobs if not is_remote(job[1])]
-    if workers > 1 and sum(job[2].size for job in here) >= _WORTH_PROCESSES_BYTES:
-        done = _in_processes(here, options, workers)
+) -> Iterator[tuple[int, str | None]]:
+    """Yields (number, problem if there is one) as each is done."""
+    here = {n: (*job, options) for n, job in jobs.items() if not is_remote(job[0])}
+    size = sum(stat.size for _, stat, _, _ in here.values())
+    if min(workers, len(here)) > 1 and size >= _WORTH_PROCESSES_BYTES:
+        # Forking a process that has threads, such as jax's, can hang.
+        context = multiprocessing.get_context("spawn")
+        processes = ProcessPoolExecutor(min(workers, len(here)), context, _start_process)
+        yield from _pooled(processes, index_file, here)
     else:
-        done = ((job[0], index_file(*job[1:], options)) for job in here)
-    for number, problem in done:
-        yield number, problem or _opened(*targets[number])
-    elsewhere = [job for job in jobs if is_remote(job[1])]
+        yield from ((number, index_file(*job)) for number, job in here.items())
+    elsewhere = {n: (*job, options, remote, beside) for n, job in jobs.items() if n not in here}
     if len(elsewhere) == 1:  # no pool: its threads would delay the exit of the process
-        job = elsewhere[0]
-        problem = _index_remote(*job[1:], options, remote, beside)
-        yield job[0], problem or _opened(*targets[job[0]])
-        return
-    with ThreadPoolExecutor(_STORE_THREADS) as pool:
-        futures = {
-            job[0]: pool.submit(_index_remote, *job[1:], options, remote, beside)
-            for job in elsewhere
-        }
-        for number, future in futures.items():
-            yield number, future.result() or _opened(*targets[number])
+        yield from ((number, _index_remote(*job)) for number, job in elsewhere.items())
+    else:
+        yield from _pooled(ThreadPoolExecutor(_STORE_THREADS), _index_remote, elsewhere)
 
 
-def _target(path: str, options: SourceOptions, beside: bool) -> Path:
-    return Path(path + ENDING) if beside and not is_remote(path) else cached_index(path, options)
+def _start_process() -> None:
+    # Ctrl-C reaches all processes of the terminal; only the main one reports it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
 
-def _opened(path: str, index: Path) -> Shard | Problem:
+def _pooled(
+    pool: Executor, function: Callable[..., str | None], jobs: Mapping[int, tuple[Any, ...]]
+) -> Iterator[tuple[int, str | None]]:
+    try:
+        futures = {pool.submit(function, *job): number for number, job in jobs.items()}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that makes indexes ended by itself; run again with fewer workers if memory"
+            " is short, and in a script of your own put what it does under"
+            " `if __name__ == '__main__':`"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _opened(path: str, index: Path) -> Shard | str:
     found = read_header(index)
     if found is None:
-        return Problem(f"{path}: its index {index} vanished")
+        return f"{path}: its index {index} vanished"
     return Shard(path, found[0], index, found[1])
 
 
-def index_file(path: str, stat: Stat, target: Path, options: SourceOptions) -> Problem | None:
+def index_file(path: str, stat: Stat, target: Path, options: SourceOptions) -> str | None:
     """Writes the index of a local archive to `target`; returns None, or the problem.
 
     Raises UserError if `target` cannot be written.
@@ -251,153 +242,79 @@ def index_file(path: str, stat: Stat, target: Path, options: SourceOptions) -> P
     try:
         data = make_index(path, options, stat.tag)
     except NotATar as error:
-        return Problem(f"{path} is not an uncompressed tar file: {error}", is_tar=False)
+        return f"{path} is not an uncompressed tar file: {error}"
     except OSError as error:
-        return Problem(f"{path} cannot be read: {error.strerror or error}")
+        return f"{path} cannot be read: {error.strerror or error}"
     _write(target, data)
     return None
 
 
 def _write(target: Path, data: bytes) -> None:
-    part = target.with_name(f"{target.name}.part-{os.getpid()}-{time.monotonic_ns()}")
-    try:
+    with stores.told(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise stores.unwritable(target, error) from error
+        with replacing(target) as aside:
+            aside.write_bytes(data)
 
 
-def _copy_beside(found: list[Shard | None], remote: RemoteOptions, summary: IndexSummary) -> None:
+def _copy_beside(found: dict[int, Shard], remote: RemoteOptions, summary: IndexSummary) -> None:
     """Copies cached indexes beside their archives, and updates `found`."""
-
-    def copy(shard: Shard) -> Shard | Problem | None:
-        try:
-            return _beside(shard, remote)
-        except OSError as error:
-            return Problem(str(error))
-
-    shards = [(number, shard) for number, shard in enumerate(found) if shard is not None]
     with ThreadPoolExecutor(_STORE_THREADS) as pool:
-        copied = pool.map(copy, [shard for _, shard in shards])
-        for (number, shard), outcome in zip(shards, copied, strict=True):
-            if isinstance(outcome, Shard):
-                found[number] = outcome
-                summary.beside += 1
-            elif outcome is not None:
-                found[number] = None
-                summary.failed[shard.path] = outcome.reason
+        copied = list(pool.map(lambda shard: _beside(shard, remote), found.values()))
+    for (number, shard), outcome in zip(list(found.items()), copied, strict=True):
+        if isinstance(outcome, Shard):
+            found[number] = outcome
+            summary.beside += outcome is not shard
+        else:
+            del found[number]
+            summary.failed[shard.path] = outcome
 
 
-def _beside(shard: Shard, remote: RemoteOptions) -> Shard | Problem | None:
-    """Returns the archive with its copied index, the problem, or None if it is already there.
-
-    Raises OSError, such as Unavailable.
-    """
-    url = shard.path + ENDING
-    if not is_remote(shard.path):
-        tag = str(os.stat(shard.path).st_mtime_ns)
-        if shard.index == Path(url) and shard.header.tag == tag:
-            return None
-        # An index copied with its archive gets the copy's time, to save comparing it again.
-        _write(Path(url), with_tag(shard.index.read_bytes(), tag))
-        return _opened(shard.path, Path(url))
-    data = shard.index.read_bytes()
+def _beside(shard: Shard, remote: RemoteOptions) -> Shard | str:
+    """Returns the archive with its copied index, or the problem; `shard` if it is there already."""
+    beside = shard.path + ENDING
     try:
-        if stores.read_bytes(url, _once(remote)) == data:
-            return None
-    except Unavailable:
-        pass  # it is not there yet
-    stores.write_bytes(url, data, remote)
-    return shard
+        if is_remote(shard.path):
+            data = shard.index.read_bytes()
+            if _stored_index(shard.path, remote) == data:
+                return shard
+            stores.write_bytes(beside, data, remote)
+            return replace(shard)
+        tag = str(os.stat(shard.path).st_mtime_ns)
+        if shard.index == Path(beside) and shard.header.tag == tag:
+            return shard
+        data = shard.index.read_bytes()
+        # An index copied with its archive gets the copy's time, to save comparing it again.
+        _write(Path(beside), pack_index(replace(shard.header, tag=tag), data[shard.table_start :]))
+        return _opened(shard.path, Path(beside))
+    except OSError as error:
+        return str(error)
 
 
 def _index_remote(
     url: str, stat: Stat, target: Path, options: SourceOptions, remote: RemoteOptions, beside: bool
-) -> Problem | None:
+) -> str | None:
     """Does what `index_file` does, for a remote archive; prefers an index in its store."""
     try:
-        if not beside:
-            try:
-                data = stores.read_bytes(url + ENDING, _once(remote))
-            except Unavailable:
-                pass  # the usual case
-            else:
-                if _is_index_of(data, url, stat, options, remote):
-                    _write(target, with_tag(data, stat.tag))
-                    return None
+        data = b"" if beside else _stored_index(url, remote)
+        found = read_header(data)
+        if found is not None and is_index_for(found[0], options):
+            header, start = found
+            if _is_of(header, stat, partial(stores.read_range, url, remote=remote)):
+                _write(target, pack_index(replace(header, tag=stat.tag), data[start:]))
+                return None
         copy = str(stores.fetch(url, remote, stat))
         problem = index_file(copy, stat, target, options)
         if problem is not None:
-            return problem._replace(reason=problem.reason.replace(copy, url))
+            return problem.replace(copy, url)
         if beside:
             stores.write_bytes(url + ENDING, target.read_bytes(), remote)
         return None
     except Unavailable as error:
-        return Problem(str(error))
+        return str(error)
 
 
-def _once(remote: RemoteOptions) -> RemoteOptions:
-    """Returns options with one attempt, for files that usually do not exist."""
-    return replace(remote, attempts=1)
-
-
-def _is_index_of(
-    data: bytes, url: str, stat: Stat, options: SourceOptions, remote: RemoteOptions
-) -> bool:
-    """Returns whether `data` is a complete index of a remote archive, for these options."""
-    try:
-        found = parse_header(data)
-    except EOFError:
-        return False
-    if found is None or len(data) != whole_size(*found):
-        return False
-    header = found[0]
-    if not is_index_for(header, options):
-        return False
-    is_same = header.size == stat.size and header.tag == stat.tag
-    return is_same or _is_copy(url, stat, header, remote)
-
-
-def _in_processes(
-    jobs: list[tuple[int, str, Stat, Path]], options: SourceOptions, workers: int
-) -> Iterator[tuple[int, Problem | None]]:
-    """Yields (number, problem) from subprocesses; multiprocessing would import the caller's main
-    module."""
-    command = [sys.executable, "-m", "clip_jax.data.tars.worker"]
-    processes = []
-    for worker in range(min(workers, len(jobs))):
-        mine = [
-            (n, path, asdict(stat), str(target)) for n, path, stat, target in jobs[worker::workers]
-        ]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        assert process.stdin is not None
-        used = {
-            "caption_column": options.caption_column,
-            "needs_captions": options.needs_captions,
-            "label_column": options.label_column,
-        }
-        process.stdin.write(json.dumps({"options": used, "jobs": mine}) + "\n")
-        process.stdin.close()
-        processes.append(process)
-    try:
-        for process in processes:
-            assert process.stdout is not None
-            for line in process.stdout:
-                answer = json.loads(line)
-                if "error" in answer:
-                    raise UserError(answer["error"])
-                yield answer["number"], answer["problem"] and Problem(*answer["problem"])
-            if process.wait():
-                raise UserError(
-                    f"a process that makes indexes ended with code {process.returncode};"
-                    " run again with fewer workers"
-                )
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+def _stored_index(url: str, remote: RemoteOptions) -> bytes:
+    """Returns the index beside a remote archive; b"" if there is none, as is usual."""
+    with contextlib.suppress(Unavailable):
+        return stores.read_bytes(url + ENDING, replace(remote, attempts=1))
+    return b""

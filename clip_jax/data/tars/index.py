@@ -6,18 +6,20 @@ drops is read on request. So a set of 10,000 archives opens in a second and uses
 """
 
 import hashlib
+import io
 import json
 import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.tars.captions import Member
+from clip_jax.files.stores import cache_folder
 
 ENDING = ".index"
 VERSION = 4
@@ -115,45 +117,26 @@ def content_digest(size: int, read: Callable[[int, int], bytes]) -> str:
     return digest.hexdigest()
 
 
-def range_reader(file: BinaryIO) -> Callable[[int, int], bytes]:
-    """Returns the `read` argument of `content_digest` for a local file."""
-    descriptor = file.fileno()
-    return lambda start, end: os.pread(descriptor, end - start, start)
-
-
-def with_tag(index: bytes, tag: str) -> bytes:
-    """Returns the index with another tag, for a copy of its archive. Raises ValueError if `index`
-    is not an index."""
-    found = parse_header(index)
-    if found is None:
-        raise ValueError("no index")
-    header, start = found
-    return pack_index(replace(header, tag=tag), index[start:])
-
-
-def parse_header(data: bytes) -> tuple[IndexHeader, int] | None:
-    """Returns (header, start of the table) from the first bytes; None for anything else.
-
-    Raises EOFError, with the number needed, if there are too few bytes.
-    """
-    start = len(_MAGIC) + 8
-    if not data.startswith(_MAGIC) or len(data) < start:
-        return None
-    (length,) = struct.unpack("<Q", data[len(_MAGIC) : start])
-    if len(data) < start + length:
-        raise EOFError(start + length)
+def read_header(
+    source: str | os.PathLike[str] | bytes,
+) -> tuple[IndexHeader, int] | None:
+    """Returns (header, start of the table) of an index, given by its path or whole; None if it is
+    absent, incomplete or foreign."""
     try:
-        values: dict[str, Any] = json.loads(data[start : start + length])
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            magic, length = file.read(len(_MAGIC)), file.read(8)
+            start = file.tell() + int.from_bytes(length, "little")
+            if magic != _MAGIC or start > size:
+                return None
+            values: dict[str, Any] = json.loads(file.read(start - file.tell()))
         if values.get("version") != VERSION:
             return None
-        return IndexHeader(**values), start + length
-    except (ValueError, TypeError):
+        header = IndexHeader(**values)
+        return (header, start) if size == _drops_start(header, start) + header.drop_bytes else None
+    except (OSError, ValueError, TypeError):
         return None
-
-
-def whole_size(header: IndexHeader, start: int) -> int:
-    """Returns the size in bytes of a complete index whose table begins at `start`."""
-    return _drops_start(header, start) + header.drop_bytes
 
 
 def _drops_start(header: IndexHeader, start: int) -> int:
@@ -170,28 +153,6 @@ def read_drops(
     with open(path, "rb") as file:
         file.seek(_drops_start(header, start))
         return [tuple(drop) for drop in json.loads(file.read(header.drop_bytes))]
-
-
-def read_header(path: str | os.PathLike[str]) -> tuple[IndexHeader, int] | None:
-    """Reads the header of an index on disk; returns None if it is absent, incomplete or foreign."""
-    try:
-        with open(path, "rb") as file:
-            wanted = 4096
-            while True:
-                file.seek(0)
-                try:
-                    found = parse_header(data := file.read(wanted))
-                except EOFError as error:
-                    if len(data) < wanted:
-                        return None
-                    wanted = error.args[0]
-                    continue
-                break
-            if found is None:
-                return None
-            return found if os.fstat(file.fileno()).st_size == whole_size(*found) else None
-    except OSError:
-        return None
 
 
 class Sample(NamedTuple):
@@ -241,8 +202,6 @@ def cached_indexes(path: str, options: SourceOptions) -> tuple[Path, ...]:
 
 def cached_index(path: str, options: SourceOptions) -> Path:
     """Returns the cache path of an archive's index."""
-    from clip_jax.files.stores import cache_folder
-
     identity = f"{path}\n{options_key(options)}\n{text_endings(options)}".encode()
     name = hashlib.blake2b(identity, digest_size=16).hexdigest()
     return cache_folder() / "indexes" / name[:2] / f"{name}{ENDING}"

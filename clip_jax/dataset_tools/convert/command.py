@@ -38,7 +38,7 @@ from clip_jax.dataset_tools.recode import ENCODINGS, Recoding
 from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.dataset_tools.workers import Count, each, work_on
 from clip_jax.errors import DecodeError, UserError
-from clip_jax.files.disk import advice
+from clip_jax.files.disk import advice, aside_of
 
 FLAGS = flags.FlagValues()
 _DATA = define_data_flags(FLAGS)
@@ -200,7 +200,7 @@ def convert(
 def convert_shard(source: Source, job: ShardJob, count: Count) -> ShardResult:
     """A worker's job: writes one shard atomically. Raises UserError if it cannot write."""
     target = job.folder / job.name
-    aside = job.folder / ASIDE / f"{job.name}.part-{os.getpid()}"
+    aside = aside_of(job.folder / ASIDE / job.name)
     left_out: Counter[str] = Counter()
     bad: list[dict[str, str]] = []
 

@@ -160,7 +160,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # A killed run may have left these files.
-        for left in (*(folder / ASIDE).glob("*.part-*"), *folder.glob(f"{ASIDE_PREFIX}*")):
+        for left in folder.rglob(f"{ASIDE_PREFIX}*"):
             left.unlink(missing_ok=True)
         yield
     except BlockingIOError:

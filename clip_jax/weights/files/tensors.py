@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, one_line
 from clip_jax.weights.files.names import Tensors, listed
 from clip_jax.weights.files.pytorch import ScriptTensors, TorchTensors
 from clip_jax.weights.files.wrappers import Unwrapped
@@ -140,8 +140,7 @@ def _open_zip(path: Path) -> Tensors:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{path}: is damaged or truncated ({reason}); download it again")
+    return UserError(f"{path}: is damaged or truncated ({one_line(error)}); download it again")
 
 
 def is_index(path: Path) -> bool:

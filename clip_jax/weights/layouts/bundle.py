@@ -6,10 +6,7 @@ DIR/tokenizer/           the tokenizer's configuration and its own files
 """
 
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import jax
 import numpy as np
 
 from clip_jax.errors import UserError
+from clip_jax.files.disk import replacing_folder
 from clip_jax.models.config import ClipConfig
 from clip_jax.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, tokenizer_from_files
 from clip_jax.weights.files.safetensors_writer import save_safetensors
@@ -74,10 +72,7 @@ def write_bundle(
     is_ours = is_bundle(directory) or (replace_damaged and _has_lost_config(directory))
     if names - {CONFIG, WEIGHTS, TOKENIZER, CARD} or (names and not is_ours):
         raise UserError(f"{directory}: holds other files; give a new or empty folder")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
-    before = aside.with_name(aside.name + "-before")
-    try:
+    with replacing_folder(directory) as aside:
         tensors = ((name, np.asarray(leaf)) for name, leaf in flatten(params).items())
         save_safetensors(aside / WEIGHTS, tensors, max_shard_bytes=None)
         if card is not None:
@@ -91,13 +86,6 @@ def write_bundle(
         (aside / CONFIG).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         if tokenizer is not None:
             save_tokenizer(tokenizer, aside / TOKENIZER)
-        aside.chmod(0o755)
-        if directory.exists():
-            os.replace(directory, before)
-        os.replace(aside, directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
 
 
 def _read_about(directory: Path) -> dict[str, Any]:

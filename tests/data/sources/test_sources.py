@@ -13,7 +13,7 @@ from PIL import Image
 
 from clip_jax.data.sources import open_source
 from clip_jax.errors import DecodeError, UserError
-from clip_jax.images.transform import decode
+from clip_jax.images.decoding import decode
 
 
 def png(colour=(200, 30, 30), size=(8, 6)) -> bytes:

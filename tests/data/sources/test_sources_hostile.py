@@ -9,8 +9,10 @@ import pytest
 from places import SHARED_DATA
 
 from clip_jax.data.sources import open_source
+from clip_jax.errors import DecodeError
 from clip_jax.images.augmentation import Augmentation, training_image
-from clip_jax.images.transform import DecodeError, ImageTransform, decode
+from clip_jax.images.decoding import decode
+from clip_jax.images.transform import ImageTransform
 
 HOSTILE = SHARED_DATA / "hostile"
 

@@ -7,7 +7,7 @@ import pytest
 from clip_jax.data.sources import open_source
 from clip_jax.data.sources.synthetic import _pool_image
 from clip_jax.errors import UserError
-from clip_jax.images.transform import decode
+from clip_jax.images.decoding import decode
 
 
 def test_records_follow_from_their_numbers():

@@ -1,6 +1,6 @@
 """One order of samples, whatever reads them: every sample once an epoch, through any kill."""
 
-import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,20 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 from places import REPOSITORY, SUPPORT
-from shards import words, write_shards
+from shards import batches, take, write_shards
 from stream_reader import written
 
 from clip_jax.data.records import Source
 from clip_jax.data.sources import open_source
 from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.data.stream.order import ShuffledOrder, check_weights
-from clip_jax.data.stream.pipeline import shuffled_order, training_batches
+from clip_jax.data.stream.pipeline import shuffled_order
+from clip_jax.data.stream.shards import StreamingSource
 from clip_jax.errors import UserError
-from clip_jax.images.augmentation import Augmentation
+from clip_jax.files.telemetry import telemetry
+from clip_jax.training.run.data import DataWatch
 
 SIZES = (7, 1, 0, 22, 5, 13)  # 48 samples, unevenly
-BATCH = 12
 BATCHES = 300  # of the readers that are killed
+READERS = (open_source, StreamingSource)
 
 
 @pytest.fixture
@@ -32,37 +34,68 @@ def pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def read(source: Source, count: int, **options: Any) -> np.ndarray:
-    """Samples of the first batches, (count, rows)."""
-    augmentation = Augmentation(crop_scale=(1, 1))
-    settings = {"batch_size": BATCH, "seed": 1} | options
-    iterator = training_batches(source, words, 8, "bicubic", augmentation, **settings)
-    try:
-        batches = list(itertools.islice(iterator, count))
-    finally:
-        iterator.close()
-    numbers = np.stack([batch["tokens"][:, 1] for batch in batches])
-    np.testing.assert_array_equal([b["images"][:, 0, 0, 0] for b in batches], numbers)
-    return numbers
+    return take(batches(source, **{"batch_size": 12, "seed": 1} | options), count)
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_hosts_have_disjoint_shares_of_every_epoch(pattern: str, hosts: int) -> None:
-    """More hosts than some archives have samples; no host needs archives of its own."""
-    share = BATCH // hosts
-    parts = [
-        read(open_source(pattern), 8, rows=range(h * share, (h + 1) * share)) for h in range(hosts)
-    ]
-    batches = np.concatenate(parts, axis=1)
-    for epoch in batches.reshape(2, 48):
+@pytest.mark.parametrize("reader", READERS)
+def test_every_sample_once_an_epoch_shuffled(pattern: str, reader: Any) -> None:
+    streams = {"streams": 1} if reader is StreamingSource else {}  # several end at other times
+    epochs = read(reader(pattern), 8, **streams).reshape(2, 48)
+    for epoch in epochs:
         assert sorted(epoch.tolist()) == list(range(48))
-    np.testing.assert_array_equal(batches, read(open_source(pattern), 8))
+        assert (np.diff(epoch) != 1).mean() > 0.5
+    assert (epochs[0] != epochs[1]).any()
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_hosts_share_the_batches_of_one(pattern: str, reader: Any) -> None:
+    """More hosts than some archives have samples; no host needs archives of its own."""
+    whole = read(reader(pattern), 20)
+    for share in (6, 3):
+        rows = [range(first, first + share) for first in range(0, 12, share)]
+        parts = [read(reader(pattern), 20, rows=mine) for mine in rows]
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_workers_do_not_matter(pattern: str, workers: int) -> None:
-    source = open_source(pattern)
-    np.testing.assert_array_equal(read(source, 8, workers=workers), read(source, 8))
+@pytest.mark.parametrize("reader", READERS)
+def test_workers_do_not_matter(pattern: str, reader: Any, workers: int) -> None:
+    source = reader(pattern)
+    np.testing.assert_array_equal(read(source, 12, workers=workers), read(source, 12))
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_resume_goes_on_with_the_very_next_sample(pattern: str, reader: Any) -> None:
+    settings = {"batch_size": 12, "seed": 1}
+    whole = read(reader(pattern), 30)
+    for stop in (1, 4, 13, 22):
+        first = batches(reader(pattern), **settings)
+        take(first, stop)
+        state = json.loads(json.dumps(first.state()))
+        now = {"start_batch": stop, "cursor": state["cursor"]}
+        second = batches(reader(pattern), **settings, **now)
+        second.resume(state)
+        np.testing.assert_array_equal(take(second, 30 - stop), whole[stop:])
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("which", [0, 3])  # a stream looks at the first when it is opened
+def test_a_truncated_archive_is_counted_and_the_run_goes_on(
+    pattern: str, reader: Any, which: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(pattern).parent / f"{which:05d}.tar"
+    size = (SIZES[which] - 1) * 3072 + 520  # in the image of the last sample
+    path.write_bytes(path.read_bytes()[:size])
+    lost = sum(SIZES[: which + 1]) - 1
+    telemetry.take()  # of other tests
+    streams = 1 if reader is StreamingSource else None
+    settings = {"batch_size": 1, "seed": 0, "max_bad_fraction": 0.0, "streams": streams}
+    iterator = batches(reader(pattern), **settings)
+    assert sorted(take(iterator, 47).ravel()) == [n for n in range(48) if n != lost]
+    row = DataWatch(iterator, workers=0).row(1.0)
+    assert row["dropped_shard_damaged"] == row["dropped_image_missing"] == 1
+    assert f"{path} is truncated at byte {size}" in caplog.text
 
 
 def test_a_mixture_has_its_shares(tmp_path: Path, pattern: str) -> None:

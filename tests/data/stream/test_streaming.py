@@ -1,6 +1,5 @@
 """Streams of shards: one order whatever the hosts and workers, through any resume and any fault."""
 
-import itertools
 import json
 import subprocess
 import sys
@@ -12,19 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from loopback import Loopback
-from shards import png, samples, words, write_shard, write_shards
+from shards import batches, png, samples, take, write_shard, write_shards
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.sources import open_source
-from clip_jax.data.stream.pipeline import BatchIterator, training_batches
+from clip_jax.data.stream.pipeline import BatchIterator
 from clip_jax.data.stream.shard_order import StreamOrder
 from clip_jax.data.stream.shards import SHIFT, StreamingSource
 from clip_jax.errors import UserError
 from clip_jax.files.options import RemoteOptions
-from clip_jax.images.augmentation import Augmentation
 
 SIZES = (5, 9, 3, 7, 8, 4, 6, 10)  # 52 samples
-BATCH = 8
 
 
 @pytest.fixture
@@ -34,34 +31,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def stream(source: StreamingSource, **options: Any) -> BatchIterator:
-    augmentation = Augmentation(crop_scale=(1, 1))
-    settings = {"batch_size": BATCH, "seed": 5, "streams": 4} | options
-    return training_batches(source, words, 8, "bicubic", augmentation, **settings)
-
-
-def take(iterator: BatchIterator, count: int) -> list[np.ndarray]:
-    """Which samples the batches have; the images must be theirs."""
-    try:
-        found = []
-        for batch in itertools.islice(iterator, count):
-            numbers = batch["tokens"][:, 1]
-            np.testing.assert_array_equal(batch["images"][:, 0, 0, 0], numbers)
-            found.append(numbers)
-        return found
-    finally:
-        iterator.close()
-
-
-def test_hosts_and_workers_do_not_matter(shards: str) -> None:
-    whole = take(stream(StreamingSource(shards)), 20)
-    assert any(len(set(batch.tolist())) > 1 for batch in whole)
-    for hosts in (2, 4):
-        share = BATCH // hosts
-        parts = [
-            take(stream(StreamingSource(shards), rows=range(h * share, (h + 1) * share)), 20)
-            for h in range(hosts)
-        ]
-        np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+    return batches(source, **{"batch_size": 8, "seed": 5, "streams": 4} | options)
 
 
 def test_more_hosts_than_shards_is_said(shards: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -72,39 +42,12 @@ def test_more_hosts_than_shards_is_said(shards: str, caplog: pytest.LogCaptureFi
     assert "raise config.data.streams" in caplog.text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_do_not_matter(shards: str, workers: int) -> None:
-    whole = take(stream(StreamingSource(shards)), 12)
-    np.testing.assert_array_equal(take(stream(StreamingSource(shards), workers=workers), 12), whole)
-
-
-def test_each_stream_has_every_sample_of_its_shards_once_an_epoch(shards: str) -> None:
-    batches = np.stack(take(stream(StreamingSource(shards), streams=1, batch_size=4), 26))
-    epochs = batches.reshape(2, 52)
-    for epoch in epochs:
-        assert sorted(epoch.tolist()) == list(range(52))
-    assert (epochs[0] != epochs[1]).any()
-    assert (np.diff(epochs[0]) != 1).mean() > 0.5  # shuffled
-
-
-def test_a_resume_goes_on_with_the_very_next_sample(shards: str) -> None:
-    whole = take(stream(StreamingSource(shards)), 30)
-    for stop in (1, 4, 13, 22):
-        first = stream(StreamingSource(shards))
-        take(first, stop)
-        state = json.loads(json.dumps(first.state()))
-        assert set(state["cursor"]) == {"0", "1", "2", "3"}
-        second = stream(StreamingSource(shards), start_batch=stop, cursor=state["cursor"])
-        second.resume(state)
-        np.testing.assert_array_equal(take(second, 30 - stop), whole[stop:])
-
-
 @pytest.mark.parametrize("changed", [{"streams": 2}, {"streams": None}, {"window_shards": 3}])
 def test_a_resume_with_another_partition_is_refused(shards: str, changed: dict[str, Any]) -> None:
     first = stream(StreamingSource(shards))
     take(first, 3)
     state = json.loads(json.dumps(first.state()))
+    assert set(state["cursor"]) == {"0", "1", "2", "3"}
     options = {"start_batch": 3, "cursor": state["cursor"]} | changed
     with pytest.raises(UserError, match=r"made with other (streams|window_shards): .*[42] there"):
         stream(StreamingSource(shards), **options).resume(state)
@@ -126,8 +69,8 @@ def test_batches_far_apart_in_shards_of_few_samples(shards: str) -> None:
     fresh = StreamOrder(StreamingSource(shards), seed=5, batch_size=32, streams=1, width=1)
     assert list(fresh.numbers(range(32))) == first
     assert len(order._stream(0)._windows) < 400
-    batches = take(stream(StreamingSource(shards), streams=1, window_shards=1, batch_size=32), 26)
-    assert np.bincount(np.concatenate(batches)).tolist() == [16] * 52
+    found = take(stream(StreamingSource(shards), streams=1, window_shards=1, batch_size=32), 26)
+    assert np.bincount(found.ravel()).tolist() == [16] * 52
 
 
 CLOSES = """
@@ -176,7 +119,7 @@ def test_shards_that_are_no_tars_are_left_out(shards: str, content: bytes | None
         (folder / "00001.tar").unlink()
         (folder / "00006.tar").unlink()
     iterator = stream(source, streams=1, batch_size=7)
-    found = np.concatenate(take(iterator, 8))  # 32 samples: an epoch and most of another
+    found = take(iterator, 8).ravel()  # 32 samples: an epoch and most of another
     left = {*range(52)} - {*range(14), *range(36, 42)}
     assert sorted(found[:32].tolist()) == sorted(left)
     assert set(iterator.lost_shards) == {str(folder / "00001.tar"), str(folder / "00006.tar")}
@@ -204,7 +147,7 @@ def test_a_shard_deleted_while_it_is_read(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(set(order.numbers(range(160)))) == 160  # counted, all of them
     (tmp_path / "set" / "00002.tar").unlink()
     iterator = stream(source, streams=1, window_shards=4, max_bad_fraction=0.0)
-    found = np.concatenate(take(iterator, 20))
+    found = take(iterator, 20).ravel()
     assert not {*range(80, 120)} & set(found.tolist())
     assert np.bincount(found).max() <= 4  # not the neighbours of what is gone
     assert list(iterator.lost_shards) == [str(tmp_path / "set" / "00002.tar")]
@@ -225,14 +168,15 @@ SPOILED = Counter(caption_missing=1, caption_empty=1, shard_unreadable=1)
 def test_drops_are_counted_once_through_resumes(shards: str) -> None:
     spoil(Path(shards).parent)
     first = stream(StreamingSource(shards))
-    batches = take(first, 3)
+    numbers = [take(first, 3)]
     for number in range(3, 15):
         state = json.loads(json.dumps(first.state()))
         first = stream(StreamingSource(shards), start_batch=number, cursor=state["cursor"])
         first.resume(state)
-        batches += take(first, 1)
+        numbers.append(take(first, 1))
     assert first.dropped == SPOILED
-    np.testing.assert_array_equal(batches, take(stream(StreamingSource(shards)), 15))
+    whole = take(stream(StreamingSource(shards)), 15)
+    np.testing.assert_array_equal(np.concatenate(numbers), whole)
 
 
 @pytest.mark.slow
@@ -286,7 +230,7 @@ def test_a_failing_shard_is_left_out_and_the_order_stays(
         with Loopback(Path(shards).parent) as server:
             server.faults = {"00004.tar": ["500…"], "00002.tar": ["stall"], "00006.tar": ["cut"]}
             iterator = stream(StreamingSource(*remote(server)), streams=1, batch_size=4)
-            runs.append(np.concatenate(take(iterator, 11)))
+            runs.append(take(iterator, 11).ravel())
             assert iterator.dropped == Counter(shard_unreadable=1)
             assert server.requests["00004.tar"] >= 2
     np.testing.assert_array_equal(*runs)
@@ -300,19 +244,3 @@ def test_a_failing_shard_stops_the_run_where_it_is_told_to(shards: str) -> None:
         iterator = stream(StreamingSource(*remote(server, "stop")), streams=1, batch_size=4)
         with pytest.raises(UserError, match=r"00004\.tar: cannot be read .*'stop'"):
             take(iterator, 13)
-
-
-@pytest.mark.parametrize("which", [0, 4])  # the first is looked at when the source is opened
-def test_a_truncated_shard_is_counted_and_the_stream_goes_on(
-    shards: str, caplog: pytest.LogCaptureFixture, which: int
-) -> None:
-    path = Path(shards).parent / f"{which:05d}.tar"
-    size = (SIZES[which] - 1) * 3072 + 520  # in the image of the last sample
-    path.write_bytes(path.read_bytes()[:size])
-    iterator = stream(StreamingSource(shards), streams=1, batch_size=3, max_bad_fraction=0.0)
-    lost = sum(SIZES[: which + 1]) - 1
-    numbers = np.concatenate(take(iterator, 17)).tolist()
-    assert sorted(numbers) == [n for n in range(52) if n != lost]
-    assert iterator.dropped["shard_damaged"] >= 1
-    assert iterator.dropped["image_missing"] >= 1
-    assert f"{path} is truncated at byte {size}" in caplog.text

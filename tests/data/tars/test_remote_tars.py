@@ -1,21 +1,18 @@
 """Indexed tars of a store: copied or read piece by piece, and what becomes of those that fail."""
 
-import itertools
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from loopback import Loopback
-from shards import png, samples, words, write_shard, write_shards
+from shards import batches, png, samples, take, write_shard, write_shards
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.sources import open_source
-from clip_jax.data.stream.pipeline import BatchIterator, training_batches
 from clip_jax.data.tars.collection import build_indexes
 from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.options import RemoteOptions
-from clip_jax.images.augmentation import Augmentation
 
 pytest.importorskip("aiohttp")
 
@@ -119,8 +116,8 @@ def test_what_cannot_be_indexed_is_left_out_or_ends_it(server: Loopback) -> None
     assert len(source) == 11
     assert source.dropped.counts == Counter(shard_unreadable=1)
     assert list(source.damaged) == [f"{server.url}/00001.tar"]
-    numbers = read(source, 3)
-    assert set(numbers) <= {*range(5), *range(9, 15)}
+    numbers = take(batches(source, batch_size=5, seed=0), 3)
+    assert set(numbers.ravel().tolist()) <= {*range(5), *range(9, 15)}
     with pytest.raises(UserError, match=r"00001\.tar: cannot be read after 2 attempts"):
         open_source(pattern(server), options=options(on_failure="stop"))
 
@@ -137,52 +134,31 @@ def test_a_shard_that_goes_away_is_replaced_by_samples_of_all_others(
     monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
     source = open_source(write_shards(tmp_path / "many", [1100, 1100, 1100]))
     (tmp_path / "many" / "00001.tar").unlink()
-    batches = training_batches(
-        source, words, 8, "bicubic", Augmentation(crop_scale=(1, 1)),
-        batch_size=300, seed=0, max_bad_fraction=0.01,
-    )  # fmt: skip
-    try:
-        for batch in itertools.islice(batches, 4):
-            assert np.unique(batch["indices"], return_counts=True)[1].max() <= 3
-    finally:
-        batches.close()
+    iterator = batches(source, batch_size=300, seed=0, max_bad_fraction=0.01)
+    for numbers in take(iterator, 4):
+        assert np.bincount(numbers).max() <= 3
     path = str(tmp_path / "many" / "00001.tar")
-    assert list(batches.lost_shards) == [path]
-    assert "No such file" in batches.lost_shards[path]
-    assert batches.dropped == Counter(shard_unreadable=1)
-    assert batches.bad_count == 0
+    assert list(iterator.lost_shards) == [path]
+    assert "No such file" in iterator.lost_shards[path]
+    assert iterator.dropped == Counter(shard_unreadable=1)
+    assert iterator.bad_count == 0
 
 
-def test_a_store_that_is_down_ends_the_run_soon(server: Loopback) -> None:
+@pytest.mark.parametrize(
+    ("on_failure", "fault", "said"),
+    [
+        ("skip", "500…", r"shards cannot be read, .*0000\d\.tar: .*500.*the same command goes on"),
+        ("stop", "cut…", r"0000\d\.tar: cannot be read .*on_failure is 'stop'"),
+    ],
+)
+def test_a_store_that_goes_down_ends_the_run(
+    server: Loopback, on_failure: str, fault: str, said: str
+) -> None:
     open_source(pattern(server), options=options())
-    source = open_source(pattern(server), options=options(cache_gib=1e-7))
-    for name in ("00000.tar", "00001.tar", "00002.tar"):
-        server.faults[name] = ["500…"]
-    with pytest.raises(UserError, match=r"shards cannot be read, .*0000\d\.tar: .*500") as caught:
-        read(source, 3)
-    assert "the same command goes on" in str(caught.value)
-
-
-def read(source, count: int) -> list[int]:
-    batches = training_batches(
-        source, words, 8, "bicubic", Augmentation(crop_scale=(1, 1)),
-        batch_size=5, seed=0, max_bad_fraction=0.5,
-    )  # fmt: skip
-    try:
-        found = [batch["tokens"][:, 1] for batch in itertools.islice(batches, count)]
-    finally:
-        batches.close()
-    return np.concatenate(found).tolist()
-
-
-def test_a_store_that_goes_away_ends_the_run_with_one_line(server: Loopback) -> None:
-    source = open_source(pattern(server), options=options(on_failure="stop"))
-    gone = options(on_failure="stop", cache_gib=1e-7)
-    source = open_source(pattern(server), options=gone)
-    for name in ("00000.tar", "00001.tar", "00002.tar"):
-        server.faults[name] = ["cut…"]
-    with pytest.raises(UserError, match=r"0000\d\.tar: cannot be read .*on_failure is 'stop'"):
-        read(source, 3)
+    source = open_source(pattern(server), options=options(on_failure=on_failure, cache_gib=1e-7))
+    server.faults = {f"0000{n}.tar": [fault] for n in range(3)}
+    with pytest.raises(UserError, match=said):
+        take(batches(source, batch_size=5, seed=0, max_bad_fraction=0.5), 3)
 
 
 def test_nothing_there(server: Loopback) -> None:
@@ -192,20 +168,12 @@ def test_nothing_there(server: Loopback) -> None:
 
 def test_a_resume_without_a_shard_says_why(tmp_path: Path) -> None:
     pattern = write_shards(tmp_path / "set", [6, 6, 6])
-    crops = Augmentation(crop_scale=(1, 1))
-
-    def begin() -> BatchIterator:
-        source = open_source(pattern)
-        return training_batches(source, words, 8, "bicubic", crops, batch_size=4, seed=0)
-
-    first = begin()
+    first = batches(open_source(pattern), batch_size=4, seed=0)
     next(first)
     state = first.state()
     first.close()
     (tmp_path / "set" / "00001.tar").write_bytes(b"<html>503</html>")
-    second = begin()
-    try:
-        with pytest.raises(UserError, match="1 of its files cannot be read now: go on when"):
-            second.resume(state)
-    finally:
-        second.close()
+    second = batches(open_source(pattern), batch_size=4, seed=0)
+    with pytest.raises(UserError, match="1 of its files cannot be read now: go on when"):
+        second.resume(state)
+    second.close()
