@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from clip_jax import sharding
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import ClipConfig, TransformerTextConfig, VitConfig
 from clip_jax.models.two_tower import TwoTower, init_params, normalize_images
 from clip_jax.training.step.gradient import Objective, loss_gradient
 
@@ -40,20 +40,12 @@ _MESHES = flags.DEFINE_multi_enum(
 TINY = ClipConfig(
     embed_dim=32,
     image_size=16,
-    patch_size=4,
-    vision_width=32,
-    vision_layers=2,
-    vision_heads=8,
-    vision_mlp_dim=64,
     context_length=6,
     vocab_size=64,
-    text_width=32,
-    text_layers=2,
-    text_heads=8,
-    text_mlp_dim=64,
     logit_bias_init=-4.0,
     scan_layers=True,
-    patch_dropout=0.5,
+    vision=VitConfig(patch_size=4, width=32, layers=2, heads=8, mlp_dim=64, patch_dropout=0.5),
+    text=TransformerTextConfig(width=32, layers=2, heads=8, mlp_dim=64),
 )
 Gradient = tuple[Any, Any]  # the loss, and a tree like the parameters
 

@@ -10,17 +10,10 @@ from typing import Any
 
 TOY = {
     "image_size": 32,
-    "patch_size": 8,
-    "vision_width": 32,
-    "vision_layers": 2,
-    "vision_heads": 2,
-    "vision_mlp_dim": 64,
     "context_length": 8,
     "vocab_size": 64,
-    "text_width": 32,
-    "text_layers": 2,
-    "text_heads": 2,
-    "text_mlp_dim": 64,
+    "vision": {"patch_size": 8, "width": 32, "layers": 2, "heads": 2, "mlp_dim": 64},
+    "text": {"width": 32, "layers": 2, "heads": 2, "mlp_dim": 64},
 }
 
 

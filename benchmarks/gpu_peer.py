@@ -15,7 +15,8 @@ from gpu_ours import TOY
 from peer_torch import build_open_clip, build_transformers
 
 BUILD = {"open_clip": build_open_clip, "transformers": build_transformers}
-TOY_SPEC = TOY | {"embed_dim": 32, "vision_kind": "vit", "text_causal": True}
+TOY_SPEC = TOY | {"embed_dim": 32}
+TOY_SPEC |= {"vision": TOY["vision"] | {"kind": "vit"}, "text": TOY["text"] | {"causal": True}}
 
 
 def train_rate(library, spec, batch_size, device):
@@ -70,7 +71,7 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = True
     device = "cuda" if torch.cuda.is_available() else "cpu"
     spec = TOY_SPEC if job["toy"] else job["config"]
-    if spec.get("vision_pool") == "attention":
+    if spec["vision"].get("pool") == "attention":
         print(json.dumps({"skipped": "this architecture is timm's there, and is not compared"}))
         return
     best = {"skipped": "not even the smallest batch fits"}

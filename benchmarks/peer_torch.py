@@ -19,27 +19,27 @@ def build_open_clip(spec):
     import open_clip
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-    is_resnet = spec["vision_kind"] == "resnet"
-    layers = spec["vision_layers"]
-    width = spec["vision_width"]
+    vision, text = spec["vision"], spec["text"]
+    is_resnet = vision["kind"] == "resnet"
+    layers, width = vision["layers"], vision["width"]
     feature = width * 32 if is_resnet else width
     model = CLIP(
         spec["embed_dim"],
         CLIPVisionCfg(
             layers=tuple(layers) if is_resnet else layers,
             width=width,
-            head_width=feature // spec["vision_heads"],
+            head_width=feature // vision["heads"],
             mlp_ratio=4.0,
-            patch_size=spec["patch_size"],
+            patch_size=vision.get("patch_size", 32),
             image_size=spec["image_size"],
         ),
         CLIPTextCfg(
             context_length=spec["context_length"],
             vocab_size=spec["vocab_size"],
-            width=spec["text_width"],
-            heads=spec["text_heads"],
-            layers=spec["text_layers"],
-            no_causal_mask=not spec["text_causal"],
+            width=text["width"],
+            heads=text["heads"],
+            layers=text["layers"],
+            no_causal_mask=not text["causal"],
         ),
         output_dict=True,
     )
@@ -57,22 +57,23 @@ def build_transformers(spec):
     import transformers
     from transformers import CLIPConfig, CLIPModel
 
+    vision, text = spec["vision"], spec["text"]
     config = CLIPConfig(
         projection_dim=spec["embed_dim"],
         vision_config={
-            "hidden_size": spec["vision_width"],
-            "intermediate_size": spec["vision_mlp_dim"],
-            "num_hidden_layers": spec["vision_layers"],
-            "num_attention_heads": spec["vision_heads"],
+            "hidden_size": vision["width"],
+            "intermediate_size": vision["mlp_dim"],
+            "num_hidden_layers": vision["layers"],
+            "num_attention_heads": vision["heads"],
             "image_size": spec["image_size"],
-            "patch_size": spec["patch_size"],
+            "patch_size": vision["patch_size"],
             "hidden_act": "gelu",
         },
         text_config={
-            "hidden_size": spec["text_width"],
-            "intermediate_size": spec["text_mlp_dim"],
-            "num_hidden_layers": spec["text_layers"],
-            "num_attention_heads": spec["text_heads"],
+            "hidden_size": text["width"],
+            "intermediate_size": text["mlp_dim"],
+            "num_hidden_layers": text["layers"],
+            "num_attention_heads": text["heads"],
             "vocab_size": spec["vocab_size"],
             "max_position_embeddings": spec["context_length"],
             "hidden_act": "gelu",

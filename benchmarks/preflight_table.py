@@ -56,7 +56,7 @@ ROWS = (
     Row("openai_rn50", "v5e:16x16"),
     Row("openai_rn50x64", "v5p:8x8x8"),
     Row("laion_vit_h14", "v5p:8x8x4", (BATCH,)),
-    Row("laion_vit_bigg14", "v5p:8x8x8", (BATCH, "--config.model.patch_dropout=0.0")),
+    Row("laion_vit_bigg14", "v5p:8x8x8", (BATCH, "--config.model.vision.patch_dropout=0.0")),
     Row("siglip_so400m", "v5e:16x16"),
     Row("openai_vit_b32", "v6e:16x16", (OFF,)),
     Row("openai_vit_b16", "v6e:16x16", (OFF,)),
@@ -78,7 +78,7 @@ ROWS = (
     Row("siglip_so400m", "v5e:16x16", (FULL,)),
     Row("openai_vit_l14_336", "v5p:8x8x8", (FULL,)),
     Row("laion_vit_h14", "v5p:8x8x4", (BATCH, FULL)),
-    Row("laion_vit_bigg14", "v5p:8x8x8", (BATCH, "--config.model.patch_dropout=0.0", FULL)),
+    Row("laion_vit_bigg14", "v5p:8x8x8", (BATCH, "--config.model.vision.patch_dropout=0.0", FULL)),
 )
 
 HEAD = """\

@@ -20,7 +20,8 @@ from peer import Peer, PeerError, matmul_flops_per_second
 
 from clip_jax.hosts.memory import keep_freed_memory
 from clip_jax.models.architectures import get_architecture
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.training.config import ModelConfig
 
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each; the first warms up.", lower_bound=3)
 _MODELS = flags.DEFINE_list("models", ["ViT-B-32", "quickstart"], "ViT-B-32, quickstart.")
@@ -37,10 +38,9 @@ def quickstart_architecture() -> tuple[ClipConfig, int]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    fields = config.model.to_dict()
-    overrides = {key: v for key, v in fields.items() if key != "name" and v is not None}
-    overrides |= {"vocab_size": config.tokenizer.vocab_size, "text_activation": "gelu"}
-    return get_architecture(config.model.name, **overrides), config.batch_size
+    model = ModelConfig.from_values(config.model.to_dict(), "config.model").architecture()
+    changes = {"vocab_size": config.tokenizer.vocab_size, "text": {"activation": "gelu"}}
+    return override(model, **changes), config.batch_size
 
 
 class Ours:

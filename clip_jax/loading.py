@@ -29,8 +29,8 @@ def create(
     """Creates a CLIP with random parameters.
 
     `tokenizer` is a name or path that `get_tokenizer` takes, or a tokenizer. `overrides` are
-    `ClipConfig` fields such as `image_size=`, `context_length=`, `vocab_size=`. Raises `UserError`
-    for unknown ones.
+    `ClipConfig` fields such as `image_size=` or `vocab_size=`, those of a tower as a dict:
+    `vision={"patch_size": 16}`. Raises `UserError` for unknown ones.
     """
     config = get_architecture(name, **overrides)
     key = jax.random.key(whole_number(seed, "seed", least=0, greatest=2**32 - 1))
@@ -74,8 +74,8 @@ def load(
       tokenizer: replaces the source's own; a name or path that `get_tokenizer` takes, or one.
       mesh: holds the parameters, split over its fsdp axis; by default all local devices.
       revision: branch, tag or commit of a hub id.
-      overrides: `ClipConfig` fields such as `image_size=` or `context_length=`; position tables are
-        interpolated, with a log message.
+      overrides: `ClipConfig` fields such as `image_size=`, `context_length=` or
+        `vision={"activation": "gelu"}`; position tables are interpolated, with a log message.
 
     Raises:
       UserError: something is missing, damaged or contradictory.

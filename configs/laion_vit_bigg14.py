@@ -7,8 +7,8 @@ MEMORY    90.1 of 95.7 GiB a chip at its peak, by pre-flight (docs/preflight.md)
 SPEED     planned: 67,700 pairs/s at 50 % utilisation, 5 days for 32 billion pairs
 EXPECTED  80.1 % zero-shot top-1 on ImageNet with the 80 templates, after 32 billion pairs with
           half of the patches and about 7 billion with all of them
-          (--config.model.patch_dropout=0.0 --config.init.source=THIS_RUN); open_clip's result
-          table.
+          (--config.model.vision.patch_dropout=0.0 --config.init.source=THIS_RUN); open_clip's
+          result table.
 
 Their run took 512 to 760 A100.
 """
@@ -22,7 +22,7 @@ def get_config():
     config.model.name = "ViT-bigG-14"
     config.model.remat = "dots"
     config.mesh.fsdp = 8
-    config.model.patch_dropout = 0.5
+    config.model.vision.patch_dropout = 0.5
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 13_000
     config.optimizer.b2 = 0.95

@@ -1,17 +1,33 @@
-"""`ClipConfig`: everything that defines the function of a CLIP except its parameters."""
+"""`ClipConfig`: everything that defines the function of a CLIP except its parameters.
 
-from __future__ import annotations
+It nests as the model does: fields of the image tower, of the text tower and of a caption decoder
+are each a class of their own, one a kind of tower; what towers share is at the top.
+"""
 
 import dataclasses
-import difflib
-import math
-import typing
-from typing import Any, Literal
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 from clip_jax.errors import UserError
+from clip_jax.models.fields import (
+    Effect,
+    about_of,
+    changed,
+    computing,
+    field,
+    function,
+    image,
+    matters,
+    resizable,
+    shape,
+    start,
+    training,
+    unknown_field,
+)
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+MOST_LAYERS = 1000
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 # "linear" is one matrix, "linear_bias" adds a bias; "mlp" is matrix, GELU, matrix, "mlp_bias" adds
@@ -19,306 +35,465 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 ProjectionKind = Literal["linear", "linear_bias", "mlp", "mlp_bias", "none"]
 # The initial parameters follow OpenAI's code, big_vision (xavier), or N(0, 0.02²) with zero biases.
 InitKind = Literal["openai", "big_vision", "normal"]
+BatchNormKind = Literal["batch", "frozen"]  # in training: statistics of the batch, or stored
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipConfig:
+class SharedConfig:
+    """Fields that towers share."""
+
+    name: str = field("about", "custom", {})
+    embed_dim: int = shape(512)  # width of the shared space
+
+    image_size: int = resizable(224, tower="vision")  # pixels, square
+    context_length: int = resizable(77, tower="text")  # tokens
+    vocab_size: int = shape(49408, tower="text")
+
+    norm_eps: float = function(1e-5)  # LayerNorm
+    logit_scale_init: float = start(2.6592600)  # ln(1 / 0.07), stored as a logarithm
+    logit_bias_init: float | None = start(None)  # None: no bias (softmax loss)
+
+    dtype: Literal["float32", "bfloat16"] = computing("float32")  # parameters are float32
+    # Scans one compiled block: faster to compile, parameters stacked.
+    scan_layers: bool = field("layout", False, {})
+    # The backward pass recomputes activations, from the most memory to the least; models/remat.py.
+    remat: Literal["none", "dots", "qkv", "full", "offload"] = computing("none")
+    attention: Literal["auto", "xla", "cudnn"] = computing("auto")  # auto: cuDNN if available
+
+    image_mean: tuple[float, float, float] = image(OPENAI_MEAN)  # of RGB in [0, 1]; on the device
+    image_std: tuple[float, float, float] = image(OPENAI_STD)
+    # Shorter side then centre crop; both sides; longer side then padding.
+    image_resize: Literal["shortest", "squash", "longest"] = image("shortest")
+    image_interpolation: Literal["bicubic", "bilinear"] = image("bicubic")
+    image_fill: int = image(0, least=0, most=255)  # "longest": grey level of the padding
+
+
+@dataclasses.dataclass(frozen=True)
+class _TransformerVision:
+    """Fields of an image tower whose blocks are a Transformer's."""
+
+    width: int = shape(768)  # of a token
+    layers: int = shape(12, most=MOST_LAYERS)
+    heads: int = shape(12)
+    mlp_dim: int = shape(3072)
+    # "attention" is SigLIP's head of one learned query, "queries" CoCa's.
+    pool: Literal["class_token", "average", "attention", "queries"] = shape("class_token")
+    pool_heads: int = shape(8, pool=("attention", "queries"))
+    pool_mlp_dim: int = shape(3072, pool=("attention",))
+    pool_queries: int = shape(256, pool=("queries",))  # the first is the embedding, others memory
+    pooler: bool = shape(False)  # Linear and tanh before the projection, as in BERT
+    projection: ProjectionKind = shape("linear")
+    class_token: bool = shape(True)
+    pre_norm: bool = shape(True)  # LayerNorm between the embedding and the first block
+    post_norm: Literal["before_pool", "after_pool"] = function("before_pool", pool=("average",))
+    block_norm: Literal["pre", "branch"] = function("pre")  # LN before a branch, or on its output
+    mlp: Literal["plain", "swiglu", "geglu"] = shape("plain")  # see BlockConfig in attention.py
+    inner_norm: bool = shape(False)  # LayerNorm on attention's output, before its projection
+    key_bias: bool = shape(True)  # whether keys have a bias, as queries and values do
+    layer_scale: float | None = shape(None)  # initial gain of every branch; None: no gain
+    rope: Literal["none", "yx", "xy"] = function("none")  # rotary positions; coordinates' order
+    rope_grid: int = function(16, rope=("yx", "xy"))  # side of the grid that positions scale to
+    rope_offset: float = function(0.0, rope=("yx", "xy"))  # of the first patch, in patches
+    activation: Activation = function("gelu")
+    init: InitKind = start("openai")
+    norm_eps: float | None = function(None)  # None: the model's
+    patch_dropout: float = training(0.0, least=0, below=1)  # share of patches to drop (FLIP)
+
+    def _check_blocks(self, shared: SharedConfig) -> None:
+        if self.pool == "class_token" and not self.class_token:
+            raise UserError("vision.pool='class_token': needs vision.class_token=True")
+        if self.projection == "none" and self.pool != "queries":
+            _check_width("vision", self.width, shared.embed_dim)
+        if self.patch_dropout and self.rope != "none":
+            raise UserError(
+                f"vision.patch_dropout={self.patch_dropout}: needs vision.rope='none', as rotary "
+                "positions take the whole grid"
+            )
+        _check_divides("vision.heads", self.heads, "vision.width", self.width)
+        if self.pool == "attention":
+            _check_divides("vision.pool_heads", self.pool_heads, "vision.width", self.width)
+        if self.pool == "queries":
+            _check_divides("vision.pool_heads", self.pool_heads, "embed_dim", shared.embed_dim)
+        if self.rope != "none":
+            _check_divides("4 bands", 4, "head width", self.width // self.heads)
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig(_TransformerVision):
+    """Vision Transformer; models/vision.py."""
+
+    kind: ClassVar[str] = "vit"
+    patch_size: int = shape(32)  # pixels
+    patch_bias: bool = shape(False)  # bias of the patch embedding
+    naflex: bool = field("about", False, {})  # SigLIP 2 NaFlex at one square size; only on disk
+
+    def grid(self, image_size: int) -> int:
+        """Side of the grid of patches."""
+        return image_size // self.patch_size
+
+    def check(self, shared: SharedConfig) -> None:
+        """Raises `UserError` for sizes that no tower can have."""
+        if self.patch_size > shared.image_size:
+            raise UserError(
+                f"vision.patch_size={self.patch_size}: must be 1 to image_size={shared.image_size}"
+            )
+        self._check_blocks(shared)
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridConfig(_TransformerVision):
+    """ViT whose patches are the features of a convolutional stem; models/hybrid.py."""
+
+    kind: ClassVar[str] = "hybrid"
+    patch_size: ClassVar[int] = 16  # total stride of the stem
+    positions: bool = shape(True)  # learned positions of the patches
+    # Three convolutions (MobileCLIP), or stages of inverted bottlenecks (ViTamin).
+    stem: Literal["convolutions", "inverted"] = shape("convolutions")
+    stem_width: int = shape(64)  # channels of the first convolution
+    batch_norm: BatchNormKind = training("batch", stem=("convolutions",))
+
+    def grid(self, image_size: int) -> int:
+        """Side of the grid of patches."""
+        return image_size // self.patch_size
+
+    def check(self, shared: SharedConfig) -> None:
+        """Raises `UserError` for sizes that no tower can have."""
+        _check_multiple(shared.image_size, self.patch_size, "hybrid ViT")
+        self._check_blocks(shared)
+
+
+@dataclasses.dataclass(frozen=True)
+class _StagesVision:
+    """Fields of a convolutional image tower, whose stages halve the side and double the width."""
+
+    width: int = shape(64)  # channels of the first stage
+    layers: tuple[int, ...] = shape((3, 4, 6, 3), most=MOST_LAYERS)  # blocks of each stage
+
+    def grid(self, image_size: int) -> int:
+        """Side of the last feature map."""
+        return image_size // _stride(self.layers)
+
+    def _check_stages(self, shared: SharedConfig, tower: str, more: bool = False) -> None:
+        if len(self.layers) not in ((4, 5) if more else (4,)):
+            wanted = "four or five" if more else "four"
+            raise UserError(f"vision.layers={self.layers}: a {tower} takes {wanted} stage depths")
+        _check_multiple(shared.image_size, _stride(self.layers), tower)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig(_StagesVision):
+    """ModifiedResNet; models/resnet.py."""
+
+    kind: ClassVar[str] = "resnet"
+    heads: int = shape(32)  # of the attention pool
+    batch_norm: BatchNormKind = training("batch")
+
+    def check(self, shared: SharedConfig) -> None:
+        """Raises `UserError` for sizes that no tower can have."""
+        self._check_stages(shared, "ResNet")
+        _check_divides("vision.heads", self.heads, "32 x vision.width", self.width * 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNextConfig(_StagesVision):
+    """ConvNeXt; models/convnext.py."""
+
+    kind: ClassVar[str] = "convnext"
+    width: int = shape(96)
+    layers: tuple[int, ...] = shape((3, 3, 9, 3), most=MOST_LAYERS)
+    projection: ProjectionKind = shape("linear")
+    layer_scale: float | None = shape(1e-6)  # initial gain of every branch; None: no gain
+    activation: Activation = function("gelu")
+    norm_eps: float | None = function(None)  # None: the model's
+
+    def check(self, shared: SharedConfig) -> None:
+        """Raises `UserError` for sizes that no tower can have."""
+        self._check_stages(shared, "ConvNeXt")
+
+
+@dataclasses.dataclass(frozen=True)
+class FastVitConfig(_StagesVision):
+    """FastViT; models/fastvit.py."""
+
+    kind: ClassVar[str] = "fastvit"
+    variant: Literal["small", "large"] = shape("small")
+    layers: tuple[int, ...] = shape((2, 6, 10, 2), most=MOST_LAYERS)
+    mlp_dim: int = shape(192)  # in the first stage
+    projection: ProjectionKind = shape("linear")
+    layer_scale: float = shape(1e-5)  # initial gain of every branch
+    activation: Activation = function("gelu")
+    norm_eps: float | None = function(None)  # None: the model's
+    batch_norm: BatchNormKind = training("batch")
+
+    def check(self, shared: SharedConfig) -> None:
+        """Raises `UserError` for sizes that no tower can have."""
+        self._check_stages(shared, "FastViT", more=True)
+        _check_divides("vision.width", self.width, "vision.mlp_dim", self.mlp_dim)
+        _check_divides("head width", 32, "8 x vision.width", self.width * 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerTextConfig:
+    """Transformer over tokens; models/text.py."""
+
+    kind: ClassVar[str] = "transformer"
+    width: int = shape(512)
+    layers: int = shape(12, most=MOST_LAYERS)
+    heads: int = shape(8)
+    mlp_dim: int = shape(2048)
+    causal: bool = function(True)
+    # The position at which the caption's feature is read.
+    pool: Literal["argmax", "eos", "last", "appended"] = shape("argmax")
+    eos_id: int = function(49407, least=0, pool=("eos",))  # its first occurrence is read
+    pad_id: int = function(0, least=0, pool=("appended",))  # masked by "appended"
+    class_mask: Literal["shifted", "aligned"] = function("shifted", pool=("appended",))
+    projection: ProjectionKind = shape("linear")
+    activation: Activation = function("gelu")
+    init: InitKind = start("openai")
+
+    def position_rows(self, context_length: int) -> int:
+        """Rows of the position table."""
+        return context_length + (self.pool == "appended")
+
+    def check(self, shared: SharedConfig) -> None:
+        """Raises `UserError` for sizes that no tower can have."""
+        _check_text(self.width, self.heads, self.projection, shared)
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """BERT, RoBERTa, XLM-RoBERTa; models/bert.py."""
+
+    kind: ClassVar[str] = "bert"
+    causal: ClassVar[bool] = False
+    width: int = shape(768)
+    layers: int = shape(12, most=MOST_LAYERS)
+    heads: int = shape(12)
+    mlp_dim: int = shape(3072)
+    pool: Literal["first", "mean", "pooler"] = shape("mean")
+    pad_id: int = function(0, least=0)  # masked
+    positions: int | None = shape(None)  # rows of the position table; None: as many as needed
+    position_offset: int = function(0, least=0)  # RoBERTa counts from pad_id + 1, real tokens only
+    token_types: int = shape(1)  # rows of the table of token types
+    projection: ProjectionKind = shape("linear")
+    activation: Activation = function("gelu")
+    init: InitKind = start("normal")
+
+    def position_rows(self, context_length: int) -> int:
+        """Rows of the position table."""
+        return self.positions or context_length + self.position_offset
+
+    def check(self, shared: SharedConfig) -> None:
+        """Raises `UserError` for sizes that no tower can have."""
+        _check_text(self.width, self.heads, self.projection, shared)
+        needed = shared.context_length + self.position_offset
+        if self.position_rows(shared.context_length) < needed:
+            raise UserError(
+                f"text.positions={self.positions}: context_length={shared.context_length} needs "
+                f"at least {needed}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """CoCa's caption decoder, as wide as the text tower; models/decoder.py."""
+
+    layers: int = shape(12, most=MOST_LAYERS)
+    heads: int = shape(8)
+    vocab_size: int = shape(49408)
+
+
+VisionConfig = VitConfig | HybridConfig | ResNetConfig | ConvNextConfig | FastVitConfig
+TextConfig = TransformerTextConfig | BertConfig
+# The kinds of each part; a part of one kind has no name for it.
+KINDS: dict[str, dict[str, Any]] = {
+    "vision": {
+        cls.kind: cls
+        for cls in (VitConfig, HybridConfig, ResNetConfig, ConvNextConfig, FastVitConfig)
+    },
+    "text": {cls.kind: cls for cls in (TransformerTextConfig, BertConfig)},
+    "decoder": {"": DecoderConfig},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig(SharedConfig):
     """Everything that defines the function of a CLIP except its parameters and vocabulary."""
 
-    name: str = "custom"
-    embed_dim: int = 512  # width of the shared space
-
-    image_size: int = 224  # pixels, square
-    vision_kind: Literal["vit", "hybrid", "resnet", "convnext", "fastvit"] = (
-        "vit"  # "hybrid": a ViT whose patches are the features of a convolutional stem
-    )
-    patch_size: int = 32  # pixels; ViT; hybrid: the total stride of the stem
-    vision_width: int = 768  # ViT: token width; else channels of the first stage
-    vision_layers: int | tuple[int, ...] = 12  # ViT: blocks; else blocks of each stage
-    vision_heads: int = 12  # ResNet: heads of the attention pool
-    vision_mlp_dim: int = 3072  # ViT; FastViT: width in the first stage
-    vision_pool: Literal["class_token", "average", "attention", "queries"] = (
-        "class_token"  # ViT: "attention" is SigLIP's head of one learned query, "queries" CoCa's
-    )
-    vision_pool_heads: int = 8  # "attention" and "queries"
-    vision_pool_mlp_dim: int = 3072  # "attention"
-    vision_pool_queries: int = 256  # "queries": the first is the embedding, the others memory
-    vision_pooler: bool = False  # ViT: Linear and tanh before the projection, as in BERT
-    vision_projection: ProjectionKind = "linear"
-    vision_class_token: bool = True  # ViT
-    vision_patch_bias: bool = False  # ViT: bias of the patch embedding
-    vision_pre_norm: bool = True  # ViT: LayerNorm between the embedding and the first block
-    vision_post_norm: Literal["before_pool", "after_pool"] = "before_pool"  # ViT
-    vision_block_norm: Literal["pre", "branch"] = "pre"  # LN before a branch, or on its output
-    vision_mlp: Literal["plain", "swiglu", "geglu"] = "plain"  # see BlockConfig in transformer.py
-    vision_inner_norm: bool = False  # LayerNorm on attention's output, before its projection
-    vision_key_bias: bool = True  # whether keys have a bias, as queries and values do
-    vision_layer_scale: float | None = None  # initial gain of every branch; None: no gain
-    vision_rope: Literal["none", "yx", "xy"] = "none"  # rotary positions; order of the coordinates
-    vision_rope_grid: int = 16  # side of the grid that positions are scaled to
-    vision_rope_offset: float = 0.0  # position of the first patch, in patches
-    vision_positions: bool = True  # hybrid: learned positions of the patches
-    vision_stem: Literal["convolutions", "inverted"] = (
-        "convolutions"  # hybrid: three (MobileCLIP), or stages of inverted bottlenecks (ViTamin)
-    )
-    vision_stem_width: int = 64  # hybrid: channels of the first convolution
-    vision_fastvit: Literal["small", "large"] = "small"  # FastViT; see models/fastvit.py
-    vision_activation: Activation = "gelu"
-    vision_init: InitKind = "openai"
-    batch_norm: Literal["batch", "frozen"] = (
-        "batch"  # ResNet, in training: statistics of the batch, or stored
-    )
-    naflex: bool = False  # SigLIP 2 NaFlex, used at one square size; only matters on disk
-
-    text_kind: Literal["transformer", "bert"] = "transformer"  # "bert": BERT, RoBERTa, XLM-RoBERTa
-    context_length: int = 77  # tokens
-    vocab_size: int = 49408
-    text_width: int = 512
-    text_layers: int = 12
-    text_heads: int = 8
-    text_mlp_dim: int = 2048
-    text_causal: bool = True
-    text_pool: Literal["argmax", "eos", "last", "first", "mean", "pooler", "appended"] = (
-        "argmax"  # where the caption's feature is read; see models/text.py
-    )
-    eos_id: int = 49407  # for text_pool "eos": its first occurrence is read
-    pad_id: int = 0  # masked by "bert" and by text_pool "appended"
-    text_class_mask: Literal["shifted", "aligned"] = "shifted"  # "appended": CoCa's released quirk
-    text_positions: int | None = None  # rows of the position table; None: one per token
-    text_position_offset: int = 0  # "bert": RoBERTa counts from pad_id + 1, over real tokens only
-    text_token_types: int = 1  # "bert": rows of the table of token types
-    text_projection: ProjectionKind = "linear"
-    text_activation: Activation = "gelu"
-    text_init: InitKind = "openai"
-
-    decoder_layers: int = 0  # CoCa's caption decoder; 0: none
-    decoder_heads: int = 8
-    decoder_vocab_size: int = 49408
-
-    norm_eps: float = 1e-5  # LayerNorm
-    vision_norm_eps: float | None = None  # None: norm_eps
-    logit_scale_init: float = 2.6592600  # ln(1 / 0.07), stored as a logarithm
-    logit_bias_init: float | None = None  # None: no bias (softmax loss)
-
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of computation; parameters are float32
-    scan_layers: bool = False  # scans one compiled block: faster to compile, parameters stacked
-    # The backward pass recomputes activations, from the most memory to the least; models/remat.py.
-    remat: Literal["none", "dots", "qkv", "full", "offload"] = "none"
-    attention: Literal["auto", "xla", "cudnn"] = "auto"  # kernel; auto: cuDNN if available
-    patch_dropout: float = 0.0  # share of an image's patches that training drops (FLIP)
-
-    image_mean: tuple[float, float, float] = OPENAI_MEAN  # of RGB in [0, 1]; applied on the device
-    image_std: tuple[float, float, float] = OPENAI_STD
-    image_resize: Literal["shortest", "squash", "longest"] = (
-        "shortest"  # shorter side then centre crop; both sides; longer side then padding
-    )
-    image_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    image_fill: int = 0  # "longest": grey level of the padding, 0 to 255
+    vision: VisionConfig = dataclasses.field(default_factory=VitConfig)
+    text: TextConfig = dataclasses.field(default_factory=TransformerTextConfig)
+    decoder: DecoderConfig | None = None
 
     @property
     def vision_grid(self) -> int:
         """Side of the patch grid (ViT) or of the last feature map."""
-        if isinstance(self.vision_layers, int):
-            return self.image_size // self.patch_size
-        return self.image_size // (2 * 2 ** len(self.vision_layers))
-
-    @property
-    def vision_tokens(self) -> int:
-        """Number of tokens of a ViT, including the class token."""
-        return self.vision_grid**2 + self.vision_class_token
-
-    @property
-    def vision_eps(self) -> float:
-        """LayerNorm's epsilon in the image tower."""
-        return self.norm_eps if self.vision_norm_eps is None else self.vision_norm_eps
+        return self.vision.grid(self.image_size)
 
     @property
     def position_rows(self) -> int:
         """Number of rows of the text tower's position table."""
-        appended = self.text_pool == "appended"
-        return self.text_positions or self.context_length + self.text_position_offset + appended
+        return self.text.position_rows(self.context_length)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-serialisable dictionary that `ClipConfig.from_dict` reads back."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        for part in ("vision", "text"):
+            values[part] = {"kind": getattr(self, part).kind, **values[part]}
+        return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ClipConfig:
+    def from_dict(cls, values: Any) -> "ClipConfig":
         """Inverts `to_dict`. Raises `UserError` for an unknown field or invalid value."""
         if not isinstance(values, dict):
             raise UserError(f"the architecture is {values!r}: must be an object of fields")
         return override(cls(), **values)
 
 
-HINTS = typing.get_type_hints(ClipConfig)
-LARGEST = 2**31 - 1
-MOST_LAYERS = 1000
-MAY_BE_ZERO = ("eos_id", "pad_id", "text_position_offset", "decoder_layers", "image_fill")
+def norm_eps(tower: Any, shared: SharedConfig) -> float:
+    """LayerNorm's epsilon in an image tower: its own, or the model's."""
+    eps = getattr(tower, "norm_eps", None)
+    return shared.norm_eps if eps is None else eps
 
 
-def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a value has an annotated type; a whole number counts as a float."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return isinstance(value, str) and value in arguments
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        right_length = arguments[-1] is ... or len(arguments) == len(value)
-        return right_length and all(_is_a(item, arguments[0]) for item in value)
-    if arguments:  # a union
-        return any(_is_a(value, option) for option in arguments)
-    if hint in (int, float):
-        number = isinstance(value, int if hint is int else int | float)
-        return number and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, hint)
+def _stride(layers: tuple[int, ...]) -> int:
+    return 2 * 2 ** len(layers)
 
 
-def _wanted(hint: Any) -> str:
-    """Describes the values that an annotation accepts, for the end of an error message."""
-    if typing.get_origin(hint) is Literal:
-        return f"choose one of {', '.join(typing.get_args(hint))}"
-    if typing.get_origin(hint) is tuple:
-        return "must be three numbers, for red, green, blue"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    names[type(None)] = "null"
-    options = typing.get_args(hint) or (hint,)
-    return "must be " + " or ".join(names.get(option, "numbers, one a stage") for option in options)
+def _check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
+    if whole % value:
+        raise UserError(f"{name}={value}: must divide {whole_name}={whole}")
 
 
-def _check(config: ClipConfig) -> None:
-    """Raises `UserError` for sizes that no model can have."""
-    for field in dataclasses.fields(config):
-        value, hint = getattr(config, field.name), HINTS[field.name]
-        if not _is_a(value, hint):
-            raise UserError(f"{field.name}={value!r}: {_wanted(hint)}")
-        lowest = 0 if field.name in MAY_BE_ZERO else 1
-        if isinstance(value, int) and not isinstance(value, bool):
-            if int in (hint, *typing.get_args(hint)) and value < lowest:
-                raise UserError(f"{field.name}={value}: must be at least {lowest}")
-            if value > LARGEST:
-                raise UserError(f"{field.name}={value}: must be at most {LARGEST}")
-    if not 0 <= config.patch_dropout < 1:
-        raise UserError(f"patch_dropout={config.patch_dropout}: must be 0 to less than 1")
-    if config.patch_dropout and config.vision_kind not in ("vit", "hybrid"):
-        raise UserError(
-            f"patch_dropout={config.patch_dropout}: needs a ViT; vision_kind={config.vision_kind!r}"
-        )
-    if min(config.image_std) <= 0:
-        raise UserError(f"image_std={config.image_std}: must be above 0")
-    divisors = [("text_width", config.text_width, "text_heads", config.text_heads)]
-    if config.vision_kind in ("vit", "hybrid"):
-        divisors += _check_vit(config)
-    else:
-        divisors += _check_stages(config)
-    for width_name, width, heads_name, heads in divisors:
-        if heads < 1 or width % heads:
-            raise UserError(f"{heads_name}={heads}: must divide {width_name}={width}")
-    _check_text(config)
-
-
-def _check_vit(config: ClipConfig) -> list[tuple[str, int, str, int]]:
-    if config.patch_size > config.image_size or config.patch_size < 1:
-        raise UserError(
-            f"patch_size={config.patch_size}: must be 1 to image_size={config.image_size}"
-        )
-    if not isinstance(config.vision_layers, int) or config.vision_layers > MOST_LAYERS:
-        raise UserError(
-            f"vision_layers={config.vision_layers}: a ViT takes one number of blocks, at most "
-            f"{MOST_LAYERS}"
-        )
-    if config.vision_kind == "hybrid" and (config.patch_size != 16 or config.image_size % 16):
-        raise UserError(
-            f"patch_size={config.patch_size}, image_size={config.image_size}: a hybrid ViT takes "
-            "16 and a multiple of 16"
-        )
-    if config.vision_pool == "class_token" and not config.vision_class_token:
-        raise UserError("vision_pool='class_token': needs vision_class_token=True")
-    if config.vision_projection == "none" and config.vision_pool != "queries":
-        _check_width("vision", config.vision_width, config.embed_dim)
-    if config.patch_dropout and config.vision_rope != "none":
-        raise UserError(
-            f"patch_dropout={config.patch_dropout}: needs vision_rope='none', as rotary positions "
-            "take the whole grid"
-        )
-    divisors = [("vision_width", config.vision_width, "vision_heads", config.vision_heads)]
-    pooled = {"attention": ("vision_width", config.vision_width)}
-    pooled["queries"] = ("embed_dim", config.embed_dim)
-    if config.vision_pool in pooled:
-        divisors.append(
-            (*pooled[config.vision_pool], "vision_pool_heads", config.vision_pool_heads)
-        )
-    if config.vision_rope != "none":
-        divisors.append(("head width", config.vision_width // config.vision_heads, "4 bands", 4))
-    return divisors
-
-
-def _check_stages(config: ClipConfig) -> list[tuple[str, int, str, int]]:
-    kind = {"resnet": "ResNet", "convnext": "ConvNeXt", "fastvit": "FastViT"}[config.vision_kind]
-    stages = (4, 5) if config.vision_kind == "fastvit" else (4,)
-    if isinstance(config.vision_layers, int) or len(config.vision_layers) not in stages:
-        wanted = "four or five" if len(stages) > 1 else "four"
-        raise UserError(
-            f"vision_layers={config.vision_layers}: a {kind} takes {wanted} stage depths"
-        )
-    stride = 2 * 2 ** len(config.vision_layers)
-    if config.image_size % stride or config.image_size < stride:
-        raise UserError(f"image_size={config.image_size}: a {kind} takes a multiple of {stride}")
-    if config.vision_kind == "convnext":
-        return []
-    if config.vision_kind == "fastvit":
-        if config.vision_layer_scale is None:
-            raise UserError("vision_layer_scale=None: a FastViT takes a number")
-        mlp = ("vision_mlp_dim", config.vision_mlp_dim, "vision_width", config.vision_width)
-        return [mlp, ("8 x vision_width", config.vision_width * 8, "head width", 32)]
-    return [("32 x vision_width", config.vision_width * 32, "vision_heads", config.vision_heads)]
-
-
-def _check_text(config: ClipConfig) -> None:
-    if max(config.text_layers, config.decoder_layers) > MOST_LAYERS:
-        raise UserError(f"text_layers={config.text_layers}: must be at most {MOST_LAYERS}")
-    bert_only = {"first", "mean", "pooler"}
-    if (config.text_kind == "bert") != (config.text_pool in bert_only):
-        raise UserError(
-            f"text_pool={config.text_pool!r}: text_kind={config.text_kind!r} takes "
-            + (
-                "first, mean or pooler"
-                if config.text_kind == "bert"
-                else "argmax, eos, last or appended"
-            )
-        )
-    if config.text_projection == "none":
-        _check_width("text", config.text_width, config.embed_dim)
-    needed = config.context_length + config.text_position_offset + (config.text_pool == "appended")
-    if config.position_rows < needed:
-        raise UserError(
-            f"text_positions={config.text_positions}: context_length={config.context_length} "
-            f"needs at least {needed}"
-        )
+def _check_multiple(image_size: int, stride: int, tower: str) -> None:
+    if image_size % stride:
+        raise UserError(f"image_size={image_size}: a {tower} takes a multiple of {stride}")
 
 
 def _check_width(tower: str, width: int, embed_dim: int) -> None:
     if width != embed_dim:
         raise UserError(
-            f"{tower}_projection='none': needs {tower}_width={width} equal to embed_dim={embed_dim}"
+            f"{tower}.projection='none': needs {tower}.width={width} equal to embed_dim={embed_dim}"
         )
+
+
+def _check_text(width: int, heads: int, projection: str, shared: SharedConfig) -> None:
+    _check_divides("text.heads", heads, "text.width", width)
+    if projection == "none":
+        _check_width("text", width, shared.embed_dim)
 
 
 def override(config: ClipConfig, **changes: Any) -> ClipConfig:
     """Returns `config` with some fields changed.
 
-    Raises `UserError` for an invalid value, or an unknown field (with the nearest known one).
+    A part (`vision`, `text`, `decoder`) is changed by a dict of its fields, or replaced by one of
+    its classes; a dict with another "kind" starts from the defaults of that kind. Raises
+    `UserError` for an invalid value, or an unknown field (with the nearest known one).
     """
-    fields = [field.name for field in dataclasses.fields(config)]
-    for key, value in changes.items():
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(
-                f"unknown field {key!r} of ClipConfig{hint} (known: {', '.join(fields)})"
-            )
-        if isinstance(value, list):
-            changes[key] = tuple(value)
-    changed = dataclasses.replace(config, **changes)
-    _check(changed)
-    return changed
+    known = [declared.name for declared in dataclasses.fields(config)]
+    for key in changes:
+        if key not in known:
+            inner = [f"{part}.{name}" for part in KINDS for name in part_fields(part)]
+            raise unknown_field(key, [*known, *inner])
+    parts = {
+        part: _part(part, getattr(config, part), changes[part]) for part in KINDS if part in changes
+    }
+    result: ClipConfig = dataclasses.replace(changed(config, changes), **parts)
+    if min(result.image_std) <= 0:
+        raise UserError(f"image_std={result.image_std}: must be above 0")
+    result.vision.check(result)
+    result.text.check(result)
+    if result.decoder is not None:
+        _check_divides("decoder.heads", result.decoder.heads, "text.width", result.text.width)
+    return result
+
+
+def part_fields(part: str) -> list[str]:
+    """The fields of a part of any kind, each once; "kind" first if there are kinds."""
+    names = [field.name for cls in KINDS[part].values() for field in dataclasses.fields(cls)]
+    return list(dict.fromkeys(["kind", *names] if len(KINDS[part]) > 1 else names))
+
+
+def _part(part: str, now: Any, value: Any) -> Any:
+    """A tower or the decoder with `value`, a dict of fields, over what it is now."""
+    kinds = KINDS[part]
+    if value is None and part == "decoder":
+        return None
+    if isinstance(value, tuple(kinds.values())):
+        return changed(value, vars(value), f"{part}.")
+    if not isinstance(value, Mapping):
+        raise UserError(f"{part}={value!r}: must be a dict of fields, such as {{'width': 64}}")
+    changes = dict(value)
+    kind = changes.pop("kind", None if len(kinds) > 1 else "") or getattr(now, "kind", "")
+    if kind not in kinds:
+        raise UserError(f"{part}.kind={kind!r}: choose one of {', '.join(kinds)}")
+    cls = kinds[kind]
+    known = [declared.name for declared in dataclasses.fields(cls)]
+    for key in changes:
+        if key in known:
+            continue
+        others = [name for name, other in kinds.items() if key in other.__dataclass_fields__]
+        hint = f"a {kind} has none; {' and '.join(others)} do" if others else ""
+        raise unknown_field(f"{part}.{key}", [f"{part}.{name}" for name in known], hint)
+    return changed(now if type(now) is cls else cls(), changes, f"{part}.")
+
+
+def image_fields(config: SharedConfig) -> dict[str, Any]:
+    """The fields that say how images are prepared."""
+    declared = {field.name: about_of(field).effect for field in dataclasses.fields(SharedConfig)}
+    names = ["image_size", *(name for name, effect in declared.items() if effect == "image")]
+    return {name: getattr(config, name) for name in names}
+
+
+def effective_fields(config: ClipConfig, effects: tuple[Effect, ...]) -> dict[str, Any]:
+    """{"vision.width": value} of the fields with one of these effects, as far as they matter."""
+    found = {
+        path: value
+        for path, value, effect, used in _walk(config)
+        if used and (effect in effects or effect is None)
+    }
+    if "vision.norm_eps" in found:
+        found["vision.norm_eps"] = norm_eps(config.vision, config)
+    if "text.positions" in found:
+        found["text.positions"] = config.position_rows
+    if "shape" in effects:
+        found["logit_bias"] = config.logit_bias_init is not None
+    return found
+
+
+def _walk(config: ClipConfig) -> Iterator[tuple[str, Any, Effect | None, bool]]:
+    """Yields (path, value, effect, whether it matters) of every field; kinds have no effect."""
+    for declared in dataclasses.fields(SharedConfig):
+        effect = about_of(declared).effect
+        yield declared.name, getattr(config, declared.name), effect, True
+    for part in KINDS:
+        values = getattr(config, part)
+        yield f"{part}.kind", getattr(values, "kind", values is not None), None, True
+        for declared in dataclasses.fields(values) if values is not None else ():
+            value, effect = getattr(values, declared.name), about_of(declared).effect
+            yield f"{part}.{declared.name}", value, effect, matters(values, declared)
+
+
+def differences(
+    ours: ClipConfig,
+    theirs: ClipConfig,
+    effects: tuple[Effect, ...],
+    towers: Collection[str] = tuple(KINDS),
+) -> dict[str, tuple[Any, Any]]:
+    """{"vision.width": (ours, theirs)} of the fields with these effects that differ and matter.
+
+    Only the fields of some `towers` are compared, and the shared ones that they use.
+    """
+    a, b = effective_fields(ours, effects), effective_fields(theirs, effects)
+    return {
+        path: (a.get(path), b.get(path))
+        for path in dict.fromkeys([*a, *b])
+        if a.get(path) != b.get(path) and _is_of(path, towers)
+    }
+
+
+def _is_of(path: str, towers: Collection[str]) -> bool:
+    part, dot, _ = path.partition(".")
+    if dot or set(towers) >= KINDS.keys():
+        return part in towers or not dot
+    shared = SharedConfig.__dataclass_fields__.get(path)
+    return shared is not None and about_of(shared).tower in (*towers, None)

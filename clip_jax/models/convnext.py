@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.attention import FEATURES, BlockConfig
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import ConvNextConfig, SharedConfig, norm_eps
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import BlockInitializers
 from clip_jax.models.projection import project
@@ -55,17 +55,17 @@ class ConvNeXtBlock(nn.Module):
 class ConvNeXt(nn.Module):
     """(B, S, S, 3) float, normalised -> (B, embed_dim) in the compute dtype, not normalised."""
 
-    config: ClipConfig
+    config: ConvNextConfig
+    shared: SharedConfig
 
     @nn.compact
     def __call__(self, images_BSSC: jax.Array, train: bool = False) -> jax.Array:
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
-        assert not isinstance(config.vision_layers, int)
-        block = rematerialized(ConvNeXtBlock, config.remat)
-        x_BHWC = self._patches(images_BSSC.astype(dtype), config.vision_width, STEM, "stem")
+        config, dtype = self.config, jnp.dtype(self.shared.dtype)
+        block = rematerialized(ConvNeXtBlock, self.shared.remat)
+        x_BHWC = self._patches(images_BSSC.astype(dtype), config.width, STEM, "stem")
         x_BHWC = self._norm("stem_norm")(x_BHWC)
-        for stage, depth in enumerate(config.vision_layers):
-            channels = config.vision_width * 2**stage
+        for stage, depth in enumerate(config.layers):
+            channels = config.width * 2**stage
             if stage:
                 name = f"stage{stage + 1}_downsample"
                 x_BHWC = self._norm(f"{name}_norm")(x_BHWC)
@@ -74,9 +74,9 @@ class ConvNeXt(nn.Module):
                 name = f"stage{stage + 1}_block{index}"
                 x_BHWC = block(self._block_config(channels), name=name)(x_BHWC)
         pooled_BC = self._norm("post_norm")(x_BHWC.mean(axis=(1, 2)))
-        hidden, embed_dim = 2 * config.embed_dim, config.embed_dim
+        embed_dim = self.shared.embed_dim
         return project(
-            self, pooled_BC, config.vision_projection, hidden, embed_dim, projection_weights
+            self, pooled_BC, config.projection, 2 * embed_dim, embed_dim, projection_weights
         )
 
     def _block_config(self, channels: int) -> BlockConfig:
@@ -84,15 +84,16 @@ class ConvNeXt(nn.Module):
         return BlockConfig(
             heads=1,
             mlp_dim=4 * channels,
-            activation=config.vision_activation,
-            norm_eps=config.vision_eps,
-            dtype=jnp.dtype(config.dtype),
+            activation=config.activation,
+            norm_eps=norm_eps(config, self.shared),
+            dtype=jnp.dtype(self.shared.dtype),
             init="normal",
-            layer_scale=config.vision_layer_scale,
+            layer_scale=config.layer_scale,
         )
 
     def _norm(self, name: str) -> nn.LayerNorm:
-        return nn.LayerNorm(self.config.vision_eps, dtype=jnp.dtype(self.config.dtype), name=name)
+        eps = norm_eps(self.config, self.shared)
+        return nn.LayerNorm(eps, dtype=jnp.dtype(self.shared.dtype), name=name)
 
     def _patches(self, x_BHWC: jax.Array, channels: int, kernel: int, name: str) -> jax.Array:
         """Convolves with stride = kernel: (B, H, W, C) -> (B, H/k, W/k, channels)."""
@@ -100,7 +101,7 @@ class ConvNeXt(nn.Module):
             channels,
             (kernel, kernel),
             strides=kernel,
-            dtype=jnp.dtype(self.config.dtype),
+            dtype=jnp.dtype(self.shared.dtype),
             kernel_init=weights,
             name=name,
         )(x_BHWC)

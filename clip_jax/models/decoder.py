@@ -11,18 +11,20 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.attention import NO_CONTEXT, BlockConfig, Context
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import DecoderConfig, SharedConfig, TextConfig
 from clip_jax.models.initializers import BlockInitializers
 from clip_jax.models.text import past_mask, text_block_config
 from clip_jax.models.transformer import Block, Transformer
 
 
-def decoder_block_config(config: ClipConfig) -> BlockConfig:
+def decoder_block_config(
+    config: DecoderConfig, text: TextConfig, shared: SharedConfig
+) -> BlockConfig:
     """Options of the caption decoder's blocks: the text tower's width, MLPs of four times that."""
     return dataclasses.replace(
-        text_block_config(config),
-        heads=config.decoder_heads,
-        mlp_dim=4 * config.text_width,
+        text_block_config(text, shared),
+        heads=config.heads,
+        mlp_dim=4 * text.width,
         causal=True,
         norm="pre",
     )
@@ -54,7 +56,9 @@ class CaptionDecoder(nn.Module):
     at that position of `length`, and the collections `CACHE` and `MEMORY` hold the past.
     """
 
-    config: ClipConfig
+    config: DecoderConfig
+    text: TextConfig
+    shared: SharedConfig
 
     @nn.compact
     def __call__(
@@ -64,19 +68,19 @@ class CaptionDecoder(nn.Module):
         position: jax.Array | None = None,
         length: int = 0,
     ) -> jax.Array:
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        config, shared, dtype = self.config, self.shared, jnp.dtype(self.shared.dtype)
         mask = None if position is None else past_mask(length, position)
         x_RLD = Transformer(
-            layers=config.decoder_layers,
-            config=decoder_block_config(config),
-            scan_layers=config.scan_layers,
-            remat=config.remat,
+            layers=config.layers,
+            config=decoder_block_config(config, self.text, shared),
+            scan_layers=shared.scan_layers,
+            remat=shared.remat,
             block=CaptionBlock,
             name="transformer",
         )(x_RLD, Context(mask=mask, memory_BNC=memory_BNC, position=position))
-        x_RLD = nn.LayerNorm(config.norm_eps, dtype=dtype, name="final_norm")(x_RLD)
+        x_RLD = nn.LayerNorm(shared.norm_eps, dtype=dtype, name="final_norm")(x_RLD)
         width = x_RLD.shape[-1]
-        init, shape = nn.initializers.normal(width**-0.5), (width, config.decoder_vocab_size)
+        init, shape = nn.initializers.normal(width**-0.5), (width, config.vocab_size)
         head = self.param("head", init, shape, jnp.float32)
         return (x_RLD @ head.astype(dtype)).astype(jnp.float32)
 

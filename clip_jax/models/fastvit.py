@@ -4,7 +4,7 @@ Blocks mix positions by a depthwise convolution, those of the last stages by att
 have the paper's training form: a sum of branches, each with batch norm, which the inference form
 fuses.
 
-`config.vision_fastvit`: "small" (S0 to S2) has batch norm before attention, squeeze and excitation
+`config.variant`: "small" (S0 to S2) has batch norm before attention, squeeze and excitation
 in the entries of its last two stages of four, and pointwise branches in its stem; "large" (S3, S4)
 has LayerNorm before attention and neither of the other two.
 """
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.attention import FEATURES, Attention, BlockConfig
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import FastVitConfig, SharedConfig, norm_eps
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import BlockInitializers, Init, torch_uniform
 from clip_jax.models.projection import project
@@ -112,14 +112,14 @@ class Entry(nn.Module):
     A 7x7 and a 3x3 depthwise branch are summed; a pointwise convolution follows.
     """
 
-    config: ClipConfig
+    config: FastVitConfig
     channels: int
     squeeze: int
     use_batch: bool
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        activation = self.config.vision_activation
+        activation = self.config.activation
         branch = functools.partial(
             ConvNorm, self.channels, stride=2, depthwise=True, use_batch=self.use_batch
         )
@@ -137,7 +137,8 @@ class FastViTBlock(nn.Module):
     by x + gain·MLP(depthwise 7x7(x)).
     """
 
-    config: ClipConfig
+    config: FastVitConfig
+    shared: SharedConfig
     attention: bool
     use_batch: bool
 
@@ -149,11 +150,11 @@ class FastViTBlock(nn.Module):
         x_BHWC += self._gain("mixer", channels).astype(mixed.dtype) * mixed
 
         y = ConvNorm(channels, 7, 1, True, self.use_batch, weights, name="mlp_convolution")(x_BHWC)
-        hidden = channels * (config.vision_mlp_dim // config.vision_width)
+        hidden = channels * (config.mlp_dim // config.width)
         dense = functools.partial(
             nn.Conv, kernel_size=(1, 1), dtype=x_BHWC.dtype, kernel_init=weights
         )
-        y = ACTIVATIONS[config.vision_activation](dense(hidden, name="mlp_in")(y))
+        y = ACTIVATIONS[config.activation](dense(hidden, name="mlp_in")(y))
         y = dense(channels, name="mlp_out")(constrain_batch(y))
         x_BHWC = constrain_batch(x_BHWC + self._gain("mlp", channels).astype(y.dtype) * y)
         self.sow(FEATURES, "output", x_BHWC)
@@ -161,8 +162,7 @@ class FastViTBlock(nn.Module):
 
     def _gain(self, branch: str, channels: int) -> jax.Array:
         """Returns a branch's gain, (1, 1, C) float32."""
-        assert self.config.vision_layer_scale is not None
-        init = nn.initializers.constant(self.config.vision_layer_scale)
+        init = nn.initializers.constant(self.config.layer_scale)
         return self.param(f"{branch}_scale", init, (1, 1, channels), jnp.float32)
 
     def _convolution(self, x_BHWC: jax.Array) -> jax.Array:
@@ -171,19 +171,20 @@ class FastViTBlock(nn.Module):
 
     def _attention(self, x_BHWC: jax.Array) -> jax.Array:
         config, channels = self.config, x_BHWC.shape[-1]
-        if config.vision_fastvit == "small":
+        if config.variant == "small":
             y = BatchNorm(name="mixer_norm")(x_BHWC, self.use_batch)
         else:
-            y = nn.LayerNorm(config.vision_eps, dtype=x_BHWC.dtype, name="mixer_norm")(x_BHWC)
+            eps = norm_eps(config, self.shared)
+            y = nn.LayerNorm(eps, dtype=x_BHWC.dtype, name="mixer_norm")(x_BHWC)
         block = BlockConfig(
             heads=channels // HEAD_DIM,
             mlp_dim=4 * channels,
-            activation=config.vision_activation,
-            norm_eps=config.vision_eps,
+            activation=config.activation,
+            norm_eps=norm_eps(config, self.shared),
             dtype=x_BHWC.dtype,
             init="normal",
             query_value_bias=False,
-            attention=config.attention,
+            attention=self.shared.attention,
         )
         inits = BlockInitializers(block.init, channels, block.mlp_dim, layers=1)
         y_BLC = y.reshape(len(y), -1, channels)
@@ -193,17 +194,17 @@ class FastViTBlock(nn.Module):
 class FastViT(nn.Module):
     """(B, S, S, 3) float, normalised -> (B, embed_dim) in the compute dtype, not normalised."""
 
-    config: ClipConfig
+    config: FastVitConfig
+    shared: SharedConfig
 
     @nn.compact
     def __call__(self, images_BSSC: jax.Array, train: bool = False) -> jax.Array:
-        config = self.config
-        assert not isinstance(config.vision_layers, int)
+        config, shared = self.config, self.shared
         use_batch = train and config.batch_norm == "batch"
-        x = self._stem(images_BSSC.astype(jnp.dtype(config.dtype)), use_batch)
-        block = rematerialized(FastViTBlock, config.remat)
-        for stage, depth in enumerate(config.vision_layers):
-            name, channels = f"stage{stage + 1}", config.vision_width * 2**stage
+        x = self._stem(images_BSSC.astype(jnp.dtype(shared.dtype)), use_batch)
+        block = rematerialized(FastViTBlock, shared.remat)
+        for stage, depth in enumerate(config.layers):
+            name, channels = f"stage{stage + 1}", config.width * 2**stage
             if stage:
                 squeeze = entry_squeeze(config, stage)
                 x = Entry(config, channels, squeeze, use_batch, name=f"{name}_entry")(x)
@@ -211,7 +212,7 @@ class FastViT(nn.Module):
                 x += self._depthwise(x, f"{name}_positions")
             for index in range(depth):
                 attention = stage >= ATTENTION_FROM
-                x = block(config, attention, use_batch, name=f"{name}_block{index}")(x)
+                x = block(config, shared, attention, use_batch, name=f"{name}_block{index}")(x)
         channels = 2 * x.shape[-1]
         x = Branches(
             channels,
@@ -219,22 +220,22 @@ class FastViT(nn.Module):
             use_batch,
             depthwise=True,
             squeeze=channels // 16,
-            activation=config.vision_activation,
+            activation=config.activation,
             name="final",
         )(x)
         return project(
-            self, x.mean(axis=(1, 2)), config.vision_projection, channels, config.embed_dim, weights
+            self, x.mean(axis=(1, 2)), config.projection, channels, shared.embed_dim, weights
         )
 
     def _stem(self, x: jax.Array, use_batch: bool) -> jax.Array:
-        """(B, S, S, 3) -> (B, S/4, S/4, vision_width)."""
+        """(B, S, S, 3) -> (B, S/4, S/4, width)."""
         config = self.config
         branches = functools.partial(
             Branches,
-            config.vision_width,
+            config.width,
             use_batch=use_batch,
-            pointwise=config.vision_fastvit == "small",
-            activation=config.vision_activation,
+            pointwise=config.variant == "small",
+            activation=config.activation,
         )
         x = branches(kernel=3, stride=2, name="stem1")(x)
         x = branches(kernel=3, stride=2, depthwise=True, name="stem2")(x)
@@ -255,12 +256,12 @@ class FastViT(nn.Module):
         )(x)
 
 
-def entry_squeeze(config: ClipConfig, stage: int) -> int:
+def entry_squeeze(config: FastVitConfig, stage: int) -> int:
     """Hidden channels of squeeze and excitation in the entry of a stage; 0: none.
 
     Only the third and fourth stages of small towers have it: a quarter of the stage's channels,
     rounded to a multiple of 8.
     """
-    if config.vision_fastvit == "large" or stage < 2:
+    if config.variant == "large" or stage < 2:
         return 0
-    return max(8, (config.vision_width * 2**stage // 4 + 4) // 8 * 8)
+    return max(8, (config.width * 2**stage // 4 + 4) // 8 * 8)

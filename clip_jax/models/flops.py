@@ -84,7 +84,7 @@ def _count(
 
     def forward(params: Any, *arguments: jax.Array) -> jax.Array:
         more: dict[str, Any] = {}
-        if training and config.patch_dropout:
+        if training and getattr(config.vision, "patch_dropout", None):
             more = {"train": True, "rngs": {"dropout": jax.random.key(0)}}
         out: Any = TwoTower(config).apply({"params": params}, *arguments, method=method, **more)
         return jnp.sum(out)
@@ -104,7 +104,7 @@ def text_flops(config: ClipConfig) -> float:
 
 def caption_flops(config: ClipConfig) -> float:
     """Forward operations of the caption decoder on one pair, text of full length."""
-    if not config.decoder_layers:
+    if config.decoder is None:
         return 0.0
     both = _count(config, "caption_logits", (0, 1))
     return both - _count(config, "image_memory", (0,)) - _count(config, "encode_text", (1,))

@@ -73,20 +73,20 @@ def generation_settings(config: ClipConfig, tokenizer: SpecialTokens, **changes:
     Raises `UserError` for an invalid value.
     """
     start_id = int(tokenizer([""])[0, 0])
-    settings = Generation(start_id, tokenizer.eos_id, config.pad_id, **changes)
+    settings = Generation(start_id, tokenizer.eos_id, config.text.pad_id, **changes)
     check_generation(settings, config)
     return settings
 
 
 def check_decoder(config: ClipConfig) -> None:
     """Raises `UserError` if a model cannot generate captions."""
-    if not config.decoder_layers:
+    if config.decoder is None:
         rows = ARCHITECTURES.values()
-        able = ", ".join(row.name for row in rows if row.decoder_layers and row.text_causal)
+        able = ", ".join(row.name for row in rows if row.decoder is not None and row.text.causal)
         raise UserError(f"{config.name} has no caption decoder; these have one: {able}")
-    if config.text_kind != "transformer" or not config.text_causal:
+    if not config.text.causal:
         raise UserError(
-            f"{config.name}: its text tower sees later tokens (text_causal=False), "
+            f"{config.name}: its text tower sees later tokens (text.causal=False), "
             "so that captions cannot be generated one token after another"
         )
 
@@ -103,10 +103,11 @@ def check_generation(settings: Generation, config: ClipConfig) -> None:
         if not isinstance(value, kinds) or isinstance(value, bool):
             what = "a number" if float in kinds else "a whole number"
             raise UserError(f"{name}={shown(value)}: must be {what}")
+    assert config.decoder is not None
     ranges: tuple[tuple[str, float, float], ...] = (
         ("max_length", 2, config.context_length),
         ("min_length", 1, settings.max_length - 1),
-        ("beams", 1, config.decoder_vocab_size // 2),
+        ("beams", 1, config.decoder.vocab_size // 2),
         ("top_k", 1, math.inf),
         ("top_p", 0, 1),
     )

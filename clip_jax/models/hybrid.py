@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import HybridConfig, SharedConfig, norm_eps
 from clip_jax.models.remat import rematerialized
 from clip_jax.models.resnet import BatchNorm
 from clip_jax.models.transformer import ACTIVATIONS
@@ -37,22 +37,23 @@ def _conv(
 
 
 class ConvolutionStem(nn.Module):
-    """(B, S, S, 3) -> (B, S/16, S/16, vision_width): 4x4, 2x2, 2x2 convolutions of equal stride.
+    """(B, S, S, 3) -> (B, S/16, S/16, width): 4x4, 2x2, 2x2 convolutions of equal stride.
 
     The first two have batch norm.
     """
 
-    config: ClipConfig
+    config: HybridConfig
+    shared: SharedConfig
 
     @nn.compact
     def __call__(self, images_BSSC: jax.Array, train: bool) -> jax.Array:
         config, x = self.config, images_BSSC
         use_batch = train and config.batch_norm == "batch"
         for index, kernel in enumerate((4, 2), start=1):
-            x = _conv(x, config.vision_stem_width, kernel, kernel, f"conv{index}", use_bias=False)
+            x = _conv(x, config.stem_width, kernel, kernel, f"conv{index}", use_bias=False)
             x = BatchNorm(name=f"norm{index}")(x, use_batch)
-            x = ACTIVATIONS[config.vision_activation](x)
-        return _conv(x, config.vision_width, 2, 2, "conv3")
+            x = ACTIVATIONS[config.activation](x)
+        return _conv(x, config.width, 2, 2, "conv3")
 
 
 class InvertedBlock(nn.Module):
@@ -81,33 +82,35 @@ class InvertedBlock(nn.Module):
 
 
 class InvertedStem(nn.Module):
-    """(B, S, S, 3) -> (B, S/16, S/16, vision_width): ViTamin's stem.
+    """(B, S, S, 3) -> (B, S/16, S/16, width): ViTamin's stem.
 
     Two convolutions, two stages of inverted bottlenecks, one convolution; strides 2, 2·2 and 2.
     """
 
-    config: ClipConfig
+    config: HybridConfig
+    shared: SharedConfig
 
     @nn.compact
     def __call__(self, images_BSSC: jax.Array, train: bool) -> jax.Array:
         del train
-        config, width = self.config, self.config.vision_stem_width
-        block = rematerialized(InvertedBlock, config.remat)
+        config, width = self.config, self.config.stem_width
+        block = rematerialized(InvertedBlock, self.shared.remat)
         x = self._norm("norm")(_conv(images_BSSC, width, 3, 2, "conv1"))
-        x = _conv(ACTIVATIONS[config.vision_activation](x), width, 3, 1, "conv2")
+        x = _conv(ACTIVATIONS[config.activation](x), width, 3, 1, "conv2")
         for stage, depth in enumerate(INVERTED_DEPTHS, start=1):
             for index in range(depth):
                 x = block(
                     channels=width * stage,
                     stride=1 if index else 2,
-                    activation=config.vision_activation,
-                    eps=config.vision_eps,
+                    activation=config.activation,
+                    eps=norm_eps(config, self.shared),
                     name=f"stage{stage}_block{index}",
                 )(x)
-        return _conv(self._norm("out_norm")(x), config.vision_width, 3, 2, "out")
+        return _conv(self._norm("out_norm")(x), config.width, 3, 2, "out")
 
     def _norm(self, name: str) -> nn.LayerNorm:
-        return nn.LayerNorm(self.config.vision_eps, dtype=jnp.dtype(self.config.dtype), name=name)
+        eps = norm_eps(self.config, self.shared)
+        return nn.LayerNorm(eps, dtype=jnp.dtype(self.shared.dtype), name=name)
 
 
 STEMS: dict[str, type[nn.Module]] = {"convolutions": ConvolutionStem, "inverted": InvertedStem}
@@ -124,20 +127,21 @@ class HybridTransformer(VisionTransformer):
         with_memory: bool = False,
         rows: jax.Array | None = None,
     ) -> Any:
-        config = self.config
-        stem = STEMS[config.vision_stem](config, name="stem")
-        features_BHWD = stem(images_BSSC.astype(jnp.dtype(config.dtype)), train)
+        assert isinstance(self.config, HybridConfig)
+        stem = STEMS[self.config.stem](self.config, self.shared, name="stem")
+        features_BHWD = stem(images_BSSC.astype(jnp.dtype(self.shared.dtype)), train)
         return super().__call__(features_BHWD, train, with_memory, rows)
 
     def _tokens(self, images_BSSC: jax.Array) -> jax.Array:
         """Adds positions and class token to the stem's features: (B, H, W, D) -> (B, L, D)."""
-        config, width = self.config, self.config.vision_width
+        config, width = self.config, self.config.width
+        assert isinstance(config, HybridConfig)
         x_BLD = images_BSSC.reshape(len(images_BSSC), -1, width)
         init = nn.initializers.normal(width**-0.5)
-        if config.vision_positions:
-            positions = self.param("positions", init, (config.vision_grid**2, width), jnp.float32)
+        if config.positions:
+            positions = self.param("positions", init, (x_BLD.shape[1], width), jnp.float32)
             x_BLD += positions.astype(x_BLD.dtype)
-        if config.vision_class_token:
+        if config.class_token:
             class_token = self.param("class_token", init, (width,), jnp.float32)
             class_B1D = jnp.broadcast_to(class_token.astype(x_BLD.dtype), (len(x_BLD), 1, width))
             x_BLD = jnp.concatenate([class_B1D, x_BLD], axis=1)

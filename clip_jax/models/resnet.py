@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import ResNetConfig, SharedConfig
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import torch_uniform
 from clip_jax.models.remat import rematerialized
@@ -176,22 +176,22 @@ class AttentionPool(nn.Module):
 class ModifiedResNet(nn.Module):
     """(B, S, S, 3) float, normalised -> (B, embed_dim) in the compute dtype, not normalised."""
 
-    config: ClipConfig
+    config: ResNetConfig
+    shared: SharedConfig
 
     @nn.compact
     def __call__(self, images_BSSC: jax.Array, train: bool = False) -> jax.Array:
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
-        assert not isinstance(config.vision_layers, int)
+        config, dtype = self.config, jnp.dtype(self.shared.dtype)
         use_batch = train and config.batch_norm == "batch"
-        width = config.vision_width
+        width = config.width
         x = images_BSSC.astype(dtype)
         stem = ((width // 2, 2), (width // 2, 1), (width, 1))
         for index, (features, stride) in enumerate(stem, start=1):
             x = _conv(features, 3, x.shape[-1], dtype, f"stem_conv{index}", stride)(x)
             x = nn.relu(BatchNorm(name=f"stem_norm{index}")(x, use_batch))
         x = _average_pool(x, 2)
-        block = rematerialized(Bottleneck, config.remat)
-        for stage, depth in enumerate(config.vision_layers):
+        block = rematerialized(Bottleneck, self.shared.remat)
+        for stage, depth in enumerate(config.layers):
             for index in range(depth):
                 x = block(
                     width=width * 2**stage,
@@ -200,4 +200,5 @@ class ModifiedResNet(nn.Module):
                     use_batch=use_batch,
                     name=f"stage{stage + 1}_block{index}",
                 )(x)
-        return AttentionPool(config.vision_heads, config.embed_dim, dtype, name="attention_pool")(x)
+        embed_dim = self.shared.embed_dim
+        return AttentionPool(config.heads, embed_dim, dtype, name="attention_pool")(x)

@@ -7,21 +7,21 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.attention import BlockConfig, Context
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import SharedConfig, TextConfig, TransformerTextConfig
 from clip_jax.models.constraints import embed
 from clip_jax.models.projection import project
 from clip_jax.models.transformer import Transformer
 
 
-def pool_positions(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
+def pool_positions(tokens_BL: jax.Array, config: TransformerTextConfig) -> jax.Array:
     """(B, L) int -> (B,) int: the position whose output represents the caption.
 
     "argmax" reads the largest id (OpenAI: end-of-text is the last entry of the vocabulary), "eos"
     the first `eos_id`, "last" the last position.
     """
-    if config.text_pool == "argmax":
+    if config.pool == "argmax":
         return jnp.argmax(tokens_BL, axis=-1)
-    if config.text_pool == "eos":
+    if config.pool == "eos":
         return jnp.argmax(tokens_BL == config.eos_id, axis=-1)
     return jnp.full(tokens_BL.shape[0], tokens_BL.shape[1] - 1)
 
@@ -31,7 +31,7 @@ def past_mask(length: int, position: jax.Array) -> jax.Array:
     return (jnp.arange(length) <= position)[None, None, None, :]
 
 
-def class_mask(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
+def class_mask(tokens_BL: jax.Array, config: TransformerTextConfig) -> jax.Array:
     """(B, L) int -> (B, 1, 1, L + 1) bool: the keys that CoCa's text tower may attend to.
 
     Padding is masked. "aligned" has the sequence's order, caption and then class token; "shifted"
@@ -39,7 +39,7 @@ def class_mask(tokens_BL: jax.Array, config: ClipConfig) -> jax.Array:
     """
     valid_BL = tokens_BL != config.pad_id
     class_B1 = jnp.ones_like(valid_BL[:, :1])
-    shifted = config.text_class_mask == "shifted"
+    shifted = config.class_mask == "shifted"
     valid = jnp.concatenate([class_B1, valid_BL] if shifted else [valid_BL, class_B1], axis=1)
     return valid[:, None, None, :]
 
@@ -52,7 +52,8 @@ class TextTransformer(nn.Module):
     that position; the collection `CACHE` holds the keys and values of earlier tokens.
     """
 
-    config: ClipConfig
+    config: TransformerTextConfig
+    shared: SharedConfig
 
     @nn.compact
     def __call__(
@@ -61,15 +62,14 @@ class TextTransformer(nn.Module):
         with_tokens: bool = False,
         position: jax.Array | None = None,
     ) -> Any:
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
-        width, normal = config.text_width, nn.initializers.normal
-        table = self.param("token_embedding", normal(0.02), (config.vocab_size, width), jnp.float32)
-        positions = self.param(
-            "positions", normal(0.01), (config.position_rows, width), jnp.float32
-        )
+        config, shared, dtype = self.config, self.shared, jnp.dtype(self.shared.dtype)
+        width, normal = config.width, nn.initializers.normal
+        table = self.param("token_embedding", normal(0.02), (shared.vocab_size, width), jnp.float32)
+        rows = config.position_rows(shared.context_length)
+        positions = self.param("positions", normal(0.01), (rows, width), jnp.float32)
         x_BLD = embed(table, tokens_BL, dtype)
         context = Context()
-        appended = config.text_pool == "appended"
+        appended = config.pool == "appended"
         if appended and position is None:
             class_token = self.param("class_token", normal(0.01), (width,), jnp.float32)
             class_B1D = jnp.broadcast_to(class_token.astype(dtype), (len(x_BLD), 1, width))
@@ -84,10 +84,10 @@ class TextTransformer(nn.Module):
             x_BLD = jax.lax.dynamic_slice_in_dim(x_BLD, position, 1, axis=1)
 
         x_BLD = Transformer(
-            layers=config.text_layers,
-            config=text_block_config(config),
-            scan_layers=config.scan_layers,
-            remat=config.remat,
+            layers=config.layers,
+            config=text_block_config(config, shared),
+            scan_layers=shared.scan_layers,
+            remat=shared.remat,
             name="transformer",
         )(x_BLD, context)
 
@@ -99,23 +99,23 @@ class TextTransformer(nn.Module):
             at = pool_positions(tokens_BL, config)
             pooled_BD = jnp.take_along_axis(x_BLD, at[:, None, None], axis=1)[:, 0]
         # LayerNorm acts on each token alone, so only the pooled token needs it.
-        pooled_BD = nn.LayerNorm(config.norm_eps, dtype=dtype, name="final_norm")(pooled_BD)
-        hidden = (width + config.embed_dim) // 2
+        pooled_BD = nn.LayerNorm(shared.norm_eps, dtype=dtype, name="final_norm")(pooled_BD)
+        hidden = (width + shared.embed_dim) // 2
         init = normal(width**-0.5)
-        embedding = project(self, pooled_BD, config.text_projection, hidden, config.embed_dim, init)
+        embedding = project(self, pooled_BD, config.projection, hidden, shared.embed_dim, init)
         return (embedding, x_BLD[:, : tokens_BL.shape[1]]) if with_tokens else embedding
 
 
-def text_block_config(config: ClipConfig) -> BlockConfig:
+def text_block_config(config: TextConfig, shared: SharedConfig) -> BlockConfig:
     """Options of the text tower's blocks."""
     return BlockConfig(
-        heads=config.text_heads,
-        mlp_dim=config.text_mlp_dim,
-        activation=config.text_activation,
-        norm_eps=config.norm_eps,
-        dtype=jnp.dtype(config.dtype),
-        init="openai_text" if config.text_init == "openai" else config.text_init,
-        causal=config.text_causal and config.text_kind == "transformer",
-        norm="post" if config.text_kind == "bert" else "pre",
-        attention=config.attention,
+        heads=config.heads,
+        mlp_dim=config.mlp_dim,
+        activation=config.activation,
+        norm_eps=shared.norm_eps,
+        dtype=jnp.dtype(shared.dtype),
+        init="openai_text" if config.init == "openai" else config.init,
+        causal=config.causal,
+        norm="post" if config.kind == "bert" else "pre",
+        attention=shared.attention,
     )

@@ -66,10 +66,11 @@ class TwoTower(nn.Module):
     config: ClipConfig
 
     def setup(self) -> None:
-        self.vision = VISION_TOWERS[self.config.vision_kind](self.config)
-        self.text = TEXT_TOWERS[self.config.text_kind](self.config)
-        if self.config.decoder_layers:
-            self.decoder = CaptionDecoder(self.config)
+        config = self.config
+        self.vision = VISION_TOWERS[config.vision.kind](config.vision, config)
+        self.text = TEXT_TOWERS[config.text.kind](config.text, config)
+        if config.decoder is not None:
+            self.decoder = CaptionDecoder(config.decoder, config.text, config)
         self.logit_scale = self.param(
             "logit_scale", nn.initializers.constant(self.config.logit_scale_init), (), jnp.float32
         )
@@ -85,7 +86,7 @@ class TwoTower(nn.Module):
 
         `rows` (B,) int are the images' numbers in the global batch; see `__call__`.
         """
-        if train and self.config.patch_dropout:
+        if train and getattr(self.config.vision, "patch_dropout", None):
             rows = jnp.arange(len(images)) if rows is None else rows
             return self.vision(images, train, rows=rows)
         return self.vision(images, train)
@@ -127,10 +128,10 @@ class TwoTower(nn.Module):
         """(B, S, S, 3) float normalised, (B, L) int -> `CLIPOutput`.
 
         `train` matters for batch normalisation (then pass `mutable=["batch_statistics"]`) and for
-        `patch_dropout`: then pass `rngs={"dropout": key}`, and, for a part of a global batch, the
-        rows' numbers in it as `rows` (B,) int.
+        `vision.patch_dropout`: then pass `rngs={"dropout": key}`, and, for a part of a global
+        batch, the rows' numbers in it as `rows` (B,) int.
         """
-        if self.is_initializing() and self.config.decoder_layers:
+        if self.is_initializing() and self.config.decoder is not None:
             self.caption_logits(images, tokens)
         has_bias = self.config.logit_bias_init is not None
         return CLIPOutput(

@@ -22,7 +22,8 @@ def state_bytes(report: Report) -> int:
 
 def can_split_batch(run: Run) -> bool:
     """Whether micro-batches are possible; statistics of the whole batch prevent them."""
-    return run.architecture.batch_norm == "frozen" or not has_running_statistics(run.state.params)
+    frozen = getattr(run.architecture.vision, "batch_norm", "frozen") == "frozen"
+    return frozen or not has_running_statistics(run.state.params)
 
 
 def least_fsdp(run: Run, report: Report, room: float) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import clip_jax
 from clip_jax.errors import UserError
+from clip_jax.models.config import VitConfig
 from clip_jax.report import page
 from clip_jax.report.charts import DARK, LIGHT, Chart, Curve, draw
 from clip_jax.report.gallery import gallery_sections
@@ -71,13 +72,13 @@ def _header(run: RunFiles, name: str) -> str:
 
 def _describe_model(run: RunFiles) -> str:
     config = run.clip.config
-    kind = {"vit": "ViT", "resnet": "ResNet"}.get(config.vision_kind, config.vision_kind)
+    vision, text = config.vision, config.text
+    kind = {"vit": "ViT", "resnet": "ResNet"}.get(vision.kind, vision.kind)
     image = f"Image tower: {kind}, {config.image_size}×{config.image_size} pixels"
-    if config.vision_kind == "vit":
-        image += f", patches of {config.patch_size}"
-        image += f", {config.vision_layers} × {config.vision_width} wide"
+    if isinstance(vision, VitConfig):
+        image += f", patches of {vision.patch_size}, {vision.layers} × {vision.width} wide"
     return (
-        f"{image}. Text tower: {config.text_layers} × {config.text_width} wide, "
+        f"{image}. Text tower: {text.layers} × {text.width} wide, "
         f"{config.context_length} tokens of {config.vocab_size:,}. "
         f"Embeddings: {config.embed_dim} wide."
     )

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import os
 import re
-import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -24,8 +23,8 @@ from clip_jax.data.task_data import TaskData, TaskOptions
 from clip_jax.errors import UserError
 from clip_jax.images.augmentation import Augmentation
 from clip_jax.models.architectures import get_architecture
-from clip_jax.models.config import ClipConfig
-from clip_jax.training.config_values import build, coerce, optional, to_config_dict, unknown_key
+from clip_jax.models.config import KINDS, ClipConfig, SharedConfig, part_fields
+from clip_jax.training.config_values import build, optional, to_config_dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,32 +170,39 @@ class ModelConfig:
 
     def architecture(self) -> ClipConfig:
         """Returns the resolved row; raises `UserError` for an unknown name or field."""
-        return get_architecture(self.name, **self.overrides)
+        try:
+            return get_architecture(self.name, **self.overrides)
+        except UserError as error:
+            raise UserError(f"config.model: {error}") from error
 
     @classmethod
     def config_dict(cls) -> config_dict.ConfigDict:
-        """Returns the group `config.model`: the name, and every field of `ClipConfig`, unset."""
+        """Returns the group `config.model`: the name, and every field of `ClipConfig`, unset.
+
+        A tower's group has the fields of all kinds.
+        """
         result = config_dict.ConfigDict({"name": cls().name})
-        for field in dataclasses.fields(ClipConfig):
+        for field in dataclasses.fields(SharedConfig):
             if field.name != "name":
                 result[field.name] = optional()
+        for part in KINDS:
+            group = config_dict.ConfigDict()
+            for name in part_fields(part):
+                group[name] = optional()
+            result[part] = group
         result.lock()
         return result
 
     @classmethod
     def from_values(cls, values: dict[str, Any], where: str) -> ModelConfig:
         """Builds it from the group `config.model`; None leaves a field unchanged."""
-        fields = typing.get_type_hints(ClipConfig)
-        for key in values:
-            if key not in fields:
-                raise UserError(
-                    unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in fields])
-                )
-        overrides = {
-            key: coerce(value, fields[key], f"{where}.{key}")
-            for key, value in values.items()
-            if key != "name" and value is not None
-        }
+        del where
+        overrides: dict[str, Any] = {}
+        for key, value in values.items():
+            if isinstance(value, dict):
+                value = {name: v for name, v in value.items() if v is not None}
+            if key != "name" and value not in (None, {}):
+                overrides[key] = value
         return cls(values.get("name", cls().name), overrides)
 
 

@@ -1,9 +1,10 @@
 """Matching of a model and a tokenizer: context length, vocabulary size, pooled end-of-text id."""
 
 import logging
+from typing import Any
 
 from clip_jax.errors import UserError
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import BertConfig, ClipConfig, override
 from clip_jax.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -19,18 +20,19 @@ def fit_tokenizer(
     tokenizer has more ids than the model.
     """
     if not keep_vocab_size:
-        sizes = {"vocab_size": tokenizer.vocab_size, "decoder_vocab_size": tokenizer.vocab_size}
-        config = override(config, **sizes)
+        sizes: dict[str, Any] = {"vocab_size": tokenizer.vocab_size}
+        decoder = {} if config.decoder is None else {"decoder": sizes}
+        config = override(config, **sizes, **decoder)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"vocab_size={config.vocab_size} of {config.name}: the tokenizer has "
             f"{tokenizer.vocab_size} ids; give vocab_size={tokenizer.vocab_size} or more"
         )
     ends_last = tokenizer.eos_id == tokenizer.vocab_size - 1
-    if config.text_pool == "eos" or (config.text_pool == "argmax" and not ends_last):
-        config = override(config, text_pool="eos", eos_id=tokenizer.eos_id)
-    if config.text_kind == "bert" or config.text_pool == "appended":
-        config = override(config, pad_id=tokenizer.pad_id)
+    if config.text.pool == "eos" or (config.text.pool == "argmax" and not ends_last):
+        config = override(config, text={"pool": "eos", "eos_id": tokenizer.eos_id})
+    if isinstance(config.text, BertConfig) or config.text.pool == "appended":
+        config = override(config, text={"pad_id": tokenizer.pad_id})
     return config, tokenizer.with_context_length(config.context_length)
 
 
@@ -45,10 +47,11 @@ def fitting(tokenizer: Tokenizer, config: ClipConfig, where: str) -> Tokenizer:
             f"{where}: the tokenizer has {tokenizer.vocab_size} ids, but the model "
             f"vocab_size={config.vocab_size}: they do not belong together"
         )
-    if config.text_pool == "eos" and tokenizer.eos_id != config.eos_id:
+    eos_id = getattr(config.text, "eos_id", None)
+    if config.text.pool == "eos" and tokenizer.eos_id != eos_id:
         raise UserError(
             f"{where}: the tokenizer ends texts with id {tokenizer.eos_id}, but the model reads "
-            f"them at eos_id={config.eos_id}: they do not belong together"
+            f"them at text.eos_id={eos_id}: they do not belong together"
         )
     if tokenizer.vocab_size < config.vocab_size:
         logger.warning(
@@ -59,7 +62,7 @@ def fitting(tokenizer: Tokenizer, config: ClipConfig, where: str) -> Tokenizer:
             config.vocab_size,
             config.vocab_size - tokenizer.vocab_size,
         )
-    if config.text_pool == "argmax" and tokenizer.eos_id != tokenizer.vocab_size - 1:
+    if config.text.pool == "argmax" and tokenizer.eos_id != tokenizer.vocab_size - 1:
         logger.warning(
             "%s: the model reads a text at its largest id, but the tokenizer has ids up to %d and "
             "ends texts with %d: a text with a larger id is read there, as in transformers with "

@@ -235,7 +235,7 @@ def _hugging_face_directory(
             except UserError as error:
                 raise UserError(f"{about_path}: {error}") from error
             size = image.pop("image_size", config.image_size)
-            if size // config.patch_size != config.vision_grid:
+            if config.vision.grid(size) != config.vision_grid:
                 raise UserError(
                     f"{about_path}: images of {size} pixels, but config.json says "
                     f"image_size={config.image_size}"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import ClipConfig, VitConfig
 from clip_jax.models.two_tower import count_trainable
 from clip_jax.text.tokenizer import Tokenizer
 
@@ -37,18 +37,22 @@ model, transform = open_clip.create_model_from_pretrained("local-dir:PATH")
 
 
 def _towers(config: ClipConfig) -> list[str]:
-    image = {"vit": f"ViT, patches of {config.patch_size}", "resnet": "ModifiedResNet"}
-    kind = image.get(config.vision_kind, config.vision_kind)
-    causal = "causal" if config.text_causal else "bidirectional"
-    text = f"{config.text_kind}, {causal}"
+    vision, text = config.vision, config.text
+    kind = {"resnet": "ModifiedResNet"}.get(vision.kind, vision.kind)
+    if isinstance(vision, VitConfig):
+        kind = f"ViT, patches of {vision.patch_size}"
+    image = f"{kind}; width {vision.width}, layers {vision.layers}"
+    for name, field in (("activation", "activation"), ("pooling", "pool")):
+        if hasattr(vision, field):
+            image += f", {name} {getattr(vision, field)}"
+    causal = "causal" if text.causal else "bidirectional"
     lines = [
-        f"| image tower | {kind}; width {config.vision_width}, layers {config.vision_layers}, "
-        f"activation {config.vision_activation}, pooling {config.vision_pool} |",
-        f"| text tower | {text}; width {config.text_width}, layers {config.text_layers}, "
-        f"activation {config.text_activation}, pooling {config.text_pool} |",
+        f"| image tower | {image} |",
+        f"| text tower | {text.kind}, {causal}; width {text.width}, layers {text.layers}, "
+        f"activation {text.activation}, pooling {text.pool} |",
     ]
-    if config.decoder_layers:
-        lines.append(f"| caption decoder | {config.decoder_layers} layers |")
+    if config.decoder is not None:
+        lines.append(f"| caption decoder | {config.decoder.layers} layers |")
     return lines
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.files.disk import replacing_folder, writing
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import ClipConfig, image_fields
 from clip_jax.text.cleaning import clean_text
 from clip_jax.text.clip_bpe import ClipBpeTokenizer
 from clip_jax.text.huggingface_export import to_huggingface_files
@@ -28,10 +28,6 @@ OPEN_CLIP_CLEANING = {
     "none": "whitespace",
 }
 FORMATS = ("clip_jax", "huggingface", "open_clip")
-IMAGE_FIELDS = (
-    *("image_size", "image_mean", "image_std"),
-    *("image_resize", "image_interpolation", "image_fill"),
-)
 
 
 def save_model(
@@ -144,9 +140,9 @@ def _documents(
         return {OPEN_CLIP_CONFIG: config_to_open_clip(config)}
     end_of_text = None if tokenizer is None else tokenizer.eos_id
     document = huggingface.config_to_huggingface(config, end_of_text=end_of_text)
-    image = {name: getattr(config, name) for name in IMAGE_FIELDS}
     kind = {"metaclip_2": "clip"}.get(document["model_type"], document["model_type"])
-    preprocessor = preprocessing.to_huggingface(image, kind, config.patch_size)
+    patch_size = getattr(config.vision, "patch_size", None)
+    preprocessor = preprocessing.to_huggingface(image_fields(config), kind, patch_size)
     return {CONFIG: document, "preprocessor_config.json": preprocessor}
 
 

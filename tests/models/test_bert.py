@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_clip import changed
 
 import clip_jax
 from clip_jax.errors import UserError
 from clip_jax.models.bert import BertTextTransformer
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig
 from clip_jax.weights.layouts.bert import bert_rules
 from clip_jax.weights.layouts.dual_encoder import config_from_dual_encoder, dual_encoder_rules
 from clip_jax.weights.rules.table import ArrayTensors, read_params, write_tensors
@@ -44,7 +45,7 @@ VISION = {
     "num_attention_heads": 2,
     "intermediate_size": 48,
     "image_size": 32,
-    "patch_size": 8,
+    "vision__patch_size": 8,
 }
 
 
@@ -85,28 +86,27 @@ def our_config(kind: str, pool: str, **changes: Any) -> ClipConfig:
     fields = {
         "embed_dim": 32,
         "image_size": 16,
-        "patch_size": 8,
-        "vision_width": 16,
-        "vision_layers": 1,
-        "vision_heads": 2,
-        "vision_mlp_dim": 16,
-        "text_kind": "bert",
-        "text_pool": pool,
-        "text_projection": "none",
-        "text_causal": False,
+        "vision__patch_size": 8,
+        "vision__width": 16,
+        "vision__layers": 1,
+        "vision__heads": 2,
+        "vision__mlp_dim": 16,
+        "text__kind": "bert",
+        "text__pool": pool,
+        "text__projection": "none",
         "context_length": 24 - offset,
-        "text_positions": 24,
-        "text_position_offset": offset,
+        "text__positions": 24,
+        "text__position_offset": offset,
         "pad_id": theirs.pad_token_id,
-        "text_token_types": theirs.type_vocab_size,
+        "text__token_types": theirs.type_vocab_size,
         "vocab_size": 61,
-        "text_width": 32,
-        "text_layers": 3,
-        "text_heads": 4,
-        "text_mlp_dim": 48,
+        "text__width": 32,
+        "text__layers": 3,
+        "text__heads": 4,
+        "text__mlp_dim": 48,
         "norm_eps": theirs.layer_norm_eps,
     }
-    return override(ClipConfig(), **(fields | changes))
+    return changed(ClipConfig(), **(fields | changes))
 
 
 def our_features(config: ClipConfig, state: dict[str, np.ndarray], tokens: np.ndarray) -> Any:
@@ -119,13 +119,13 @@ def our_features(config: ClipConfig, state: dict[str, np.ndarray], tokens: np.nd
 
     rest = {path: np.ones(our_shapes(config)[path], np.float32) for path in vision}
     rules = [*table, *(Rule(path, path) for path in vision)]
-    never = re.compile(r"(?!)") if config.text_pool == "pooler" else re.compile(r"^pooler\.")
+    never = re.compile(r"(?!)") if config.text.pool == "pooler" else re.compile(r"^pooler\.")
     params = read_params(config, rules, ArrayTensors({**state, **rest}), never)
     written = dict(write_tensors(config, rules, params))
     for name, value in state.items():
         if not never.search(name):
             assert np.array_equal(written[name], value), name
-    apply = jax.jit(lambda p, t: BertTextTransformer(config).apply({"params": p}, t))
+    apply = jax.jit(lambda p, t: BertTextTransformer(config.text, config).apply({"params": p}, t))
     return np.asarray(apply(params["text"], tokens)), params["text"]
 
 
@@ -150,7 +150,7 @@ def test_features_equal_transformers(kind: str, pool: str) -> None:
     ours, _ = our_features(config, state, tokens)
     assert expected.std() > 0.1
     assert np.abs(ours - expected).max() < 5e-6
-    scanned, _ = our_features(override(config, scan_layers=True), state, tokens)
+    scanned, _ = our_features(changed(config, scan_layers=True), state, tokens)
     assert np.abs(scanned - ours).max() < 2e-6
 
 
@@ -164,7 +164,9 @@ def test_more_padding_changes_nothing_and_gradients_are_finite() -> None:
     empty = np.concatenate([short, np.full((1, 14), 1, np.int32)])  # a row of padding alone
 
     def loss(p: Any) -> jax.Array:
-        return jnp.square(BertTextTransformer(config).apply({"params": p}, empty)).sum()
+        return jnp.square(
+            BertTextTransformer(config.text, config).apply({"params": p}, empty)
+        ).sum()
 
     gradients = jax.tree.leaves(jax.jit(jax.grad(loss))(params))
     assert all(np.isfinite(gradient).all() for gradient in gradients)
@@ -202,7 +204,7 @@ def test_dual_encoder_folder(kind: str, vision: str, tmp_path: Path) -> None:
         assert np.abs(mine - theirs.numpy()).max() < 2e-6
     logits = np.exp(float(clip.params["logit_scale"])) * image @ text.T
     assert np.abs(logits - out.logits_per_image.numpy()).max() < 1e-3
-    assert clip.config.vision_pooler is (vision == "vit")
+    assert clip.config.vision.pooler is (vision == "vit")
     assert clip.num_parameters == sum(p.numel() for p in model.parameters())
 
 
@@ -238,5 +240,5 @@ def test_what_cannot_be_honoured_is_named(tmp_path: Path) -> None:
             config_from_dual_encoder(changed)
     with pytest.raises(UserError, match="projection_dim='24'"):
         config_from_dual_encoder(document | {"projection_dim": "24"})
-    with pytest.raises(UserError, match="text_pool='mean'"):
-        override(ClipConfig(), text_pool="mean")
+    with pytest.raises(UserError, match=r"text\.pool='mean'"):
+        changed(ClipConfig(), text__pool="mean")

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 from coca_golden import NAMES, golden
+from tiny_clip import changed
 
 from clip_jax import count_parameters
 from clip_jax.models.architectures import get_architecture
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig
 from clip_jax.models.decoder import caption_loss
 from clip_jax.models.two_tower import TwoTower, init_params
 from clip_jax.weights.layouts.open_clip import coca_rules, to_state_dict
@@ -74,7 +75,7 @@ def test_layouts_agree(changes: dict[str, Any]) -> None:
 
 def test_mask_of_the_class_token() -> None:
     """Released weights need the shifted mask; in the sequence's own order texts read otherwise."""
-    aligned = outputs("coca", text_class_mask="aligned")["text_features"]
+    aligned = outputs("coca", text__class_mask="aligned")["text_features"]
     assert_parity(aligned, golden("coca").arrays["aligned/text_features"])
     assert np.abs(aligned - golden("coca").arrays["text_features"]).max() > 0.1
 
@@ -100,7 +101,7 @@ def test_bfloat16() -> None:
 
 def test_the_contrastive_forward_does_not_pay_for_the_decoder() -> None:
     case = golden("coca_class_token")
-    without = override(case.config, decoder_layers=0)
+    without = changed(case.config, decoder=None)
 
     def flops(config: ClipConfig) -> float:
         forward = jax.jit(lambda params, *x: TwoTower(config).apply({"params": params}, *x))
@@ -126,7 +127,7 @@ def test_state_dict_round_trip_is_bit_equal(name: str, scan_layers: bool) -> Non
 
 def test_rules_of_a_pooler_as_wide_as_the_tower() -> None:
     """PyTorch then keeps one matrix for queries, keys and values, and so do we."""
-    config = override(get_architecture("coca_ViT-B-32"), embed_dim=768, text_width=768)
+    config = changed(get_architecture("coca_ViT-B-32"), embed_dim=768, text__width=768)
     named = {rule.theirs: rule.ours for rule in coca_rules(config)}
     fused = "vision/query_pool/attention/query_key_value"
     assert named["visual.attn_pool.attn.in_proj_weight"] == fused

@@ -20,12 +20,12 @@ from timm_goldens import (
     assert_round_trip,
     assert_train_mode,
 )
+from tiny_clip import nested
 
 from clip_jax import count_parameters
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.fastvit import entry_squeeze
-from clip_jax.weights.layouts.timm_fastvit import fastvit_rules
 
 pytestmark = pytest.mark.slow
 
@@ -38,26 +38,26 @@ PUBLISHED = {
     "MobileCLIP2-S3": 248_885_953,
     "MobileCLIP2-S4": 445_435_137,
 }
-TINY = {"vision_kind": "fastvit", "vision_layer_scale": 1e-5, "vision_projection": "linear_bias"}
+TINY = {"vision__kind": "fastvit", "vision__layer_scale": 1e-5, "vision__projection": "linear_bias"}
 GOLDENS: dict[str, dict[str, Any]] = {
     "fastvit": {
-        "vision_width": 4,
-        "vision_layers": (1, 2, 1, 1),
-        "vision_mlp_dim": 12,
-        "vision_fastvit": "small",
+        "vision__width": 4,
+        "vision__layers": (1, 2, 1, 1),
+        "vision__mlp_dim": 12,
+        "vision__variant": "small",
     },
     "fastvit_large": {
-        "vision_width": 4,
-        "vision_layers": (1, 1, 1, 1, 1),
-        "vision_mlp_dim": 4,
-        "vision_fastvit": "large",
+        "vision__width": 4,
+        "vision__layers": (1, 1, 1, 1, 1),
+        "vision__mlp_dim": 4,
+        "vision__variant": "large",
     },
 }
 
 
 @functools.cache
 def golden(name: str) -> Golden:
-    return timm_goldens.load(name, fastvit_rules, TINY | GOLDENS[name])
+    return timm_goldens.load(name, TINY | GOLDENS[name])
 
 
 @functools.cache
@@ -107,7 +107,7 @@ def test_bfloat16_is_near_float32() -> None:
 
 def test_squeeze_is_a_quarter_in_steps_of_eight() -> None:
     hidden = {
-        name: [entry_squeeze(get_architecture(name), stage) for stage in (1, 2, 3)]
+        name: [entry_squeeze(get_architecture(name).vision, stage) for stage in (1, 2, 3)]
         for name in ("MobileCLIP-S1", "MobileCLIP-S2", "MobileCLIP2-S3")
     }
     assert hidden == {
@@ -121,11 +121,11 @@ def test_squeeze_is_a_quarter_in_steps_of_eight() -> None:
     ("overrides", "message"),
     [
         ({"image_size": 224}, "image_size=224: a FastViT takes a multiple of 64"),
-        ({"vision_layers": (2, 2, 2)}, "a FastViT takes four or five stage depths"),
-        ({"vision_width": 90}, "must divide 8 x vision_width=720"),
-        ({"vision_layer_scale": None}, "vision_layer_scale=None: a FastViT takes a number"),
+        ({"vision__layers": (2, 2, 2)}, "a FastViT takes four or five stage depths"),
+        ({"vision__width": 90}, "must divide 8 x vision.width=720"),
+        ({"vision__layer_scale": None}, "vision.layer_scale=None: must be a number"),
     ],
 )
 def test_errors(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        get_architecture("MobileCLIP2-S3", **({"vision_mlp_dim": 360} | overrides))
+        get_architecture("MobileCLIP2-S3", **nested({"vision__mlp_dim": 360} | overrides))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from coca_golden import NAMES, Golden, golden
 from PIL import Image
+from tiny_clip import changed
 
 from clip_jax.clip import Clip
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.attention import CACHE, MEMORY
-from clip_jax.models.config import override
 from clip_jax.models.generation import (
     Generation,
     check_decoder,
@@ -265,7 +265,7 @@ def test_models_that_cannot_generate() -> None:
     ):
         check_decoder(get_architecture("ViT-B-32"))
     with pytest.raises(UserError, match="sees later tokens"):
-        check_decoder(golden("coca", text_causal=False).config)
+        check_decoder(golden("coca", text__causal=False).config)
 
 
 @pytest.mark.slow
@@ -290,6 +290,6 @@ def test_clip_generate_says_what_is_missing() -> None:
     case = golden("coca")
     with pytest.raises(UserError, match="has no tokenizer"):
         Clip(case.config, case.params).generate([])
-    without = override(case.config, decoder_layers=0)
+    without = changed(case.config, decoder=None)
     with pytest.raises(UserError, match="has no caption decoder"):
         Clip(without, case.params, tokenizer=Letters()).generate([])

@@ -19,11 +19,11 @@ from timm_goldens import (
     assert_round_trip,
     assert_train_mode,
 )
+from tiny_clip import changed
 
 from clip_jax import count_parameters
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
-from clip_jax.weights.layouts.timm_hybrid import hybrid_rules
 
 pytestmark = pytest.mark.slow
 
@@ -47,43 +47,41 @@ PUBLISHED = {
     "MobileCLIP2-B": 149_777_153,
 }
 VITAMIN = {
-    "vision_kind": "hybrid",
-    "patch_size": 16,
-    "vision_stem": "inverted",
-    "vision_stem_width": 4,
-    "vision_width": 12,
-    "vision_layers": 2,
-    "vision_heads": 2,
-    "vision_mlp_dim": 24,
-    "vision_mlp": "geglu",
-    "vision_class_token": False,
-    "vision_pre_norm": False,
-    "vision_pool": "average",
-    "vision_post_norm": "after_pool",
-    "vision_norm_eps": 1e-6,
+    "vision__kind": "hybrid",
+    "vision__stem": "inverted",
+    "vision__stem_width": 4,
+    "vision__width": 12,
+    "vision__layers": 2,
+    "vision__heads": 2,
+    "vision__mlp_dim": 24,
+    "vision__mlp": "geglu",
+    "vision__class_token": False,
+    "vision__pre_norm": False,
+    "vision__pool": "average",
+    "vision__post_norm": "after_pool",
+    "vision__norm_eps": 1e-6,
 }
 GOLDENS: dict[str, dict[str, Any]] = {
     "vitamin": VITAMIN,
-    "vitamin_xl": VITAMIN | {"vision_layers": 1, "vision_positions": False},
+    "vitamin_xl": VITAMIN | {"vision__layers": 1, "vision__positions": False},
     "mobileclip_b": {
-        "vision_kind": "hybrid",
-        "patch_size": 16,
-        "vision_stem": "convolutions",
-        "vision_stem_width": 6,
-        "vision_width": 24,
-        "vision_layers": 2,
-        "vision_heads": 3,
-        "vision_mlp_dim": 96,
-        "vision_pre_norm": False,
-        "vision_projection": "linear_bias",
-        "vision_norm_eps": 1e-6,
+        "vision__kind": "hybrid",
+        "vision__stem": "convolutions",
+        "vision__stem_width": 6,
+        "vision__width": 24,
+        "vision__layers": 2,
+        "vision__heads": 3,
+        "vision__mlp_dim": 96,
+        "vision__pre_norm": False,
+        "vision__projection": "linear_bias",
+        "vision__norm_eps": 1e-6,
     },
 }
 
 
 @functools.cache
 def golden(name: str) -> Golden:
-    return timm_goldens.load(name, hybrid_rules, GOLDENS[name])
+    return timm_goldens.load(name, GOLDENS[name])
 
 
 @functools.cache
@@ -111,7 +109,7 @@ def test_mobileclip_b_in_train_mode() -> None:
 
 
 def test_frozen_batch_norm_in_training_is_evaluation() -> None:
-    frozen = ours("mobileclip_b", train=True, batch_norm="frozen")
+    frozen = ours("mobileclip_b", train=True, vision__batch_norm="frozen")
     assert not frozen.statistics
     for name, value in ours("mobileclip_b").arrays.items():
         assert np.array_equal(frozen.arrays[name], value), name
@@ -122,8 +120,8 @@ def test_frozen_batch_norm_in_training_is_evaluation() -> None:
 def test_layouts_and_remat_agree(overrides: dict[str, Any]) -> None:
     plain = ours("vitamin")
     reference = golden("vitamin")
-    config = timm_goldens.override(reference.config, **overrides)
-    variant = timm_goldens.run(Golden(config, reference.arrays, hybrid_rules))
+    config = changed(reference.config, **overrides)
+    variant = timm_goldens.run(Golden(config, reference.arrays))
     assert_gradients(variant.gradients, plain.gradients, 1e-5)
     assert np.abs(variant.arrays["image_embeds"] - plain.arrays["image_embeds"]).max() < 1e-6
 
@@ -136,8 +134,8 @@ def test_round_trip_is_bit_equal(name: str) -> None:
 def test_positions_are_resized_on_reading(caplog: pytest.LogCaptureFixture) -> None:
     """A table of 3 x 3 patches, without a row for the class token, becomes one of 6 x 6."""
     reference = golden("mobileclip_b")
-    config = timm_goldens.override(reference.config, image_size=96)
-    larger = Golden(config, reference.arrays, hybrid_rules)
+    config = changed(reference.config, image_size=96)
+    larger = Golden(config, reference.arrays)
     assert larger.read(larger.state)["vision"]["positions"].shape == (36, 24)
     assert "9 rows interpolated to 36" in caplog.text
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from tiny_clip import changed, nested
 
 from clip_jax import count_parameters, list_models
 from clip_jax.errors import UserError
@@ -32,30 +33,30 @@ with (Path(__file__).parent / "published_sizes.csv").open() as file:
 TINY = {
     "embed_dim": 12,
     "image_size": 16,
-    "patch_size": 8,
-    "vision_width": 16,
-    "vision_layers": 1,
-    "vision_heads": 2,
-    "vision_mlp_dim": 32,
+    "vision__patch_size": 8,
+    "vision__width": 16,
+    "vision__layers": 1,
+    "vision__heads": 2,
+    "vision__mlp_dim": 32,
     "context_length": 8,
     "vocab_size": 32,
-    "text_width": 16,
-    "text_layers": 2,
-    "text_heads": 2,
-    "text_mlp_dim": 32,
+    "text__width": 16,
+    "text__layers": 2,
+    "text__heads": 2,
+    "text__mlp_dim": 32,
 }
 TINY_RESNET = TINY | {
-    "vision_kind": "resnet",
+    "vision__kind": "resnet",
     "image_size": 32,
-    "vision_width": 4,
-    "vision_layers": (1, 1, 1, 1),
-    "vision_heads": 2,
+    "vision__width": 4,
+    "vision__layers": (1, 1, 1, 1),
+    "vision__heads": 2,
 }
 EOT = 31
 
 
 def tiny(**changes: Any) -> ClipConfig:
-    return override(ClipConfig(), **(TINY | changes))
+    return changed(ClipConfig(), **(TINY | changes))
 
 
 # Half the compile time, slower machine code.
@@ -124,9 +125,9 @@ def test_counting_stacked_blocks_is_counting_blocks() -> None:
 def test_operation_count(name: str) -> None:
     config = get_architecture(name)
     surplus = 0.0
-    if config.vision_kind == "resnet":
+    if config.vision.kind == "resnet":
         # The published figure has all tokens as queries of the attention pool; one is used.
-        width, tokens = 32 * config.vision_width, config.vision_grid**2 + 1
+        width, tokens = 32 * config.vision.width, config.vision_grid**2 + 1
         surplus = 2 * (tokens - 1) * width * (width + 2 * tokens + config.embed_dim)
     total = image_flops(config) + text_flops(config) + caption_flops(config) + surplus
     # The figure of coca_roberta has one token less in its decoder.
@@ -137,9 +138,10 @@ def test_operation_count(name: str) -> None:
 def test_quickgelu_twins_differ_in_the_activation_only() -> None:
     for name in ("RN50", "ViT-B-32"):
         plain, twin = get_architecture(name), get_architecture(f"{name}-quickgelu")
-        assert (twin.vision_activation, twin.text_activation) == ("quick_gelu", "quick_gelu")
-        names = {"name": name, "vision_activation": "gelu", "text_activation": "gelu"}
-        assert override(twin, **names) == plain
+        towers = ("vision", "text") if name.startswith("ViT") else ("text",)  # ResNets have ReLU
+        assert {getattr(twin, tower).activation for tower in towers} == {"quick_gelu"}
+        plainly = {tower: {"activation": "gelu"} for tower in towers}
+        assert override(twin, name=name, **plainly) == plain
 
 
 def test_overrides_change_the_count() -> None:
@@ -148,7 +150,7 @@ def test_overrides_change_the_count() -> None:
     assert grown - plain == (64 - 49) * 768 + 512 + 3 * 512
     assert count_parameters("ViT-B-32", logit_bias_init=-10.0) == plain + 1
     assert count_parameters("ViT-B-32", scan_layers=True) == plain
-    assert count_parameters("ViT-B-32", vision_pre_norm=False) == plain - 2 * 768
+    assert count_parameters("ViT-B-32", vision={"pre_norm": False}) == plain - 2 * 768
 
 
 @pytest.mark.parametrize(
@@ -157,18 +159,28 @@ def test_overrides_change_the_count() -> None:
         ("ViT-B32", {}, "did you mean 'ViT-B-32'"),
         ("rn50", {}, "unknown model 'rn50'"),
         ("ViT-B-32", {"image_sizes": 224}, "did you mean 'image_size'?"),
-        ("ViT-B-32", {"vision_heads": 7}, "must divide vision_width=768"),
-        ("ViT-B-32", {"vision_pool": "max"}, "choose one of class_token, average"),
-        ("ViT-B-32", {"patch_size": 300}, "must be 1 to image_size=224"),
+        ("ViT-B-32", {"vision__heads": 7}, "must divide vision.width=768"),
+        ("ViT-B-32", {"vision__pool": "max"}, "choose one of class_token, average"),
+        ("ViT-B-32", {"vision__patch_size": 300}, "must be 1 to image_size=224"),
         ("RN50", {"image_size": 225}, "a ResNet takes a multiple of 32"),
-        ("RN50", {"vision_layers": 12}, "a ResNet takes four stage depths"),
+        ("RN50", {"vision__layers": 12}, "vision.layers=12: must be whole numbers, one a stage"),
+        ("RN50", {"vision__layers": (1, 2)}, "a ResNet takes four stage depths"),
+        ("RN50", {"vision__rope": "yx"}, "a resnet has none; vit and hybrid do"),
+        ("ViT-B-32", {"vision__widht": 8}, "'vision.widht' of ClipConfig; did you mean 'vision.w"),
+        ("ViT-B-32", {"vision_width": 8}, "did you mean 'vision.width'?"),
+        ("ViT-B-32", {"vision__kind": "resnt"}, "choose one of vit, hybrid, resnet, convnext"),
+        ("ViT-B-32", {"vision": 5}, "vision=5: must be a dict of fields"),
+        ("ViT-B-32", {"vision": None}, "vision=None: must be a dict of fields"),
+        ("ViT-B-32", {"vision__patch_dropout": 1.0}, "must be 0 to less than 1"),
+        ("ViT-B-32", {"image_fill": 256}, "must be at most 255"),
+        ("coca_ViT-B-32", {"decoder__heads": 7}, "must divide text.width=512"),
     ],
 )
 def test_errors_name_what_would_be_accepted(
     name: str, overrides: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        count_parameters(name, **overrides)
+        count_parameters(name, **nested(overrides))
     assert message in str(caught.value)
 
 
@@ -180,8 +192,8 @@ def test_config_survives_json() -> None:
 @functools.cache
 def fresh(**changes: Any) -> dict[str, np.ndarray]:
     """Initial parameters by path, wide enough for statistics."""
-    sizes = {"vision_width": 64, "text_width": 64, "embed_dim": 48, "vocab_size": 500}
-    sizes |= {"text_mlp_dim": 256, "vision_mlp_dim": 192, "context_length": 40, "image_size": 64}
+    sizes = {"vision__width": 64, "text__width": 64, "embed_dim": 48, "vocab_size": 500}
+    sizes |= {"text__mlp_dim": 256, "vision__mlp_dim": 192, "context_length": 40, "image_size": 64}
     config = tiny(**(sizes | changes))
     params = compiled(init_params, static_argnums=0)(config, jax.random.key(1))
     return {path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()}
@@ -284,8 +296,8 @@ def test_a_row_of_zeros_is_no_nan() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("base", [TINY, TINY_RESNET], ids=["vit", "resnet"])
 def test_bfloat16_computes_nearly_the_same(base: dict[str, Any]) -> None:
-    config = override(ClipConfig(), **base)
-    half = override(config, dtype="bfloat16")
+    config = changed(ClipConfig(), **base)
+    half = changed(config, dtype="bfloat16")
     images, tokens = images_of(config), np.array([[1, 5, EOT, 0], [2, EOT, 0, 0], [3, 4, 5, EOT]])
     exact = encode_image(config, images), encode_text(config, tokens)
     rough = encode_image(half, images), encode_text(half, tokens)
@@ -317,7 +329,7 @@ def test_patch_embedding_is_a_strided_convolution() -> None:
         padding="VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     ).reshape(3, 4, 16)
-    _, extra = VisionTransformer(config).apply(
+    _, extra = VisionTransformer(config.vision, config).apply(
         {"params": params},
         images,
         capture_intermediates=lambda module, _: module.name == "pre_norm",
@@ -338,7 +350,7 @@ def test_tokens_after_the_end_do_not_matter() -> None:
     np.testing.assert_array_equal(first, second)
     tokens[1, 1] = 5
     assert not np.allclose(first, encode_text(config, tokens)[1], atol=1e-3)
-    both_ways = tiny(text_causal=False)
+    both_ways = tiny(text__causal=False)
     tokens[1, 1] = 4
     first, second = encode_text(both_ways, tokens)
     assert not np.allclose(first, second, atol=1e-3)
@@ -360,12 +372,13 @@ def test_text_pooling() -> None:
         "last": [4, 4],
     }
     for pool, positions in expected.items():
-        assert pool_positions(tokens, tiny(text_pool=pool, eos_id=9)).tolist() == positions
-    assert pool_positions(tokens, tiny(text_pool="eos", eos_id=4)).tolist() == [1, 2]
+        config = tiny(text__pool=pool, text__eos_id=9).text
+        assert pool_positions(tokens, config).tolist() == positions
+    assert pool_positions(tokens, tiny(text__pool="eos", text__eos_id=4).text).tolist() == [1, 2]
 
 
 def test_vision_pooling() -> None:
     """Both kinds read the same tokens, and differ."""
-    class_token, average = tiny(), tiny(vision_pool="average")
+    class_token, average = tiny(), tiny(vision__pool="average")
     images = images_of(class_token)
     assert not np.allclose(encode_image(class_token, images), encode_image(average, images))

@@ -30,8 +30,8 @@ def test_angles(
 ) -> None:
     """Every patch, every pair of features: position on the trained grid times its frequency."""
     config = get_architecture(name, image_size=size)
-    cosine, sine = rope_tables(config)
-    grid, width = 4, config.vision_width // config.vision_heads
+    cosine, sine = rope_tables(config.vision, size)
+    grid, width = 4, config.vision.width // config.vision.heads
     assert cosine.shape == sine.shape == (prefix + grid * grid, width)
     assert (cosine[:prefix] == 1).all()  # a class token is not turned
     for row in range(grid):

@@ -59,7 +59,7 @@ def _timm(name: str, names: str, depth: dict[str, Any], text: int = 2, **more: A
         **more.pop("edits", {}),
     }
     layers = next(iter(depth.values()))
-    overrides = {"vision_layers": layers, **more.pop("overrides", {})}
+    overrides = {"vision__layers": layers, **more.pop("overrides", {})}
     like = more.pop("like", name)
     return Family(name, "open_clip", like, edits, depth, overrides, names, **more)
 
@@ -117,8 +117,8 @@ NATIVE = (
 
 # Several of timm's SigLIP towers, and open_clip's text towers beside the first SigLIP, compute the
 # exact GELU; the weights were trained with tanh, which `load` takes unless told otherwise.
-EXACT = {"vision_activation": "gelu"}
-EXACT_TEXT = {"text_activation": "gelu"}
+EXACT = {"vision__activation": "gelu"}
+EXACT_TEXT = {"text__activation": "gelu"}
 EXACT_BOTH = {**EXACT, **EXACT_TEXT}
 SIGMOID: dict[str, Any] = {"loss": "sigmoid", "tokens": SIGLIP_TOKENS}
 TWO = {"depth": 2}
@@ -222,7 +222,7 @@ DUAL = (
 
 def _hf_text(name: str, names: str, **more: Any) -> Family:
     """A text tower of transformers in an open_clip model; `text_cfg` cannot say its depth."""
-    overrides = {"text_layers": 2, "vocab_size": VOCABULARY}
+    overrides = {"text__layers": 2, "vocab_size": VOCABULARY}
     edits = {"vision_cfg.layers": 2, **more.pop("edits", {})}
     return Family(
         name,

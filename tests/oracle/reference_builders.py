@@ -60,7 +60,7 @@ def _roberta_config(name: str, layers: int | None = None, vocab: int | None = No
 @contextlib.contextmanager
 def reduced(family: Family) -> Iterator[None]:
     """Inside, timm and transformers build towers of the family's depth, without the hub."""
-    small = family.overrides.get("text_layers"), family.overrides.get("vocab_size")
+    small = family.overrides.get("text__layers"), family.overrides.get("vocab_size")
 
     def create_reduced(name: str, **options: Any) -> nn.Module:
         return timm_create(name, **options, **family.timm)

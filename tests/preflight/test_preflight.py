@@ -86,7 +86,7 @@ def test_remat_is_seen_in_the_operations(report: Report) -> None:
 
 @pytest.mark.slow
 def test_scanned_layers_count_as_unrolled_ones() -> None:
-    layers = {"model__vision_layers": 2, "model__vision_width": 32}
+    layers = {"model__vision__layers": 2, "model__vision__width": 32}
     runs = [plan(model__scan_layers=scan, **layers) for scan in (True, False)]
     counts = [preflight(run, evaluation=False) for run in runs]
     scanned, unrolled = (count["compiled_flops_per_device"] for count in counts)
@@ -112,7 +112,7 @@ def test_whole_optimizer_state_is_found() -> None:
     # An axis of three divides nothing here.
     three = Target("three", find_target("cpu:8").devices[:3], None)
     found = whole_optimizer_leaves(
-        plan(three, mesh__data=1, mesh__fsdp=3, batch_size=66, model__vision_width=64)
+        plan(three, mesh__data=1, mesh__fsdp=3, batch_size=66, model__vision__width=64)
     )
     assert sorted(path.split("/transformer/")[-1] for path in found) == MLP_LEAVES
     assert all(size >= 2**18 for size in found.values())

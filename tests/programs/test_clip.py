@@ -146,9 +146,9 @@ def test_bfloat16(clip: clip_jax.Clip, tiny_run: Path) -> None:
 
 def test_create(tmp_path: Path) -> None:
     small = {
-        "image_size": 32, "patch_size": 16, "vision_width": 16, "vision_layers": 1,
-        "vision_heads": 2, "vision_mlp_dim": 16, "text_width": 16, "text_layers": 1,
-        "text_heads": 2, "text_mlp_dim": 16, "embed_dim": 8, "vocab_size": 20,
+        "image_size": 32, "embed_dim": 8, "vocab_size": 20,
+        "vision": {"patch_size": 16, "width": 16, "layers": 1, "heads": 2, "mlp_dim": 16},
+        "text": {"width": 16, "layers": 1, "heads": 2, "mlp_dim": 16},
         "context_length": 4,
     }  # fmt: skip
     one, same, other = (clip_jax.create("ViT-B-32", seed=s, **small) for s in (0, 0, 1))
@@ -168,7 +168,7 @@ def test_create(tmp_path: Path) -> None:
 
 def test_tokenizer_must_fit(clip: clip_jax.Clip) -> None:
     with pytest.raises(UserError, match="vocab_size=8 of custom: the tokenizer has"):
-        clip_jax.create("custom", tokenizer=clip.tokenizer, vocab_size=8, vision_layers=1)
+        clip_jax.create("custom", tokenizer=clip.tokenizer, vocab_size=8, vision={"layers": 1})
 
 
 def test_damaged_bundles_are_named(clip: clip_jax.Clip, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_damaged_bundles_are_named(clip: clip_jax.Clip, tmp_path: Path) -> None:
             {"architecture": about["architecture"] | {"embed_dim": 5}},
             "of another shape: text/projection",
         ),
-        ({"architecture": about["architecture"] | {"text_layers": 2}}, "blocks_1"),
+        ({"architecture": about["architecture"] | {"text": {"layers": 2}}}, "blocks_1"),
         ({"architecture": about["architecture"] | {"colour": 2}}, "colour"),
     ):
         (tmp_path / "m" / "config.json").write_text(json.dumps(about | change))

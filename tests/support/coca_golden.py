@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tiny_clip import changed
 
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig
 from clip_jax.weights.layouts.open_clip import from_state_dict
 
 NAMES = ("coca", "coca_class_token")
@@ -43,35 +44,35 @@ def golden(name: str, **changes: Any) -> Golden:
     pooler = {}
     if vision.get("attentional_pool"):
         pooler = {
-            "vision_pool": "queries",
-            "vision_pool_heads": vision["attn_pooler_heads"],
-            "vision_pool_queries": vision["attn_pooler_queries"],
+            "vision__pool": "queries",
+            "vision__pool_heads": vision["attn_pooler_heads"],
+            "vision__pool_queries": vision["attn_pooler_queries"],
         }
-    config = override(
+    config = changed(
         ClipConfig(),
         name=name,
         embed_dim=settings["embed_dim"],
         image_size=vision["image_size"],
-        patch_size=vision["patch_size"],
-        vision_width=vision["width"],
-        vision_layers=vision["layers"],
-        vision_heads=vision["width"] // vision["head_width"],
-        vision_mlp_dim=4 * vision["width"],
+        vision__patch_size=vision["patch_size"],
+        vision__width=vision["width"],
+        vision__layers=vision["layers"],
+        vision__heads=vision["width"] // vision["head_width"],
+        vision__mlp_dim=4 * vision["width"],
         context_length=text["context_length"],
         vocab_size=text["vocab_size"],
-        text_width=text["width"],
-        text_layers=text["layers"],
-        text_heads=text["heads"],
-        text_mlp_dim=4 * text["width"],
-        text_pool="appended",
-        decoder_layers=decoder["layers"],
-        decoder_heads=decoder["heads"],
-        decoder_vocab_size=text["vocab_size"],
+        text__width=text["width"],
+        text__layers=text["layers"],
+        text__heads=text["heads"],
+        text__mlp_dim=4 * text["width"],
+        text__pool="appended",
+        decoder__layers=decoder["layers"],
+        decoder__heads=decoder["heads"],
+        decoder__vocab_size=text["vocab_size"],
         # Pixels as given: the golden images are the normalised ones.
         image_mean=(0.0, 0.0, 0.0),
         image_std=(1 / 255, 1 / 255, 1 / 255),
         **pooler,
     )
-    config = override(config, **changes)
+    config = changed(config, **changes)
     state = Golden(config, arrays, None).state
     return Golden(config, arrays, from_state_dict(config, state))

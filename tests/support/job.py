@@ -19,11 +19,12 @@ from clip_jax.training.log.metrics import read_rows
 
 # Flags of a tiny model for `python -m clip_jax.train` on a folder of photos.
 SMALL = (  # noqa: SIM905
-    "--config.model.vision_kind=vit --config.model.image_size=32 --config.model.patch_size=16 "
-    "--config.model.vision_width=16 "
-    "--config.model.vision_layers=1 --config.model.vision_heads=2 --config.model.vision_mlp_dim=16 "
-    "--config.model.text_width=16 --config.model.text_layers=1 --config.model.text_heads=2 "
-    "--config.model.text_mlp_dim=16 --config.model.embed_dim=16 --config.tokenizer.vocab_size=300 "
+    "--config.model.image_size=32 "
+    "--config.model.vision.kind=vit --config.model.vision.patch_size=16 "
+    "--config.model.vision.width=16 "
+    "--config.model.vision.layers=1 --config.model.vision.heads=2 --config.model.vision.mlp_dim=16 "
+    "--config.model.text.width=16 --config.model.text.layers=1 --config.model.text.heads=2 "
+    "--config.model.text.mlp_dim=16 --config.model.embed_dim=16 --config.tokenizer.vocab_size=300 "
     "--config.batch_size=8 --config.epochs=2.0 --config.log_every_steps=1"
 ).split()
 VALUES = ("loss", "grad_norm", "logit_scale")

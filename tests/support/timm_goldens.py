@@ -4,15 +4,15 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from tiny_clip import changed
 
 from clip_jax.losses import softmax_loss
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig
 from clip_jax.models.resnet import BATCH_STATISTICS, update_running_statistics
 from clip_jax.models.two_tower import TwoTower, l2_normalize
 from clip_jax.weights.layouts.open_clip import IGNORED, open_clip_rules
@@ -27,7 +27,6 @@ class Golden:
 
     config: ClipConfig
     arrays: dict[str, np.ndarray]
-    tower_rules: Callable[[ClipConfig], list[Rule]]
 
     def under(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays whose names begin with `prefix`, without it."""
@@ -41,12 +40,8 @@ class Golden:
 
     @functools.cached_property
     def rules(self) -> list[Rule]:
-        """Our table for the file's names: the tower's, and open_clip's of the text tower."""
-        custom_text = any(name.startswith("text.") for name in self.state)
-        any_tower = dataclasses.replace(self.config, vision_kind="resnet", vision_layers=())
-        others = open_clip_rules(any_tower, custom_text)
-        others = [rule for rule in others if not rule.ours.startswith("vision/")]
-        return [*others, *self.tower_rules(self.config)]
+        """Our table for the file's names."""
+        return open_clip_rules(self.config, any(name.startswith("text.") for name in self.state))
 
     def read(self, state: dict[str, np.ndarray]) -> dict[str, Any]:
         """Their tensors as our parameters."""
@@ -68,28 +63,26 @@ def unpack(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def load(
-    name: str, tower_rules: Callable[[ClipConfig], list[Rule]], vision: dict[str, Any]
-) -> Golden:
+def load(name: str, vision: dict[str, Any]) -> Golden:
     """The golden called `name`; `vision` completes what its settings do not say."""
     with np.load(GOLDENS / f"{name}.npz") as file:
         packed = dict(file)
     settings, arrays = json.loads(str(packed["config"])), unpack(packed)
     text = settings["text_cfg"]
-    config = override(
+    config = changed(
         ClipConfig(),
         embed_dim=settings["embed_dim"],
         image_size=settings["vision_cfg"]["image_size"],
         context_length=text["context_length"],
         vocab_size=text["vocab_size"],
-        text_width=text["width"],
-        text_layers=text["layers"],
-        text_heads=text["heads"],
-        text_mlp_dim=4 * text["width"],
-        text_causal=not text.get("no_causal_mask", False),
+        text__width=text["width"],
+        text__layers=text["layers"],
+        text__heads=text["heads"],
+        text__mlp_dim=4 * text["width"],
+        text__causal=not text.get("no_causal_mask", False),
         **vision,
     )
-    return Golden(config, arrays, tower_rules)
+    return Golden(config, arrays)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,7 +96,7 @@ class Ours:
 
 def run(golden: Golden, train: bool = False, **overrides: Any) -> Ours:
     """Our forward and backward pass over a golden's inputs."""
-    config = override(golden.config, **overrides)
+    config = changed(golden.config, **overrides)
 
     def loss(params: Any, images: Any, tokens: Any) -> Any:
         out, extra = TwoTower(config).apply(
@@ -137,7 +130,7 @@ def run(golden: Golden, train: bool = False, **overrides: Any) -> Ours:
 
 def image_embeds(golden: Golden, **overrides: Any) -> np.ndarray:
     """Our image embeddings of a golden's inputs, (B, D) float32 of length 1."""
-    config = override(golden.config, **overrides)
+    config = changed(golden.config, **overrides)
 
     def embed(params: Any, images: Any) -> Any:
         features = TwoTower(config).apply({"params": params}, images, method="encode_image")

@@ -12,23 +12,23 @@ from clip_jax.models.two_tower import init_params
 TINY: dict[str, Any] = {
     "embed_dim": 16,
     "image_size": 32,
-    "patch_size": 8,
-    "vision_width": 32,
-    "vision_layers": 2,
-    "vision_heads": 2,
-    "vision_mlp_dim": 48,
+    "vision__patch_size": 8,
+    "vision__width": 32,
+    "vision__layers": 2,
+    "vision__heads": 2,
+    "vision__mlp_dim": 48,
     "context_length": 12,
     "vocab_size": 60,
-    "text_width": 32,
-    "text_layers": 2,
-    "text_heads": 2,
-    "text_mlp_dim": 64,
+    "text__width": 32,
+    "text__layers": 2,
+    "text__heads": 2,
+    "text__mlp_dim": 64,
 }
-RESNET = TINY | {
-    "vision_kind": "resnet",
-    "vision_width": 4,
-    "vision_layers": (1, 1, 1, 1),
-    "vision_heads": 2,
+RESNET = {name: value for name, value in TINY.items() if not name.startswith("vision__")} | {
+    "vision__kind": "resnet",
+    "vision__width": 4,
+    "vision__layers": (1, 1, 1, 1),
+    "vision__heads": 2,
 }
 
 
@@ -44,9 +44,23 @@ def random_params(config: ClipConfig) -> Any:
     return jax.tree_util.tree_map_with_path(values, shapes)
 
 
+def nested(fields: dict[str, Any]) -> dict[str, Any]:
+    """{"vision__width": 8} -> {"vision": {"width": 8}}, as `override` and `create` take it."""
+    result: dict[str, Any] = {}
+    for key, value in fields.items():
+        part, _, name = key.rpartition("__")
+        (result.setdefault(part, {}) if part else result)[name] = value
+    return result
+
+
+def changed(config: ClipConfig, **fields: Any) -> ClipConfig:
+    """`config` with some fields changed, those of towers as `vision__width=8`."""
+    return override(config, **nested(fields))
+
+
 def tiny(**changes: Any) -> Clip:
-    base = RESNET if changes.get("vision_kind") == "resnet" else TINY
-    config = override(ClipConfig(), **(base | changes))
+    base = RESNET if changes.get("vision__kind") == "resnet" else TINY
+    config = changed(ClipConfig(), **(base | changes))
     return Clip(config, random_params(config))
 
 

@@ -18,8 +18,8 @@ API_KEYS = {
 def plan(target: Target | None = None, **changes) -> Run:
     """The tiny run on eight simulated devices, its layers wide enough to be split."""
     wide = {
-        "model__vision_width": 256,
-        "model__vision_mlp_dim": 1024,
+        "model__vision__width": 256,
+        "model__vision__mlp_dim": 1024,
         "model__scan_layers": True,
         "mesh__data": 2,
         "mesh__fsdp": 4,

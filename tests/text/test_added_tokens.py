@@ -331,15 +331,15 @@ def model_with_tokens(family: str, folder: Path) -> tuple[Clip, Any]:
     theirs = with_tokens(family, folder)
     ours = load_huggingface_tokenizer(folder)
     if family == "siglip":
-        from tiny_clip import TINY, random_params
+        from tiny_clip import TINY, nested, random_params
 
         from clip_jax.weights.layouts.huggingface_config import siglip_config
 
         sizes = {"embed_dim": 32, "context_length": 60, "vocab_size": ours.vocab_size}
-        config = siglip_config(**(TINY | sizes))
+        config = siglip_config(**nested(TINY | sizes))
         return Clip(config, random_params(config), ours.with_context_length(60)), theirs
     config = {"vocab_size": ours.vocab_size, "context_length": 60}
-    clip = tiny(**config, text_pool="eos", eos_id=ours.eos_id)
+    clip = tiny(**config, text__pool="eos", text__eos_id=ours.eos_id)
     return Clip(clip.config, clip.params, ours.with_context_length(60)), theirs
 
 
@@ -437,7 +437,7 @@ def test_exports_stay_right_when_a_user_adds_tokens_in_transformers(tmp_path):
     folder = write(tmp_path / "t", full_clip_files())
     ours = load_huggingface_tokenizer(folder)
     clip = tiny(vocab_size=ours.vocab_size, context_length=60)
-    assert clip.config.text_pool == "argmax"
+    assert clip.config.text.pool == "argmax"
     Clip(clip.config, clip.params, ours.with_context_length(60)).save(tmp_path / "m", "huggingface")
     document = json.loads((tmp_path / "m" / "config.json").read_text())
     assert document["text_config"]["eos_token_id"] == ours.eos_id == ours.vocab_size - 1

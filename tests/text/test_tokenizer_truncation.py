@@ -11,7 +11,8 @@ from clip_jax.text.tokenizer import train_sentencepiece
 @pytest.fixture(scope="module")
 def clip():
     tokenizer = train_sentencepiece(["a red cat", "a blue dog"], vocab_size=300)
-    size = {"vision_layers": 1, "text_layers": 1, "image_size": 32, "context_length": 12}
+    size = {"image_size": 32, "context_length": 12}
+    size |= {"vision": {"layers": 1}, "text": {"layers": 1}}
     return clip_jax.create("custom", tokenizer=tokenizer, vocab_size=tokenizer.vocab_size, **size)
 
 

@@ -57,7 +57,7 @@ def test_default_config_holds_every_field_and_is_locked() -> None:
         ({"stepz": 1}, "did you mean 'config.steps'"),
         ({"model": {"name": "ViT-B-32", "image_siz": 1}}, "did you mean 'config.model.image_size'"),
         ({"model": {"name": "ViT-B-33"}}, "did you mean 'ViT-B-32'"),
-        ({"model": {"name": "ViT-B-32", "vision_heads": 7}}, "vision_heads=7"),
+        ({"model": {"name": "ViT-B-32", "vision": {"heads": 7}}}, "vision.heads=7"),
         ({"loss": "hinge"}, "config.loss='hinge': choose one of 'softmax', 'sigmoid'"),
         ({"batch_size": "many"}, "config.batch_size='many': must be a whole number"),
         ({"batch_size": 1.5}, "config.batch_size=1.5"),
@@ -80,7 +80,7 @@ def test_default_config_holds_every_field_and_is_locked() -> None:
         ({"optimizer": {"ema_decay": 1.5}}, "config.optimizer.ema_decay=1.5: must be 0 to 1"),
         ({"data": {"path": "x", "max_bad_fraction": -1}}, "config.data.max_bad_fraction=-1"),
         ({"augmentation": {"zoom": ("a", "b")}}, "config.augmentation"),
-        ({"model": {"name": "ViT-B-32", "vision_width": 0}}, "vision_width=0"),
+        ({"model": {"name": "ViT-B-32", "vision": {"width": 0}}}, "vision.width=0"),
         ({"model": {"name": "ViT-B-32", "image_mean": (0.5, 0.5)}}, "image_mean"),
         ({"data": {"path": ""}}, "config.data.path=''"),
         ({"data": 3}, "config.data=3"),
@@ -124,21 +124,21 @@ def test_types_are_adapted() -> None:
             "steps": 10.0,
             "optimizer": {"learning_rate": 1, "clip_norm": None},
             "augmentation": {"zoom": [0.5, 2]},
-            "model": {"name": "RN50", "vision_layers": [1, 1, 1, 1], "image_size": 64},
+            "model": {"name": "RN50", "vision": {"layers": [1, 1, 1, 1]}, "image_size": 64},
         }
     )
     assert (config.steps, type(config.steps)) == (10, int)
     assert config.optimizer.learning_rate == 1.0
     assert config.optimizer.clip_norm is None
     assert config.augmentation.zoom == (0.5, 2.0)
-    assert config.model.architecture().vision_layers == (1, 1, 1, 1)
+    assert config.model.architecture().vision.layers == (1, 1, 1, 1)
 
 
 def test_assignments_as_flags_make_them() -> None:
     config = tiny_config(optimizer__clip_norm=None, checkpoint__every_minutes=None)
     assert build_config(config).optimizer.clip_norm is None
     config.optimizer.clip_norm = 0.5
-    config.model.vision_layers = 2
+    config.model.vision.layers = 2
     built = build_config(config)
     assert built.optimizer.clip_norm == 0.5
-    assert built.model.architecture().vision_layers == 2
+    assert built.model.architecture().vision.layers == 2

@@ -84,7 +84,7 @@ def test_a_second_compilation_is_counted_and_explained_once(caplog):
 def test_the_table_of_shards():
     """Every leaf of a small run: as many bytes a device as XLA gives it."""
     config = build_config(
-        tiny_config(mesh__data=2, mesh__fsdp=4, model__text_width=80, tokenizer__vocab_size=1000)
+        tiny_config(mesh__data=2, mesh__fsdp=4, model__text__width=80, tokenizer__vocab_size=1000)
     )
     lines = explain_sharding(config).splitlines()
     assert lines[0] == "custom on 8 devices"

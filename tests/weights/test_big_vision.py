@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from reference_big_vision import LIT, Arrays, Restated, Sizes, make_file, scanned
+from tiny_clip import changed
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import TwoTower
 from clip_jax.weights.files.tensors import open_tensors
 from clip_jax.weights.layouts.big_vision import (
@@ -62,7 +63,7 @@ def test_same_outputs_however_layers_are_stored(theirs, ours):
     file = make_file(Sizes())
     stored = scanned(file) if theirs == "scanned" else file
     config = config_from_big_vision({name: array.shape for name, array in stored.items()})
-    config = override(config, scan_layers=ours == "scanned")
+    config = changed(config, scan_layers=ours == "scanned")
     params = read(stored, config)
     images, tokens = inputs(config)
     assert_close(our_outputs(config, params, images, tokens), Restated(file)(images, tokens))
@@ -77,7 +78,7 @@ def test_scanned_and_looped_files_are_the_same_model():
     file = make_file(Sizes())
     for scan_layers in (False, True):
         config = config_from_big_vision({name: array.shape for name, array in file.items()})
-        config = override(config, scan_layers=scan_layers)
+        config = changed(config, scan_layers=scan_layers)
         assert_same_params(read(scanned(file), config), read(file, config))
 
 
@@ -104,7 +105,7 @@ def test_class_token_has_no_position():
     positions = read(file, config)["vision"]["positions"]
     np.testing.assert_array_equal(positions[0], np.zeros(48, np.float32))
     np.testing.assert_array_equal(positions[1:], file["img/pos_embedding"][0])
-    larger = read(file, override(config, image_size=48))["vision"]["positions"]
+    larger = read(file, changed(config, image_size=48))["vision"]["positions"]
     assert larger.shape == (37, 48)
     np.testing.assert_array_equal(larger[0], positions[0])
 
@@ -142,35 +143,35 @@ def test_naflex_is_a_square_table_and_a_matrix_over_patches():
     naflex["img/embedding/kernel"] = file["img/embedding/kernel"].reshape(8 * 8 * 3, 48)
     naflex["img/pos_embedding"] = file["img/pos_embedding"].reshape(4, 4, 48)
     config = config_from_big_vision({name: array.shape for name, array in naflex.items()})
-    assert (config.naflex, config.image_size, config.patch_size) == (True, 32, 8)
-    assert_same_params(read(naflex, config), read(file, override(config, naflex=False)))
+    assert (config.vision.naflex, config.image_size, config.vision.patch_size) == (True, 32, 8)
+    assert_same_params(read(naflex, config), read(file, changed(config, vision__naflex=False)))
 
 
 def test_configuration_from_shapes():
     shapes = {name: array.shape for name, array in make_file(Sizes()).items()}
     config = config_from_big_vision(shapes)
     siglip = get_architecture("ViT-B-16-SigLIP")
-    assert config == override(
+    assert config == changed(
         siglip,
         name="custom",
         embed_dim=48,
         image_size=32,
-        patch_size=8,
-        vision_width=48,
-        vision_layers=3,
-        vision_heads=3,
-        vision_mlp_dim=104,
-        vision_pool_heads=3,
-        vision_pool_mlp_dim=104,
+        vision__patch_size=8,
+        vision__width=48,
+        vision__layers=3,
+        vision__heads=3,
+        vision__mlp_dim=104,
+        vision__pool_heads=3,
+        vision__pool_mlp_dim=104,
         context_length=9,
         vocab_size=97,
-        text_width=32,
-        text_layers=2,
-        text_heads=4,
-        text_mlp_dim=80,
+        text__width=32,
+        text__layers=2,
+        text__heads=4,
+        text__mlp_dim=80,
     )
     lit = config_from_big_vision({name: array.shape for name, array in make_file(LIT).items()})
-    assert (lit.vision_pool, lit.vision_class_token) == ("class_token", True)
+    assert (lit.vision.pool, lit.vision.class_token) == ("class_token", True)
     assert lit.logit_bias_init is None
     assert config_from_big_vision(merge_position_tables(ArrayTensors(make_file(LIT))).shapes) == lit
 
@@ -197,7 +198,7 @@ def shapes_of(row: ClipConfig):
 def test_released_sizes_are_the_rows(name):
     row = get_architecture(name)
     shapes = shapes_of(row)
-    assert override(config_from_big_vision(shapes), name=name) == row
+    assert changed(config_from_big_vision(shapes), name=name) == row
     assert config_from_big_vision(shapes, name) == row
 
 

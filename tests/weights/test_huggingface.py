@@ -1,6 +1,5 @@
 """Hugging Face's layouts: equal outputs, bit-equal files, every row that they can hold."""
 
-import dataclasses
 import json
 import logging
 
@@ -8,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 from reference_models import build, outputs, save
+from tiny_clip import changed
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES, get_architecture
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import TwoTower
 from clip_jax.weights.layouts.huggingface import (
     IGNORED,
@@ -65,10 +65,10 @@ def inputs(config: ClipConfig) -> tuple[np.ndarray, np.ndarray]:
     size, length = config.image_size, config.context_length
     pixels = rng.standard_normal((5, size, size, 3)).astype(np.float32)
     tokens = rng.integers(3, config.vocab_size - 1, (5, length))
-    tokens[tokens == config.eos_id] = 3
+    tokens[tokens == config.text.eos_id] = 3
     for row, at in enumerate((2, 4, length - 1, 5, 3)):
-        tokens[row, at] = config.eos_id
-    tokens[1, 6] = config.eos_id
+        tokens[row, at] = config.text.eos_id
+    tokens[1, 6] = config.text.eos_id
     return pixels, tokens
 
 
@@ -101,7 +101,7 @@ def test_same_outputs_and_back_bit_for_bit(case, tmp_path):
     pixels, tokens = inputs(config)
     wanted = outputs(model, pixels, tokens)
     for scanned in (False, True):
-        layout = override(config, scan_layers=scanned)
+        layout = changed(config, scan_layers=scanned)
         table = huggingface_rules(layout)
         params = read_params(layout, table, ArrayTensors(file), IGNORED)
         assert_close(our_outputs(layout, params, pixels, tokens), wanted)
@@ -143,10 +143,10 @@ def test_released_configurations_are_the_rows():
         "vision_config": {},
     }
     found = config_from_huggingface(openai)
-    assert override(found, name="ViT-B-32-quickgelu") == get_architecture("ViT-B-32-quickgelu")
+    assert changed(found, name="ViT-B-32-quickgelu") == get_architecture("ViT-B-32-quickgelu")
     siglip = {"model_type": "siglip", "text_config": {}, "vision_config": {}}
     found = config_from_huggingface(siglip)
-    assert override(found, name="ViT-B-16-SigLIP") == get_architecture("ViT-B-16-SigLIP")
+    assert changed(found, name="ViT-B-16-SigLIP") == get_architecture("ViT-B-16-SigLIP")
     tower = {
         "hidden_size": 1152,
         "intermediate_size": 4304,
@@ -165,7 +165,7 @@ def test_released_configurations_are_the_rows():
         },
     }
     name = "ViT-gopt-16-SigLIP2-384"
-    assert override(config_from_huggingface(gopt), name=name) == get_architecture(name)
+    assert changed(config_from_huggingface(gopt), name=name) == get_architecture(name)
 
 
 def test_older_sections_come_first():
@@ -179,7 +179,7 @@ def test_older_sections_come_first():
     found = config_from_huggingface(sections)
     theirs = transformers.CLIPConfig(**json.loads(json.dumps(sections)))
     assert found == config_from_huggingface(theirs.to_dict())
-    assert (found.text_width, found.text_heads, found.patch_size) == (512, 8, 14)
+    assert (found.text.width, found.text.heads, found.vision.patch_size) == (512, 8, 14)
 
 
 def test_every_row_is_saved_and_found_again_or_refused():
@@ -191,7 +191,7 @@ def test_every_row_is_saved_and_found_again_or_refused():
             continue
         found = config_from_huggingface(json.loads(json.dumps(document)))
         image = {f: getattr(row, f) for f in ("image_resize", "image_interpolation")}
-        assert override(found, name=name, **image) == row
+        assert changed(found, name=name, **image) == row
         saved.add(name)
     assert {"ViT-B-32", "ViT-B-32-quickgelu", "ViT-bigG-14", "ViT-H-14-378"} <= saved
     assert {"ViT-B-16-SigLIP", "ViT-SO400M-14-SigLIP-384", "ViT-gopt-16-SigLIP2-384"} <= saved
@@ -201,10 +201,10 @@ def test_every_row_is_saved_and_found_again_or_refused():
 
 
 def test_refusal_names_what_is_in_the_way():
-    with pytest.raises(UserError, match=r"RN50: .* CLIPModel has no vision_kind='resnet'.*open_c"):
+    with pytest.raises(UserError, match=r"RN50: .* CLIPModel has no vision.kind='resnet'.*open_c"):
         config_to_huggingface(get_architecture("RN50"))
     row = get_architecture("ViT-SO400M-16-SigLIP-i18n-256")
-    with pytest.raises(UserError, match=r"SiglipModel has no text_projection='none'"):
+    with pytest.raises(UserError, match=r"SiglipModel has no text.projection='none'"):
         config_to_huggingface(row)
 
 
@@ -241,7 +241,7 @@ def test_refusal_names_what_is_in_the_way():
         ({"model_type": "clip", "projection_dim": "512"}, "clip.projection_dim='512'; accepted"),
         (
             {"model_type": "clip", "vision_config": {"num_attention_heads": 7}},
-            "vision_heads=7: must divide vision_width=768",
+            "vision.heads=7: must divide vision.width=768",
         ),
         (
             {"model_type": "siglip", "vision_config": {"vision_use_head": False}},
@@ -283,7 +283,7 @@ def test_buffers_are_let_through_and_nothing_else(clip_file):
 
 def test_tables_of_positions_are_resized_and_said_so(clip_file, caplog):
     config, file = clip_file
-    other = override(config, image_size=48, context_length=16)
+    other = changed(config, image_size=48, context_length=16)
     with caplog.at_level(logging.WARNING):
         params = read_params(other, huggingface_rules(other), ArrayTensors(file), IGNORED)
     assert "position table of 17 rows interpolated to 37" in caplog.text
@@ -296,15 +296,15 @@ def test_tables_of_positions_are_resized_and_said_so(clip_file, caplog):
 
 
 def test_every_field_of_a_naflex_comes_back():
-    config = dataclasses.replace(get_architecture("ViT-B-16-SigLIP2-256"), naflex=True)
+    config = get_architecture("ViT-B-16-SigLIP2-256", vision={"naflex": True})
     document = config_to_huggingface(config)
     assert document["model_type"] == "siglip2"
     assert document["vision_config"]["num_patches"] == 256
     found = config_from_huggingface(document)
-    assert (found.naflex, found.image_interpolation) == (True, "bilinear")
-    assert override(found, name=config.name, image_interpolation="bicubic") == config
+    assert (found.vision.naflex, found.image_interpolation) == (True, "bilinear")
+    assert changed(found, name=config.name, image_interpolation="bicubic") == config
     with pytest.raises(UserError, match="image_size=260"):
-        config_to_huggingface(override(config, image_size=260))
+        config_to_huggingface(changed(config, image_size=260))
 
 
 def test_the_reference_fills_every_parameter():

@@ -14,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 from tiny import tiny_config
-from tiny_clip import TINY, tiny
+from tiny_clip import TINY, nested, tiny
 
 from clip_jax.clip import Clip
 from clip_jax.errors import UserError
@@ -38,7 +38,7 @@ from clip_jax.weights.rules.positions import resize_grid, resize_line
 def config_of(source: Any, only: tuple[str, ...] = (), **changes: Any) -> TrainConfig:
     """A run of the tiny model; `changes` are fields of its architecture."""
     values: dict[str, Any] = {
-        "model": {"name": "custom", **TINY, **changes},
+        "model": {"name": "custom", **nested(TINY | changes)},
         "data": {"path": "somewhere"},
         "steps": 10,
         "init": {"source": str(source), "only": only},
@@ -97,7 +97,7 @@ def test_everything_comes_from_the_source(format: str, tmp_path: Path) -> None:
 def test_only_a_part_comes_from_the_source(tmp_path: Path) -> None:
     """LiT: the image tower alone. The text tower is random, as without a source, and of its own
     size; that of the source is not even looked at."""
-    clip = tiny(text_width=64, text_layers=1, vocab_size=99)
+    clip = tiny(text__width=64, text__layers=1, vocab_size=99)
     clip.save(tmp_path / "m")
     config = config_of(tmp_path / "m", ("vision/.*",))
     ours, theirs, random = (
@@ -129,9 +129,9 @@ def test_tables_of_positions_are_made_to_fit(
     pool: str, length: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Over the grid of patches, and the line of tokens; all else is the source's."""
-    clip = tiny(text_pool=pool)
+    clip = tiny(text__pool=pool)
     clip.save(tmp_path / "m")
-    config = config_of(tmp_path / "m", image_size=48, context_length=length, text_pool=pool)
+    config = config_of(tmp_path / "m", image_size=48, context_length=length, text__pool=pool)
     ours, theirs = flat(begin(config).params), flat(clip.params)
     grid, line = ours.pop("vision/positions"), ours.pop("text/positions")
     np.testing.assert_array_equal(grid, resize_grid(theirs["vision/positions"], 37, prefix=1))
@@ -180,11 +180,11 @@ def test_an_image_tower_alone(tmp_path: Path) -> None:
 
 
 def test_other_functions_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tiny(vision_activation="quick_gelu", text_causal=False).save(tmp_path / "m")
+    tiny(vision__activation="quick_gelu", text__causal=False).save(tmp_path / "m")
     with caplog.at_level(logging.WARNING):
         begin(config_of(tmp_path / "m", ("vision/.*",)))
-    assert "was trained with vision_activation='quick_gelu' (config.model: 'gelu')" in caplog.text
-    assert "text_causal" not in caplog.text
+    assert "was trained with vision.activation='quick_gelu' (config.model: 'gelu')" in caplog.text
+    assert "text.causal" not in caplog.text
 
 
 def test_what_does_not_fit(tmp_path: Path) -> None:
@@ -192,13 +192,13 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
     stacked = tiny(scan_layers=True)
     stacked.save(tmp_path / "stacked")
     source = f"config.init.source='{tmp_path / 'm'}': "
-    assert error_of(config_of(tmp_path / "m", vision_width=48, vision_heads=3)).startswith(
-        f"{source}has vision_width=32 (config.model: 48), vision_heads=2 (config.model: 3); "
+    assert error_of(config_of(tmp_path / "m", vision__width=48, vision__heads=3)).startswith(
+        f"{source}has vision.width=32 (config.model: 48), vision.heads=2 (config.model: 3); "
         "config.init.only chooses"
     )
-    assert "text_layers=2 (config.model: 3)" in error_of(config_of(tmp_path / "m", text_layers=3))
-    message = error_of(config_of(tmp_path / "stacked", text_layers=3))
-    assert "text_layers=2 (config.model: 3)" in message
+    assert "text.layers=2 (config.model: 3)" in error_of(config_of(tmp_path / "m", text__layers=3))
+    message = error_of(config_of(tmp_path / "stacked", text__layers=3))
+    assert "text.layers=2 (config.model: 3)" in message
     assert "missing: logit_bias" in error_of(config_of(tmp_path / "m", logit_bias_init=-10.0))
     message = error_of(config_of(tmp_path / "m", ("vison/.*",)))
     assert message.startswith("config.init.only: 'vison/.*' matches no parameter; nearest are 'vis")
@@ -276,8 +276,8 @@ def test_tokenizers_that_do_not_belong(tmp_path: Path) -> None:
 
 def run(workdir: Path, **changes: Any) -> list[float]:
     """The losses of a glyph run."""
-    values = {"mesh__data": 8, "model__vision_width": 32, "model__text_width": 32}
-    values |= {"model__patch_size": 4, "checkpoint__every_steps": None}
+    values = {"mesh__data": 8, "model__vision__width": 32, "model__text__width": 32}
+    values |= {"model__vision__patch_size": 4, "checkpoint__every_steps": None}
     values |= {"optimizer__learning_rate": 3e-3, "optimizer__warmup_steps": 20}
     train(build_config(tiny_config(**values | changes)), workdir)
     return [row["loss"] for row in read_rows(workdir / "metrics.jsonl")]
@@ -302,8 +302,8 @@ def test_a_curriculum(tmp_path: Path) -> None:
 def test_a_locked_image_tower(tiny_run: Path, tmp_path: Path) -> None:
     """The same bytes before and after, through a resume; the text tower learns."""
     values = {"mesh__data": 8, "init__source": str(tiny_run), "init__only": ("vision/.*",)}
-    values |= {"optimizer__freeze": ("vision/.*",), "model__text_width": 24}
-    values |= {"model__text_heads": 3, "tokenizer__vocab_size": 300, "optimizer__ema_decay": 0.9}
+    values |= {"optimizer__freeze": ("vision/.*",), "model__text__width": 24}
+    values |= {"model__text__heads": 3, "tokenizer__vocab_size": 300, "optimizer__ema_decay": 0.9}
     train(build_config(tiny_config(steps=10, **values)), tmp_path / "run")
     gone = values | {"init__source": "gone"}  # the checkpoint has everything
     train(build_config(tiny_config(steps=20, **gone)), tmp_path / "run")

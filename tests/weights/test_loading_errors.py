@@ -36,7 +36,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 def test_unknown_names_offer_the_nearest() -> None:
     with pytest.raises(UserError, match="ViT-B-32"):
         clip_jax.create("ViT-B32")
-    with pytest.raises(UserError, match="'vision_width'"):
+    with pytest.raises(UserError, match=r"'vision\.width'"):
         clip_jax.create("ViT-B-32", vision_with=3)
 
 
@@ -201,7 +201,7 @@ def test_a_given_tokenizer_must_belong(shared_data: Path, tmp_path: Path) -> Non
     clip.save(tmp_path / "m")
     bpe = shared_data / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
     assert "do not belong together" in error_of(tmp_path / "m", tokenizer=bpe)
-    wide = tiny(vocab_size=49408, text_pool="eos", eos_id=7)
+    wide = tiny(vocab_size=49408, text__pool="eos", text__eos_id=7)
     wide.save(tmp_path / "w")
     assert "ends texts with id 49407" in error_of(tmp_path / "w", tokenizer=bpe)
 

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 from places import SUPPORT
+from tiny_clip import changed
 
 from clip_jax.errors import UserError
 from clip_jax.losses import sigmoid_loss, softmax_loss
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig
 from clip_jax.models.resnet import BATCH_STATISTICS, update_running_statistics
 from clip_jax.models.two_tower import CLIPOutput, TwoTower
 from clip_jax.weights.layouts.open_clip import from_state_dict, to_state_dict
@@ -45,26 +46,32 @@ def to_config(settings: dict[str, Any]) -> ClipConfig:
     vision, text = settings["vision_cfg"], settings["text_cfg"]
     resnet = isinstance(vision["layers"], list)
     activation = "quick_gelu" if settings["quick_gelu"] else "gelu"
-    return override(
+    tower = {
+        "kind": "resnet" if resnet else "vit",
+        "width": vision["width"],
+        "layers": vision["layers"],
+        "heads": vision["width"] * (32 if resnet else 1) // vision["head_width"],
+    }
+    if not resnet:
+        tower |= {
+            "patch_size": vision["patch_size"],
+            "mlp_dim": int(vision["width"] * vision.get("mlp_ratio", 4.0)),
+            "pool": "average" if vision.get("pool_type") == "avg" else "class_token",
+            "pre_norm": not vision.get("no_ln_pre", False),
+            "activation": activation,
+        }
+    return changed(
         ClipConfig(),
         embed_dim=settings["embed_dim"],
-        vision_kind="resnet" if resnet else "vit",
         image_size=vision["image_size"],
-        patch_size=vision.get("patch_size", 32),
-        vision_width=vision["width"],
-        vision_layers=vision["layers"],
-        vision_heads=vision["width"] * (32 if resnet else 1) // vision["head_width"],
-        vision_mlp_dim=int(vision["width"] * vision.get("mlp_ratio", 4.0)),
-        vision_pool="average" if vision.get("pool_type") == "avg" else "class_token",
-        vision_pre_norm=not vision.get("no_ln_pre", False),
-        vision_activation=activation,
+        vision=tower,
         context_length=text["context_length"],
         vocab_size=text["vocab_size"],
-        text_width=text["width"],
-        text_layers=text["layers"],
-        text_heads=text["heads"],
-        text_mlp_dim=int(text["width"] * text.get("mlp_ratio", 4.0)),
-        text_activation=activation,
+        text__width=text["width"],
+        text__layers=text["layers"],
+        text__heads=text["heads"],
+        text__mlp_dim=int(text["width"] * text.get("mlp_ratio", 4.0)),
+        text__activation=activation,
         logit_bias_init=settings.get("init_logit_bias"),
     )
 
@@ -122,7 +129,7 @@ def run(config: ClipConfig, train: bool, params: Any, images: Any, tokens: Any) 
 def ours(name: str, train: bool = False, **overrides: Any) -> Ours:
     """Our forward and backward pass over a golden's inputs."""
     reference = golden(name)
-    config = override(reference.config, **overrides)
+    config = changed(reference.config, **overrides)
     step = jax.jit(
         jax.value_and_grad(functools.partial(run, config, train), has_aux=True),
         # Half the compile time; the rewrites of the program are the same, the machine code slower.
@@ -210,7 +217,7 @@ def test_resnet_in_train_mode() -> None:
 def test_frozen_batch_norm_in_training_is_evaluation() -> None:
     """With stored statistics, training compiles to the very program of evaluation."""
     reference = golden("resnet")
-    frozen = override(reference.config, batch_norm="frozen")
+    frozen = changed(reference.config, vision__batch_norm="frozen")
     params = from_state_dict(reference.config, reference.state)
     texts = [
         jax.jit(functools.partial(run, config, train)).lower(params, *reference.inputs).as_text()
@@ -233,7 +240,7 @@ def test_layouts_and_remat_agree(name: str, overrides: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_state_dict_round_trip_is_bit_equal(name: str, scan_layers: bool) -> None:
     reference = golden(name)
-    config = override(reference.config, scan_layers=scan_layers)
+    config = changed(reference.config, scan_layers=scan_layers)
     back = to_state_dict(config, from_state_dict(config, reference.state))
     assert back.keys() == reference.state.keys()
     for key, value in reference.state.items():

@@ -24,12 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import REPOSITORY, TESTS
+from tiny_clip import changed, nested
 
 import clip_jax
 from clip_jax.clip import Clip
 from clip_jax.losses import sigmoid_loss, similarity_logits, softmax_loss
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig
 from clip_jax.models.generation import Generation, generate_tokens
 from clip_jax.models.two_tower import TwoTower, l2_normalize
 from clip_jax.sharding import make_mesh
@@ -88,7 +89,7 @@ class Case:
 
     def load(self, source: Path, dtype: str = "float32", **overrides: Any) -> Clip:
         mesh = make_mesh(devices=jax.local_devices()[:1])
-        return clip_jax.load(source, dtype, mesh=mesh, **overrides)
+        return clip_jax.load(source, dtype, mesh=mesh, **nested(overrides))
 
     @functools.cached_property
     def clip(self) -> Clip:
@@ -147,7 +148,7 @@ def _forward(
         "logits": similarity_logits(*both, bias),
         "loss": softmax_loss(*both) if loss == "softmax" else sigmoid_loss(*both, bias),
     }
-    if config.decoder_layers:
+    if config.decoder is not None:
         logits: Any = model.apply(variables, images, tokens, method="caption_logits")
         found["caption_logits"] = logits
     return found
@@ -162,12 +163,12 @@ def our_captions(clip: Clip, images: np.ndarray) -> dict[str, np.ndarray]:
     """Greedy captions as token ids."""
     config, vocab = clip.config, clip.config.vocab_size
     # The pixels are those that the network sees.
-    config = override(config, image_mean=(0.0,) * 3, image_std=(1 / 255,) * 3)
+    config = changed(config, image_mean=(0.0,) * 3, image_std=(1 / 255,) * 3)
     settings = Generation(
         method="greedy",
         start_id=vocab - 2,
-        eos_id=vocab - 1,
-        pad_id=0,
+        text__eos_id=vocab - 1,
+        text__pad_id=0,
         max_length=16,
         min_length=5,
     )
@@ -267,17 +268,17 @@ def test_bfloat16(case: Case) -> None:
 def rows_reduced(case: Case) -> Iterator[None]:
     """Inside, the names that stand for whole towers on disk (timm's, and those of Hugging Face's
     text towers) mean the reduced ones, in our tables as they do in the references."""
-    changed = case.family.overrides
+    reduced = case.family.overrides
     with pytest.MonkeyPatch.context() as patch:
         for name, row in ARCHITECTURES.items():
-            vision = {k: v for k, v in changed.items() if k.startswith("vision_")}
-            same = row.vision_kind == case.clip.config.vision_kind
-            stages = np.size(row.vision_layers) == np.size(changed.get("vision_layers", 0))
-            if vision and same and stages and has_timm_tower(row):
-                patch.setitem(ARCHITECTURES, name, override(row, **vision))
-        if "text_layers" in changed:
+            vision = {k: v for k, v in reduced.items() if k.startswith("vision__")}
+            same = row.vision.kind == case.clip.config.vision.kind
+            stages = np.size(row.vision.layers) == np.size(reduced.get("vision__layers", 0))
+            if vision and same and stages and has_timm_tower(row.vision):
+                patch.setitem(ARCHITECTURES, name, changed(row, **vision))
+        if "text__layers" in reduced:
             for name, (width, _, heads, mlp, _) in open_clip_config.HF_TEXT.items():
-                small = (width, changed["text_layers"], heads, mlp, changed["vocab_size"])
+                small = (width, reduced["text__layers"], heads, mlp, reduced["vocab_size"])
                 patch.setitem(open_clip_config.HF_TEXT, name, small)
         yield
 

@@ -139,7 +139,7 @@ def test_dictionaries_are_opened(clip, name, layout, zipped, tmp_path, caplog):
 
 def test_openai_state_dictionary_by_architecture(tmp_path):
     """A bare file, as of a trainer of OpenAI's own class; heads are 64 wide there."""
-    sizes = {"vision_width": 64, "vision_heads": 1, "text_width": 64, "text_heads": 1}
+    sizes = {"vision__width": 64, "vision__heads": 1, "text__width": 64, "text__heads": 1}
     clip = tiny(**sizes)
     state = written(clip, tmp_path / "m", "open_clip")
     about = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(12)}
@@ -147,7 +147,7 @@ def test_openai_state_dictionary_by_architecture(tmp_path):
     torch.save({"model": prefixed("module.")({**state, **about})}, tmp_path / "clip.pt")
     found = clip_jax.load(tmp_path / "clip.pt")
     assert_same_params(clip.params, found.params)
-    assert found.config.text_activation == "quick_gelu"
+    assert found.config.text.activation == "quick_gelu"
 
 
 NUMBERS = {
@@ -444,7 +444,7 @@ def test_scale_of_any_shape_in_open_clips_layout(shape, bias, announced, tmp_pat
 def test_scale_of_any_shape_in_the_other_layouts(shape, layout, tmp_path):
     folder, wide = tmp_path / "m", {}
     if layout == "openai":
-        wide = {"vision_width": 64, "vision_heads": 1, "text_width": 64, "text_heads": 1}
+        wide = {"vision__width": 64, "vision__heads": 1, "text__width": 64, "text__heads": 1}
     clip = siglip() if layout == "siglip" else tiny(**wide)
     if layout == "openai":
         state = reshaped(written(clip, folder, "open_clip"), shape)
@@ -466,12 +466,12 @@ def test_scale_of_any_shape_in_the_other_layouts(shape, layout, tmp_path):
 
 
 def siglip() -> Clip:
-    from tiny_clip import TINY, random_params
+    from tiny_clip import TINY, nested, random_params
 
     from clip_jax.weights.layouts.huggingface_config import siglip_config
 
-    fields = TINY | {"embed_dim": 32, "vision_width": 32, "text_width": 32}
-    config = siglip_config(**fields)
+    fields = TINY | {"embed_dim": 32, "vision__width": 32, "text__width": 32}
+    config = siglip_config(**nested(fields))
     return Clip(config, random_params(config))
 
 

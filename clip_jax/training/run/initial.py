@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import KINDS, ClipConfig, differences
+from clip_jax.models.fields import Effect
 from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
 from clip_jax.training.config import TrainConfig
 from clip_jax.training.step.parameter_groups import matching
@@ -35,26 +36,6 @@ SOURCE, ONLY = "config.init.source", "config.init.only"
 TOKEN_TABLE, TEXT_POSITIONS = "text/token_embedding", "text/positions"
 EVERYTHING = re.compile("")
 Read = Callable[[], np.ndarray]
-
-# SIZES are the fields of `ClipConfig` that decide shapes, by tower; FUNCTION are fields that change
-# the function but no shape.
-SIZES = {
-    "vision": (
-        *("vision_kind", "patch_size", "vision_width", "vision_layers", "vision_heads"),
-        *("vision_mlp_dim", "vision_pool", "embed_dim"),
-    ),
-    "text": (
-        *("text_kind", "vocab_size", "text_width", "text_layers", "text_heads", "text_mlp_dim"),
-        "embed_dim",
-    ),
-}
-FUNCTION = {
-    "vision": (
-        *("vision_activation", "vision_post_norm", "vision_eps", "vision_rope"),
-        *("image_mean", "image_std", "image_resize"),
-    ),
-    "text": ("text_activation", "text_causal", "text_pool", "text_class_mask", "norm_eps"),
-}
 
 
 def open_initial(config: TrainConfig) -> Source | None:
@@ -204,31 +185,27 @@ def _load(
         source = fit_text_positions(source, architecture)
     if len(taken) < len(leaves):
         source = _without(source, {p: leaf.shape for p, leaf in leaves.items() if p not in taken})
-    towers = [name for name in SIZES if any(path.startswith(f"{name}/") for path in taken)]
+    towers = [name for name in KINDS if any(path.startswith(f"{name}/") for path in taken)]
     where = f"{SOURCE}={config.init.source!r}"
     try:
         loaded = source.params(architecture, "float32", place)
     except (UserError, IndexError) as error:  # IndexError: the source lacks a layer
-        sizes = _differences(architecture, source.config, SIZES, towers)
+        sizes = _differences(architecture, source.config, ("shape",), towers)
         raise UserError(
             f"{where}: {f'has {sizes}' if sizes else error}; {ONLY} chooses what is taken"
         ) from error
-    function = _differences(architecture, source.config, FUNCTION, towers)
+    function = _differences(architecture, source.config, ("shape", "function", "image"), towers)
     if function:
         logging.warning("%s: was trained with %s", where, function)
     return flatten(loaded)
 
 
 def _differences(
-    ours: ClipConfig, theirs: ClipConfig, fields: Mapping[str, tuple[str, ...]], towers: list[str]
+    ours: ClipConfig, theirs: ClipConfig, effects: tuple[Effect, ...], towers: list[str]
 ) -> str:
-    """Lists the fields in which the other model differs from this one."""
-    names = dict.fromkeys(name for tower in towers for name in fields[tower])
-    return ", ".join(
-        f"{name}={getattr(theirs, name)!r} (config.model: {getattr(ours, name)!r})"
-        for name in names
-        if getattr(theirs, name) != getattr(ours, name)
-    )
+    """Lists the fields in which the other model's towers differ from these."""
+    found = differences(ours, theirs, effects, towers)
+    return ", ".join(f"{path}={b!r} (config.model: {a!r})" for path, (a, b) in found.items())
 
 
 class _Replaced:
@@ -254,7 +231,7 @@ def fit_text_positions(source: Source, config: ClipConfig) -> Source:
     last token, whose position must be a trained one at any length (CLIPA's code also interpolates
     between 8 and 32 tokens).
     """
-    if config.text_pool in ("last", "appended"):
+    if config.text.pool in ("last", "appended"):
         return source
     replaced: dict[str, tuple[Shape, Read]] = {}
     for rule in source.rules(config):

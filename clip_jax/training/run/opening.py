@@ -19,7 +19,8 @@ from clip_jax.errors import UserError
 from clip_jax.files.disk import write_text
 from clip_jax.hosts.agreement import check_same, from_first, gather
 from clip_jax.losses import LOSSES, effective_implementation
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig, differences, override
+from clip_jax.models.fields import EFFECTS, RESUMABLE
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.sharding import batch_shards, host_rows
 from clip_jax.text.tokenizer import Tokenizer, train_sentencepiece
@@ -48,9 +49,6 @@ from clip_jax.weights.layouts.checkpoint import DamagedCheckpoint
 from clip_jax.weights.load import Source as Initial
 
 T = TypeVar("T")
-
-# A resumed run may change these fields of its architecture, since its parameters stay valid.
-CHANGEABLE = ("dtype", "remat", "attention", "patch_dropout", "batch_norm")
 
 
 @dataclasses.dataclass
@@ -316,9 +314,10 @@ def resolve_architecture(
     bias = LOSSES[config.loss].logit_bias_init
     if bias is not None and architecture.logit_bias_init is None:
         architecture = override(architecture, logit_bias_init=bias)
-    if _is_locked(param_shapes(architecture), "vision", config.optimizer.freeze):
+    locked = _is_locked(param_shapes(architecture), "vision", config.optimizer.freeze)
+    if locked and hasattr(architecture.vision, "batch_norm"):
         # A locked tower must be the same function in training and evaluation.
-        architecture = override(architecture, batch_norm="frozen")
+        architecture = override(architecture, vision={"batch_norm": "frozen"})
     return architecture, tokenizer
 
 
@@ -329,10 +328,11 @@ def _is_locked(params: Any, tower: str, patterns: tuple[str, ...]) -> bool:
 
 def check_same_model(architecture: ClipConfig, identity: dict[str, Any], workdir: Path) -> None:
     """Raises `UserError` if the checkpoints in `workdir` have another architecture."""
-    saved, now = identity["architecture"], json.loads(json.dumps(architecture.to_dict()))
-    different = [key for key in now if now[key] != saved.get(key) and key not in CHANGEABLE]
+    saved = ClipConfig.from_dict(identity["architecture"])
+    fixed = tuple(effect for effect in EFFECTS if effect not in RESUMABLE)
+    different = differences(saved, architecture, fixed)
     if different:
-        changes = ", ".join(f"{key}: {saved.get(key)} -> {now[key]}" for key in different)
+        changes = ", ".join(f"{path}: {a} -> {b}" for path, (a, b) in different.items())
         raise UserError(
             f"--workdir={workdir}: holds a run of another architecture ({changes}); "
             "use another workdir, or the configuration it was made with"

@@ -98,7 +98,7 @@ def _cached_gradient(
             raise UserError(
                 f"config.optimizer.microbatches={count}: the model normalises by the statistics of "
                 "the whole batch, which its parts do not have; give 1, or "
-                "config.model.batch_norm='frozen'"
+                "config.model.vision.batch_norm='frozen'"
             )
         return out.image_embeds, out.text_embeds
 

@@ -31,11 +31,11 @@ def bert_rules(config: ClipConfig, prefix: str) -> list[Rule]:
             _block(),
             "encoder.layer.{}.",
             "text/transformer",
-            config.text_layers,
+            config.text.layers,
             config.scan_layers,
         ),
     ]
-    if config.text_pool == "pooler":
+    if config.text.pool == "pooler":
         rules += linear("pooler.dense", "text/pooler")
     return list(under(rules, prefix, ""))
 
@@ -50,4 +50,4 @@ def open_clip_bert_rules(config: ClipConfig) -> list[Rule]:
             Rule("text.proj.2.weight", "text/projection_out", "matrix"),
         ],
     }
-    return [*bert_rules(config, "text.transformer."), *projections[config.text_projection]]
+    return [*bert_rules(config, "text.transformer."), *projections[config.text.projection]]

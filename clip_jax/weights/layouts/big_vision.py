@@ -5,7 +5,6 @@ transposed. The blocks of a tower are `encoderblock_0`, `encoderblock_1`, …, o
 `encoderblock` whose tensors have a leading axis of layers.
 """
 
-import dataclasses
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -15,7 +14,7 @@ import numpy as np
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig, VitConfig, differences, override
 from clip_jax.weights.layouts.huggingface_config import siglip_config
 from clip_jax.weights.rules.table import Rule, Shape, Tensors, blocks, under
 
@@ -25,11 +24,6 @@ IMAGE_POSITIONS, TEXT_POSITIONS = "img/pos_embedding", "txt/pos_embedding"
 SECOND_POSITIONS = "txt/Encoder_0/pos_embedding"
 PATCHES, CLASS_TOKEN = "img/embedding/kernel", "img/cls"
 IMAGE_BLOCKS, TEXT_BLOCKS = "img/Transformer/encoderblock", "txt/Encoder_0/encoderblock"
-# A named row may differ from the file in these fields: tables are resized, and the others do not
-# affect the function.
-_FREE = re.compile(
-    r"(name|image_.*|context_length|eos_id|pad_id|logit_scale_init|vision_init|text_init)$"
-)
 ATTENTION = "MultiHeadDotProductAttention_0"
 POOL_HEAD = "img/MAPHead_0"
 
@@ -99,29 +93,30 @@ def big_vision_rules(config: ClipConfig, names: Collection[str]) -> list[Rule]:
 
     `names`: the file's, as `merge_position_tables` shows them.
     """
-    assert isinstance(config.vision_layers, int)
-    scanned, class_rows = config.scan_layers, int(config.vision_class_token)
+    vision, text, scanned = config.vision, config.text, config.scan_layers
+    assert isinstance(vision, VitConfig)
+    class_rows = int(vision.class_token)
     rules = [
         Rule("t", "logit_scale", "scalar"),
         Rule("txt/Embed_0/embedding", "text/token_embedding"),
         Rule(TEXT_POSITIONS, "text/positions", "one_more_axis", resize="line"),
-        *_stack(TEXT_BLOCKS, "text/transformer", config.text_layers, scanned, names),
+        *_stack(TEXT_BLOCKS, "text/transformer", text.layers, scanned, names),
         *_affine("txt/Encoder_0/encoder_norm", "text/final_norm"),
-        *_projection("txt/head", "text", config.text_projection),
+        *_projection("txt/head", "text", text.projection),
         Rule(PATCHES, "vision/patch_embedding"),
         Rule("img/embedding/bias", "vision/patch_embedding_bias"),
         Rule(
             IMAGE_POSITIONS, "vision/positions", "one_more_axis", resize="grid", prefix=class_rows
         ),
-        *_stack(IMAGE_BLOCKS, "vision/transformer", config.vision_layers, scanned, names),
+        *_stack(IMAGE_BLOCKS, "vision/transformer", vision.layers, scanned, names),
         *_affine("img/Transformer/encoder_norm", "vision/post_norm"),
-        *_projection("img/head", "vision", config.vision_projection),
+        *_projection("img/head", "vision", vision.projection),
     ]
     if config.logit_bias_init is not None:
         rules.append(Rule("b", "logit_bias", "scalar"))
-    if config.vision_class_token:
+    if vision.class_token:
         rules.append(Rule(CLASS_TOKEN, "vision/class_token", "two_more_axes"))
-    if config.vision_pool == "attention":
+    if vision.pool == "attention":
         rules += under(POOL, f"{POOL_HEAD}/", "vision/attention_pool/")
     return rules
 
@@ -198,17 +193,12 @@ def config_from_big_vision(
     found = _config_from_shapes(_todays_shapes(names_and_shapes), naflex)
     if architecture is None:
         return found
-    named = override(get_architecture(architecture), naflex=naflex)
-    for field in dataclasses.fields(ClipConfig):
-        ours, theirs = getattr(named, field.name), getattr(found, field.name)
-        if field.name == "logit_bias_init":
-            ours, theirs = ours is not None, theirs is not None
-        if ours != theirs and not _FREE.match(field.name):
-            raise UserError(
-                f"architecture={architecture!r} has {field.name}={getattr(named, field.name)!r}, "
-                f"but the file {getattr(found, field.name)!r}"
-            )
-    return named
+    named = get_architecture(architecture)
+    for path, (ours, theirs) in differences(named, found, ("shape", "function")).items():
+        raise UserError(
+            f"architecture={architecture!r} has {path}={ours!r}, but the file {theirs!r}"
+        )
+    return override(named, vision={"naflex": naflex})
 
 
 def _config_from_shapes(shapes: Mapping[str, Shape], naflex: bool) -> ClipConfig:
@@ -218,19 +208,21 @@ def _config_from_shapes(shapes: Mapping[str, Shape], naflex: bool) -> ClipConfig
     pool = "class_token" if class_token else "average"
     head = shapes.get("img/head/kernel", patches)
     vocab_size = _shape(shapes, "txt/Embed_0/embedding", 2)[0]
+    vision |= {
+        "naflex": naflex,
+        "patch_size": patches[0],
+        "class_token": class_token,
+        "pool": "attention" if f"{POOL_HEAD}/probe" in shapes else pool,
+    }
     return siglip_config(
-        naflex=naflex,
+        vision,
+        text,
         embed_dim=head[-1],
         image_size=math.isqrt(positions[1] - class_token) * patches[0],
         image_interpolation="bilinear" if naflex else "bicubic",
-        patch_size=patches[0],
-        vision_class_token=class_token,
-        vision_pool="attention" if f"{POOL_HEAD}/probe" in shapes else pool,
         context_length=_shape(shapes, TEXT_POSITIONS, 3)[1],
         vocab_size=vocab_size,
         logit_bias_init=-10.0 if "b" in shapes else None,
-        **{f"vision_{field}": value for field, value in vision.items()},
-        **{f"text_{field}": value for field, value in text.items()},
     )
 
 
@@ -246,7 +238,7 @@ def _shape(shapes: Mapping[str, Shape], name: str, axes: int) -> Shape:
 
 
 def _tower(shapes: Mapping[str, Shape], stack: str, root: str) -> dict[str, Any]:
-    """Configuration fields of one tower, without their prefix."""
+    """Configuration fields of one tower."""
     scanned = any(name.startswith(f"{stack}/") for name in shapes)
     block = stack if scanned else f"{stack}_0"
     query = _shape(shapes, f"{block}/{ATTENTION}/query/kernel", 4 if scanned else 3)

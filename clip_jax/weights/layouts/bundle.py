@@ -159,7 +159,7 @@ def bundle_rules(stored: ClipConfig, config: ClipConfig) -> list[Rule]:
     rules = []
     for path, shape in our_shapes(config).items():
         resize, prefix = RESIZED.get(path, (None, 0))
-        if path == "vision/positions" and not config.vision_class_token:
+        if path == "vision/positions" and not getattr(config.vision, "class_token", False):
             prefix = 0
         rule = Rule(path, path, resize=resize, prefix=prefix)
         if config.scan_layers and not stored.scan_layers and "/blocks/" in path:

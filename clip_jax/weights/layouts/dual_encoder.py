@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from clip_jax.errors import UserError
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import BertConfig, ClipConfig, VitConfig, override
 from clip_jax.weights.layouts.bert import bert_rules
 from clip_jax.weights.layouts.huggingface import BLOCK
 from clip_jax.weights.layouts.huggingface_config import Section
@@ -51,18 +51,17 @@ def _vision_fields(document: Mapping[str, Any]) -> dict[str, Any]:
     width, plain = vision.count("hidden_size"), vision.values["model_type"] == "vit"
     only = {"num_channels": 3, "qkv_bias": True, "pooler_act": "tanh", "pooler_output_size": width}
     _only(vision, only)
-    fields = {
-        **vision.tower("vision"),
-        "image_size": vision.side("image_size"),
+    tower = {
+        **vision.tower(),
         "patch_size": vision.side("patch_size"),
-        "vision_norm_eps": vision.number("layer_norm_eps"),
+        "norm_eps": vision.number("layer_norm_eps"),
     }
+    size = vision.side("image_size")
     if not plain:
-        return fields
-    return fields | {
-        "vision_pre_norm": False,
-        "vision_patch_bias": True,
-        "vision_pooler": True,
+        return {"image_size": size, "vision": VitConfig(**tower)}
+    return {
+        "image_size": size,
+        "vision": VitConfig(**tower, pre_norm=False, patch_bias=True, pooler=True),
         "image_resize": "squash",
         "image_interpolation": "bilinear",
         "image_mean": (0.5,) * 3,
@@ -76,18 +75,18 @@ def _text_fields(document: Mapping[str, Any]) -> dict[str, Any]:
     pad_id, rows = text.count("pad_token_id", lowest=0), text.count("max_position_embeddings")
     counted = text.values["model_type"] != "bert"  # RoBERTa counts real tokens, after pad_token_id
     offset = pad_id + 1 if counted else 0
+    tower = BertConfig(
+        **text.tower(),
+        pool="pooler",
+        pad_id=pad_id,
+        positions=rows,
+        position_offset=offset,
+        token_types=text.count("type_vocab_size"),
+    )
     return {
-        **text.tower("text"),
-        "text_kind": "bert",
+        "text": tower,
         "context_length": rows - offset,
-        "text_positions": rows,
-        "text_position_offset": offset,
-        "pad_id": pad_id,
         "vocab_size": text.count("vocab_size"),
-        "text_token_types": text.count("type_vocab_size"),
-        "text_causal": False,
-        "text_pool": "pooler",
-        "text_init": "normal",
         "norm_eps": text.number("layer_norm_eps"),
     }
 
@@ -161,16 +160,15 @@ def dual_encoder_rules(config: ClipConfig, names: Collection[str]) -> list[Rule]
     theirs = "vision_model.vision_model." if nested else "vision_model."
     old = any(".attention.attention." in name for name in names)
     layers = "encoder.layer.{}." if old else "layers.{}."
-    block = _plain_block(old) if config.vision_pooler else BLOCK
-    layers = layers if config.vision_pooler else "encoder.layers.{}."
-    assert isinstance(config.vision_layers, int)
+    vision = config.vision
+    assert isinstance(vision, VitConfig)
+    block = _plain_block(old) if vision.pooler else BLOCK
+    layers = layers if vision.pooler else "encoder.layers.{}."
     return [
         Rule("logit_scale", "logit_scale"),
         Rule("visual_projection.weight", "vision/projection", "matrix"),
         Rule("text_projection.weight", "text/projection", "matrix"),
-        *(_plain_vision(theirs) if config.vision_pooler else _clip_vision(theirs)),
-        *blocks(
-            block, theirs + layers, "vision/transformer", config.vision_layers, config.scan_layers
-        ),
+        *(_plain_vision(theirs) if vision.pooler else _clip_vision(theirs)),
+        *blocks(block, theirs + layers, "vision/transformer", vision.layers, config.scan_layers),
         *bert_rules(config, "text_model."),
     ]

@@ -7,7 +7,7 @@ except in SigLIP's pooling head, which stacks them on the first axis.
 import re
 from collections.abc import Iterator
 
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import ClipConfig, VitConfig
 from clip_jax.weights.layouts.huggingface_config import (
     config_from_huggingface,
     config_to_huggingface,
@@ -71,18 +71,19 @@ def huggingface_rules(config: ClipConfig) -> list[Rule]:
 
     `config` comes from `config_from_huggingface`, or is accepted by `config_to_huggingface`.
     """
-    assert isinstance(config.vision_layers, int)
-    text, vision, scanned = "text_model", "vision_model", config.scan_layers
+    tower, scanned = config.vision, config.scan_layers
+    assert isinstance(tower, VitConfig)
+    text, vision = "text_model", "vision_model"
     embeddings = f"{vision}.embeddings"
     # NaFlex models take images as patches, and embed a patch by a matrix.
-    patch_kind = "out_of_heads" if config.naflex else "convolution"
-    class_rows = int(config.vision_class_token)
+    patch_kind = "out_of_heads" if tower.naflex else "convolution"
+    class_rows = int(tower.class_token)
     return [
-        *(SIGLIP if config.vision_pool == "attention" else CLIP),
+        *(SIGLIP if tower.pool == "attention" else CLIP),
         Rule(f"{text}.embeddings.token_embedding.weight", "text/token_embedding"),
         Rule(f"{text}.embeddings.position_embedding.weight", "text/positions", resize="line"),
         *blocks(
-            BLOCK, f"{text}.encoder.layers.{{}}.", "text/transformer", config.text_layers, scanned
+            BLOCK, f"{text}.encoder.layers.{{}}.", "text/transformer", config.text.layers, scanned
         ),
         *affine(f"{text}.final_layer_norm", "text/final_norm"),
         Rule(f"{embeddings}.patch_embedding.weight", "vision/patch_embedding", patch_kind),
@@ -96,7 +97,7 @@ def huggingface_rules(config: ClipConfig) -> list[Rule]:
             BLOCK,
             f"{vision}.encoder.layers.{{}}.",
             "vision/transformer",
-            config.vision_layers,
+            tower.layers,
             scanned,
         ),
         *affine(f"{vision}.post_layernorm", "vision/post_norm"),

@@ -8,7 +8,17 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import (
+    ClipConfig,
+    TextConfig,
+    TransformerTextConfig,
+    VisionConfig,
+    VitConfig,
+    differences,
+    norm_eps,
+    override,
+)
+from clip_jax.models.fields import FUNCTION
 
 # transformers' defaults for keys that config.json leaves out.
 _CLIP_TEXT: dict[str, Any] = {
@@ -103,14 +113,14 @@ class Section:
             raise self.refuse("hidden_act", " or ".join(_ACTIVATIONS))
         return _ACTIVATIONS[value]
 
-    def tower(self, prefix: str) -> dict[str, Any]:
-        """Configuration fields that both towers share."""
+    def tower(self) -> dict[str, Any]:
+        """Configuration fields that both towers have."""
         return {
-            f"{prefix}_width": self.count("hidden_size"),
-            f"{prefix}_layers": self.count("num_hidden_layers"),
-            f"{prefix}_heads": self.count("num_attention_heads"),
-            f"{prefix}_mlp_dim": self.count("intermediate_size"),
-            f"{prefix}_activation": self.activation(),
+            "width": self.count("hidden_size"),
+            "layers": self.count("num_hidden_layers"),
+            "heads": self.count("num_attention_heads"),
+            "mlp_dim": self.count("intermediate_size"),
+            "activation": self.activation(),
         }
 
 
@@ -136,9 +146,9 @@ def _section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) 
     return Section(name, values, defaults)
 
 
-def _norms(text: Section, vision: Section) -> dict[str, Any]:
-    eps, vision_eps = text.number("layer_norm_eps"), vision.number("layer_norm_eps")
-    return {"norm_eps": eps, "vision_norm_eps": None if vision_eps == eps else vision_eps}
+def _vision_norm_eps(text: Section, vision: Section) -> float | None:
+    eps = vision.number("layer_norm_eps")
+    return None if eps == text.number("layer_norm_eps") else eps
 
 
 def _pad_id(vocab_size: int, text_pool: str, eos_id: int, default: int) -> int:
@@ -148,8 +158,8 @@ def _pad_id(vocab_size: int, text_pool: str, eos_id: int, default: int) -> int:
     """
     wanted = (vocab_size, text_pool, eos_id)
     for row in ARCHITECTURES.values():
-        if (row.vocab_size, row.text_pool, row.eos_id) == wanted:
-            return row.pad_id
+        if (row.vocab_size, row.text.pool, getattr(row.text, "eos_id", None)) == wanted:
+            return row.text.pad_id
     return default
 
 
@@ -183,16 +193,21 @@ def _clip_config(config: Mapping[str, Any], text: Section, vision: Section) -> C
         ClipConfig(),
         embed_dim=model.count("projection_dim"),
         image_size=vision.side("image_size"),
-        patch_size=vision.side("patch_size"),
         context_length=text.count("max_position_embeddings"),
         vocab_size=vocab_size,
-        text_pool=text_pool,
-        eos_id=eos_id,
-        pad_id=_pad_id(vocab_size, text_pool, eos_id, default=0),
+        norm_eps=text.number("layer_norm_eps"),
         logit_scale_init=ClipConfig.logit_scale_init if scale == _LOGIT_SCALE else scale,
-        **_norms(text, vision),
-        **text.tower("text"),
-        **vision.tower("vision"),
+        vision={
+            **vision.tower(),
+            "patch_size": vision.side("patch_size"),
+            "norm_eps": _vision_norm_eps(text, vision),
+        },
+        text={
+            **text.tower(),
+            "pool": text_pool,
+            "eos_id": eos_id,
+            "pad_id": _pad_id(vocab_size, text_pool, eos_id, default=0),
+        },
     )
 
 
@@ -211,88 +226,72 @@ def _siglip_config(text: Section, vision: Section, naflex: bool) -> ClipConfig:
             raise vision.refuse("num_patches", "the square of a whole number")
     else:
         image_size = vision.side("image_size")
+    tower = {"patch_size": patch_size, "norm_eps": _vision_norm_eps(text, vision), "naflex": naflex}
     return siglip_config(
-        naflex=naflex,
+        vision.tower() | tower,
+        text.tower(),
         embed_dim=width,
         image_size=image_size,
         # transformers' processor uses bilinear if it keeps the aspect ratio.
         image_interpolation="bilinear" if naflex else "bicubic",
-        patch_size=patch_size,
         context_length=text.count("max_position_embeddings"),
         vocab_size=text.count("vocab_size"),
-        **_norms(text, vision),
-        **text.tower("text"),
-        **vision.tower("vision"),
+        norm_eps=text.number("layer_norm_eps"),
     )
 
 
-def siglip_config(**fields: Any) -> ClipConfig:
+def siglip_config(vision: dict[str, Any], text: dict[str, Any], **shared: Any) -> ClipConfig:
     """A SigLIP with these fields; the pooling head has the image tower's heads and MLP size."""
     base = ARCHITECTURES["ViT-B-16-SigLIP"]
-    config = override(
-        base,
-        name="custom",
-        vision_pool_heads=fields["vision_heads"],
-        vision_pool_mlp_dim=fields["vision_mlp_dim"],
-        **fields,
-    )
-    pad_id = _pad_id(config.vocab_size, config.text_pool, config.eos_id, base.pad_id)
-    return override(config, pad_id=pad_id)
+    vision = {"pool_heads": vision["heads"], "pool_mlp_dim": vision["mlp_dim"], **vision}
+    config = override(base, name="custom", vision=vision, text=text, **shared)
+    assert isinstance(config.text, TransformerTextConfig)
+    pad_id = _pad_id(config.vocab_size, config.text.pool, config.text.eos_id, base.text.pad_id)
+    return override(config, text={"pad_id": pad_id})
 
 
 # config.json has these fields, so any value can be saved.
-_TOWER_FIELDS = ("width", "layers", "heads", "mlp_dim", "activation")
-_SAID = (
-    *(f"{tower}_{field}" for tower in ("vision", "text") for field in _TOWER_FIELDS),
-    *("embed_dim", "image_size", "patch_size", "context_length", "vocab_size"),
-    *("norm_eps", "vision_norm_eps"),
-)
-# These fields do not affect the function, or only with another option, which must be off.
-_FREE = (
-    *("name", "vision_init", "text_init", "logit_scale_init", "pad_id", "batch_norm"),
-    *("image_mean", "image_std", "image_resize", "image_interpolation", "image_fill"),
-    *("dtype", "scan_layers", "remat", "vision_pool_queries", "text_class_mask"),
-    *("vision_rope_grid", "vision_rope_offset", "text_token_types"),
-    *("decoder_heads", "decoder_vocab_size"),
-)
-_POOL_FIELDS = ("vision_pool_heads", "vision_pool_mlp_dim")
+_SAID = ("embed_dim", "image_size", "context_length", "vocab_size", "norm_eps")
+_SAID_OF_TOWER = ("width", "layers", "heads", "mlp_dim", "activation", "patch_size", "norm_eps")
 
 
 def _nearest(config: ClipConfig, siglip: bool) -> ClipConfig:
     """The configuration nearest to `config` that a `CLIPModel` or a `SiglipModel` can have."""
     base = ARCHITECTURES["ViT-B-16-SigLIP"] if siglip else ClipConfig()
-    fields = {name: getattr(config, name) for name in (*_SAID, *_FREE)}
-    if config.text_pool != "eos":
-        fields["eos_id"] = config.eos_id
-    if siglip:
-        fields["naflex"] = config.naflex
-        fields.update(zip(_POOL_FIELDS, (config.vision_heads, config.vision_mlp_dim), strict=True))
-        if config.naflex:  # Siglip2Model stores the number of patches
-            fields["image_size"] = config.vision_grid * config.patch_size
-        if config.logit_bias_init is not None:
-            fields["logit_bias_init"] = config.logit_bias_init
-    else:
-        fields |= {name: getattr(config, name) for name in _POOL_FIELDS}
-        if config.text_pool == "eos":
-            fields |= {"text_pool": "eos", "eos_id": config.eos_id}
-    return dataclasses.replace(base, **fields)
+    fields = {name: getattr(config, name) for name in _SAID}
+    vision, text = _with_said(base.vision, config.vision), _with_said(base.text, config.text)
+    if not siglip and isinstance(config.text, TransformerTextConfig) and config.text.pool == "eos":
+        text = dataclasses.replace(text, pool="eos", eos_id=config.text.eos_id)
+    if siglip and isinstance(config.vision, VitConfig):
+        tower = config.vision
+        vision = dataclasses.replace(vision, pool_heads=tower.heads, pool_mlp_dim=tower.mlp_dim)
+        if tower.naflex:  # Siglip2Model stores the number of patches
+            fields["image_size"] = config.vision_grid * tower.patch_size
+    return dataclasses.replace(base, **fields, vision=vision, text=text)
+
+
+def _with_said(base: Any, tower: VisionConfig | TextConfig) -> Any:
+    """`base` with those fields of `tower` that config.json has."""
+    said = {n: getattr(tower, n) for n in _SAID_OF_TOWER if hasattr(base, n) and hasattr(tower, n)}
+    return dataclasses.replace(base, **said)
 
 
 def _model_type(config: ClipConfig) -> str:
     """The `model_type` of the transformers class that computes `config`. Raises `UserError`."""
-    obstacles = {}
-    for kind in ("CLIPModel", "SiglipModel"):
-        near = dataclasses.asdict(_nearest(config, siglip=kind == "SiglipModel"))
-        obstacles[kind] = [
-            f"{name}={value!r}"
-            for name, value in dataclasses.asdict(config).items()
-            if value != near[name]
+    obstacles = {
+        kind: [
+            f"{path}={ours!r}"
+            for path, (ours, _) in differences(
+                config, _nearest(config, siglip=kind == "SiglipModel"), FUNCTION
+            ).items()
         ]
+        for kind in ("CLIPModel", "SiglipModel")
+    }
     if not obstacles["SiglipModel"]:
-        return "siglip2" if config.naflex else "siglip"
+        return "siglip2" if getattr(config.vision, "naflex", False) else "siglip"
     if not obstacles["CLIPModel"]:
         # CLIPModel would read this id as "the largest"; MetaClip2Model reads it literally.
-        literal = config.text_pool == "eos" and config.eos_id == _ARGMAX_EOS
+        literal = config.text.pool == "eos" and config.text.eos_id == _ARGMAX_EOS
         return "metaclip_2" if literal else "clip"
     kind = min(obstacles, key=lambda kind: len(obstacles[kind]))
     raise UserError(
@@ -313,32 +312,35 @@ def config_to_huggingface(
     """
     model_type = _model_type(config)
     is_siglip = model_type.startswith("siglip")
-    eos_id = config.eos_id
-    if config.text_pool == "argmax":
+    vision_config, text_config = config.vision, config.text
+    assert isinstance(vision_config, VitConfig)
+    assert isinstance(text_config, TransformerTextConfig)
+    eos_id = text_config.eos_id
+    if text_config.pool == "argmax":
         # If end of text is the largest id, writing it selects the same position as "the largest
         # id", and still does when a user of transformers adds tokens after it.
         is_largest = end_of_text == config.vocab_size - 1
         eos_id = end_of_text if end_of_text is not None and is_largest else _ARGMAX_EOS
     text = {
-        **_tower(config, "text"),
+        **_tower(text_config),
         "model_type": f"{model_type}_text_model",
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.context_length,
         "layer_norm_eps": config.norm_eps,
         "bos_token_id": None,  # transformers' default may exceed a small vocabulary
-        "pad_token_id": config.pad_id,
+        "pad_token_id": text_config.pad_id,
         "eos_token_id": eos_id,
         "projection_size" if is_siglip else "projection_dim": config.embed_dim,
     }
     vision = {
-        **_tower(config, "vision"),
+        **_tower(vision_config),
         "model_type": f"{model_type}_vision_model",
         "num_channels": 3,
-        "patch_size": config.patch_size,
-        "layer_norm_eps": config.vision_eps,
+        "patch_size": vision_config.patch_size,
+        "layer_norm_eps": norm_eps(vision_config, config),
         **({"vision_use_head": True} if is_siglip else {"projection_dim": config.embed_dim}),
     }
-    if config.naflex:
+    if vision_config.naflex:
         vision["num_patches"] = config.vision_grid**2
     else:
         vision["image_size"] = config.image_size
@@ -359,13 +361,13 @@ def config_to_huggingface(
     return document
 
 
-def _tower(config: ClipConfig, prefix: str) -> dict[str, Any]:
-    activation = getattr(config, f"{prefix}_activation")
+def _tower(config: VitConfig | TransformerTextConfig) -> dict[str, Any]:
+    activations = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
     return {
-        "hidden_size": getattr(config, f"{prefix}_width"),
-        "intermediate_size": getattr(config, f"{prefix}_mlp_dim"),
-        "num_hidden_layers": getattr(config, f"{prefix}_layers"),
-        "num_attention_heads": getattr(config, f"{prefix}_heads"),
-        "hidden_act": next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == activation),
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "hidden_act": activations[config.activation],
         "attention_dropout": 0.0,
     }

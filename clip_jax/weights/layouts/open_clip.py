@@ -7,12 +7,21 @@ timm's image towers are in `timm….py`.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import (
+    BertConfig,
+    ClipConfig,
+    ConvNextConfig,
+    FastVitConfig,
+    HybridConfig,
+    ResNetConfig,
+    VisionConfig,
+    VitConfig,
+)
 from clip_jax.weights.layouts.bert import open_clip_bert_rules
 from clip_jax.weights.layouts.timm import timm_vit_rules
 from clip_jax.weights.layouts.timm_convnext import convnext_rules
@@ -85,65 +94,65 @@ SHORTCUT = (
 )
 
 
-def _resnet_rules(config: ClipConfig) -> Iterator[Rule]:
-    assert isinstance(config.vision_layers, tuple)
+def _resnet_rules(config: ResNetConfig) -> Iterator[Rule]:
     yield from RESNET
-    for stage, depth in enumerate(config.vision_layers, start=1):
+    for stage, depth in enumerate(config.layers, start=1):
         for n in range(depth):
             rules = BOTTLENECK + (SHORTCUT if n == 0 else ())
             yield from under(rules, f"visual.layer{stage}.{n}.", f"vision/stage{stage}_block{n}/")
 
 
-def _vit_rules(config: ClipConfig) -> Iterator[Rule]:
+def _vit_rules(config: VitConfig, scanned: bool) -> Iterator[Rule]:
     yield Rule("visual.conv1.weight", "vision/patch_embedding", "convolution")
     yield Rule("visual.class_embedding", "vision/class_token")
     yield Rule("visual.positional_embedding", "vision/positions", resize="grid", prefix=1)
     yield from affine("visual.ln_post", "vision/post_norm")
     yield Rule("visual.proj", "vision/projection")
-    if config.vision_pre_norm:
+    if config.pre_norm:
         yield from affine("visual.ln_pre", "vision/pre_norm")
-    assert isinstance(config.vision_layers, int)
     yield from blocks(
-        block_rules(config.vision_layer_scale is not None),
+        block_rules(config.layer_scale is not None),
         "visual.transformer.resblocks.{}.",
         "vision/transformer",
-        config.vision_layers,
-        config.scan_layers,
+        config.layers,
+        scanned,
     )
 
 
-def has_timm_tower(config: ClipConfig) -> bool:
-    """Whether open_clip takes the image tower from timm."""
-    if config.vision_kind == "vit":
-        native = config.vision_class_token and not config.vision_patch_bias
-        native = native and config.vision_projection != "linear_bias"
-        return not (native and config.vision_rope == "none")
-    return config.vision_kind != "resnet"
+def has_timm_tower(tower: VisionConfig) -> bool:
+    """Whether open_clip takes an image tower from timm."""
+    if isinstance(tower, VitConfig):
+        native = tower.class_token and not tower.patch_bias
+        return not (native and tower.projection != "linear_bias" and tower.rope == "none")
+    return not isinstance(tower, ResNetConfig)
 
 
-VISION: dict[str, Callable[[ClipConfig], Iterator[Rule]]] = {
-    "vit": lambda c: timm_vit_rules(c) if has_timm_tower(c) else _vit_rules(c),
-    "resnet": _resnet_rules,
-    "convnext": lambda c: iter(convnext_rules(c)),
-    "hybrid": lambda c: iter(hybrid_rules(c)),
-    "fastvit": lambda c: iter(fastvit_rules(c)),
-}
+def _vision_rules(tower: VisionConfig, scanned: bool) -> Iterable[Rule]:
+    if isinstance(tower, ResNetConfig):
+        return _resnet_rules(tower)
+    if isinstance(tower, ConvNextConfig):
+        return convnext_rules(tower)
+    if isinstance(tower, HybridConfig):
+        return hybrid_rules(tower, scanned)
+    if isinstance(tower, FastVitConfig):
+        return fastvit_rules(tower)
+    return (timm_vit_rules if has_timm_tower(tower) else _vit_rules)(tower, scanned)
 
 
 def _text_rules(config: ClipConfig) -> Iterator[Rule]:
     yield Rule("token_embedding.weight", "text/token_embedding")
     yield Rule("positional_embedding", "text/positions", resize="line")
     yield from affine("ln_final", "text/final_norm")
-    if config.text_projection == "linear":
+    if config.text.projection == "linear":
         yield Rule("text_projection", "text/projection")
-    elif config.text_projection == "linear_bias":
+    elif config.text.projection == "linear_bias":
         yield Rule("text_projection.weight", "text/projection", "matrix")
         yield Rule("text_projection.bias", "text/projection_bias")
     yield from blocks(
         block_rules(),
         "transformer.resblocks.{}.",
         "text/transformer",
-        config.text_layers,
+        config.text.layers,
         config.scan_layers,
     )
 
@@ -152,10 +161,10 @@ def has_custom_text(config: ClipConfig) -> bool:
     """Whether open_clip stores the text tower under `text.`: because it must, or because its
     published configurations do."""
     return (
-        config.text_kind == "bert"
-        or config.decoder_layers > 0
-        or config.text_projection != "linear"
-        or (has_timm_tower(config) and config.vision_kind != "convnext")
+        isinstance(config.text, BertConfig)
+        or config.decoder is not None
+        or config.text.projection != "linear"
+        or (has_timm_tower(config.vision) and not isinstance(config.vision, ConvNextConfig))
     )
 
 
@@ -165,14 +174,14 @@ def open_clip_rules(config: ClipConfig, custom_text: bool | None = None) -> list
     `custom_text`: whether the file has the text tower under `text.`; None means open_clip's choice.
     """
     custom = has_custom_text(config) if custom_text is None else custom_text
-    bert = config.text_kind == "bert"
+    bert = isinstance(config.text, BertConfig)
     text = open_clip_bert_rules(config) if bert else _text_rules(config)
     return [
         Rule("logit_scale", "logit_scale"),
         *([] if config.logit_bias_init is None else [Rule("logit_bias", "logit_bias")]),
         *(under(text, "text." if custom and not bert else "", "")),
-        *VISION[config.vision_kind](config),
-        *(coca_rules(config) if config.decoder_layers else ()),
+        *_vision_rules(config.vision, config.scan_layers),
+        *(coca_rules(config) if config.decoder is not None else ()),
     ]
 
 
@@ -198,12 +207,13 @@ def to_state_dict(config: ClipConfig, params: Any) -> dict[str, np.ndarray]:
 def coca_rules(config: ClipConfig) -> list[Rule]:
     """`text.cls_emb`, `visual.attn_pool.…` and `text_decoder.…`, as far as `config` has them."""
     rules: list[Rule] = []
-    if config.text_pool == "appended":
+    if config.text.pool == "appended":
         rules.append(Rule("text.cls_emb", "text/class_token"))
-    if config.vision_pool == "queries":
+    if getattr(config.vision, "pool", None) == "queries":
         rules += under(_pool_rules(config), "visual.attn_pool.", "vision/query_pool/")
-    if config.decoder_layers:
-        rules += under(_decoder_rules(config), "text_decoder.", "decoder/")
+    if config.decoder is not None:
+        decoder = _decoder_rules(config.decoder.layers, config.scan_layers)
+        rules += under(decoder, "text_decoder.", "decoder/")
     return rules
 
 
@@ -211,7 +221,7 @@ def _pool_rules(config: ClipConfig) -> Iterator[Rule]:
     yield Rule("query", "queries")
     yield from affine("ln_q", "query_norm")
     yield from affine("ln_k", "memory_norm")
-    if config.vision_width == config.embed_dim:
+    if config.vision.width == config.embed_dim:
         yield Rule("attn.in_proj_weight", "attention/query_key_value", "into_heads")
     else:  # keys and values have the image tower's width, so their matrices are separate
         yield Rule("attn.q_proj_weight", "attention/query", "into_heads")
@@ -222,7 +232,7 @@ def _pool_rules(config: ClipConfig) -> Iterator[Rule]:
     yield Rule("attn.out_proj.bias", "attention/out_bias")
 
 
-def _decoder_rules(config: ClipConfig) -> Iterator[Rule]:
+def _decoder_rules(layers: int, scanned: bool) -> Iterator[Rule]:
     both = block_rules()
     cross = (*both, *affine("ln_1_kv", "memory_norm"))
     for theirs, ours, rules in (("resblocks", "self", both), ("cross_attn", "cross", cross)):
@@ -230,8 +240,8 @@ def _decoder_rules(config: ClipConfig) -> Iterator[Rule]:
             under(rules, "", f"{ours}/"),
             f"{theirs}.{{}}.",
             "transformer",
-            config.decoder_layers,
-            config.scan_layers,
+            layers,
+            scanned,
         )
     yield from affine("ln_final", "final_norm")
     yield Rule("text_projection", "head")

@@ -10,7 +10,7 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig, norm_eps, override
 from clip_jax.weights.rules.preprocessing import from_open_clip
 
 # timm's name of an image tower -> one of our rows with that tower. Every row's tower is listed,
@@ -106,7 +106,8 @@ def _norm_and_activation(cfg: _Section, quick_gelu: bool) -> tuple[str, float]:
     return "quick_gelu" if quick_gelu else activation, float(norm.get("eps", 1e-5))
 
 
-def _native_vision(cfg: _Section, embed_dim: int, quick_gelu: bool) -> dict[str, Any]:
+def _native_vision(cfg: _Section, quick_gelu: bool) -> tuple[int, dict[str, Any]]:
+    """Pixels of the images, and the tower's fields."""
     layers, width = cfg.take("layers", 12), cfg.take("width", 768)
     size, head_width = cfg.take("image_size", 224), cfg.take("head_width", 64)
     if isinstance(size, list | tuple):
@@ -114,12 +115,11 @@ def _native_vision(cfg: _Section, embed_dim: int, quick_gelu: bool) -> dict[str,
             raise UserError(f"open_clip_config.json: image_size={size}: only squares are supported")
         size = size[0]
     activation, eps = _norm_and_activation(cfg, quick_gelu)
-    fields: dict[str, Any] = {"image_size": size, "vision_width": width, "vision_norm_eps": eps}
     if isinstance(layers, list | tuple):
         heads = width * 32 // head_width
         for key in ("patch_size", "mlp_ratio"):
             cfg.take(key)
-        return fields | {"vision_kind": "resnet", "vision_layers": layers, "vision_heads": heads}
+        return size, {"kind": "resnet", "width": width, "layers": layers, "heads": heads}
     positions, pool = cfg.take("pos_embed_type", "learnable"), cfg.take("pool_type", "tok")
     if positions not in ("learnable", "sin_cos_2d") or pool not in ("tok", "avg"):
         raise UserError(
@@ -132,22 +132,24 @@ def _native_vision(cfg: _Section, embed_dim: int, quick_gelu: bool) -> dict[str,
             f"open_clip_config.json: attentional_pool={queries!r} is not supported; true is"
         )
     after = bool(cfg.take("final_ln_after_pool", False))
-    return fields | {
+    return size, {
+        "width": width,
+        "norm_eps": eps,
         "patch_size": cfg.take("patch_size", 16),
-        "vision_layers": layers,
-        "vision_heads": width // head_width,
-        "vision_mlp_dim": int(width * cfg.take("mlp_ratio", 4.0)),
-        "vision_pre_norm": not cfg.take("no_ln_pre", False),
-        "vision_pool": "queries" if queries else {"tok": "class_token", "avg": "average"}[pool],
-        "vision_post_norm": "after_pool" if after and not queries else "before_pool",
-        "vision_pool_queries": cfg.take("attn_pooler_queries", 256),
-        "vision_pool_heads": cfg.take("attn_pooler_heads", 8),
-        "vision_layer_scale": cfg.take("ls_init_value"),
-        "vision_activation": activation,
+        "layers": layers,
+        "heads": width // head_width,
+        "mlp_dim": int(width * cfg.take("mlp_ratio", 4.0)),
+        "pre_norm": not cfg.take("no_ln_pre", False),
+        "pool": "queries" if queries else {"tok": "class_token", "avg": "average"}[pool],
+        "post_norm": "after_pool" if after and not queries else "before_pool",
+        "pool_queries": cfg.take("attn_pooler_queries", 256),
+        "pool_heads": cfg.take("attn_pooler_heads", 8),
+        "layer_scale": cfg.take("ls_init_value"),
+        "activation": activation,
     }
 
 
-def _timm_vision(cfg: _Section) -> dict[str, Any]:
+def _timm_vision(cfg: _Section) -> tuple[int, dict[str, Any]]:
     name = str(cfg.take("timm_model_name")).split(".")[0]
     if name not in TIMM_TOWERS:
         raise UserError(
@@ -155,8 +157,7 @@ def _timm_vision(cfg: _Section) -> dict[str, Any]:
             + ", ".join(sorted(TIMM_TOWERS))
         )
     row = ARCHITECTURES[TIMM_TOWERS[name]]
-    fields = {k: v for k, v in row.to_dict().items() if k.startswith("vision_")}
-    fields |= {"patch_size": row.patch_size, "vision_norm_eps": row.vision_eps}
+    fields = row.to_dict()["vision"] | {"norm_eps": norm_eps(row.vision, row)}
     # The projection follows the trunk; otherwise the trunk has a head (a Linear with a bias).
     projection, bias = cfg.take("timm_proj", "trunk"), cfg.take("timm_proj_bias", False)
     kinds = {"linear": "linear", "mlp": "mlp_bias", "none": "none", "trunk": "linear_bias"}
@@ -165,12 +166,13 @@ def _timm_vision(cfg: _Section) -> dict[str, Any]:
             f"open_clip_config.json: timm_proj={projection!r} with timm_proj_bias={bias} "
             "is not supported"
         )
-    fields["vision_projection"] = "linear_bias" if bias else kinds[projection]
+    fields["projection"] = "linear_bias" if bias else kinds[projection]
     cfg.take("timm_pool")  # fixed by the tower
-    return fields | {"image_size": cfg.take("image_size", row.image_size)}
+    return cfg.take("image_size", row.image_size), fields
 
 
 def _native_text(cfg: _Section, quick_gelu: bool, siglip: bool) -> dict[str, Any]:
+    """The fields of a model that text_cfg decides."""
     width, pool = cfg.take("width", 512), cfg.take("pool_type", "argmax")
     activation, eps = _norm_and_activation(cfg, quick_gelu)
     embed_class = cfg.take("embed_cls", False)
@@ -187,24 +189,26 @@ def _native_text(cfg: _Section, quick_gelu: bool, siglip: bool) -> dict[str, Any
     return {
         "context_length": cfg.take("context_length", 77),
         "vocab_size": cfg.take("vocab_size", 49408),
-        "text_width": width,
-        "text_heads": cfg.take("heads", 8),
-        "text_layers": cfg.take("layers", 12),
-        "text_mlp_dim": int(width * cfg.take("mlp_ratio", 4.0)),
-        "text_causal": not cfg.take("no_causal_mask", False),
-        "text_pool": "appended" if embed_class else pool,
-        "eos_id": cfg.take("eos_id", 2) if pool == "eos" else (1 if siglip else 49407),
-        "pad_id": cfg.take("pad_id", 0),
-        "text_class_mask": "aligned" if cfg.take("correct_cls_mask", False) else "shifted",
-        "text_projection": projection,
-        # SigLIP's released weights were trained with tanh; open_clip computes the exact GELU.
-        "text_activation": "gelu_tanh" if siglip else activation,
         "norm_eps": eps,
+        "text": {
+            "width": width,
+            "heads": cfg.take("heads", 8),
+            "layers": cfg.take("layers", 12),
+            "mlp_dim": int(width * cfg.take("mlp_ratio", 4.0)),
+            "causal": not cfg.take("no_causal_mask", False),
+            "pool": "appended" if embed_class else pool,
+            "eos_id": cfg.take("eos_id", 2) if pool == "eos" else (1 if siglip else 49407),
+            "pad_id": cfg.take("pad_id", 0),
+            "class_mask": "aligned" if cfg.take("correct_cls_mask", False) else "shifted",
+            "projection": projection,
+            # SigLIP's released weights were trained with tanh; open_clip computes the exact GELU.
+            "activation": "gelu_tanh" if siglip else activation,
+        },
     }
 
 
+ROBERTA = {"positions": 514, "position_offset": 2, "pad_id": 1}
 # Hugging Face text tower -> its width, layers, heads, MLP size and vocabulary.
-ROBERTA = {"text_positions": 514, "text_position_offset": 2, "pad_id": 1, "eos_id": 2}
 HF_TEXT = {
     "roberta-base": (768, 12, 12, 3072, 50_265),
     "xlm-roberta-base": (768, 12, 12, 3072, 250_002),
@@ -234,19 +238,19 @@ def _hugging_face_text(cfg: _Section) -> dict[str, Any]:
     for key in ("width", "layers", "heads", "mlp_ratio"):
         cfg.take(key)
     return {
-        "text_kind": "bert",
-        "text_width": width,
-        "text_layers": layers,
-        "text_heads": heads,
-        "text_mlp_dim": mlp_dim,
-        "text_causal": False,
-        "text_pool": poolers[pooler],
-        "text_projection": projection,
-        "text_init": "normal",
         "context_length": cfg.take("context_length", 77),
         "vocab_size": cfg.take("vocab_size", vocab),
         "norm_eps": 1e-5,
-        **ROBERTA,
+        "text": {
+            "kind": "bert",
+            "width": width,
+            "layers": layers,
+            "heads": heads,
+            "mlp_dim": mlp_dim,
+            "pool": poolers[pooler],
+            "projection": projection,
+            **ROBERTA,
+        },
     }
 
 
@@ -274,26 +278,25 @@ def _config(document: Mapping[str, Any]) -> ClipConfig:
             if section.pop(key, None) not in (None, False, "default"):
                 raise UserError(f"open_clip_config.json: {section.name}.{key} is not supported")
     if vision_cfg.get("timm_model_name"):
-        fields = _timm_vision(vision_cfg)
+        image_size, vision = _timm_vision(vision_cfg)
     else:
-        fields = _native_vision(vision_cfg, embed_dim, quick_gelu)
+        image_size, vision = _native_vision(vision_cfg, quick_gelu)
     siglip = "siglip" in str(document["model_cfg"]["vision_cfg"].get("timm_model_name"))
     hf_text = bool(text_cfg.get("hf_model_name"))
     words = text_cfg.get("vocab_size", 49408)  # the caption decoder's, not the text tower's
-    fields |= (
-        _hugging_face_text(text_cfg) if hf_text else _native_text(text_cfg, quick_gelu, siglip)
-    )
+    fields = _hugging_face_text(text_cfg) if hf_text else _native_text(text_cfg, quick_gelu, siglip)
+    width = fields["text"]["width"]
     if decoder := model.take("multimodal_cfg"):
         decoder = _Section("multimodal_cfg", decoder)
-        fields |= {
-            "decoder_layers": decoder.take("layers", 12),
-            "decoder_heads": decoder.take("heads", 8),
-            "decoder_vocab_size": words,
+        fields["decoder"] = {
+            "layers": decoder.take("layers", 12),
+            "heads": decoder.take("heads", 8),
+            "vocab_size": words,
         }
-        if decoder.take("mlp_ratio", 4) != 4 or decoder.take("width", 512) != fields["text_width"]:
+        if decoder.take("mlp_ratio", 4) != 4 or decoder.take("width", 512) != width:
             raise UserError(
                 "open_clip_config.json: multimodal_cfg: supported are mlp_ratio=4 and the text "
-                f"tower's width={fields['text_width']}"
+                f"tower's width={width}"
             )
         decoder.close()
     fields["logit_scale_init"] = float(model.take("init_logit_scale", math.log(1 / 0.07)))
@@ -302,16 +305,14 @@ def _config(document: Mapping[str, Any]) -> ClipConfig:
     for section in (vision_cfg, text_cfg, model):
         section.close()
     ours = document.get("clip_jax")  # our exports add what open_clip's keys cannot express
-    for name in ("vision_activation", "text_activation"):
+    for name, tower in (("vision_activation", vision), ("text_activation", fields["text"])):
         if isinstance(ours, Mapping) and name in ours:
-            fields[name] = ours[name]
-    preprocess = {"size": fields["image_size"], **document.get("preprocess_cfg", {})}
-    image = from_open_clip(preprocess)
-    patch = fields.get("patch_size", 32)
-    if image["image_size"] // patch != fields["image_size"] // patch:
+            tower["activation"] = ours[name]
+    fields |= from_open_clip({"size": image_size, **document.get("preprocess_cfg", {})})
+    config = override(ClipConfig(), embed_dim=embed_dim, vision=vision, **fields)
+    if config.vision_grid != config.vision.grid(image_size):
         raise UserError(
-            f"open_clip_config.json: preprocess_cfg.size={image['image_size']}, but "
-            f"vision_cfg.image_size={fields['image_size']}"
+            f"open_clip_config.json: preprocess_cfg.size={config.image_size}, but "
+            f"vision_cfg.image_size={image_size}"
         )
-    fields |= image
-    return override(ClipConfig(), embed_dim=embed_dim, **fields)
+    return config

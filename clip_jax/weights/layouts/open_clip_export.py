@@ -5,13 +5,22 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import (
+    BertConfig,
+    ClipConfig,
+    ConvNextConfig,
+    FastVitConfig,
+    HybridConfig,
+    ResNetConfig,
+    TransformerTextConfig,
+    VitConfig,
+    effective_fields,
+    image_fields,
+    norm_eps,
+)
 from clip_jax.weights.layouts.open_clip import has_custom_text, has_timm_tower
 from clip_jax.weights.layouts.open_clip_config import HF_TEXT, ROBERTA, TIMM_TOWERS
 from clip_jax.weights.rules.preprocessing import to_open_clip
-
-# Fields of the image tower that a timm name does not fix.
-_FREE_VISION = ("vision_projection", "image_size")
 
 
 def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
@@ -29,29 +38,30 @@ def config_to_open_clip(config: ClipConfig) -> dict[str, Any]:
     document["init_logit_scale"] = config.logit_scale_init
     document["vision_cfg"] = dict(_write_vision(config))
     document["text_cfg"] = dict(_write_text(config))
-    if config.decoder_layers:
+    if config.decoder is not None:
         document["multimodal_cfg"] = {
             "context_length": config.context_length,
-            "vocab_size": config.decoder_vocab_size,
-            "width": config.text_width,
-            "heads": config.decoder_heads,
-            "layers": config.decoder_layers,
-            "attn_pooler_heads": config.vision_pool_heads,
+            "vocab_size": config.decoder.vocab_size,
+            "width": config.text.width,
+            "heads": config.decoder.heads,
+            "layers": config.decoder.layers,
+            "attn_pooler_heads": getattr(config.vision, "pool_heads", 8),
         }
-    whole = {"model_cfg": document, "preprocess_cfg": to_open_clip(_image_fields(config))}
-    if has_timm_tower(config):  # open_clip has no keys for these, and ignores ours
-        names = ("vision_activation", "text_activation")
-        whole["clip_jax"] = {name: getattr(config, name) for name in names}
+    whole = {"model_cfg": document, "preprocess_cfg": to_open_clip(image_fields(config))}
+    if has_timm_tower(config.vision):  # open_clip has no keys for these, and ignores ours
+        whole["clip_jax"] = {
+            f"{name}_activation": getattr(config, name).activation for name in ("vision", "text")
+        }
     return whole
 
 
 def _quick_gelu(config: ClipConfig) -> bool:
     """open_clip's one switch for all its own towers; raises `UserError` if the towers differ."""
     switched = {}
-    if config.vision_kind == "vit" and not has_timm_tower(config):
-        switched["vision_activation"] = config.vision_activation
-    if config.text_kind == "transformer":
-        switched["text_activation"] = config.text_activation
+    if isinstance(config.vision, VitConfig) and not has_timm_tower(config.vision):
+        switched["vision.activation"] = config.vision.activation
+    if isinstance(config.text, TransformerTextConfig):
+        switched["text.activation"] = config.text.activation
     quick = [value == "quick_gelu" for value in switched.values()]
     if any(quick) and not all(quick):
         both = ", ".join(f"{name}={value!r}" for name, value in switched.items())
@@ -62,11 +72,6 @@ def _quick_gelu(config: ClipConfig) -> bool:
     return any(quick)
 
 
-def _image_fields(config: ClipConfig) -> dict[str, Any]:
-    names = "image_size image_mean image_std image_resize image_interpolation image_fill"
-    return {name: getattr(config, name) for name in names.split()}
-
-
 def _ratio(mlp_dim: int, width: int) -> float:
     """A ratio for which open_clip's int(width * ratio) is `mlp_dim` exactly."""
     ratio = mlp_dim / width
@@ -75,39 +80,43 @@ def _ratio(mlp_dim: int, width: int) -> float:
 
 def _write_vision(config: ClipConfig) -> Iterator[tuple[str, Any]]:
     yield "image_size", config.image_size
-    if has_timm_tower(config):
-        name, row = _timm_name(config)
-        yield "timm_model_name", name
+    tower = config.vision
+    if isinstance(tower, ResNetConfig):
+        yield "width", tower.width
+        yield "layers", tower.layers
+        yield "head_width", tower.width * 32 // tower.heads
+        return
+    if not isinstance(tower, VitConfig) or has_timm_tower(tower):
+        yield "timm_model_name", _timm_name(config)
         yield "timm_model_pretrained", False
         pools = {"attention": "map", "class_token": "token", "average": ""}
-        stages = {"convnext": "", "fastvit": "avg"}
-        yield "timm_pool", stages.get(row.vision_kind, pools[row.vision_pool])
+        if isinstance(tower, VitConfig | HybridConfig):
+            yield "timm_pool", pools[tower.pool]
+        else:
+            yield "timm_pool", "avg" if isinstance(tower, FastVitConfig) else ""
         projections = {"linear": "linear", "mlp_bias": "mlp", "none": "none", "linear_bias": None}
-        yield "timm_proj", projections[config.vision_projection]
+        yield "timm_proj", projections[tower.projection]
         return
-    yield "width", config.vision_width
-    yield "layers", config.vision_layers
-    if config.vision_kind == "resnet":
-        yield "head_width", config.vision_width * 32 // config.vision_heads
-        return
-    yield "head_width", config.vision_width // config.vision_heads
-    yield "patch_size", config.patch_size
-    yield "mlp_ratio", _ratio(config.vision_mlp_dim, config.vision_width)
-    if not config.vision_pre_norm:
+    yield "width", tower.width
+    yield "layers", tower.layers
+    yield "head_width", tower.width // tower.heads
+    yield "patch_size", tower.patch_size
+    yield "mlp_ratio", _ratio(tower.mlp_dim, tower.width)
+    if not tower.pre_norm:
         yield "no_ln_pre", True
-    if config.vision_pool == "average":
+    if tower.pool == "average":
         yield "pool_type", "avg"
-    if config.vision_post_norm == "after_pool":
+    if tower.post_norm == "after_pool":
         yield "final_ln_after_pool", True
-    if config.vision_layer_scale is not None:
-        yield "ls_init_value", config.vision_layer_scale
-    if config.vision_pool == "queries":
+    if tower.layer_scale is not None:
+        yield "ls_init_value", tower.layer_scale
+    if tower.pool == "queries":
         yield "attentional_pool", True
-        yield "attn_pooler_queries", config.vision_pool_queries
-        yield "attn_pooler_heads", config.vision_pool_heads
-    if config.decoder_layers:
+        yield "attn_pooler_queries", tower.pool_queries
+        yield "attn_pooler_heads", tower.pool_heads
+    if config.decoder is not None:
         yield "output_tokens", True
-    yield from _write_kwargs(config.vision_activation, config.vision_eps)
+    yield from _write_kwargs(tower.activation, norm_eps(tower, config))
 
 
 def _write_kwargs(activation: str, eps: float) -> Iterator[tuple[str, Any]]:
@@ -117,25 +126,25 @@ def _write_kwargs(activation: str, eps: float) -> Iterator[tuple[str, Any]]:
         yield "act_kwargs", {"approximate": "tanh"}
 
 
-def _timm_name(config: ClipConfig) -> tuple[str, ClipConfig]:
+def _timm_name(config: ClipConfig) -> str:
     """timm's name of an image tower, preferably of this image size."""
 
     def tower(row: ClipConfig) -> dict[str, Any]:
-        fields = row.to_dict() | {"vision_norm_eps": row.vision_eps}
-        keys = [k for k in fields if k.startswith("vision_") and k not in _FREE_VISION]
-        # SigLIP's activation differs in open_clip whatever is written.
-        return {k: fields[k] for k in keys if k != "vision_activation"}
+        # A name does not fix the projection; SigLIP's activation differs in open_clip whatever is
+        # written.
+        free = ("vision.projection", "vision.activation")
+        fields = effective_fields(row, ("shape", "function"))
+        return {k: v for k, v in fields.items() if k.startswith("vision.") and k not in free}
 
-    wanted = tower(config), config.patch_size
-    found = [
-        (name, ARCHITECTURES[row_name])
+    found = {
+        name: ARCHITECTURES[row_name].image_size
         for name, row_name in TIMM_TOWERS.items()
-        if (tower(ARCHITECTURES[row_name]), ARCHITECTURES[row_name].patch_size) == wanted
-    ]
+        if tower(ARCHITECTURES[row_name]) == tower(config)
+    }
     # timm's Transformers have one name per image size.
-    sized = [pair for pair in found if pair[1].image_size == config.image_size]
-    if config.vision_kind in ("convnext", "fastvit"):  # convolutional: one name for all sizes
-        sized = sized or found
+    sized = [name for name, size in found.items() if size == config.image_size]
+    if isinstance(config.vision, ConvNextConfig | FastVitConfig):  # one name for all sizes
+        sized = sized or list(found)
     if not sized:
         raise UserError(
             f"format='open_clip': timm has no image tower like that of {config.name} at "
@@ -146,21 +155,22 @@ def _timm_name(config: ClipConfig) -> tuple[str, ClipConfig]:
 
 def _check_bert(config: ClipConfig) -> None:
     """Raises `UserError` if the tower differs from the published one of its name."""
-    published = {**ROBERTA, "norm_eps": 1e-5, "text_token_types": 1, "text_activation": "gelu"}
+    found = {f"text.{name}": value for name, value in vars(config.text).items()}
+    found["norm_eps"] = config.norm_eps
+    published: dict[str, Any] = {f"text.{name}": value for name, value in ROBERTA.items()}
+    published |= {"norm_eps": 1e-5, "text.token_types": 1, "text.activation": "gelu"}
     for name, value in published.items():
-        if name != "eos_id" and getattr(config, name) != value:
+        if found[name] != value:
             raise UserError(
-                f"format='open_clip': {name}={getattr(config, name)!r}: its text towers are known "
-                f"by name, with {name}={value!r}; write clip_jax"
+                f"format='open_clip': {name}={found[name]!r}: its text towers are known by name, "
+                f"with {name}={value!r}; write clip_jax"
             )
 
 
 def _write_text(config: ClipConfig) -> Iterator[tuple[str, Any]]:
-    if config.text_kind == "bert":
-        shape = (
-            *(config.text_width, config.text_layers, config.text_heads, config.text_mlp_dim),
-            config.vocab_size,
-        )
+    tower = config.text
+    if isinstance(tower, BertConfig):
+        shape = (tower.width, tower.layers, tower.heads, tower.mlp_dim, config.vocab_size)
         names = [name for name, known in HF_TEXT.items() if known == shape]
         if not names:
             raise UserError(
@@ -172,34 +182,34 @@ def _write_text(config: ClipConfig) -> Iterator[tuple[str, Any]]:
         yield "hf_model_name", names[0]
         yield "hf_tokenizer_name", names[0]
         yield "hf_model_pretrained", False
-        yield "hf_pooler_type", poolers.get(config.text_pool, "cls_last_hidden_state_pooler")
+        yield "hf_pooler_type", poolers.get(tower.pool, "cls_last_hidden_state_pooler")
         yield "context_length", config.context_length
-        projected = config.text_projection != "none"  # null: equal widths, no projection
-        yield "hf_proj_type", config.text_projection if projected else None
-        if config.decoder_layers:
+        projected = tower.projection != "none"  # null: equal widths, no projection
+        yield "hf_proj_type", tower.projection if projected else None
+        if config.decoder is not None:
             yield "output_tokens", True
         return
     yield "context_length", config.context_length
     yield "vocab_size", config.vocab_size
-    yield "width", config.text_width
-    yield "heads", config.text_heads
-    yield "layers", config.text_layers
-    yield "mlp_ratio", _ratio(config.text_mlp_dim, config.text_width)
-    if not config.text_causal:
+    yield "width", tower.width
+    yield "heads", tower.heads
+    yield "layers", tower.layers
+    yield "mlp_ratio", _ratio(tower.mlp_dim, tower.width)
+    if not tower.causal:
         yield "no_causal_mask", True
-    if config.text_pool == "appended":
+    if tower.pool == "appended":
         yield "embed_cls", True
         yield "output_tokens", True
-        if config.text_class_mask == "aligned":
+        if tower.class_mask == "aligned":
             yield "correct_cls_mask", True
-    elif config.text_pool != "argmax":
-        yield "pool_type", config.text_pool
-    if config.text_pool == "eos":
-        yield "eos_id", config.eos_id
-    if config.pad_id:
-        yield "pad_id", config.pad_id
-    if config.text_projection == "linear_bias":
+    elif tower.pool != "argmax":
+        yield "pool_type", tower.pool
+    if tower.pool == "eos":
+        yield "eos_id", tower.eos_id
+    if tower.pad_id:
+        yield "pad_id", tower.pad_id
+    if tower.projection == "linear_bias":
         yield "proj_bias", True
-    elif config.text_projection == "none":
+    elif tower.projection == "none":
         yield "proj_type", "none"
-    yield from _write_kwargs(config.text_activation, config.norm_eps)
+    yield from _write_kwargs(tower.activation, config.norm_eps)

@@ -6,15 +6,15 @@ one `qkv` or three `q_proj`, `k_proj`, `v_proj`.
 
 from collections.abc import Iterator
 
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import VitConfig
 from clip_jax.weights.rules.table import Rule, affine, blocks, linear, under
 
 KERNEL, BIAS = "attention/query_key_value", "attention/query_key_value_bias"
 
 
-def _attention(config: ClipConfig) -> Iterator[Rule]:
+def _attention(config: VitConfig) -> Iterator[Rule]:
     """Rules for query, key, value and output of one block, under `attn.`."""
-    if config.vision_inner_norm:  # EVA-02 B and L have three matrices, and keys without a bias
+    if config.inner_norm:  # EVA-02 B and L have three matrices, and keys without a bias
         for index, name in enumerate("qkv"):
             part = (slice(None), index)
             yield Rule(f"attn.{name}_proj.weight", KERNEL, "into_heads", part)
@@ -23,7 +23,7 @@ def _attention(config: ClipConfig) -> Iterator[Rule]:
         yield from affine("attn.norm", "attention/inner_norm")
     else:
         yield Rule("attn.qkv.weight", KERNEL, "into_heads")
-        if config.vision_key_bias:
+        if config.key_bias:
             yield Rule("attn.qkv.bias", BIAS, "flat")
         else:
             yield Rule("attn.q_bias", BIAS, "flat", (0,))
@@ -42,11 +42,11 @@ def _mlp(gated: bool) -> Iterator[Rule]:
     yield from linear("mlp.fc2", "mlp/out")
 
 
-def _block(config: ClipConfig) -> Iterator[Rule]:
+def _block(config: VitConfig) -> Iterator[Rule]:
     yield from affine("norm1", "attention_norm")
     yield from _attention(config)
     yield from affine("norm2", "mlp_norm")
-    yield from _mlp(config.vision_mlp == "swiglu")
+    yield from _mlp(config.mlp == "swiglu")
 
 
 def _attention_pool() -> Iterator[Rule]:
@@ -61,32 +61,31 @@ def _attention_pool() -> Iterator[Rule]:
     yield from _mlp(gated=False)
 
 
-def timm_vit_rules(config: ClipConfig) -> Iterator[Rule]:
+def timm_vit_rules(config: VitConfig, scanned: bool) -> Iterator[Rule]:
     """Rules of the whole image tower; paths from `vision/`, names from `visual.trunk.`."""
     theirs, ours = "visual.trunk.", "vision/"
-    prefix = int(config.vision_class_token)
+    prefix = int(config.class_token)
     tower = [
         Rule("patch_embed.proj.weight", "patch_embedding", "convolution"),
         Rule("pos_embed", "positions", "one_more_axis", resize="grid", prefix=prefix),
         *affine("norm", "post_norm"),
     ]
-    if config.vision_patch_bias:
+    if config.patch_bias:
         tower.append(Rule("patch_embed.proj.bias", "patch_embedding_bias"))
-    if config.vision_class_token:
+    if config.class_token:
         tower.append(Rule("cls_token", "class_token", "two_more_axes"))
-    if config.vision_pre_norm:
+    if config.pre_norm:
         tower += affine("norm_pre", "pre_norm")
-    if config.vision_pool == "attention":
+    if config.pool == "attention":
         tower += under(_attention_pool(), "attn_pool.", "attention_pool/")
-    if config.vision_projection == "linear_bias":
+    if config.projection == "linear_bias":
         tower.append(Rule("head.weight", "projection", "matrix"))
         tower.append(Rule("head.bias", "projection_bias"))
     yield from under(tower, theirs, ours)
-    assert isinstance(config.vision_layers, int)
     yield from blocks(
         _block(config),
         f"{theirs}blocks.{{}}.",
         f"{ours}transformer",
-        config.vision_layers,
-        config.scan_layers,
+        config.layers,
+        scanned,
     )

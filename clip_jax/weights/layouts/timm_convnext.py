@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator
 
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import ConvNextConfig
 from clip_jax.weights.layouts.timm_layers import convolution, projection
 from clip_jax.weights.rules.table import Rule, affine, linear, under
 
@@ -17,20 +17,19 @@ def _block(layer_scale: bool) -> Iterator[Rule]:
         yield Rule("gamma", "mlp_scale")
 
 
-def convnext_rules(config: ClipConfig) -> list[Rule]:
+def convnext_rules(config: ConvNextConfig) -> list[Rule]:
     """Rules of the whole image tower; paths from `vision/`, names from `visual.`."""
-    assert isinstance(config.vision_layers, tuple)
     trunk = [
         *convolution("stem.0", "stem"),
         *affine("stem.1", "stem_norm"),
         *affine("head.norm", "post_norm"),
     ]
-    for stage, depth in enumerate(config.vision_layers):
+    for stage, depth in enumerate(config.layers):
         theirs, ours = f"stages.{stage}", f"stage{stage + 1}"
         if stage:
             trunk += affine(f"{theirs}.downsample.0", f"{ours}_downsample_norm")
             trunk += convolution(f"{theirs}.downsample.1", f"{ours}_downsample")
         for index in range(depth):
-            block = _block(config.vision_layer_scale is not None)
+            block = _block(config.layer_scale is not None)
             trunk += under(block, f"{theirs}.blocks.{index}.", f"{ours}_block{index}/")
-    return [*under(trunk, "visual.trunk.", "vision/"), *projection(config)]
+    return [*under(trunk, "visual.trunk.", "vision/"), *projection(config.projection)]

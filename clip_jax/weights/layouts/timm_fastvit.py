@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import FastVitConfig
 from clip_jax.models.fastvit import ATTENTION_FROM, entry_squeeze
 from clip_jax.weights.layouts.timm_layers import (
     batch_norm,
@@ -42,9 +42,9 @@ def _gain(theirs: str, ours: str) -> Rule:
     return Rule(f"{theirs}.gamma", ours, "matrix")  # (C, 1, 1) <-> (1, 1, C) reverses all axes
 
 
-def _block(attention: bool, fastvit: str) -> Iterator[Rule]:
+def _block(attention: bool, variant: str) -> Iterator[Rule]:
     if attention:
-        norm = batch_norm if fastvit == "small" else affine
+        norm = batch_norm if variant == "small" else affine
         yield from norm("norm", "mixer_norm")
         yield Rule("token_mixer.qkv.weight", "mixer/query_key_value", "into_heads")
         yield Rule("token_mixer.proj.weight", "mixer/out", "out_of_heads")
@@ -62,14 +62,13 @@ def _block(attention: bool, fastvit: str) -> Iterator[Rule]:
     yield from convolution("mlp.fc2", "mlp_out")
 
 
-def _trunk(config: ClipConfig) -> Iterator[Rule]:
-    assert isinstance(config.vision_layers, tuple)
-    small = config.vision_fastvit == "small"
+def _trunk(config: FastVitConfig) -> Iterator[Rule]:
+    small = config.variant == "small"
     for index in range(3):
         pointwise = small and index < 2
         stem = _branches(pointwise, identity=index == 2)
         yield from under(stem, f"stem.{index}.", f"stem{index + 1}/")
-    for stage, depth in enumerate(config.vision_layers):
+    for stage, depth in enumerate(config.layers):
         theirs, ours = f"stages.{stage}.", f"stage{stage + 1}_"
         attention = stage >= ATTENTION_FROM
         if stage:
@@ -78,16 +77,16 @@ def _trunk(config: ClipConfig) -> Iterator[Rule]:
         if attention:
             yield from convolution(f"{theirs}pos_emb.pos_enc", f"{ours}positions")
         for index in range(depth):
-            block = _block(attention, config.vision_fastvit)
+            block = _block(attention, config.variant)
             yield from under(block, f"{theirs}blocks.{index}.", f"{ours}block{index}/")
     final = _branches(pointwise=True, identity=False)
     yield from under(final, "final_conv.", "final/")
     yield from _squeeze_excite("final_conv.se", "final/squeeze_excite")
-    if config.vision_projection == "linear_bias":
+    if config.projection == "linear_bias":
         yield Rule("head.fc.weight", "projection", "matrix")
         yield Rule("head.fc.bias", "projection_bias")
 
 
-def fastvit_rules(config: ClipConfig) -> list[Rule]:
+def fastvit_rules(config: FastVitConfig) -> list[Rule]:
     """Rules of the whole image tower; paths from `vision/`, names from `visual.`."""
-    return [*under(_trunk(config), "visual.trunk.", "vision/"), *projection(config)]
+    return [*under(_trunk(config), "visual.trunk.", "vision/"), *projection(config.projection)]

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator
 
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import HybridConfig
 from clip_jax.models.hybrid import INVERTED_DEPTHS
 from clip_jax.weights.layouts.timm_layers import convolution, convolution_with_norm, projection
 from clip_jax.weights.rules.table import Rule, affine, blocks, linear, under
@@ -51,17 +51,16 @@ def _inverted() -> Iterator[Rule]:
     yield from convolution("pool.proj", "out")
 
 
-def hybrid_rules(config: ClipConfig) -> list[Rule]:
+def hybrid_rules(config: HybridConfig, scanned: bool) -> list[Rule]:
     """Rules of the whole image tower; paths from `vision/`, names from `visual.`."""
-    assert isinstance(config.vision_layers, int)
-    stem = _inverted() if config.vision_stem == "inverted" else _convolutions()
-    norm = "fc_norm" if config.vision_post_norm == "after_pool" else "norm"
+    stem = _inverted() if config.stem == "inverted" else _convolutions()
+    norm = "fc_norm" if config.post_norm == "after_pool" else "norm"
     trunk = [*under(stem, "patch_embed.backbone.", "stem/"), *affine(norm, "post_norm")]
-    if config.vision_positions:
+    if config.positions:
         trunk.append(Rule("pos_embed", "positions", "one_more_axis", resize="grid"))
-    if config.vision_class_token:
+    if config.class_token:
         trunk.append(Rule("cls_token", "class_token", "two_more_axes"))
-    if config.vision_projection == "linear_bias":
+    if config.projection == "linear_bias":
         trunk += [
             Rule("head.weight", "projection", "matrix"),
             Rule("head.bias", "projection_bias"),
@@ -69,11 +68,11 @@ def hybrid_rules(config: ClipConfig) -> list[Rule]:
     return [
         *under(trunk, "visual.trunk.", "vision/"),
         *blocks(
-            _block(config.vision_mlp == "geglu"),
+            _block(config.mlp == "geglu"),
             "visual.trunk.blocks.{}.",
             "vision/transformer",
-            config.vision_layers,
-            config.scan_layers,
+            config.layers,
+            scanned,
         ),
-        *projection(config),
+        *projection(config.projection),
     ]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from clip_jax.models.config import ClipConfig
 from clip_jax.weights.rules.table import Rule, affine
 
 
@@ -26,12 +25,12 @@ def convolution_with_norm(theirs: str, ours: str, norm: str) -> tuple[Rule, ...]
     return kernel, *batch_norm(f"{theirs}.bn", norm)
 
 
-def projection(config: ClipConfig) -> Iterator[Rule]:
+def projection(kind: str) -> Iterator[Rule]:
     """Rules of open_clip's projection after the trunk, under `visual.head.`; "linear_bias" is the
     trunk's own head and has none."""
-    if config.vision_projection == "linear":
+    if kind == "linear":
         yield Rule("visual.head.proj.weight", "vision/projection", "matrix")
-    elif config.vision_projection == "mlp_bias":
+    elif kind == "mlp_bias":
         yield Rule("visual.head.mlp.fc1.weight", "vision/projection_in", "matrix")
         yield Rule("visual.head.mlp.fc1.bias", "vision/projection_in_bias")
         yield Rule("visual.head.mlp.fc2.weight", "vision/projection_out", "matrix")

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import pytest
 from tiny import tiny_config
-from tiny_clip import TINY
+from tiny_clip import TINY, nested
 
 import clip_jax
 from clip_jax.errors import UserError, one_line
@@ -265,7 +265,7 @@ def test_messages_name_what_is_damaged(
 
 
 def test_folders_of_other_programs_are_no_checkpoints(tmp_path: Path) -> None:
-    clip = clip_jax.create("custom", **TINY)
+    clip = clip_jax.create("custom", **nested(TINY))
     for place in ("model", "model/checkpoints/500"):
         clip.save(tmp_path / place, format="huggingface")
     assert clip_jax.load(tmp_path / "model" / "checkpoints" / "500").params

@@ -26,8 +26,8 @@ def get_config():
     return tiny_config(
         steps=100_000, batch_size=256, checkpoint__every_steps=5, mesh__data=2, mesh__fsdp=-1,
         optimizer__learning_rate=5e-5, optimizer__warmup_steps=1, tokenizer__vocab_size=1000,
-        model__embed_dim=64, model__vision_width=64, model__vision_mlp_dim=128,
-        model__text_width=80,
+        model__embed_dim=64, model__vision__width=64, model__vision__mlp_dim=128,
+        model__text__width=80,
     )
 """
 LONG = 25  # steps of the runs that are compared

@@ -37,9 +37,9 @@ def resume(**changes: Any) -> None:
 def test_a_locked_tower_keeps_its_statistics(freeze: tuple[str, ...], expected: str) -> None:
     """Else the text tower would learn to read another function than is exported."""
     resnet = {
-        "model__vision_kind": "resnet",
-        "model__vision_layers": (1, 1, 1, 1),
-        "model__vision_width": 8,
+        "model__vision__kind": "resnet",
+        "model__vision__layers": (1, 1, 1, 1),
+        "model__vision__width": 8,
     }
     config = build_config(tiny_config(**resnet, optimizer__freeze=freeze))
     tokenizer = train_sentencepiece(captions=["a cat", "a dog", "some birds"] * 9, vocab_size=280)

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 from places import REPOSITORY
+from tiny_clip import changed
 
 from clip_jax import sharding
 from clip_jax.errors import UserError
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import init_params
 from clip_jax.training.step.gradient import Objective, loss_gradient
 
@@ -90,17 +91,17 @@ def test_patches_left_out_differ_between_images_and_steps() -> None:
         for config, seed in (
             (equality.TINY, 0),
             (equality.TINY, 1),
-            (override(equality.TINY, patch_dropout=0.0), 0),
+            (changed(equality.TINY, vision__patch_dropout=0.0), 0),
         )
     ]
     assert len({round(value, 5) for value in values}) == 3
 
 
 def test_batch_statistics_refuse_micro_batches() -> None:
-    config = override(
-        ClipConfig(embed_dim=8, vocab_size=16, context_length=4, text_width=16, text_heads=2),
-        vision_kind="resnet", image_size=32, vision_width=4, vision_layers=(1, 1, 1, 1),
-        vision_heads=2, text_layers=1, text_mlp_dim=16,
+    config = changed(
+        ClipConfig(embed_dim=8, vocab_size=16, context_length=4), image_size=32,
+        vision__kind="resnet", vision__width=4, vision__layers=(1, 1, 1, 1), vision__heads=2,
+        text__width=16, text__heads=2, text__layers=1, text__mlp_dim=16,
     )  # fmt: skip
     params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
     batch = {
@@ -109,5 +110,5 @@ def test_batch_statistics_refuse_micro_batches() -> None:
     }
     with pytest.raises(UserError, match="microbatches=2: the model normalises by the statistics"):
         compiled(Objective(config, microbatches=2)).trace(params, batch, jax.random.key(0))
-    frozen = Objective(override(config, batch_norm="frozen"), microbatches=2)
+    frozen = Objective(changed(config, vision__batch_norm="frozen"), microbatches=2)
     assert np.isfinite(compiled(frozen)(params, batch, jax.random.key(0))[0])

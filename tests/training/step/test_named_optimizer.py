@@ -9,16 +9,17 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from test_optimizer import RESNET, VIT
+from tiny_clip import changed
 
 from clip_jax.errors import UserError
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.training.config import OptimizerConfig
 from clip_jax.training.step.named_optimizer import OPTIMIZERS, Optimizer
 from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
 
 STEPS = 3
-DEEP = override(VIT, vision_layers=2, logit_bias_init=None)
+DEEP = changed(VIT, vision__layers=2, logit_bias_init=None)
 # Two towers as small as they get, of 3 and 2 blocks.
 SHAPES = {
     **{f"vision/transformer/blocks_{i}/mlp/in/kernel": (4, 6) for i in range(3)},
@@ -196,7 +197,7 @@ def test_muon_is_muon_on_every_matrix_and_adam_elsewhere(config: ClipConfig) -> 
             expected, state = update_one(gradient[path], state, first)
             np.testing.assert_allclose(update[path], expected, rtol=2e-4, atol=2e-6, err_msg=path)
     # 6 a block; a ResNet has four of three convolutions and a shortcut, and a pool of 4 matrices.
-    assert count == {"vit": 3 * 6, "resnet": 6 + 4 * 4 + 4}[config.vision_kind]
+    assert count == {"vit": 3 * 6, "resnet": 6 + 4 * 4 + 4}[config.vision.kind]
 
 
 def newton_schulz(x: np.ndarray) -> np.ndarray:

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
+from tiny_clip import changed
 
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import init_params
 from clip_jax.training.config import OptimizerConfig
 from clip_jax.training.step.gradient import Objective
@@ -19,28 +20,30 @@ from clip_jax.training.step.optimizer import decay_mask, learning_rate_schedule,
 from clip_jax.training.step.state import TrainState, create_state
 from clip_jax.training.step.update import make_train_step
 
-VIT = ClipConfig(
+VIT = changed(
+    ClipConfig(),
     embed_dim=8,
     image_size=16,
-    patch_size=8,
-    vision_width=16,
-    vision_layers=1,
-    vision_heads=2,
-    vision_mlp_dim=32,
+    vision__patch_size=8,
+    vision__width=16,
+    vision__layers=1,
+    vision__heads=2,
+    vision__mlp_dim=32,
     context_length=6,
     vocab_size=16,
-    text_width=16,
-    text_layers=1,
-    text_heads=2,
-    text_mlp_dim=32,
+    text__width=16,
+    text__layers=1,
+    text__heads=2,
+    text__mlp_dim=32,
     logit_bias_init=-10.0,
 )
-RESNET = override(
+RESNET = changed(
     VIT,
-    vision_kind="resnet",
+    vision__kind="resnet",
     image_size=32,
-    vision_width=4,
-    vision_layers=(1, 1, 1, 1),
+    vision__width=4,
+    vision__layers=(1, 1, 1, 1),
+    vision__heads=2,
     logit_bias_init=None,
 )
 
@@ -80,7 +83,7 @@ def block(tower: str, leaves: set[str], name: str = "blocks_0") -> set[str]:
 
 @pytest.mark.parametrize(("scan_layers", "name"), [(False, "blocks_0"), (True, "blocks")])
 def test_decay_of_every_leaf_of_a_vit(scan_layers: bool, name: str) -> None:
-    decayed, others = masks(override(VIT, scan_layers=scan_layers))
+    decayed, others = masks(changed(VIT, scan_layers=scan_layers))
     blocks = [block(tower, BLOCK_DECAYED, name) for tower in ("vision", "text")]
     assert decayed == TEXT_DECAYED.union(VIT_DECAYED, *blocks)
     blocks = [block(tower, BLOCK_OTHERS, name) for tower in ("vision", "text")]

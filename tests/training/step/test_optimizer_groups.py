@@ -10,8 +10,9 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from test_named_optimizer import random_params
 from test_optimizer import RESNET, VIT, batch
+from tiny_clip import changed
 
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.training.config import OptimizerConfig, TowerOptimizerConfig
 from clip_jax.training.step.gradient import Objective
@@ -20,7 +21,7 @@ from clip_jax.training.step.parameter_groups import NO_DECAY, paths_of, rate_mul
 from clip_jax.training.step.state import create_state
 from clip_jax.training.step.update import make_train_step
 
-DEEP = override(VIT, vision_layers=2)
+DEEP = changed(VIT, vision__layers=2)
 FAST = {"xla_backend_optimization_level": 0}
 
 
@@ -102,7 +103,7 @@ def state_leaves(config: ClipConfig, optimizer: OptimizerConfig) -> dict[str, ja
 @pytest.mark.parametrize("name", ["adamw", "muon", "adafactor", "lamb"])
 def test_paths_in_the_state_end_in_those_of_parameters(name: str, scan_layers: bool) -> None:
     """So that moments are laid where their parameters are."""
-    config = override(DEEP, scan_layers=scan_layers)
+    config = changed(DEEP, scan_layers=scan_layers)
     params = flatten_dict(param_shapes(config), sep="/")
     found = set()
     for path, leaf in state_leaves(config, OptimizerConfig(name=name)).items():

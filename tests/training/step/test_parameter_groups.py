@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from test_optimizer import RESNET, VIT
+from tiny_clip import changed
 
 from clip_jax.errors import UserError
-from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.training.config import OptimizerConfig, TowerOptimizerConfig
 from clip_jax.training.step.parameter_groups import (
@@ -21,7 +22,7 @@ from clip_jax.training.step.parameter_groups import (
     weight_decays,
 )
 
-DEEP = override(VIT, vision_layers=3, text_layers=2)
+DEEP = changed(VIT, vision__layers=3, text__layers=2)
 PARAMS: Any = {
     "vision": {"transformer": {"blocks_0": {"attention": {"out": jnp.ones(3)}}}},
     "text": {"token_embedding": 2 * jnp.ones(3)},
@@ -128,7 +129,7 @@ def test_layer_decay_of_a_vit() -> None:
 def test_layer_decay_is_that_of_scanned_blocks() -> None:
     towers = TowerOptimizerConfig(2.0, 0.5), TowerOptimizerConfig(1.0, 0.1)
     looped = multipliers(DEEP, *towers)
-    scanned = multipliers(override(DEEP, scan_layers=True), *towers)
+    scanned = multipliers(changed(DEEP, scan_layers=True), *towers)
     for path, value in looped.items():
         for number in range(3):
             stacked = path.replace(f"/blocks_{number}/", "/blocks/")
@@ -137,38 +138,40 @@ def test_layer_decay_is_that_of_scanned_blocks() -> None:
                 assert scanned[stacked][number].item() == pytest.approx(value, rel=1e-6), path
         if "/blocks_" not in path:
             assert scanned[path] == value, path
-    shapes = flat(param_shapes(override(DEEP, scan_layers=True)))
+    shapes = flat(param_shapes(changed(DEEP, scan_layers=True)))
     for path, shape in shapes.items():
         assert np.broadcast_shapes(np.shape(scanned[path]), shape.shape) == shape.shape
 
 
-CONVNEXT = override(
+CONVNEXT = changed(
     VIT,
-    vision_kind="convnext",
+    vision__kind="convnext",
     image_size=32,
-    vision_width=4,
-    vision_layers=(1, 1, 2, 1),
-    vision_layer_scale=1e-6,
+    vision__width=4,
+    vision__layers=(1, 1, 2, 1),
+    vision__layer_scale=1e-6,
 )
-FASTVIT = override(
+FASTVIT = changed(
     VIT,
-    vision_kind="fastvit",
+    vision__kind="fastvit",
     image_size=32,
-    vision_width=4,
-    vision_layers=(1, 1, 1, 1),
-    vision_mlp_dim=12,
-    vision_layer_scale=1e-5,
+    vision__width=4,
+    vision__layers=(1, 1, 1, 1),
+    vision__mlp_dim=12,
+    vision__layer_scale=1e-5,
 )
-HYBRID = override(
+HYBRID = changed(
     VIT,
-    vision_kind="hybrid",
+    vision__kind="hybrid",
     image_size=32,
-    patch_size=16,
-    vision_layers=2,
-    vision_stem="inverted",
-    vision_stem_width=8,
-    vision_class_token=False,
-    vision_pool="average",
+    vision__width=16,
+    vision__layers=2,
+    vision__heads=2,
+    vision__mlp_dim=32,
+    vision__stem="inverted",
+    vision__stem_width=8,
+    vision__class_token=False,
+    vision__pool="average",
 )
 
 
@@ -176,7 +179,7 @@ HYBRID = override(
     ("config", "exponents"),
     [
         (
-            override(RESNET, vision_layers=(2, 1, 1, 1)),
+            changed(RESNET, vision__layers=(2, 1, 1, 1)),
             {
                 "stem_conv1/kernel": 6,
                 "stem_norm3/mean": 6,

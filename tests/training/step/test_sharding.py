@@ -55,10 +55,10 @@ def losses_on(mesh, config, optimizer_config, steps: int = 4):
 
 
 ARCHITECTURES = {
-    "vit": {"scan_layers": True, "remat": "full", "vision_layers": 2, "text_layers": 2},
+    "vit": {"scan_layers": True, "remat": "full", "vision__layers": 2, "text__layers": 2},
     "resnet": {
-        "vision_kind": "resnet", "vision_width": 8, "vision_layers": (1, 1, 1, 1),
-        "vision_heads": 4,
+        "vision__kind": "resnet", "vision__width": 8, "vision__layers": (1, 1, 1, 1),
+        "vision__heads": 4,
     },
 }  # fmt: skip
 
@@ -68,9 +68,9 @@ ARCHITECTURES = {
 def test_same_losses_on_a_mesh_of_all_axes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "FSDP_MIN_BYTES", 1)  # split even these tiny parameters
     train_config = build_config(tiny_config())
-    from clip_jax.models.config import override
+    from tiny_clip import changed
 
-    config = override(train_config.model.architecture(), vocab_size=64, **ARCHITECTURES[name])
+    config = changed(train_config.model.architecture(), vocab_size=64, **ARCHITECTURES[name])
     devices = jax.devices()
     one = losses_on(make_mesh(devices=devices[:1]), config, train_config.optimizer)
     mesh = make_mesh(2, 2, 2, devices=devices)  # the others: test_mesh_equality.py
