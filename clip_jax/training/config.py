@@ -197,12 +197,16 @@ class ModelConfig:
     def from_values(cls, values: dict[str, Any], where: str) -> ModelConfig:
         """Builds it from the group `config.model`; None leaves a field unchanged."""
         del where
+
+        def as_tuple(value: Any) -> Any:  # JSON has lists
+            return tuple(value) if isinstance(value, list) else value
+
         overrides: dict[str, Any] = {}
         for key, value in values.items():
             if isinstance(value, dict):
-                value = {name: v for name, v in value.items() if v is not None}
+                value = {name: as_tuple(v) for name, v in value.items() if v is not None}
             if key != "name" and value not in (None, {}):
-                overrides[key] = value
+                overrides[key] = as_tuple(value)
         return cls(values.get("name", cls().name), overrides)
 
 

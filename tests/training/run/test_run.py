@@ -40,11 +40,12 @@ def test_a_locked_tower_keeps_its_statistics(freeze: tuple[str, ...], expected: 
         "model__vision__kind": "resnet",
         "model__vision__layers": (1, 1, 1, 1),
         "model__vision__width": 8,
+        "model__vision__mlp_dim": None,
     }
     config = build_config(tiny_config(**resnet, optimizer__freeze=freeze))
     tokenizer = train_sentencepiece(captions=["a cat", "a dog", "some birds"] * 9, vocab_size=280)
     architecture, _ = resolve_architecture(config, tokenizer)
-    assert architecture.batch_norm == expected
+    assert architecture.vision.batch_norm == expected
 
 
 def test_nothing_has_changed(caplog: pytest.LogCaptureFixture) -> None:
