@@ -55,7 +55,7 @@ def test_default_config_holds_every_field_and_is_locked() -> None:
     [
         ({"optimizer": {"learning_rat": 1}}, "did you mean 'config.optimizer.learning_rate'"),
         ({"stepz": 1}, "did you mean 'config.steps'"),
-        ({"model": {"name": "ViT-B-32", "image_siz": 1}}, "config.model: unknown field 'image_siz' of ClipConfig; did you mean 'image_size'"),
+        ({"model": {"name": "ViT-B-32", "image_siz": 1}}, "did you mean 'image_size'"),
         ({"model": {"name": "ViT-B-33"}}, "did you mean 'ViT-B-32'"),
         ({"model": {"name": "ViT-B-32", "vision": {"heads": 7}}}, "vision.heads=7"),
         ({"loss": "hinge"}, "config.loss='hinge': choose one of 'softmax', 'sigmoid'"),

@@ -41,6 +41,7 @@ def test_a_locked_tower_keeps_its_statistics(freeze: tuple[str, ...], expected: 
         "model__vision__layers": (1, 1, 1, 1),
         "model__vision__width": 8,
         "model__vision__mlp_dim": None,
+        "model__vision__patch_size": None,
     }
     config = build_config(tiny_config(**resnet, optimizer__freeze=freeze))
     tokenizer = train_sentencepiece(captions=["a cat", "a dog", "some birds"] * 9, vocab_size=280)
