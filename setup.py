@@ -38,6 +38,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8,<0.13",
         "pillow>=11",
+        "protobuf>=5.28",
         "regex",
         "safetensors>=0.5",
         "sentencepiece>=0.2",

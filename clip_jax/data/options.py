@@ -1,27 +1,13 @@
 """Options of a source that all formats and stores share."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from clip_jax.arguments import Checked, Range
 from clip_jax.errors import UserError
 from clip_jax.files.options import RemoteOptions
-
-Format = Literal[
-    "auto",
-    "folder",
-    "csv",
-    "jsonl",
-    "parquet",
-    "webdataset",
-    "array_record",
-    "tfds",
-    "huggingface",
-    "synthetic",
-    "glyphs",
-]
-
 
 LISTED_DROPS = 1000
 
@@ -93,15 +79,22 @@ class SourceFields(Checked):
         names = (self.caption_column or "").split(",")
         return tuple(name.strip() for name in names if name.strip())
 
-    def chosen(self, captions: dict[str, str]) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
-        """Returns (captions, weights) from a record's captions by column, without blank captions
-        and those of weight 0."""
-        found = [name for name in captions if captions[name].strip()]
+    def chosen(
+        self, texts: Sequence[Sequence[str]]
+    ) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+        """Returns (captions, weights) of a record, from the usable texts of each caption column.
+
+        The texts of a column share its weight; columns of weight 0 are left out.
+        """
         if not self.caption_weights:
-            return tuple(captions[name] for name in found), None
-        weights = dict(zip(self.caption_columns, self.caption_weights, strict=True))
-        found = [name for name in found if weights[name]]
-        return tuple(captions[name] for name in found), tuple(weights[name] for name in found)
+            return tuple(text for found in texts for text in found), None
+        pairs = [
+            (text, weight / len(found))
+            for weight, found in zip(self.caption_weights, texts, strict=True)
+            for text in found
+            if weight > 0
+        ]
+        return tuple(text for text, _ in pairs), tuple(weight for _, weight in pairs)
 
 
 @dataclass(frozen=True)
@@ -115,6 +108,8 @@ class SourceOptions(SourceFields):
     needs_captions: bool = True
     # The label field is in `metadata` even if it is also a caption or a key.
     label_column: str | None = None
+    # These are searched if none of a table's first images exists relative to it.
+    image_folders: tuple[str, ...] = ()
     # Only this many dropped samples are listed by name; all are counted.
     listed_drops: int = LISTED_DROPS
     # True, for inspecting data: unreadable local files are skipped and counted instead of being an
@@ -128,7 +123,7 @@ class SourceConfig(SourceFields):
     and images."""
 
     path: str = ""  # folder, table or shards, local or remote; for "glyphs" a split; see README
-    format: Format = "auto"
+    format: str = "auto"  # or a name that `clip_jax.data.sources.formats` has
     captions: CaptionOptions = field(default_factory=CaptionOptions)
     filters: FilterOptions = field(default_factory=FilterOptions)
     exclude: str = ""  # file of perceptual hashes (16 hex digits a line) of images to drop

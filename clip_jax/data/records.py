@@ -6,14 +6,15 @@ nothing else about files.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from clip_jax.data.options import LISTED_DROPS
+from clip_jax.data.options import LISTED_DROPS, SourceOptions
 from clip_jax.errors import DecodeError
 from clip_jax.files.text_encoding import utf16_problem
 
@@ -106,6 +107,13 @@ class Drops(Mapping[str, str]):
     def total(self) -> int:
         return self.counts.total()
 
+    def because(self) -> str:
+        """Returns " (number dropped; the first, and why)" for messages; "" if there is none."""
+        if not self.listed:
+            return ""
+        key, drop = self.listed[0]
+        return f" ({self.total} dropped; {key}: {drop.reason})"
+
     def __getitem__(self, key: str) -> str:
         return self._reasons[key]
 
@@ -178,6 +186,42 @@ class Source(Protocol):
 def split_of(source: Source) -> str | None:
     """Returns the name of the split that a source reads, or None if its data has no splits."""
     return getattr(source, "split", None)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A format of data, and all that the rest of the package knows about it.
+
+    Each format is one file in `clip_jax.data.sources` with a `READER`; no other file lists it.
+
+    Attributes:
+      name: value of the option `format`.
+      open: (path, options) -> its `Source`.
+      endings: endings of its files, in lower case and without the dot; the usual one first.
+      signs: groups of file patterns; a folder has this format if all patterns of a group match.
+      rank: if a folder has the signs of several formats, it has that of the highest rank.
+      table_columns: (path, options) -> (all columns, those of captions), if its files may be tables
+        of captions in a folder of images. Raises UserError if a needed column is missing, and
+        UnicodeDecodeError or OSError.
+      tables: endings of such tables.
+      named_tables: endings that count only if a file is called metadata, captions or the like.
+      files: the local files that records are made of: all files named by the path ("files"), those
+        and the images that the keys name ("images"), or all in a folder ("folder"); "" for none.
+      in_memory: reading a caption reads no file.
+      no_columns: if `image_column` has no meaning, where the images come from; otherwise "".
+    """
+
+    name: str
+    open: Callable[[str, SourceOptions], Source]
+    endings: tuple[str, ...] = ()
+    signs: tuple[tuple[str, ...], ...] = ()
+    rank: int = 0
+    table_columns: Callable[[Path, SourceOptions], tuple[list[str], tuple[str, ...]]] | None = None
+    tables: tuple[str, ...] = ()
+    named_tables: tuple[str, ...] = ()
+    files: Literal["files", "images", "folder", ""] = "files"
+    in_memory: bool = False
+    no_columns: str = ""
 
 
 class Fingerprint:

@@ -15,6 +15,11 @@ def is_remote(path: str) -> bool:
     return "://" in path and not path.startswith("file://")
 
 
+def is_pattern(path: str) -> bool:
+    """Returns whether a path has signs of a glob, a brace pattern or a comma list."""
+    return any(sign in path for sign in "*?[{,")
+
+
 def expand_paths(
     pattern: str,
     ending: str = ".tar",

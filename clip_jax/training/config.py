@@ -18,7 +18,7 @@ from ml_collections import config_dict
 
 from clip_jax.arguments import POSITIVE, Checked, Range
 from clip_jax.data.options import SourceConfig
-from clip_jax.data.sources import detect_format
+from clip_jax.data.sources import check_format, detect_format
 from clip_jax.data.task_data import TaskData, TaskOptions
 from clip_jax.errors import UserError
 from clip_jax.images.augmentation import Augmentation
@@ -322,6 +322,11 @@ def _format_of(source: Any) -> str | None:
 def _check(config: TrainConfig) -> None:
     from clip_jax.losses import LOSSES  # imports jax, which flags and files can do without
 
+    sources: dict[str, SourceConfig] = {"config.data": config.data}
+    sources |= {f"config.data.mixture[{n}]": part for n, part in enumerate(config.data.mixture)}
+    sources |= {f"config.evaluations[{n}].data": x.data for n, x in enumerate(config.evaluations)}
+    for where, source in sources.items():
+        check_format(source.format, f"{where}.format")
     if config.loss not in LOSSES:
         choices = ", ".join(map(repr, LOSSES))
         raise UserError(f"config.loss={config.loss!r}: choose one of {choices}")

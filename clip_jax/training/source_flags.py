@@ -12,15 +12,18 @@ from typing import Any, Generic, Literal, TypeVar
 from absl import flags
 
 from clip_jax.data.options import SourceConfig
+from clip_jax.data.sources import formats
 from clip_jax.errors import UserError
 from clip_jax.training.config_values import default_of, plain_types
 
 Config = TypeVar("Config", bound=SourceConfig)
 
+_FORMATS = formats()
+_USUAL_ENDINGS = [f".{reader.endings[0]}" for reader in _FORMATS.values() if reader.endings]
 _HELP = {
-    "data": "Folder, .csv, .jsonl, .parquet, .array_record or .tar files: one, a folder of them, a"
-    " glob, {00000..00006}.tar, a comma list; here or at a URL.",
-    "format": "auto looks at what is there.",
+    "data": f"Folder, or {', '.join(_USUAL_ENDINGS)} files: one, a folder of them, a glob,"
+    " {00000..00006}.tar, a comma list; here or at a URL.",
+    "format": f"auto looks at what is there; or one of {', '.join(_FORMATS)}.",
     "image_column": "Column or field of images, or of their paths.",
     "caption_column": "Column or field of captions; several with commas between.",
     "caption_weights": "A number for each caption column: how often it is chosen.",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from absl import flags
 from shards import photo, samples, write_shard
 
 from clip_jax.data.options import SourceConfig, SourceOptions
-from clip_jax.data.sources import open_source, refine
-from clip_jax.data.sources.array_record import write_array_records
+from clip_jax.data.sources import refine
 from clip_jax.data.task_data import TaskData
 from clip_jax.dataset_tools.data_flags import gather_overrides
 from clip_jax.errors import UserError
@@ -227,91 +225,6 @@ def test_values_that_cannot_be_are_one_line(arguments: list[str], message: str) 
     values(["x", *arguments])
     with pytest.raises(UserError, match=message):
         data.read()
-
-
-@pytest.mark.parametrize("names", ["train-0 test-0", "a_train a_val", "Train test", "dev training"])
-def test_a_folder_of_files_named_by_split(names: str, tmp_path: Path) -> None:
-    for number, name in enumerate(names.split()):
-        write_shard(tmp_path / f"{name}.tar", samples(range(number, number + 1)))
-    trained = open_source(tmp_path)
-    assert len(trained) == 1
-    assert "train" in trained.split.lower()
-    held_out = open_source(tmp_path, options=SourceOptions(preferred_splits=("test", "validation")))
-    assert "train" not in held_out.split.lower()
-    assert held_out.captions(0) != trained.captions(0)
-    named = open_source(tmp_path, split=held_out.split)
-    assert named.captions(0) == held_out.captions(0)
-    with pytest.raises(UserError, match="has no split 'nosuch'; its splits are"):
-        open_source(tmp_path, split="nosuch")
-
-
-@pytest.mark.parametrize(
-    "names", ["00000 00001", "train-0 train-1", "a test", "test", "train_test"]
-)
-def test_other_names_of_files_are_no_splits(names: str, tmp_path: Path) -> None:
-    for number, name in enumerate(names.split()):
-        write_shard(tmp_path / f"{name}.tar", samples(range(number, number + 1)))
-    source = open_source(tmp_path)
-    assert (len(source), source.split) == (len(names.split()), None)
-    with pytest.raises(UserError, match=r"split='test': .* has no splits"):
-        open_source(tmp_path, split="test")
-
-
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "array_record"])
-def test_folders_of_files_named_by_split_in_every_format(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    for number, name in enumerate(("train", "val")):
-        (tmp_path / "images" / f"{name}.jpg").write_bytes(photo(number))
-        row = {"image": f"images/{name}.jpg", "caption": f"of {name}"}
-        if kind == "csv":
-            (tmp_path / f"{name}.csv").write_text(
-                f"image,caption\n{row['image']},{row['caption']}\n"
-            )
-        elif kind == "jsonl":
-            (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
-        elif kind == "parquet":
-            pa = pytest.importorskip("pyarrow")
-            parquet = pytest.importorskip("pyarrow.parquet")
-            table = pa.table({key: [value] for key, value in row.items()})
-            parquet.write_table(table, tmp_path / f"{name}-00000-of-00001.parquet")
-        else:
-            pytest.importorskip("array_record")
-            path = tmp_path / f"set-{name}.array_record-00000-of-00001"
-            write_array_records(path, [(name, photo(number), (f"of {name}",), {})])
-    for options, chosen in (
-        (SourceOptions(), "train"),
-        (SourceOptions(preferred_splits=("test", "validation")), "val"),
-        (SourceOptions(split="validation"), "val"),
-    ):
-        source = open_source(tmp_path, kind, options)
-        assert (len(source), source.captions(0), source.split) == (1, (f"of {chosen}",), chosen)
-
-
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "huggingface", "webdataset"])
-def test_columns_of_weight_0_are_left_out_in_every_format(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(photo(0))
-    row: dict[str, Any] = {"image": "a.jpg", "caption": "wanted", "alt": "unwanted"}
-    path = tmp_path / f"data.{kind}"
-    if kind == "csv":
-        path.write_text("\n".join((",".join(row), ",".join(row.values()))))
-    elif kind == "jsonl":
-        path.write_text(json.dumps(row))
-    elif kind == "parquet":
-        pa = pytest.importorskip("pyarrow")
-        parquet = pytest.importorskip("pyarrow.parquet")
-        parquet.write_table(pa.table({key: [value] for key, value in row.items()}), path)
-    elif kind == "huggingface":
-        datasets = pytest.importorskip("datasets")
-        datasets.disable_progress_bars()
-        columns = {key: [value] for key, value in row.items()} | {"image": [photo(0)]}
-        datasets.Dataset.from_dict(columns).save_to_disk(str(path))
-    else:
-        fields = json.dumps({"caption": "wanted", "alt": "unwanted"}).encode()
-        write_shard(path, [("a", {"jpg": photo(0), "json": fields})])
-    options = SourceOptions(caption_column="caption,alt", caption_weights=(2.0, 0.0))
-    source = open_source(path, kind, options)
-    assert source.captions(0) == source[0].captions == ("wanted",)
-    assert source[0].weights in ((2.0,), (1.0,))
 
 
 def test_evaluations_of_labels_need_no_columns_of_the_training(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from clip_jax.data.options import SourceOptions
 from clip_jax.data.sources.splits import choose_split, is_split_name
 from clip_jax.errors import UserError
 
@@ -32,19 +33,20 @@ EVALUATION = ("test", "validation")
 def test_split_that_is_read(
     names: tuple[str, ...], wanted: str | None, preferred: tuple[str, ...], chosen: str
 ) -> None:
-    assert choose_split("data", names, wanted, preferred) == chosen
+    options = SourceOptions(split=wanted, preferred_splits=preferred)
+    assert choose_split("data", names, options) == chosen
 
 
 @pytest.mark.parametrize("wanted", ["testing", "tes", "", "trainn"])
 def test_missing_split_names_those_that_are_there(wanted: str) -> None:
     message = rf"^pets has no split '{wanted}'; its splits are: train, val;"
     with pytest.raises(UserError, match=message):
-        choose_split("pets", ("train", "val"), wanted, ("train",))
+        choose_split("pets", ("train", "val"), SourceOptions(split=wanted))
 
 
 def test_of_several_without_a_usual_name_none_is_taken_in_silence() -> None:
     with pytest.raises(UserError, match="pets has no split 'test'; its splits are: en, de; name"):
-        choose_split("pets", ("en", "de"), None, EVALUATION)
+        choose_split("pets", ("en", "de"), SourceOptions(preferred_splits=EVALUATION))
 
 
 def test_names_of_splits() -> None:

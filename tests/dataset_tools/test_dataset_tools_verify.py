@@ -131,7 +131,7 @@ def test_hostile_samples(shared_data: Path) -> None:
         (("verify", "--data=nowhere"), "data path nowhere does not exist"),
         (("verify", "--daat=x"), "Unknown command line flag 'daat'"),
         (("verify", "photos"), "'photos': flags only"),
-        (("verify", "--data=x", "--format=zip"), "should be one of"),
+        (("verify", "--data=x", "--format=zip"), "'zip' is unknown; known are auto,"),
         (("verify", "--data=x", "--workers=-1"), "is not a non-negative integer"),
         (("verify", "--data=x", "--output=no/folder/here.json"), "must be a file in a folder"),
     ],

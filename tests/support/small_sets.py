@@ -1,117 +1,152 @@
-"""The same small image-text set in every format, for the tests of sources."""
+"""Small image-text sets in every format, for the tests of sources.
 
+A row is a dictionary: "key", "image" (bytes) and other columns, whose values are texts, lists of
+texts, or None for a missing one.
+"""
+
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from pictures import encode, photo
 from shards import write_shard
 
+Row = dict[str, Any]
 
-class Sample(NamedTuple):
-    key: str
-    image: bytes
-    captions: tuple[str, ...]
-    label: str
-
-
-SAMPLES = tuple(
-    Sample(
-        f"{number:03d}",
-        encode(photo(20 + number, 16, seed=number), "PNG"),
-        (f"a cat, number {number}", f"größer \U0001f600 {number}"),
-        ("cat", "dog")[number % 2],
-    )
+ROWS: tuple[Row, ...] = tuple(
+    {
+        "key": f"{number:03d}",
+        "image": encode(photo(20 + number, 16, seed=number), "PNG"),
+        "captions": [f"a cat, number {number}", f"größer \U0001f600 {number}"],
+        "label": ("cat", "dog")[number % 2],
+    }
     for number in range(10)
 )
 
 
-Samples = Sequence[Sample]
-
-
-def halves(samples: Samples) -> list[tuple[int, Samples]]:
-    middle = (len(samples) + 1) // 2
-    return [(0, samples[:middle]), (1, samples[middle:])]
-
-
-def write_images(folder: Path, samples: Samples) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for sample in samples:
-        (folder / f"{sample.key}.png").write_bytes(sample.image)
-
-
-def write_folder(folder: Path, samples: Samples = SAMPLES) -> Path:
-    write_images(folder, samples)
-    for sample in samples:
-        (folder / f"{sample.key}.txt").write_text("\n".join(sample.captions), encoding="utf-8")
-    return folder
-
-
-def write_csv(folder: Path, samples: Samples = SAMPLES) -> Path:
-    write_images(folder / "images", samples)
-    rows = [
-        f'images/{sample.key}.png,"{caption}",{sample.label}'
-        for sample in samples
-        for caption in sample.captions
-    ]
-    path = folder / "data.csv"
-    path.write_text("\n".join(["image,caption,label", *rows]), encoding="utf-8")
+def write(path: Path, data: bytes | str) -> Path:
+    """Writes a file and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return path
 
 
-def write_json_lines(folder: Path, samples: Samples = SAMPLES) -> Path:
-    write_images(folder, samples)
-    path = folder / "data.jsonl"
-    rows = [
-        {"image": f"{sample.key}.png", "captions": sample.captions, "label": sample.label}
-        for sample in samples
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def _with_paths(path: Path, rows: Sequence[Row]) -> list[Row]:
+    """Writes the images beside `path`; returns the rows with their paths, without keys."""
+    found = []
+    for row in rows:
+        image = f"{path.name}/{row['key']}.png"
+        if row["image"] is not None:
+            write(path.parent / image, row["image"])
+        found.append({"image": row["image"] and image, **_but_key(row, "image")})
+    return found
+
+
+def _but_key(row: Row, *more: str) -> Row:
+    return {name: value for name, value in row.items() if name not in ("key", *more)}
+
+
+def write_folder(path: Path, rows: Sequence[Row]) -> Path:
+    """Images with their captions beside them; other columns are lost."""
+    for row in rows:
+        write(path / f"{row['key']}.png", row["image"])
+        texts = row["captions"] if "captions" in row else row["caption"]
+        if texts is not None:
+            text = "\n".join(texts) if isinstance(texts, list) else texts
+            write(path / f"{row['key']}.txt", text)
     return path
 
 
-def write_tars(folder: Path, samples: Samples = SAMPLES) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for shard, part in halves(samples):
-        members = []
-        for sample in part:
-            fields = {"captions": sample.captions, "label": sample.label}
-            members.append((sample.key, {"png": sample.image, "json": json.dumps(fields).encode()}))
-        write_shard(folder / f"{shard:05d}.tar", members)
-    return folder
+def write_csv(path: Path, rows: Sequence[Row]) -> Path:
+    """A list of texts becomes several rows."""
+    names = _with_paths(path, rows[:1])[0]
+    lines = [",".join(names).replace("captions", "caption")]
+    for row in _with_paths(path, rows):
+        lists = [value if isinstance(value, list) else [value] for value in row.values()]
+        for cells in itertools.product(*lists):
+            lines.append(",".join("" if cell is None else f'"{cell}"' for cell in cells))
+    return write(path.with_name(f"{path.name}.csv"), "\n".join(lines))
 
 
-def write_parquet(folder: Path, samples: Samples = SAMPLES) -> Path:
+def write_json_lines(path: Path, rows: Sequence[Row]) -> Path:
+    lines = []
+    for row in _with_paths(path, rows):
+        # A byte that is not UTF-8 comes through as it is.
+        text = {k: v.decode("latin-1") if isinstance(v, bytes) else v for k, v in row.items()}
+        is_broken = any(isinstance(value, bytes) for value in row.values())
+        line = json.dumps(text, ensure_ascii=not is_broken)
+        lines.append(line.encode("latin-1" if is_broken else "utf-8"))
+    return write(path.with_name(f"{path.name}.jsonl"), b"\n".join(lines))
+
+
+def write_tar(path: Path, rows: Sequence[Row]) -> Path:
+    """A `caption` is a member of its own, and other columns are in the .json."""
+    samples = []
+    for row in rows:
+        members = {"png": row["image"]} if row["image"] is not None else {}
+        if row.get("caption") is not None:
+            text = row["caption"]
+            members["txt"] = text if isinstance(text, bytes) else text.encode()
+        members["json"] = json.dumps(_but_key(row, "image", "caption")).encode()
+        samples.append((row["key"], members))
+    write_shard(path.with_name(f"{path.name}.tar"), samples)
+    return path.with_name(f"{path.name}.tar")
+
+
+def write_parquet(path: Path, rows: Sequence[Row]) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for shard, part in halves(samples):
-        table = pa.table(
-            {
-                "key": [sample.key for sample in part],
-                "image": pa.array([sample.image for sample in part], pa.binary()),
-                "captions": [sample.captions for sample in part],
-                "label": [sample.label for sample in part],
-            }
-        )
-        pq.write_table(table, folder / f"{shard:05d}.parquet", row_group_size=2)
-    return folder
+    def column(name: str) -> Any:
+        values = [row.get(name) for row in rows]
+        if name != "image" and any(isinstance(value, bytes) for value in values):
+            texts = [value.encode() if isinstance(value, str) else value for value in values]
+            return pa.array(texts, pa.binary()).view(pa.string())  # perhaps not UTF-8
+        return pa.array(values, pa.binary() if name == "image" else None)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({name: column(name) for name in rows[0]})
+    pq.write_table(table, path.with_name(f"{path.name}.parquet"), row_group_size=2)
+    return path.with_name(f"{path.name}.parquet")
 
 
-def write_array_record(folder: Path, samples: Samples = SAMPLES) -> Path:
-    from clip_jax.data.sources.array_record import write_array_records
+def write_array_record(path: Path, rows: Sequence[Row]) -> Path:
+    from array_record.python.array_record_module import ArrayRecordWriter
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for shard, part in halves(samples):
-        records = ((x.key, x.image, x.captions, {"label": x.label}) for x in part)
-        write_array_records(folder / f"train.array_record-{shard:05d}-of-00002", records)
-    return folder
+    from clip_jax.data.sources.tf_example import make_example
+
+    def feature(value: Any) -> list[bytes]:
+        values = value if isinstance(value, list) else [value]
+        return [item.encode() if isinstance(item, str) else item for item in values]
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.with_name(f"{path.name}.array_record-00000-of-00001")
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for row in rows:
+        filled = {name: value for name, value in row.items() if value is not None}
+        writer.write(make_example({name: feature(value) for name, value in filled.items()}))
+    writer.close()
+    return path
 
 
-def write_tfds(folder: Path) -> Path:
+def write_huggingface(path: Path, rows: Sequence[Row]) -> Path:
+    import datasets
+
+    datasets.disable_progress_bars()
+    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in rows[0]}
+    columns["image"] = [image and {"bytes": image, "path": None} for image in columns["image"]]
+    made = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image(decode=False))
+    if "label" in columns:
+        made = made.cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
+    made.cast_column("image", datasets.Image()).save_to_disk(str(path))
+    return path
+
+
+def write_tfds(path: Path, rows: Sequence[Row] = ROWS) -> Path:
+    """All rows as "train", the first four as "test"; captions are several."""
     import tensorflow_datasets as tfds
 
     features = {
@@ -135,55 +170,30 @@ def write_tfds(folder: Path) -> Path:
                 )
 
             def _split_generators(self, _):
-                return {"train": self._generate_examples(10), "test": self._generate_examples(4)}
+                return {"train": self._generate_examples(rows), "test": self._examples(rows[:4])}
 
-            def _generate_examples(self, count):
-                for number, sample in enumerate(SAMPLES[:count]):
-                    yield (
-                        number,
-                        {
-                            "image": BytesIO(sample.image),
-                            "captions": [{"text": caption} for caption in sample.captions],
-                            "label": sample.label,
-                            "key": sample.key,
-                        },
-                    )
+            def _generate_examples(self, rows):
+                for number, row in enumerate(rows):
+                    captions = [{"text": caption} for caption in row["captions"]]
+                    yield number, {**row, "image": BytesIO(row["image"]), "captions": captions}
 
-    builder = SmallSet(data_dir=str(folder), file_format="array_record")
+            _examples = _generate_examples
+
+    builder = SmallSet(data_dir=str(path), file_format="array_record")
     builder.download_and_prepare()
     return Path(builder.data_dir)
 
 
-def write_huggingface(folder: Path, samples: Samples = SAMPLES) -> Path:
-    import datasets
-
-    features = datasets.Features(
-        {
-            "key": datasets.Value("string"),
-            "image": datasets.Image(),
-            "captions": datasets.Sequence(datasets.Value("string")),
-            "label": datasets.ClassLabel(names=["cat", "dog"]),
-        }
-    )
-    columns = {
-        "key": [sample.key for sample in samples],
-        "image": [{"bytes": sample.image, "path": None} for sample in samples],
-        "captions": [list(sample.captions) for sample in samples],
-        "label": [sample.label for sample in samples],
-    }
-    datasets.disable_progress_bars()
-    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(folder))
-    return folder
-
-
-# Format -> (writes the set into a folder and returns the path to open, packages it needs).
-WRITERS = {
+# Format -> (writes rows at a path without ending and returns the path to open, packages it needs).
+WRITERS: dict[str, tuple[Callable[[Path, Sequence[Row]], Path], tuple[str, ...]]] = {
     "folder": (write_folder, ()),
     "csv": (write_csv, ()),
     "jsonl": (write_json_lines, ()),
-    "webdataset": (write_tars, ()),
+    "webdataset": (write_tar, ()),
     "parquet": (write_parquet, ("pyarrow",)),
     "array_record": (write_array_record, ("array_record",)),
     "tfds": (write_tfds, ("tensorflow_datasets", "array_record")),
     "huggingface": (write_huggingface, ("datasets",)),
 }
+# Formats that are several files in one folder, and read one split of it.
+IN_FILES = ("csv", "jsonl", "webdataset", "parquet", "array_record")

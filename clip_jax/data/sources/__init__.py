@@ -1,72 +1,58 @@
 """Opening of a `Source` from a path, with detection of its format.
 
-A new format is a file that implements `clip_jax.data.records.Source`, and a line in `_READERS`.
+A format is a file in this folder with a `READER` (`clip_jax.data.records.Reader`).
 """
 
 import fnmatch
+import functools
 import importlib
 import logging
 import os
 import pickle
+import pkgutil
 import re
+import types
+from collections.abc import Mapping
 from itertools import chain
-from typing import Any, get_args
+from typing import Any
 
-from clip_jax.data.options import Format, SourceOptions
-from clip_jax.data.records import IMAGE_EXTENSIONS, Source, split_of
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.records import Reader, Source, split_of
 from clip_jax.errors import DecodeError, UserError
-from clip_jax.files.patterns import is_remote, what_is_wrong
+from clip_jax.files.patterns import is_pattern, is_remote, what_is_wrong
 
-# These formats hold all captions in memory; other formats would fetch them one by one.
-_IN_MEMORY = ("csv", "jsonl", "folder", "glyphs")
 _LOOKED_AT_CAPTIONS = 1000  # spread over the data; the first two usually differ and end the check
 
 logger = logging.getLogger(__name__)
 
-# Format -> its reader, called with (path, options); imported on first use.
-_READERS = {
-    "folder": "captioned_folder.open_folder",
-    "csv": "table.TableSource",
-    "jsonl": "json_lines.JsonLinesSource",
-    "parquet": "parquet.ParquetSource",
-    "webdataset": "webdataset.WebDatasetSource",
-    "array_record": "array_record.ArrayRecordSource",
-    "tfds": "tfds.TfdsSource",
-    "huggingface": "huggingface.HuggingFaceSource",
-    "synthetic": "synthetic.SyntheticSource",
-    "glyphs": "glyphs.open_glyphs",
-}
-FORMATS = get_args(Format)
 
-# Format -> where its images come from, for formats without image columns.
-_WITHOUT_COLUMNS = {
-    "webdataset": f"the image is the member that ends in {', '.join(IMAGE_EXTENSIONS)}",
-    "synthetic": "its images are drawn",
-    "glyphs": "its images are drawn",
-}
+def formats() -> Mapping[str, Reader]:
+    """Returns the reader of each format by its name: `READER` of the files in this folder."""
+    return _readers_in(tuple(__path__))
 
-# File name ending -> format.
-_ENDINGS = {
-    "csv": "csv",
-    "tsv": "csv",
-    "jsonl": "jsonl",
-    "ndjson": "jsonl",
-    "json": "jsonl",
-    "txt": "csv",  # such as Flickr8k's captions.txt
-    "parquet": "parquet",
-    "tar": "webdataset",
-    "array_record": "array_record",
-    "arrayrecord": "array_record",
-}
-# Files that show a folder's format, in the order in which they are looked for; names are also
-# tried in lower case.
-_SIGNS = (
-    ("dataset_info.json", "huggingface"),  # with state.json or *.arrow; TFDS also has features.json
-    ("dataset_dict.json", "huggingface"),
-    ("*.tar", "webdataset"),
-    ("*.parquet", "parquet"),
-    ("*.array_record*", "array_record"),
-)
+
+@functools.cache
+def _readers_in(folders: tuple[str, ...]) -> Mapping[str, Reader]:
+    modules = (
+        importlib.import_module(f"{__name__}.{module.name}")
+        for module in pkgutil.iter_modules(folders)
+    )
+    readers = [module.READER for module in modules if hasattr(module, "READER")]
+    readers.sort(key=lambda reader: reader.name)
+    return types.MappingProxyType({reader.name: reader for reader in readers})
+
+
+def check_format(format: str, where: str = "data format") -> None:
+    """Raises UserError, which begins with `where`, if a format is unknown."""
+    known = ("auto", *formats())
+    if format not in known:
+        raise UserError(f"{where} {format!r} is unknown; known are {', '.join(known)}")
+
+
+def reader_of(path: str, format: str = "auto") -> Reader:
+    """Returns the reader of data. Raises UserError if `format` or the data's format is unknown."""
+    check_format(format)
+    return formats()[detect_format(path) if format == "auto" else format]
 
 
 def open_source(
@@ -85,81 +71,80 @@ def open_source(
         `datasets.save_to_disk` or TFDS; with `format="tfds"` also the name of a TFDS dataset;
         with `format="glyphs"` the split of the embedded dataset, such as "train" or "test"; with
         `format="synthetic"` a number of records.
-      format: one of `FORMATS`; "auto" detects it from the path.
+      format: a name that `formats` has; "auto" detects it from the path.
       options: how the source is read; alternatively
       **changes: fields of `SourceOptions`, such as `caption_column="alt"`.
 
     Raises:
       UserError: nothing usable or readable there, or an unknown format.
     """
-    path = os.fspath(path)
-    if format not in FORMATS:
-        raise UserError(f"data format {format!r} is unknown; known are {', '.join(FORMATS)}")
+    path = os.path.expanduser(os.fspath(path))
     options = SourceOptions(**changes) if options is None else options
     if not path:
         raise UserError("data path is empty; give a folder, a .csv file or .tar files")
-    if format not in ("glyphs", "synthetic", "tfds"):
-        path = os.path.expanduser(path)
-    kind = detect_format(path) if format == "auto" else format
-    check_image_column(kind, options)
-    module, _, name = _READERS[kind].rpartition(".")
-    reader = getattr(importlib.import_module(f"clip_jax.data.sources.{module}"), name)
+    reader = reader_of(path, format)
+    check_image_column(reader, options)
     try:
-        source: Source = reader(path, options)
+        source = reader.open(path, options)
     except OSError as error:  # such as a folder without read permission
         where = f" ({error.filename})" if error.filename else ""
         reason = error.strerror or error
         raise UserError(f"data path {path} cannot be read: {reason}{where}") from error
-    check_split(path, kind, options, source)
+    check_split(path, reader, options, source)
     _report_dropped(path, source)
-    if options.needs_captions and (kind in _IN_MEMORY or not is_remote(path)):
+    if options.needs_captions and (reader.in_memory or not is_remote(path)):
         # A copy opens its own files, and frees them and what it has read afterwards.
-        is_small = kind not in _IN_MEMORY
-        _report_one_caption(path, pickle.loads(pickle.dumps(source)) if is_small else source)
+        copied = source if reader.in_memory else pickle.loads(pickle.dumps(source))
+        _report_one_caption(path, copied)
     return source
 
 
-def check_split(path: str, kind: str, options: SourceOptions, source: Source) -> None:
+def check_split(path: str, reader: Reader, options: SourceOptions, source: Source) -> None:
     """Raises UserError if a split is named but the data has none: everything would be read."""
     if options.split is not None and split_of(source) is None:
         raise UserError(
-            f"split={options.split!r}: {path} has no splits (it is read as {kind}); leave it out"
+            f"split={options.split!r}: {path} has no splits (it is read as {reader.name});"
+            " leave it out"
         )
 
 
-def check_image_column(kind: str, options: SourceOptions) -> None:
+def check_image_column(reader: Reader, options: SourceOptions) -> None:
     """Raises UserError if an image column is named for a format without image columns."""
-    if options.image_column is not None and kind in _WITHOUT_COLUMNS:
+    if options.image_column is not None and reader.no_columns:
         raise UserError(
-            f"image_column={options.image_column!r}: data of format {kind} has no such columns"
-            f" ({_WITHOUT_COLUMNS[kind]}); leave it out"
+            f"image_column={options.image_column!r}: data of format {reader.name} has no such"
+            f" columns ({reader.no_columns}); leave it out"
         )
 
 
 def detect_format(path: str) -> str:
     """Detects the format of the data at `path`. Raises UserError if it is unknown."""
+    readers = formats().values()
     # os.path is used because pathlib raises OSError for long names, such as lists of many files.
     if os.path.isdir(path):
         if not os.access(path, os.R_OK | os.X_OK):
             raise UserError(f"data path {path} cannot be read: permission denied")
-        signs = ("features.json", "dataset_info.json")
-        if all(os.path.isfile(os.path.join(path, sign)) for sign in signs):
-            return "tfds"
         names = os.listdir(path)
         names += [name.lower() for name in names if "." in name]
-        return next((kind for sign, kind in _SIGNS if fnmatch.filter(names, sign)), "folder")
+        found = [
+            reader
+            for reader in readers
+            if any(all(fnmatch.filter(names, sign) for sign in group) for group in reader.signs)
+        ]
+        return max(found, key=lambda reader: reader.rank).name if found else "folder"
     # The ending of the pattern, list or file name shows the format.
     name = re.split(r"[?#]", path)[0] if "://" in path else path
     ending = name.rstrip("/}*").rpartition(".")[2].lower().partition("-")[0]
-    is_pattern = any(sign in path for sign in "*?[{,") or "://" in path
-    if ending in _ENDINGS and (is_pattern or os.path.isfile(path)):
-        return _ENDINGS[ending]
-    if is_pattern:
+    may_be_several = is_pattern(path) or "://" in path
+    by_ending = {ending: reader.name for reader in readers for ending in reader.endings}
+    if ending in by_ending and (may_be_several or os.path.isfile(path)):
+        return by_ending[ending]
+    if may_be_several:
         return "webdataset"
     if os.path.exists(path):
         raise UserError(
             f"data path {path}: unknown kind of file; accepted are a folder and files that end in"
-            f" {', '.join('.' + ending for ending in _ENDINGS)}"
+            f" {', '.join('.' + ending for ending in by_ending)}"
         )
     problem = what_is_wrong(path)
     raise UserError(f"data path {path} {problem}; give a folder, a .csv file or .tar files")

@@ -7,42 +7,35 @@ import dataclasses
 import logging
 import os
 import posixpath
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import Drops, Record, Source, fingerprint_of
-from clip_jax.data.sources.columns import (
-    ENCODED_IMAGE_COLUMNS,
-    MANY_CAPTION_COLUMNS,
-    find_columns,
-    find_label_column,
-)
+from clip_jax.data.records import Reader, Record, Source
+from clip_jax.data.sources.base import BaseSource, Parts
+from clip_jax.data.sources.columns import find_label_column
 from clip_jax.data.sources.folder import (
     FolderContents,
     FolderSource,
     is_image_name,
     is_named_as_captions,
     list_folder,
+    table_readers,
     tables_among,
 )
-from clip_jax.data.sources.json_lines import JsonLinesSource, read_fields
 from clip_jax.data.sources.path_rows import PathSource
-from clip_jax.data.sources.splits import choose_and_say, is_split_name
-from clip_jax.data.sources.table import TableSource, read_head
+from clip_jax.data.sources.splits import choose_split, is_split_name
 from clip_jax.errors import UserError
 from clip_jax.files.patterns import what_is_wrong
 
 logger = logging.getLogger(__name__)
 
-_JSON_ENDINGS = ("jsonl", "ndjson", "json")
 _MAX_ELSEWHERE = 100  # maximum number of folders searched for the images of a table
 
 
-def open_folder(path: str | os.PathLike[str], options: SourceOptions) -> Source:
+def open_folder(path: str, options: SourceOptions) -> Source:
     """Opens a folder of images.
 
     Captions come from `.txt` files beside the images; if there are none, from a table in the folder
@@ -59,7 +52,7 @@ def open_folder(path: str | os.PathLike[str], options: SourceOptions) -> Source:
         captions of which any may be meant.
     """
     if os.path.islink(path) and not os.path.exists(path):
-        raise UserError(f"data path {path} {what_is_wrong(os.fspath(path))}; give a folder")
+        raise UserError(f"data path {path} {what_is_wrong(path)}; give a folder")
     if not os.path.isdir(path):
         raise UserError(f"data path {path} is not a folder; give an existing folder of images")
     root = Path(path)
@@ -98,7 +91,7 @@ def _chosen_split(root: Path, options: SourceOptions) -> str | None:
         return None
     if any(_has_images(root / name) for name in folders if not is_split_name(name)):
         return None
-    return choose_and_say(str(root), named, options)
+    return choose_split(str(root), named, options)
 
 
 def _has_images(folder: Path, seen: set[str] | None = None) -> bool:
@@ -115,30 +108,29 @@ def _has_images(folder: Path, seen: set[str] | None = None) -> bool:
 
 def _open(root: Path, inside: str, options: SourceOptions) -> Source:
     """Opens the images below root/inside."""
-    contents = FolderContents(root / inside)
-    found = _find_tables(root / inside, contents.tables, options)
-    tables, refused = found.names, found.refused
+    here = root / inside
+    contents = FolderContents(here)
+    found = _find_tables(here, contents.tables, options)
+    tables = found.names
     if _wants_labels(options) and not found.have_labels and _has_classes(contents):
         tables = []
     if contents.captioned and options.needs_captions:
         if tables:
-            logger.warning(
-                "%s: captions are read from the .txt files beside the images, not from %s",
-                root / inside,
-                ", ".join(tables),
-            )
+            said = "%s: captions are read from the .txt files beside the images, not from %s"
+            logger.warning(said, here, ", ".join(tables))
         return FolderSource(root, options, contents, inside)
     if not tables:
-        _check_refused(root / inside, contents, refused, options)
-        _check_classes(root / inside, contents)
+        _check_refused(here, contents, found.refused, options)
+        _check_classes(here, contents)
         return FolderSource(root, options, contents, inside)
-    tables, split = _meant(root / inside, tables, options)
-    logger.info("%s: captions are read from %s", root / inside, ", ".join(tables))
-    elsewhere = _folders_of_images(root / inside, contents)
-    sources = [_open_table(root / inside / table, options, elsewhere) for table in tables]
+    tables, split = _meant(here, tables, options)
+    logger.info("%s: captions are read from %s", here, ", ".join(tables))
+    searching = dataclasses.replace(options, image_folders=_folders_of_images(here, contents))
+    paths = [here / table for table in tables]
+    sources = [_reader_of(path.name).open(str(path), searching) for path in paths]
     if not all(is_split_name(_stem(table)) for table in tables):
-        _check_rows(root / inside, contents, sources, tables)
-    source = FolderOfTables(root, sources, [root / inside / table for table in tables], options)
+        _check_rows(here, contents, sources, tables)
+    source = FolderOfTables(root, sources, paths, options)
     source.split = split
     return source
 
@@ -152,10 +144,11 @@ def _meant(root: Path, tables: list[str], options: SourceOptions) -> tuple[list[
     folders = [posixpath.dirname(table) for table in tables]
     are_splits = len(stems) == len(tables) > len(set(folders)) and all(map(is_split_name, stems))
     if are_splits and len(set(folders)) == 1:
-        split = choose_and_say(str(root), sorted(stems), options)
+        split = choose_split(str(root), sorted(stems), options)
         return [stems[split]], split
     for folder in folders:
-        is_inside = any(other != folder and _is_below(folder, other) for other in folders)
+        above = {*folders} - {folder}
+        is_inside = any(folder.startswith(f"{other}/" if other else "") for other in above)
         if is_inside or folders.count(folder) > 1:
             raise UserError(
                 f"{root} has several tables of captions: {', '.join(sorted(tables))}; give one of"
@@ -167,10 +160,6 @@ def _meant(root: Path, tables: list[str], options: SourceOptions) -> tuple[list[
 
 def _stem(table: str) -> str:
     return posixpath.basename(table).partition(".")[0]
-
-
-def _is_below(folder: str, other: str) -> bool:
-    return other == "" or folder.startswith(f"{other}/")
 
 
 class _Tables(NamedTuple):
@@ -191,8 +180,10 @@ def _find_tables(root: Path, names: Sequence[str], options: SourceOptions) -> _T
     refused: dict[str, str] = {}
     have_labels = False
     for name in names:
+        read_columns = _reader_of(name).table_columns
+        assert read_columns is not None
         try:
-            columns, captions = _columns(root / name, options)
+            columns, captions = read_columns(root / name, options)
         except UserError as error:
             refused[name] = str(error)
             continue
@@ -205,29 +196,6 @@ def _find_tables(root: Path, names: Sequence[str], options: SourceOptions) -> _T
         if captions or has_label:
             tables.append(name)
     return _Tables(tables, refused, have_labels)
-
-
-def _columns(path: Path, options: SourceOptions) -> tuple[list[str], tuple[str, ...]]:
-    """Returns (all columns, caption columns). Raises UserError if a needed column is missing, and
-    UnicodeDecodeError or OSError."""
-    ending = path.name.lower().rpartition(".")[2]
-    if ending == "parquet":
-        from clip_jax.data.sources.row_groups import import_pyarrow
-
-        import_pyarrow()
-        import pyarrow.parquet
-
-        try:
-            names = pyarrow.parquet.read_schema(path).names
-        except pyarrow.ArrowException as error:
-            raise UserError(f"{path} is no readable Parquet file") from error
-        found = find_columns(str(path), names, options, ENCODED_IMAGE_COLUMNS, MANY_CAPTION_COLUMNS)
-        return names, found.captions
-    if ending in _JSON_ENDINGS:
-        names, found = read_fields(str(path), path, options)
-        return names, found.captions
-    head = read_head(str(path), path, options)
-    return head.names, head.columns.captions
 
 
 def _check_refused(
@@ -311,72 +279,57 @@ def _folders_of_images(root: Path, contents: FolderContents) -> tuple[str, ...]:
     return tuple(str(root / folder) for folder in sorted(folders))
 
 
-def _open_table(path: Path, options: SourceOptions, elsewhere: tuple[str, ...]) -> Source:
-    ending = path.name.lower().rpartition(".")[2]
-    if ending == "parquet":
-        from clip_jax.data.sources.parquet import ParquetSource
-
-        return ParquetSource(path, options)
-    if ending in _JSON_ENDINGS:
-        return JsonLinesSource(path, options, elsewhere)
-    return TableSource(path, options, elsewhere)
+def _reader_of(table: str) -> Reader:
+    return table_readers()[table.lower().rpartition(".")[2]]
 
 
-class FolderOfTables:
-    """Source of several tables in one folder; keys are paths relative to the folder.
-
-    Args:
-      root: the folder.
-      sources: the tables.
-      paths: of the tables, for messages.
-    """
+class FolderOfTables(BaseSource):
+    """Source of several tables in one folder, root; keys are paths relative to it."""
 
     def __init__(
         self, root: Path, sources: Sequence[Source], paths: Sequence[Path], options: SourceOptions
     ) -> None:
-        self.split: str | None = None
+        super().__init__(options)
         self._root = str(root)
         self._sources = tuple(sources)
         self._paths = tuple(map(str, paths))
-        self._ends = tuple(accumulate(len(source) for source in sources))
-        self.dropped = Drops(options.listed_drops)
+        self._parts = Parts(map(len, sources))
         for source, path in zip(sources, paths, strict=True):
             where = "" if len(sources) == 1 else f"{path.relative_to(root).as_posix()} "
             self.dropped.update(source.dropped, where, kept=len(source))
-        self.fingerprint = fingerprint_of(
-            (self.key(index), self.captions(index)) for index in range(len(self))
-        )
+        self._hash()
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Returns (number of the table, index in it)."""
-        index = index if index >= 0 else index + len(self)
-        number = bisect_right(self._ends, index)
-        if index < 0 or number == len(self._ends):
-            raise IndexError(index)
-        return number, int(index) - (self._ends[number - 1] if number else 0)
+    def _find(self, index: int) -> tuple[Source, int]:
+        """Returns (table, number in it)."""
+        part, number = self._parts.find(index)
+        return self._sources[part], number
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._parts)
 
     def __getitem__(self, index: int) -> Record:
-        number, local = self._locate(index)
-        return dataclasses.replace(self._sources[number][local], key=self.key(index))
+        source, number = self._find(index)
+        return dataclasses.replace(source[number], key=self.key(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        number, local = self._locate(index)
-        return self._sources[number].captions(local)
+        source, number = self._find(index)
+        return source.captions(number)
 
     def metadata(self, index: int) -> dict[str, Any]:
-        number, local = self._locate(index)
-        return self._sources[number].metadata(local)
+        source, number = self._find(index)
+        return source.metadata(number)
 
     def key(self, index: int) -> str:
-        number, local = self._locate(index)
-        source = self._sources[number]
-        key = source.key(local)
-        folder = os.path.dirname(self._paths[number])
+        part, number = self._parts.find(index)
+        source = self._sources[part]
+        key = source.key(number)
+        folder = os.path.dirname(self._paths[part])
         if isinstance(source, PathSource):
-            folder = source.folder(local)
+            folder = source.folder(number)
+        folder = folder or "."  # if the folder is that of the process
         if folder == self._root or "://" in key or os.path.isabs(key):
             return key
         return posixpath.normpath(posixpath.join(os.path.relpath(folder, self._root), key))
+
+
+READER = Reader("folder", open_folder, files="images", in_memory=True)

@@ -65,26 +65,19 @@ def find_columns(
     Raises UserError, which lists the columns present, if there is none; caption columns may be
     missing if captions are not needed.
     """
-    image = find_column(where, names, options.image_column, image_columns, "image_column")
-    captions = find_caption_columns(where, names, options, caption_columns)
-    key = next((name for name in KEY_COLUMNS if name in names), None)
-    key = key if key not in (image, *captions) else None
-    return Columns(image, captions, key, find_label_column(names, options))
-
-
-def find_caption_columns(
-    where: str, names: Sequence[str], options: SourceOptions, known: Sequence[str]
-) -> tuple[str, ...]:
-    """Returns the caption columns, as `find_columns` does; () if one is missing and not needed."""
+    image = _find(where, names, options.image_column, image_columns, "image_column")
+    captions: tuple[str, ...] = ()
     try:
-        return tuple(
-            find_column(where, names, given, known, "caption_column")
+        captions = tuple(
+            _find(where, names, given, caption_columns, "caption_column")
             for given in options.caption_columns or (None,)
         )
     except UserError:
         if options.needs_captions:
             raise
-        return ()
+    key = next((name for name in KEY_COLUMNS if name in names), None)
+    key = key if key not in (image, *captions) else None
+    return Columns(image, captions, key, find_label_column(names, options))
 
 
 def find_label_column(names: Sequence[str], options: SourceOptions) -> str | None:
@@ -98,18 +91,10 @@ def find_label_column(names: Sequence[str], options: SourceOptions) -> str | Non
     return next((name for name in names if name.lower() == wanted.lower()), None)
 
 
-def with_label(fields: dict[str, Any], options: SourceOptions) -> dict[str, Any]:
-    """Adds a record's label to `fields` under the name in the options, and returns `fields`."""
-    label = find_label_column(tuple(fields), options)
-    if label is not None:
-        fields.setdefault(options.label_column or label, fields[label])
-    return fields
-
-
-def find_column(
+def _find(
     where: str, names: Sequence[str], given: str | None, known: Sequence[str], option: str
 ) -> str:
-    """Returns one column, as `find_columns` does."""
+    """Returns one column: `given`, or the first of `known`."""
     lowered = [name.lower() for name in names]
     for name in (given,) if given is not None else known:
         if name in names:
@@ -128,11 +113,7 @@ def texts_of(value: Any) -> list[str]:
 
     Raises CaptionError for other types, for captions above `MAX_CAPTION_BYTES`, and for bad text.
     """
-    if value is None:
-        return []
-    if not isinstance(value, (str, bytes)):
-        if not isinstance(value, Iterable) or isinstance(value, Mapping):
-            raise CaptionError(f"caption is {type(value).__name__}, not text", "row_malformed")
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
         return [text for item in value for text in _one_text(item)]
     return _one_text(value)
 
@@ -157,8 +138,6 @@ Captions = tuple[tuple[str, ...], tuple[float, ...] | None]
 def captions_of(cells: Sequence[Any], options: SourceOptions) -> Captions:
     """Returns (captions, weights) of a record, from its cells in the order of the caption columns.
 
-    The captions of one cell share the weight of its column; columns of weight 0 are left out.
-
     If no caption is left: raises CaptionError, or returns none without `needs_captions`.
     """
     try:
@@ -173,22 +152,13 @@ def weighted(
     texts: Sequence[Sequence[str]], cells: Sequence[Any], options: SourceOptions
 ) -> Captions:
     """Returns the same as `captions_of`; `texts`: the usable captions of each cell."""
-    captions = tuple(text for found in texts for text in found)
-    if not captions:
+    if not any(texts):
         if all(cell is None for cell in cells):
             raise CaptionError("caption is missing", "caption_missing")
         raise CaptionError("caption is empty", "caption_empty")
-    if not options.caption_weights:
-        return captions, None
-    pairs = [
-        (text, weight / len(found))
-        for weight, found in zip(options.caption_weights, texts, strict=True)
-        for text in found
-        if weight > 0
-    ]
-    if not pairs:
+    captions, weights = options.chosen(texts)
+    if not captions:
         raise CaptionError("all its captions are of columns of weight 0", "caption_empty")
-    captions, weights = zip(*pairs, strict=True)
     return captions, weights
 
 

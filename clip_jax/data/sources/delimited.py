@@ -205,21 +205,6 @@ def read_rows(
     return _Reader(lines, delimiter, shape, is_quoted).rows()
 
 
-class _OneLine:
-    """Feeds `csv.reader` one line at a time; making a reader per line would cost more than that."""
-
-    line: str | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line, self.line = self.line, None
-        if line is None:
-            raise StopIteration
-        return line
-
-
 class _Reader:
     def __init__(self, lines: Lines, delimiter: str, shape: Shape, is_quoted: bool) -> None:
         self._lines = lines
@@ -227,8 +212,6 @@ class _Reader:
         self._shape = shape
         self._is_quoted = is_quoted
         self._quoting = Quoting(delimiter)
-        self._one_line = _OneLine()
-        self._csv = csv.reader(self._one_line, delimiter=delimiter, strict=True)
         self._in_doubt = False  # after an unclosed quote: lines may still belong to its cell
 
     def rows(self) -> Iterator[Row]:
@@ -298,9 +281,8 @@ class _Reader:
         """Returns the cells of a line if `csv`'s reading is the only possible one, else None."""
         if text.count('"') % 2 or '\\"' in text or self._quoting.has_blanks(text):
             return None
-        self._one_line.line = text
         try:
-            cells = next(self._csv)
+            cells = next(csv.reader((text,), delimiter=self._delimiter, strict=True))
         except csv.Error:
             return None
         return None if any(cell.count('"') % 2 for cell in cells) else cells

@@ -4,7 +4,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,17 @@ from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import (
     IMAGE_EXTENSIONS,
     CaptionError,
-    Drops,
+    Reader,
     Record,
     decode_caption,
-    fingerprint_of,
 )
-from clip_jax.data.sources.record_store import PackedTexts, RecordStore
+from clip_jax.data.sources import formats
+from clip_jax.data.sources.columns import caption_of_class
+from clip_jax.data.sources.record_store import PackedTexts, StoredSource
 from clip_jax.errors import UserError
 from clip_jax.files.reading import read_file
 
-_TABLES = ("csv", "tsv", "jsonl", "ndjson")
-# Files with these endings count as tables only if their name matches `_TABLE_STEM`.
-_SELDOM_TABLES = ("json", "parquet", "txt", "token")
+# Files with some endings count as tables only if their name matches.
 _TABLE_STEM = re.compile(r"metadata|captions?|annotations|\btoken\b")
 
 
@@ -39,13 +38,13 @@ class FolderContents:
         those named after an image in the same folder.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: Path) -> None:
         self.images = PackedTexts()
         self.caption_files = PackedTexts()
         self.captioned = 0
         self.class_folders: set[str] = set()
         self.tables: list[str] = []
-        self._root = Path(root)
+        self._root = root
         self._seen: set[str] = set()
         self._walk("")
 
@@ -81,20 +80,14 @@ def list_folder(folder: Path) -> tuple[set[str], list[str]]:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
                     continue
-                if _is_folder(entry):
+                # A link may lead into a loop, of which `isdir` is false.
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                     folders.add(entry.name)
                 else:
                     files.append(entry.name)
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from error
     return folders, files
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a symlink loop
-        return False
 
 
 def is_image_name(name: str) -> bool:
@@ -105,13 +98,24 @@ def is_image_name(name: str) -> bool:
 def tables_among(names: list[str]) -> list[str]:
     """Returns the files of one folder that may be tables of captions, sorted."""
     stems = {name.rpartition(".")[0].lower() for name in filter(is_image_name, names)}
+    readers = table_readers()
     found = []
     for name in names:
         stem, _, ending = name.lower().rpartition(".")
-        is_table = ending in _TABLES or (ending in _SELDOM_TABLES and is_named_as_captions(name))
+        reader = readers.get(ending)
+        is_table = reader and (ending in reader.tables or is_named_as_captions(name))
         if is_table and not stems & {stem, stem.rpartition(".")[0]}:
             found.append(name)
     return sorted(found)
+
+
+def table_readers() -> dict[str, Reader]:
+    """Returns ending -> reader of the formats whose files may be tables of captions."""
+    return {
+        ending: reader
+        for reader in formats().values()
+        for ending in (*reader.tables, *reader.named_tables)
+    }
 
 
 def is_named_as_captions(name: str) -> bool:
@@ -126,21 +130,19 @@ def caption_files(names: list[str]) -> dict[str, str]:
     in case and is not the caption of another image.
     """
     texts = {name for name in names if name.lower().endswith(".txt")}
-    found, taken = {}, set()
-    for name in filter(is_image_name, names):
-        candidates = (f"{name}.txt", f"{name.rpartition('.')[0]}.txt")
-        found[name] = next((text for text in candidates if text in texts), "")
-        taken.add(found[name])
-    by_lower = {text.lower(): text for text in sorted(texts - taken, reverse=True)}
-    for name, text in found.items():
-        if not text:
-            lowered = name.lower()
-            candidates = (f"{lowered}.txt", f"{lowered.rpartition('.')[0]}.txt")
-            found[name] = next((by_lower[text] for text in candidates if text in by_lower), "")
-    return found
+
+    def pick(image: str, among: Mapping[str, str]) -> str:
+        both = (f"{image}.txt", f"{image.rpartition('.')[0]}.txt")
+        return next((among[name] for name in both if name in among), "")
+
+    exact = {text: text for text in texts}
+    found = {name: pick(name, exact) for name in filter(is_image_name, names)}
+    others = sorted(texts.difference(found.values()), reverse=True)
+    by_lower = {text.lower(): text for text in others}
+    return {name: text or pick(name.lower(), by_lower) for name, text in found.items()}
 
 
-class FolderSource:
+class FolderSource(StoredSource):
     """Source of the images below a folder, in sorted order.
 
     A `.txt` beside an image holds its captions, one per line. If no image has one, the name of an
@@ -149,56 +151,36 @@ class FolderSource:
     relative to the folder. Without `needs_captions` every image is a record and has its class.
 
     Args:
-      path: the folder.
-      contents: listing of the folder, or of its subfolder `inside`.
-      inside: subfolder with the images, such as "train"; "" for the whole folder.
+      contents: listing of the folder, or of its subfolder `inside` (such as "train") if not "".
 
-    Raises:
-      UserError: the folder has no image, or no image with a caption.
+    Raises UserError if the folder has no image, or no image with a caption.
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        options: SourceOptions,
-        contents: FolderContents,
-        inside: str = "",
+        self, path: Path, options: SourceOptions, contents: FolderContents, inside: str
     ) -> None:
         if options.image_column is not None:
             raise UserError(
                 f"image_column={options.image_column!r}: data of format folder has no such columns"
                 " (every image file is one); leave it out"
             )
-        if "{}" not in options.caption_template:
-            raise UserError(
-                f"caption_template {options.caption_template!r} has no '{{}}' where the class name"
-                " goes"
-            )
-        self._root = Path(path)
-        self._options = options
+        caption_of_class(options.caption_template, "class")  # fails now, not at the first class
+        super().__init__(options)  # the rest of a record in the store is its class
+        self._root = path
         self._captioned = contents.captioned
-        self._store = RecordStore()  # the rest: the class
-        self.dropped = Drops(options.listed_drops)
         classes = class_names(contents.class_folders)
-        for image, caption_file in _pairs(contents):
+        for number in range(len(contents.images)):
+            image, caption_file = contents.images[number], contents.caption_files[number]
             folder = posixpath.basename(posixpath.dirname(image))
             key = posixpath.join(inside, image)
             self._add(key, caption_file, folder, classes.get(folder, ""))
-        if not len(self._store) and not (options.skip_unreadable and self.dropped.total):
-            raise UserError(self._nothing_usable(path))
-        self.fingerprint = fingerprint_of(
-            (self.key(index), self.captions(index)) for index in range(len(self))
-        )
-
-    def _nothing_usable(self, path: str | os.PathLike[str]) -> str:
-        if not self._options.needs_captions:
-            return f"folder {path} has no image; give one with files such as 1.jpg"
-        why = next(iter(self.dropped.items()), None)
-        return (
-            f"folder {path} has no image with a caption"
-            + (f" ({self.dropped.total} without; {why[0]}: {why[1]})" if why else "")
-            + "; give images with .txt captions beside them, or in subfolders named by class"
-        )
+        self._store.gather(keep_columns=False)
+        wanted, advice = "no image", "give one with files such as 1.jpg"
+        if options.needs_captions:
+            wanted = "no image with a caption"
+            advice = "give images with .txt captions beside them, or in subfolders named by class"
+        self._check_not_empty(f"folder {path} has {wanted}", advice)
+        self._hash()
 
     def _add(self, key: str, caption_file: str, folder: str, class_name: str) -> None:
         needs_captions = self._options.needs_captions
@@ -207,25 +189,25 @@ class FolderSource:
             if caption_file:
                 captions = self._read_captions(key, caption_file)
             elif self._captioned and needs_captions:
-                some = f"{self._captioned:,} other image{'s have' * (self._captioned > 1)}"
-                some += " has" * (self._captioned == 1)
-                raise CaptionError(f"no .txt caption beside it, which {some}", "caption_missing")
+                others = "other image has" if self._captioned == 1 else "other images have"
+                reason = f"no .txt caption beside it, which {self._captioned:,} {others}"
+                raise CaptionError(reason, "caption_missing")
             elif folder:
                 readable = _readable(folder)
                 if not readable:
                     raise CaptionError("the name of its folder has no letters", "caption_empty")
-                captions = (self._options.caption_template.replace("{}", readable),)
+                captions = (caption_of_class(self._options.caption_template, readable),)
             else:
-                raise CaptionError(
-                    "no .txt caption beside it and not in a subfolder named by class",
-                    "caption_missing",
-                )
+                reason = "no .txt caption beside it and not in a subfolder named by class"
+                raise CaptionError(reason, "caption_missing")
         except CaptionError as error:
             if needs_captions:
                 self.dropped.add(error.kind, key, str(error))
                 return
         keeps_class = not caption_file or not needs_captions
-        self._store.add(key, captions, class_name if keeps_class else "")
+        self._store.add(key, class_name if keeps_class else "")
+        for caption in captions:
+            self._store.add_caption(len(self._store) - 1, 0, caption)
 
     def _read_captions(self, key: str, caption_file: str) -> tuple[str, ...]:
         try:
@@ -237,32 +219,20 @@ class FolderSource:
             raise CaptionError(reason, "caption_missing") from None
         return tuple(line.strip() for line in text.splitlines() if line.strip())
 
-    def __len__(self) -> int:
-        return len(self._store)
-
     def __getitem__(self, index: int) -> Record:
         key = self.key(index)
         return Record(key, read_file(self._root / key), self.captions(index))
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return self._store.captions(index)
 
     def metadata(self, index: int) -> dict[str, Any]:
         class_name = self._store.rest[index]
         return {"class": class_name} if class_name else {}
 
-    def key(self, index: int) -> str:
-        return self._store.keys[index]
-
 
 def class_names(folders: Collection[str]) -> dict[str, str]:
-    """Returns folder -> class, which is the folder's name with spaces for `_` and `-`.
+    """Returns folder -> class, for all folders of a source that hold images.
 
-    A folder keeps its exact name if spaces would merge two folders (`T-shirt` and `T_shirt`), leave
-    nothing, or change a number (`-1`).
-
-    Args:
-      folders: names of all folders of a source that hold images.
+    This is the folder's name with spaces for `_` and `-`; or its exact name if spaces would merge
+    two folders (`T-shirt` and `T_shirt`), leave nothing, or change a number (`-1`).
     """
     counts = Counter(map(_readable, folders))
     found = {}
@@ -276,8 +246,3 @@ def class_names(folders: Collection[str]) -> dict[str, str]:
 
 def _readable(folder: str) -> str:
     return " ".join(folder.replace("_", " ").replace("-", " ").split())
-
-
-def _pairs(contents: FolderContents) -> Iterator[tuple[str, str]]:
-    for index in range(len(contents.images)):
-        yield contents.images[index], contents.caption_files[index]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import Drops, Record, fingerprint_of
+from clip_jax.data.records import Drops, Reader, Record, fingerprint_of
 from clip_jax.errors import UserError
 from clip_jax.files.disk import replacing
 from clip_jax.files.stores import cache_folder
@@ -169,3 +169,6 @@ def open_glyphs(split: str, options: SourceOptions | None = None) -> Glyphs:
 def is_ascii_letter(codepoint: int) -> bool:
     """Returns whether a code point is in A–Z or a–z, the 52 classes of the letters task."""
     return codepoint < 128 and chr(codepoint).isalpha()
+
+
+READER = Reader("glyphs", open_glyphs, files="", in_memory=True, no_columns="its images are drawn")

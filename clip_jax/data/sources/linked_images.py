@@ -7,7 +7,6 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from dataclasses import dataclass
 
 from clip_jax.errors import DecodeError, one_line
 from clip_jax.files.options import RemoteOptions
@@ -31,13 +30,7 @@ _SAFE = "%/:?=&#+,;@!$'()*[]~"  # not quoted in a URL; other characters, such as
 _PIECE_BYTES = 1 << 16
 
 
-@dataclass
-class _Host:
-    failures: int = 0  # in a row
-    asked_again: float = 0.0  # monotonic time
-
-
-_failing: dict[str, _Host] = {}
+_failing: dict[str, tuple[int, float]] = {}  # host -> failures in a row, time of the next attempt
 
 
 class _Refused(Exception):
@@ -53,7 +46,7 @@ def read_linked_image(url: str, remote: RemoteOptions) -> bytes:
     end = time.monotonic() + _ALL_SECONDS
     timeout = min(_SECONDS, remote.timeout_seconds)
     host = url.split("/")[2]
-    if host in _failing and time.monotonic() < _failing[host].asked_again:
+    if host in _failing and time.monotonic() < _failing[host][1]:
         raise DecodeError(f"{url}: {host} has not answered before", "image_missing")
     reason = ""
     for attempt in range(min(_ATTEMPTS, remote.attempts)):
@@ -81,10 +74,9 @@ def read_linked_image(url: str, remote: RemoteOptions) -> bytes:
 def _remember(host: str) -> None:
     if len(_failing) >= _MAX_HOSTS:
         _failing.pop(next(iter(_failing)), None)
-    known = _failing.setdefault(host, _Host())
-    known.failures += 1
-    if known.failures >= _FAILURES:
-        known.asked_again = time.monotonic() + _REST_SECONDS
+    failures = _failing.get(host, (0, 0.0))[0] + 1
+    rests = failures >= _FAILURES
+    _failing[host] = (failures, time.monotonic() + _REST_SECONDS if rests else 0.0)
 
 
 def _get(url: str, timeout: float, end: float) -> bytes:

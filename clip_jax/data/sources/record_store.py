@@ -1,4 +1,4 @@
-"""Compact storage of the keys and captions of millions of records in a few buffers.
+"""Compact storage of the keys and captions of millions of records, and its sources' base.
 
 Python objects would take five times the memory, and each worker would have to unpickle all of them.
 """
@@ -7,6 +7,9 @@ from array import array
 from collections.abc import Iterable
 
 import numpy as np
+
+from clip_jax.data.options import SourceOptions
+from clip_jax.data.sources.base import BaseSource
 
 
 class PackedTexts:
@@ -34,45 +37,27 @@ class PackedTexts:
 
 
 class RecordStore:
-    """Keys, captions and one more text (`rest`) of records."""
+    """Keys, one more text (`rest`) and captions of records.
+
+    Captions are added one by one, each with its column, until `gather`. A record's captions are
+    then ordered by column, and by the order of adding.
+    """
 
     def __init__(self) -> None:
         self.keys = PackedTexts()
         self.rest = PackedTexts()
         self._captions = PackedTexts()
+        self._owners = array("Q")
+        self._columns = array("H")
         self._ends = array("Q")  # end of each record's captions
-
-    def add(self, key: str, captions: Iterable[str], rest: str = "") -> None:
-        self.keys.append(key)
-        self.rest.append(rest)
-        for caption in captions:
-            self._captions.append(caption)
-        self._ends.append(len(self._captions))
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def numbers(self, index: int) -> range:
-        """Returns the range of a record's captions in the flat list of all captions."""
-        end = self._ends[index]
-        if index < 0:
-            index += len(self._ends)
-        return range(self._ends[index - 1] if index else 0, end)
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return tuple(self._captions[number] for number in self.numbers(index))
-
-
-class GatheringStore(RecordStore):
-    """A store to which captions are added one by one, each with its column, until `gather`.
-
-    A record's captions are ordered by column, then by the order of adding.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._owners = array("Q")
-        self._columns = array("H")
+    def add(self, key: str, rest: str) -> None:
+        """Adds a record without captions."""
+        self.keys.append(key)
+        self.rest.append(rest)
 
     def add_caption(self, record: int, column: int, caption: str) -> None:
         self._owners.append(record)
@@ -92,6 +77,33 @@ class GatheringStore(RecordStore):
         if not keep_columns:
             self._columns = array("H")
 
+    def _numbers(self, index: int) -> range:
+        """Returns the range of a record's captions in the flat list of all captions."""
+        end = self._ends[index]
+        if index < 0:
+            index += len(self._ends)
+        return range(self._ends[index - 1] if index else 0, end)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return tuple(self._captions[number] for number in self._numbers(index))
+
     def columns(self, index: int) -> list[int]:
         """Returns the column of each of a record's captions."""
-        return [self._columns[number] for number in self.numbers(index)]
+        return [self._columns[number] for number in self._numbers(index)]
+
+
+class StoredSource(BaseSource):
+    """Base of sources that read all keys and captions when opened."""
+
+    def __init__(self, options: SourceOptions) -> None:
+        super().__init__(options)
+        self._store = RecordStore()
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._store.captions(index)
+
+    def key(self, index: int) -> str:
+        return self._store.keys[index]

@@ -121,16 +121,14 @@ class RefinedSource:
         if filters.min_side or filters.max_aspect is not None:
             size = open_header(image).size if isinstance(image, bytes) else image.shape[:2]
             shorter, longer = sorted(size)
+            problem = ""
             if shorter < filters.min_side:
-                raise DecodeError(
-                    f"image of {size[0]}x{size[1]} pixels, shorter than {filters.min_side}",
-                    "image_filtered",
-                )
-            if filters.max_aspect is not None and longer > filters.max_aspect * shorter:
-                raise DecodeError(
-                    f"image of {size[0]}x{size[1]} pixels, longer than {filters.max_aspect:g} to 1",
-                    "image_filtered",
-                )
+                problem = f"shorter than {filters.min_side}"
+            elif filters.max_aspect is not None and longer > filters.max_aspect * shorter:
+                problem = f"longer than {filters.max_aspect:g} to 1"
+            if problem:
+                reason = f"image of {size[0]}x{size[1]} pixels, {problem}"
+                raise DecodeError(reason, "image_filtered")
         if self._exclude is not None and self._exclude.has(key, image):
             raise DecodeError("image is on the list of config.data.exclude", "duplicate")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.errors import UserError
-from clip_jax.files.patterns import expand_paths, is_remote
+from clip_jax.files.patterns import expand_paths, has_ending, is_pattern, is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,6 @@ _ALIASES = {
     "test": "test",
     "testing": "test",
 }
-SPLIT_NAMES = tuple(_ALIASES)
 
 
 def is_split_name(name: str) -> bool:
@@ -35,47 +34,10 @@ def is_for_training(name: str) -> bool:
     return _ALIASES.get(name.lower()) == "train"
 
 
-def choose_split(
-    where: str, names: Sequence[str], wanted: str | None, preferred: Sequence[str]
-) -> str:
-    """Returns the member of `names` to read; "val", "valid", "dev" and "validation" are the same,
-    as are "train" and "training", "test" and "testing".
-
-    This is `wanted` if given; otherwise the first of `preferred` that exists, else the training
-    split, else the only split.
-
-    Args:
-      where: the data, for messages.
-      names: the existing splits, at least one.
-      wanted: the split that the user named, or None.
-      preferred: the splits that the program prefers, the best first.
-
-    Raises:
-      UserError: `wanted` is not among `names`, or none of several is preferred.
-    """
-    if wanted is not None:
-        found = find_split(names, wanted)
-        if found is None:
-            raise _none_such(where, names, wanted)
-        return found
-    for name in (*preferred, "train"):
-        found = find_split(names, name)
-        if found is not None:
-            return found
-    if len(names) == 1:
-        return names[0]
-    raise _none_such(where, names, preferred[0])
-
-
-def _none_such(where: str, names: Sequence[str], wanted: str) -> UserError:
-    return UserError(
-        f"{where} has no split {wanted!r}; its splits are: {', '.join(names)}; name one with split"
-    )
-
-
 def find_split(names: Sequence[str], wanted: str) -> str | None:
-    """Returns the member of `names` that equals `wanted`: exactly, else ignoring case, else by an
-    alias; None if there is none."""
+    """Returns the member of `names` that equals `wanted`: exactly, else ignoring case, else as
+    another name of the same split ("val", "valid", "dev" and "validation" are the same); None if
+    there is none."""
     if wanted in names:
         return wanted
     lowered = wanted.lower()
@@ -86,17 +48,31 @@ def find_split(names: Sequence[str], wanted: str) -> str | None:
     return next((name for name in names if _ALIASES.get(name.lower()) == meant), None)
 
 
-def source_files(path: str, ending: str, options: SourceOptions) -> tuple[list[str], str | None]:
+def source_files(
+    path: str, endings: Sequence[str], options: SourceOptions
+) -> tuple[list[str], str | None]:
     """Returns (files that `path` means, their split or None); of a folder whose files are named by
     split, those of one split.
 
+    Args:
+      endings: endings of the files to look for in a folder, such as ".tar"; the usual one first.
+
     Raises UserError as `expand_paths` and `choose_split` do.
     """
+    if os.path.isdir(path):
+        names = os.listdir(path)
+        there = [ending for ending in endings if any(has_ending(name, ending) for name in names)]
+        found = [
+            name
+            for ending in there or endings[:1]
+            for name in expand_paths(path, ending, options.remote)
+        ]
+        return files_of_split(path, found, options)
+    ending = next((ending for ending in endings if ending in path.lower()), endings[0])
     files = expand_paths(path, ending, options.remote)
-    is_folder = os.path.isdir(path) or (is_remote(path) and files != [path])
-    if not is_folder or any(sign in path for sign in "*?[{,"):
-        return files, None
-    return files_of_split(path, files, options)
+    if is_remote(path) and files != [path] and not is_pattern(path):
+        return files_of_split(path, files, options)
+    return files, None
 
 
 def files_of_split(
@@ -113,13 +89,28 @@ def files_of_split(
     splits = list(dict.fromkeys(name for name in names if name is not None))
     if len(splits) < 2 or None in names:
         return list(paths), None
-    split = choose_and_say(folder, splits, options)
+    split = choose_split(folder, splits, options)
     return [path for path, name in zip(paths, names, strict=True) if name == split], split
 
 
-def choose_and_say(where: str, names: Sequence[str], options: SourceOptions) -> str:
-    """Calls `choose_split` with the options; warns which one it is if the user named none."""
-    split = choose_split(where, names, options.split, options.preferred_splits)
+def choose_split(where: str, names: Sequence[str], options: SourceOptions) -> str:
+    """Returns the member of `names` to read, and warns which one it is if the user named none.
+
+    This is the split of the options if given; otherwise the first of `preferred_splits` that
+    exists, else the training split, else the only split.
+
+    Raises UserError, which begins with `where`, if it is not there.
+    """
+    wanted = (*options.preferred_splits, "train") if options.split is None else (options.split,)
+    found = (find_split(names, name) for name in wanted)
+    split = next((name for name in found if name is not None), None)
+    if split is None and options.split is None and len(names) == 1:
+        split = names[0]
+    if split is None:
+        raise UserError(
+            f"{where} has no split {wanted[0]!r}; its splits are: {', '.join(names)}; name one with"
+            " split"
+        )
     if options.split is None and len(names) > 1:
         logger.warning("%s: its split %r is read, of %s", where, split, ", ".join(names))
     return split

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import os
 import re
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import Drops, Record, fingerprint_of
+from clip_jax.data.records import Drops, Reader, Record, fingerprint_of
 from clip_jax.errors import UserError
 
 _POOL = 64  # distinct images; more would only delay the first batch
@@ -45,22 +44,22 @@ class SyntheticSource:
 
     def __init__(
         self,
-        path: str | int | os.PathLike[str],
-        options: SourceOptions = SourceOptions(),  # noqa: B008 (all formats are called alike)
+        path: str,
+        options: SourceOptions = SourceOptions(),  # noqa: B008 (not used)
     ) -> None:
-        match = re.fullmatch(r"(\d{1,15})(?::(\d{1,5})x(\d{1,5}))?", str(path).replace("_", ""))
+        match = re.fullmatch(r"(\d{1,15})(?::(\d{1,5})x(\d{1,5}))?", path.replace("_", ""))
         numbers = [int(part) for part in match.groups() if part] if match else [0]
         self._count = numbers[0]
         self._width, self._height = numbers[1:] or _SIZE
         if min(self._count, self._width, self._height) < 1 or self._width > _MAX_SIDE:
             raise UserError(
-                f"synthetic data path {str(path)!r}; accepted is a number of records of at least 1,"
+                f"synthetic data path {path!r}; accepted is a number of records of at least 1,"
                 f" such as 100000, and a size of at most {_MAX_SIDE} if wanted, such as"
                 " 100000:640x480"
             )
         if self._height > _MAX_SIDE:
             raise UserError(
-                f"synthetic data path {str(path)!r}; accepted are at most {_MAX_SIDE} pixels a side"
+                f"synthetic data path {path!r}; accepted are at most {_MAX_SIDE} pixels a side"
             )
         self.dropped = Drops()
         # These determine all records; hashing each would take minutes for a billion.
@@ -125,3 +124,6 @@ def _noise(rng: np.random.Generator, cells: int, width: int, height: int) -> np.
     """Returns noise, float32 (H, W), of variance about 1, smooth between `cells`² points."""
     grid = Image.fromarray(rng.standard_normal((cells, cells), np.float32))
     return np.asarray(grid.resize((width, height), Image.Resampling.BILINEAR))
+
+
+READER = Reader("synthetic", SyntheticSource, files="", no_columns="its images are drawn")

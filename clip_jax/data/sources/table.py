@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import IMAGE_EXTENSIONS
+from clip_jax.data.records import IMAGE_EXTENSIONS, Reader
 from clip_jax.data.sources.columns import (
     Columns,
     find_columns,
@@ -21,11 +21,12 @@ from clip_jax.data.sources.delimited import (
     Broken,
     Lines,
     Quoting,
+    Row,
     Shape,
     is_plainly_quoted,
     read_rows,
 )
-from clip_jax.data.sources.path_rows import ImageRows, PathSource
+from clip_jax.data.sources.path_rows import PathSource
 from clip_jax.errors import UserError
 from clip_jax.files.patterns import is_remote
 from clip_jax.files.text_encoding import utf16_problem
@@ -57,64 +58,45 @@ class Head:
 
 
 class TableSource(PathSource):
-    """Source of rows (image path, caption, anything else); paths are relative to the file.
-
-    Rows with the same image make one record with several captions. The other columns, from the
-    image's first row, are its metadata. The key is the path as written in the file.
+    """Source of rows (image path, caption, anything else), UTF-8 with a header line, or of lines
+    `image.jpg#0<TAB>caption`.
 
     A row with more cells than the header, or with ambiguous quotes, is dropped and listed by line
-    number. A tab-separated file is read without quoting, unless it is plainly quoted
-    (`delimited.is_plainly_quoted`).
+    number. `.tsv` is split at tabs; otherwise the delimiter is the one of `,` tab `;` `|` that is
+    most frequent in the header. A tab-separated file is read without quoting, unless it is plainly
+    quoted (`delimited.is_plainly_quoted`).
 
-    Args:
-      path: a file, glob, brace pattern or comma list, or a folder of them. UTF-8, with a header
-        line, or of lines `image.jpg#0<TAB>caption`. `.tsv` is split at tabs; otherwise the
-        delimiter is the one of `,` tab `;` `|` that is most frequent in the header.
-      options: `image_column` and `caption_column` are names in the header; by default the first
-        known one (`IMAGE_COLUMNS`, `CAPTION_COLUMNS`), ignoring case.
-      elsewhere: folders to search if none of a file's first images exists relative to it.
-
-    Raises:
-      UserError: file missing, not UTF-8, a column missing, no usable row, or none of the first
-        images on disk.
+    Raises UserError if a file is not UTF-8 or lacks a column (`IMAGE_COLUMNS`, `CAPTION_COLUMNS`,
+    or those of the options), and as `PathSource`.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
-        elsewhere: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, path: str, options: SourceOptions) -> None:
         self._rest_columns: list[tuple[str, ...]] = []  # per file
-        super().__init__(path, options, (".csv", ".tsv"), elsewhere)
+        super().__init__(path, options, (".csv", ".tsv"))
 
-    def _read(self, name: str, path: Path, rows: ImageRows) -> None:
+    def _read(self, file: int, name: str, path: Path) -> None:
         try:
             head = read_head(name, path, self._options)
-            shape = self._shape(name, head)
+            needed = 1 + max(head.image_at, *head.captions_at, 0)
+            is_image = _image_test(os.path.dirname(name))
+            shape = Shape(len(head.names), needed, head.image_at, is_image)
             is_quoted = head.delimiter != "\t" or _is_quoted(path, head, shape)
             with _lines(path, head) as lines:
-                self._add_rows(head, lines, shape, is_quoted, rows)
+                self._add_rows(head, read_rows(lines, head.delimiter, shape, is_quoted=is_quoted))
         except UnicodeDecodeError:
             raise UserError(f"{name} {_where_not_utf8(path)}") from None
 
-    def _shape(self, name: str, head: Head) -> Shape:
-        needed = 1 + max(head.image_at, *head.captions_at, 0)
-        return Shape(len(head.names), needed, head.image_at, _image_test(os.path.dirname(name)))
-
-    def _add_rows(
-        self, head: Head, lines: Lines, shape: Shape, is_quoted: bool, rows: ImageRows
-    ) -> None:
+    def _add_rows(self, head: Head, rows: Iterator[Row]) -> None:
         label = find_label_column(head.names, self._options)
         label_at = -1 if label is None else head.names.index(label)
         used = {head.image_at, *head.captions_at} - {label_at}
         rest_at = [at for at in range(len(head.names)) if at not in used]
         self._rest_columns.append(tuple(head.names[at] for at in rest_at))
         image_at, captions_at = head.image_at, head.captions_at
-        for line, row, _ in read_rows(lines, head.delimiter, shape, is_quoted=is_quoted):
+        for line, row, _ in rows:
             where = f"row {line}"
             if isinstance(row, Broken):
-                rows.drop("row_malformed", where, row.reason)
+                self._drop("row_malformed", where, row.reason)
                 continue
             if head.is_token_file:
                 row[0] = row[0].rpartition("#")[0]
@@ -123,7 +105,7 @@ class TableSource(PathSource):
                 cells = [row[at] for at in rest_at if at < len(row)]
                 rest = json.dumps(cells, ensure_ascii=False)
             given = row[label_at].strip() if 0 <= label_at < len(row) else None
-            rows.add(where, row[image_at], [row[at] for at in captions_at], rest, given or None)
+            self._add(where, row[image_at], [row[at] for at in captions_at], rest, given or None)
 
     def _fields(self, index: int) -> dict[str, Any]:
         rest = self._store.rest[index]
@@ -220,3 +202,20 @@ def _where_not_utf8(path: Path) -> str:
                     f" {error.start + 1}); save it as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8)"
                 )
     return "is not UTF-8; save it as UTF-8"
+
+
+def _table_columns(path: Path, options: SourceOptions) -> tuple[list[str], tuple[str, ...]]:
+    head = read_head(str(path), path, options)
+    return head.names, head.columns.captions
+
+
+READER = Reader(
+    "csv",
+    TableSource,
+    endings=("csv", "tsv", "txt"),  # such as Flickr8k's captions.txt
+    table_columns=_table_columns,
+    tables=("csv", "tsv"),
+    named_tables=("txt", "token"),
+    files="images",
+    in_memory=True,
+)

@@ -7,23 +7,18 @@ encoded and are decoded only once, when the crop is known.
 import glob
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import Drops
-from clip_jax.data.sources.array_record import Examples, ExampleSource, Shard
+from clip_jax.data.records import Drops, Reader
+from clip_jax.data.sources.array_record import ExampleSource, Shard
 from clip_jax.data.sources.columns import (
     ENCODED_IMAGE_COLUMNS,
-    KEY_COLUMNS,
     MANY_CAPTION_COLUMNS,
     Columns,
-    caption_of_class,
-    find_column,
-    find_label_column,
+    find_columns,
 )
-from clip_jax.data.sources.splits import choose_and_say, find_split
-from clip_jax.data.sources.tf_example import Feature
+from clip_jax.data.sources.splits import choose_split, find_split
 from clip_jax.errors import UserError, first_line
 from clip_jax.files.patterns import is_remote
 
@@ -49,8 +44,8 @@ class TfdsSource(ExampleSource):
       UserError: no such dataset or split, not in ArrayRecord format, or no such feature.
     """
 
-    def __init__(self, path: str, options: SourceOptions = SourceOptions()) -> None:  # noqa: B008
-        builder = _builder(os.fspath(path))
+    def __init__(self, path: str, options: SourceOptions) -> None:
+        builder = _builder(path)
         info = builder.info
         where = f"TFDS dataset {info.full_name}"
         stored = info.file_format.value if info.file_format else "an unknown"
@@ -61,59 +56,20 @@ class TfdsSource(ExampleSource):
                 f" --dataset_dir={builder.data_dir} --out_file_format=array_record --out_path=…"
             )
         self.split, shards = _shards(where, info.splits, options)
-        features = list(_flatten("", info.features))
-        columns = _columns(where, features, options)
-        self._template = options.caption_template
-        self._classes = {
-            feature.name: feature.classes for feature in features if feature.classes is not None
-        }
-        if set(columns.captions) & set(self._classes):
-            caption_of_class(self._template, "class")  # fails now, not at the first record
         dropped = Drops(options.listed_drops)
-        there = [shard for shard in shards if _is_there(shard, dropped)]
-        examples = Examples(there, options.remote)
-        if not len(examples):
-            why = next(iter(dropped.items()), None)
-            raise UserError(
-                f"{where}: split {self.split} has no record"
-                + (f" ({why[0]}: {why[1]})" if why else "")
-            )
-        super().__init__(examples, columns, options, dropped)
-
-    def _class_name(self, name: str, values: Feature | None) -> str | None:
-        names = self._classes.get(name)
-        number = values[0] if values else None
-        if names is None or not isinstance(number, int) or not 0 <= number < len(names):
-            return None
-        return names[number]
-
-    def _caption_cell(self, name: str, values: Feature | None) -> Any:
-        if name not in self._classes:
-            return values
-        class_name = self._class_name(name, values)
-        return None if class_name is None else caption_of_class(self._template, class_name)
-
-    def metadata(self, index: int) -> dict[str, Any]:
-        example = self._examples.read(index)
-        found = super().metadata(index)
-        for name in self._classes:
-            class_name = self._class_name(name, example.get(name))
-            if class_name is None:
-                continue
-            if name == self._columns.label or name not in self._columns.captions:
-                found[name] = class_name
-            if name in self._columns.captions:
-                found["class"] = class_name
-        return found
+        super().__init__([shard for shard in shards if _is_there(shard, dropped)], options, dropped)
+        self._check_not_empty(f"{where}: split {self.split} has no record", "give its files")
+        features = list(_flatten("", info.features))
+        classes = {feature.name: feature.classes for feature in features if feature.classes}
+        self._set_columns(_columns(where, features, options), classes)
 
 
-@dataclass(frozen=True)
-class _Feature:
+class _Feature(NamedTuple):
     """A leaf feature. `kind`: "image", "text", "class" or "" for all others."""
 
     name: str
     kind: str
-    classes: tuple[str, ...] | None = None
+    classes: tuple[str, ...] = ()
 
 
 def _import_tfds() -> Any:
@@ -129,7 +85,6 @@ def _import_tfds() -> Any:
 def _builder(path: str) -> Any:
     """Returns the read-only builder of a prepared dataset; runs no code of the dataset."""
     tfds = _import_tfds()
-    path = path if is_remote(path) else os.path.expanduser(path)
     if is_remote(path) or os.path.isdir(path):
         folder = path if is_remote(path) else _dataset_folder(path)
         try:
@@ -152,16 +107,13 @@ def _dataset_folder(path: str) -> str:
     if os.path.isfile(os.path.join(path, "dataset_info.json")):
         return path
     depths = ("*", "*/*", "*/*/*")  # NAME/CONFIG/VERSION
-    found = [
-        os.path.dirname(name)
-        for depth in depths
-        for name in sorted(glob.glob(os.path.join(glob.escape(path), depth, "dataset_info.json")))
-    ]
+    patterns = (f"{glob.escape(path)}/{depth}/dataset_info.json" for depth in depths)
+    found = [name for pattern in patterns for name in sorted(glob.glob(pattern))]
     if len(found) == 1:
-        return found[0]
+        return os.path.dirname(found[0])
+    hint = f", such as {os.path.dirname(found[0])}" if found else ""
     raise UserError(
-        f"{path} has no dataset_info.json of TFDS; give the folder of one version"
-        + (f", such as {found[0]}" if found else "")
+        f"{path} has no dataset_info.json of TFDS; give the folder of one version{hint}"
     )
 
 
@@ -172,7 +124,7 @@ def _shards(where: str, splits: Any, options: SourceOptions) -> tuple[str, list[
         raise UserError(f"{where} has no splits; prepare it first")
     split = options.split
     if split is None or find_split(names, split) is not None:
-        split = choose_and_say(where, names, options)
+        split = choose_split(where, names, options)
     # Any other name may be an expression over splits in TFDS's syntax.
     try:
         instructions = splits[split].file_instructions
@@ -212,38 +164,36 @@ def _flatten(name: str, feature: Any, is_repeated: bool = False) -> Iterator[_Fe
 
 
 def _columns(where: str, features: list[_Feature], options: SourceOptions) -> Columns:
-    names = [feature.name for feature in features]
+    by_kind: dict[str, list[str]] = {"image": [], "text": [], "class": [], "": []}
+    for feature in features:
+        by_kind[feature.kind].append(feature.name)
 
-    def of_kind(kind: str) -> list[str]:
-        return [feature.name for feature in features if feature.kind == kind]
-
-    def pick(given: str | None, known: tuple[str, ...], kinds: tuple[str, ...], option: str) -> str:
-        if given is not None:
-            return find_column(where, names, given, (), option)
+    def candidates(known: tuple[str, ...], *kinds: str) -> tuple[str, ...]:
+        """Returns the usual names of the first kind that has any, or its only name."""
         for kind in kinds:
-            usual = [name for name in known if name in of_kind(kind)]
-            if usual or len(of_kind(kind)) == 1:
-                return (usual or of_kind(kind))[0]
-        return find_column(where, names, None, known, option)
+            usual = [name for name in known if name in by_kind[kind]]
+            if usual or len(by_kind[kind]) == 1:
+                return tuple(usual or by_kind[kind])
+        return known
 
-    image = pick(options.image_column, ENCODED_IMAGE_COLUMNS, ("image",), "image_column")
-    if image not in of_kind("image"):
-        raise UserError(
-            f"{where}: feature {image!r} is no image of 8 bits; those are:"
-            f" {', '.join(of_kind('image')) or '(none)'}"
-        )
-    texts = set(of_kind("text"))
     # Texts with unusual names are often file names, so the class is a better caption.
-    kinds = ("text",) if texts & set(MANY_CAPTION_COLUMNS) else ("class", "text")
-    captions: tuple[str, ...] = ()
-    try:
-        captions = tuple(
-            pick(given, (*MANY_CAPTION_COLUMNS, "label"), kinds, "caption_column")
-            for given in options.caption_columns or (None,)
+    has_usual_text = bool(set(by_kind["text"]) & set(MANY_CAPTION_COLUMNS))
+    kinds = ("text",) if has_usual_text else ("class", "text")
+    columns = find_columns(
+        where,
+        [feature.name for feature in features],
+        options,
+        candidates(ENCODED_IMAGE_COLUMNS, "image"),
+        candidates((*MANY_CAPTION_COLUMNS, "label"), *kinds),
+    )
+    if columns.image not in by_kind["image"]:
+        raise UserError(
+            f"{where}: feature {columns.image!r} is no image of 8 bits; those are:"
+            f" {', '.join(by_kind['image']) or '(none)'}"
         )
-    except UserError:
-        if options.needs_captions or options.caption_columns:
-            raise
-    key = next((name for name in KEY_COLUMNS if name in names), None)
-    key = key if key not in (image, *captions) else None
-    return Columns(image, captions, key, find_label_column(names, options))
+    return columns
+
+
+READER = Reader(
+    "tfds", TfdsSource, signs=(("features.json", "dataset_info.json"),), rank=4, files="folder"
+)

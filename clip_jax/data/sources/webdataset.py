@@ -9,16 +9,21 @@ any batch.
 import logging
 import os
 import sys
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import Drop, Drops, Fingerprint, Record
+from clip_jax.data.process_cache import ProcessCache
+from clip_jax.data.records import (
+    IMAGE_EXTENSIONS,
+    Drop,
+    Fingerprint,
+    Reader,
+    Record,
+)
+from clip_jax.data.sources.base import BaseSource, Parts
 from clip_jax.data.sources.splits import source_files
 from clip_jax.data.tars.captions import (
     MAX_TEXT_BYTES,
@@ -39,7 +44,7 @@ _OPEN_TABLES = 256  # each holds a file handle
 _SHOWN_SECONDS = 5.0  # slower indexing shows a progress bar
 
 
-class WebDatasetSource:
+class WebDatasetSource(BaseSource):
     """Source of samples in tar files, in the order of the archives.
 
     A key is a member's name up to the first dot of its last component; the rest is its extension.
@@ -57,36 +62,30 @@ class WebDatasetSource:
         with `options.skip_unreadable`.
     """
 
-    def __init__(
-        self,
-        path: str,
-        options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
-    ) -> None:
-        self._options = options
+    def __init__(self, path: str, options: SourceOptions) -> None:
+        super().__init__(options)
         self._captions_of = CaptionReader(options)
-        self.dropped = Drops(options.listed_drops)
         self.damaged: dict[str, str] = {}
-        paths, self.split = source_files(path, ".tar", options)
+        paths, self.split = source_files(path, (".tar",), options)
         summary = _indexed(paths, options)
         for failed, reason in summary.failed.items():
             self._fail(failed, reason, is_only=len(paths) == 1)
         self._shards = summary.shards
-        self._ends = np.cumsum([shard.header.count for shard in self._shards], dtype=np.int64)
+        self._parts = Parts(shard.header.count for shard in self._shards)
         self.fingerprint = self._look_at_headers()
-        if not len(self) and not (options.skip_unreadable and self.dropped.total):
-            why = next(iter(self.dropped.items()), next(iter(self.damaged.items()), None))
-            raise UserError(
-                f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: no sample"
-                + (" with an image and a caption" if options.needs_captions else " with an image")
-                + (f" ({self.dropped.total} dropped; {why[0]}: {why[1]})" if why else "")
-                + "; give tars with KEY.jpg and KEY.txt members"
-            )
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        wanted = "an image and a caption" if options.needs_captions else "an image"
+        self._check_not_empty(
+            f"{paths[0]}{more}: no sample with {wanted}",
+            "give tars with KEY.jpg and KEY.txt members",
+            because=next((f" ({path}: {why})" for path, why in self.damaged.items()), ""),
+        )
         self._files = ShardFiles(
             [shard.path for shard in self._shards],
             [Stat(shard.header.size, shard.header.tag) for shard in self._shards],
             options.remote,
         )
-        self._reset()
+        self._tables = ProcessCache(_OPEN_TABLES)
 
     def _fail(self, path: str, reason: str, is_only: bool) -> None:
         is_fatal = is_only or self._options.remote.on_failure == "stop"
@@ -119,52 +118,24 @@ class WebDatasetSource:
             logger.warning("%s%s %s", endless[0], more, NO_END)
         return fingerprint.hexdigest()
 
-    def _reset(self) -> None:
-        self._tables: OrderedDict[int, Table] = OrderedDict()
-        self._lock = threading.Lock()
+    def _table(self, number: int) -> Table:
+        shard = self._shards[number]
 
-    def __getstate__(self) -> dict[str, Any]:
-        hidden = ("_tables", "_lock")
-        return {name: value for name, value in self.__dict__.items() if name not in hidden}
+        def open_table() -> Table:
+            try:
+                return Table(shard.index, shard.header, shard.table_start)
+            except (OSError, ValueError) as error:
+                raise _vanished(shard, error) from error
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Returns (number of the archive, number in it)."""
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
-
-    def _table(self, shard: int) -> Table:
-        with self._lock:
-            table = self._tables.get(shard)
-            if table is not None:
-                self._tables.move_to_end(shard)
-                return table
-        table = self._open_table(self._shards[shard])
-        with self._lock:
-            self._tables[shard] = table
-            if len(self._tables) > _OPEN_TABLES:
-                self._tables.popitem(last=False)
+        table: Table = self._tables.get(number, open_table)
         return table
 
-    def _open_table(self, shard: Shard) -> Table:
-        try:
-            return Table(shard.index, shard.header, shard.table_start)
-        except (OSError, ValueError) as error:
-            raise _vanished(shard, error) from error
-
     def _sample(self, index: int) -> tuple[int, Sample]:
-        shard, number = self._locate(index)
+        shard, number = self._parts.find(index)
         return shard, self._table(shard)[number]
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self._parts)
 
     def __getitem__(self, index: int) -> Record:
         shard, sample = self._sample(index)
@@ -208,7 +179,7 @@ class WebDatasetSource:
         return fields
 
     def key(self, index: int) -> str:
-        shard, number = self._locate(index)
+        shard, number = self._parts.find(index)
         return self._table(shard).key(number)
 
     def position(self, index: int) -> str:
@@ -243,3 +214,13 @@ def _indexed(paths: list[str], options: SourceOptions) -> IndexSummary:
 
         workers = os.cpu_count() or 1
         return build_indexes(paths, workers=workers, options=options, progress=progress)
+
+
+READER = Reader(
+    "webdataset",
+    WebDatasetSource,
+    endings=("tar",),
+    signs=(("*.tar",),),
+    rank=2,  # img2dataset leaves a Parquet file of metadata beside each tar
+    no_columns=f"the image is the member that ends in {', '.join(IMAGE_EXTENSIONS)}",
+)

@@ -16,10 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from clip_jax.data.process_cache import ProcessCache
 from clip_jax.data.stream.order import shuffled
 from clip_jax.data.stream.shards import SHIFT, Held, StreamingSource
 from clip_jax.errors import UserError
@@ -221,18 +222,7 @@ class StreamOrder:
         self._batch_size = batch_size
         self._cursor = dict(cursor or {})
         self._end_mark = source.folder / f"closed-{uuid.uuid4().hex}"  # visible to all processes
-        self._reset()
-
-    def _reset(self) -> None:
-        self._open: dict[int, _Stream] = {}
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: x for name, x in self.__dict__.items() if name not in ("_open", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
+        self._open = ProcessCache(MAX_STREAMS)
 
     def _place(self, position: int) -> tuple[int, int]:
         """Returns (stream, position in it) of a position in the global stream."""
@@ -241,12 +231,9 @@ class StreamOrder:
         return stream, batch * self.rows + within
 
     def _stream(self, index: int) -> _Stream:
-        with self._lock:
-            stream = self._open.get(index)
-            if stream is None:
-                begin = self._cursor.get(str(index), (0, 0, 0))
-                stream = self._open[index] = _Stream(self, index, begin)
-            return stream
+        begin = self._cursor.get(str(index), (0, 0, 0))
+        stream: _Stream = self._open.get(index, lambda: _Stream(self, index, begin))
+        return stream
 
     def close(self) -> None:
         """Stops all waiting for shards, in this process and in workers."""

@@ -7,15 +7,17 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import tempfile
-import threading
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from clip_jax.data.options import SourceOptions
+from clip_jax.data.process_cache import ProcessCache
 from clip_jax.data.records import Drops, Record, fingerprint_of
 from clip_jax.data.sources.splits import source_files
 from clip_jax.data.sources.webdataset import WebDatasetSource
@@ -58,14 +60,15 @@ class StreamingSource:
         options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
     ) -> None:
         self._options = options
-        self.paths, self.split = source_files(path, ".tar", options)
+        self.paths, self.split = source_files(path, (".tar",), options)
         self.dropped = Drops()
         self.fingerprint = fingerprint_of((path, ()) for path in self.paths)
         # Workers agree on each shard's contents through this folder: the first to know writes it.
         with writing(Path(tempfile.gettempdir())):
-            self._verdicts = tempfile.TemporaryDirectory(prefix="clip_jax_stream_")
-        self.folder = Path(self._verdicts.name)
-        self._reset()
+            self.folder = Path(tempfile.mkdtemp(prefix="clip_jax_stream_"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self._failed: dict[int, tuple[float, str]] = {}
+        self._open = ProcessCache(_OPEN_SHARDS)
         self._estimate = self._first_count() * len(self.paths)
 
     def _first_count(self) -> int:
@@ -80,19 +83,6 @@ class StreamingSource:
             logger.warning("left out: %s", reason)
         more = f"; nor has any of the first {len(tried)}" if len(tried) > 1 else ""
         raise UserError(f"{reason}{more}; give tars with KEY.jpg and KEY.txt members")
-
-    def _reset(self) -> None:
-        self._open: dict[int, WebDatasetSource] = {}
-        self._failed: dict[int, tuple[float, str]] = {}
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        hidden = ("_open", "_failed", "_lock", "_verdicts")
-        return {name: value for name, value in self.__dict__.items() if name not in hidden}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
 
     def held(self, shard: int, epoch: int) -> Held:
         """Copies a shard and returns its contents.
@@ -134,20 +124,16 @@ class StreamingSource:
         return DecodeError(reason, "shard_unreadable", self.paths[shard])
 
     def _shard(self, shard: int) -> WebDatasetSource:
-        with self._lock:
-            source = self._open.get(shard)
-        if source is None:
+        def open_shard() -> WebDatasetSource:
             if self.is_lost(shard):
                 reason = self._failed[shard][1]
                 raise DecodeError(reason, "shard_unreadable", self.paths[shard])
             try:
-                source = WebDatasetSource(self.paths[shard], self._options)
+                return WebDatasetSource(self.paths[shard], self._options)
             except UserError as error:  # it was readable when its samples were counted
                 raise self._lose(shard, str(error)) from error
-            with self._lock:
-                while len(self._open) >= _OPEN_SHARDS:
-                    self._open.pop(next(iter(self._open)))
-                self._open[shard] = source
+
+        source: WebDatasetSource = self._open.get(shard, open_shard)
         return source
 
     def _find(self, number: int) -> tuple[WebDatasetSource, int]:

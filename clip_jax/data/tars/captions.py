@@ -94,7 +94,8 @@ class CaptionReader:
                     found[name] = check_unicode(fields[name])
             except CaptionError as error:
                 problem = error
-        chosen, weights = self.options.chosen(found)
+        usable = [[found[name]] if found.get(name, "").strip() else [] for name in columns]
+        chosen, weights = self.options.chosen(usable)
         if chosen:
             return Captions(chosen, weights, any(name not in texts for name in columns))
         if problem is not None:

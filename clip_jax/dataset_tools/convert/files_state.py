@@ -5,17 +5,12 @@ import os
 from collections.abc import Iterator, Sequence
 
 from clip_jax.data.records import Source
-from clip_jax.data.sources import detect_format
+from clip_jax.data.sources import reader_of
 from clip_jax.data.sources.columns import image_place
 from clip_jax.data.sources.refine import RefinedSource
 from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.dataset_tools.data_files import local_files
 from clip_jax.files.patterns import is_remote
-
-# In these formats, keys are paths of images, relative to the folder or to the file's folder.
-_KEYS_ARE_PATHS = ("folder", "csv", "jsonl")
-_LIBRARIES = ("tfds", "huggingface")  # their datasets are folders
-_WITHOUT_FILES = ("synthetic", "glyphs")
 
 
 def state_of_files(source: Source, parts: Sequence[tuple[str, str]]) -> str | None:
@@ -43,21 +38,19 @@ def state_of_files(source: Source, parts: Sequence[tuple[str, str]]) -> str | No
 
 def _files(source: Source, path: str, format: str) -> Iterator[tuple[str, str]]:
     """(name independent of how the path was given, path) of each file."""
-    if format in _WITHOUT_FILES or is_remote(path):
+    if is_remote(path):
         return
-    if format == "tfds" and not os.path.isdir(path):  # a name; only TFDS knows its folder
-        return
-    kind = detect_format(path) if format == "auto" else format
-    for file in local_files(path, kind):
+    reader = reader_of(path, format)
+    for file in local_files(path, reader.name):
         yield os.path.basename(file), file
-    if kind in _KEYS_ARE_PATHS:
-        folder = path if kind == "folder" else os.path.dirname(path)
+    if reader.files == "images":  # keys are paths, relative to the folder or to the file's folder
+        folder = path if os.path.isdir(path) else os.path.dirname(path)
         for index in range(len(source)):
             key = source.key(index)
             place = image_place(folder, key).removeprefix("file://")
             if not is_remote(place):
                 yield key, place
-    elif kind in _LIBRARIES:
+    elif reader.files == "folder":
         for folder, folders, names in os.walk(path):
             folders.sort()
             for name in sorted(names):

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import Source
-from clip_jax.data.sources import check_image_column, check_split, detect_format
+from clip_jax.data.sources import check_image_column, check_split, reader_of
 from clip_jax.data.sources.refine import open_refined, refined
 from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.data.stream.order import check_weights
@@ -44,15 +44,15 @@ def open_data(config: TrainConfig) -> Source:
 
 
 def _open_stream(path: str, format: str, options: SourceOptions) -> StreamingSource:
-    kind = detect_format(path) if format == "auto" else format
-    if kind != "webdataset":
+    reader = reader_of(path, format)
+    if reader.name != "webdataset":
         raise UserError(
-            f"config.data.streaming=True: streams are of tars, and {path} is read as {kind}; leave"
-            " streaming out, or convert it first (python -m clip_jax.data convert)"
+            f"config.data.streaming=True: streams are of tars, and {path} is read as {reader.name};"
+            " leave streaming out, or convert it first (python -m clip_jax.data convert)"
         )
-    check_image_column(kind, options)
+    check_image_column(reader, options)
     source = StreamingSource(path, options)
-    check_split(path, kind, options, source)
+    check_split(path, reader, options, source)
     return source
 
 

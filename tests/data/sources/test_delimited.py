@@ -104,49 +104,77 @@ def test_a_quote_without_end_where_the_image_comes_last(tmp_path: Path, head: st
     }
 
 
-def test_rows_are_named_by_their_lines(tmp_path: Path) -> None:
-    text = '\npath,caption\n\n0.jpg,"two\nlines"\n1.jpg,a,b\n  \n2.jpg\n3.jpg,"open\n4.jpg,four\n'
-    source = opened(tmp_path, text)
+P, Q = "path,caption\n", "filepath,caption"
+HEADERS = ('"path","caption"', " path , caption ", "\n \npath,caption", '"path", "caption"')
+# Text of a table; captions by image; rows that are counted.
+TABLES: list[tuple[str, dict[int, str], list[int]]] = [
+    # Rows are named by their lines.
+    (
+        '\npath,caption\n\n0.jpg,"two\nlines"\n1.jpg,a,b\n  \n2.jpg\n3.jpg,"open\n4.jpg,four\n',
+        {0: "two\nlines", 4: "four"},
+        [6, 8, 9],
+    ),
+    # Lines of a caption that look like rows are read as rows.
+    (P + '0.jpg,"see\n1.jpg,one\n2.jpg,a 12"\n3.jpg,x\n', {1: "one", 2: 'a 12"', 3: "x"}, [2]),
+    # The rest of a broken caption is no row.
+    (P + '0.jpg,"he said "hi"\nand left, slowly"\n1.jpg,one\n', {1: "one"}, [2, 3]),
+    # Columns after the caption may be missing or empty.
+    ("path,caption,source\n1.jpg,a cat,web\n", {1: "a cat"}, []),
+    ("path,caption,source\n1.jpg,a cat\n", {1: "a cat"}, []),
+    ("path,caption,source\n1.jpg,a cat,,\n", {1: "a cat"}, []),
+    ("path,caption,source\n1.jpg,a cat, on a mat,web\n2.jpg,x", {2: "x"}, [2]),
+    ("path,caption,source\n1.jpg,a cat, on a mat,\n2.jpg,x", {2: "x"}, [2]),  # or no source
+    ("path,caption,source\n1.jpg\n2.jpg,x", {2: "x"}, [2]),
+    ('path,caption,source\n1.jpg,"a\\"",b"\n2.jpg,x', {2: "x"}, [2]),  # one cell or two
+    # One stray quote leaves a quoted file of tabs quoted.
+    (
+        'path\ttitle\n0.jpg\t"a ""red"" cat"\n1.jpg\t"open\n2.jpg\t"a\tb"\n3.jpg\tx\n4.jpg\ta\tb',
+        {0: 'a "red" cat', 2: "a\tb", 3: "x"},
+        [3, 6],
+    ),
+    # Other line ends in the same file.
+    (
+        P + "0.jpg,a\r\n1.jpg,b\r2.jpg,c\r3.jpg,d\n4.jpg,e\rf\n",
+        {0: "a", 1: "b", 2: "c", 3: "d", 4: "e\rf"},
+        [],
+    ),
+    # Headers; a delimiter after one names no column.
+    *((f"{header}\n0.jpg,zero\n1.jpg,one\n", {0: "zero", 1: "one"}, []) for header in HEADERS),
+    ('"path","caption","a; b; c; d"\n0.jpg,zero\n', {0: "zero"}, []),
+    (f"{Q},\n0.jpg,a cat, on a mat\n1.jpg,dog,\n", {1: "dog"}, [2]),
+    (f"{Q},\n0.jpg,a cat,\n1.jpg,dog,\n", {0: "a cat", 1: "dog"}, []),
+    (f"{Q},\n0.jpg,a cat\n1.jpg,dog,\n", {0: "a cat", 1: "dog"}, []),
+    (f"{Q}, ,\n0.jpg,a cat, on a mat\n1.jpg,dog,\n", {1: "dog"}, [2]),
+    (f'{Q},""\n0.jpg,"a cat, on a mat",\n', {0: "a cat, on a mat"}, []),
+    ("caption;filepath;\na cat;0.jpg;\n", {0: "a cat"}, []),
+    (f",{Q},\n7,0.jpg,a cat, on a mat\n8,1.jpg,dog,\n", {1: "dog"}, [2]),
+    (f",{Q}\n7,0.jpg,a cat\n", {0: "a cat"}, []),
+]
+
+
+@pytest.mark.parametrize(("text", "read", "counted"), TABLES)
+@pytest.mark.parametrize("name", ["d.csv", "d.tsv"])
+def test_a_table_is_read_as_it_was_meant(
+    tmp_path: Path, name: str, text: str, read: dict[int, str], counted: list[int]
+) -> None:
+    source = opened(tmp_path, text, name)
+    assert captions(source) == {f"{image}.jpg": caption for image, caption in read.items()}
+    assert list(source.dropped) == [f"row {row}" for row in counted]
+
+
+def test_the_reasons_of_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["1.jpg,a,b", "2.jpg", '3.jpg,"open', "4.jpg,four", "a cat,web"]
+    source = opened(tmp_path, P + "\n".join(rows))
     assert dict(source.dropped) == {
-        "row 6": "3 cells where the header has 2 (quotes missing?)",
-        "row 8": "1 of 2 columns",
-        "row 9": "a quote is never closed, or not where a cell ends",
+        "row 2": "3 cells where the header has 2 (quotes missing?)",
+        "row 3": "1 of 2 columns",
+        "row 4": "a quote is never closed, or not where a cell ends",
     }
-    assert captions(source) == {"0.jpg": "two\nlines", "4.jpg": "four"}
-
-
-def test_lines_of_a_caption_that_look_like_rows_are_read_as_rows(tmp_path: Path) -> None:
-    source = opened(tmp_path, 'path,caption\n0.jpg,"see\n1.jpg,one\n2.jpg,a 12"\n3.jpg,three\n')
-    assert captions(source) == {"1.jpg": "one", "2.jpg": 'a 12"', "3.jpg": "three"}
-    assert list(source.dropped) == ["row 2"]
-
-
-def test_what_is_left_of_a_broken_caption_is_no_row(tmp_path: Path) -> None:
-    text = 'path,caption\n0.jpg,"he said "hi"\nand left, slowly"\n1.jpg,one\n'
-    source = opened(tmp_path, text)
-    assert captions(source) == {"1.jpg": "one"}
-    assert source.dropped.counts == {"row_malformed": 2}
-
-
-@pytest.mark.parametrize(
-    ("row", "read"),
-    [
-        ("1.jpg,a cat,web", "a cat"),
-        ("1.jpg,a cat", "a cat"),
-        ("1.jpg,a cat,,", "a cat"),
-        ("1.jpg,a cat, on a mat,web", None),
-        ("1.jpg,a cat, on a mat,", None),  # its source is empty
-        ("1.jpg", None),
-        ("a cat,web", "nothing"),  # no image of this name, which is found when it is read
-    ],
-)
-def test_optional_columns(tmp_path: Path, row: str, read: str | None) -> None:
-    source = opened(tmp_path, f"path,caption,source\n0.jpg,zero,web\n{row}\n")
-    if read == "nothing":
-        assert (source.key(1), source.dropped.total) == ("a cat", 0)
-        return
-    assert captions(source).get("1.jpg") == read
-    assert source.dropped.total == (read is None)
+    assert source.key(1) == "a cat"  # no image of this name, which is found when it is read
+    ended = run(capsys, "verify", f"--data={tmp_path / 'd.csv'}", "--workers=0")
+    assert ended.code == 1
+    assert "bad: row 4: " in ended.out
+    assert "(3 row_malformed, 1 image_missing)" in ended.out
 
 
 LITERAL = [
@@ -195,19 +223,6 @@ def test_tabs_with_plain_quotes_are_read_as_csv(
     assert source.metadata(1) == {"id": "1"}
 
 
-def test_one_stray_quote_leaves_a_quoted_file_of_tabs_quoted(tmp_path: Path) -> None:
-    rows = [
-        '0.jpg\t"a ""red"" cat"',
-        '1.jpg\t"open',
-        '2.jpg\t"a\tb"',
-        "3.jpg\tthree",
-        "4.jpg\ta\tb",
-    ]
-    source = opened(tmp_path, "\n".join(["path\ttitle", *rows]), "d.tsv")
-    assert captions(source) == {"0.jpg": 'a "red" cat', "2.jpg": "a\tb", "3.jpg": "three"}
-    assert list(source.dropped) == ["row 3", "row 6"]
-
-
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])
 @pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
@@ -219,31 +234,10 @@ def test_line_ends_and_delimiters(tmp_path: Path, end: str, delimiter: str, bom:
     assert source.dropped.total == 0
 
 
-def test_other_line_ends_in_the_same_file(tmp_path: Path) -> None:
-    source = opened(tmp_path, "path,caption\n0.jpg,a\r\n1.jpg,b\r2.jpg,c\r3.jpg,d\n4.jpg,e\rf\n")
-    assert list(captions(source).values()) == ["a", "b", "c", "d", "e\rf"]
-
-
-HEADERS = [
-    '"path","caption"',
-    " path , caption ",
-    "\n \npath,caption",
-    '"path", "caption"',
-    '"path","caption","a; b; c; d"',
-    "a;b|path,caption",
-]
-
-
-@pytest.mark.parametrize("header", HEADERS[:5])
-def test_headers(tmp_path: Path, header: str) -> None:
-    source = opened(tmp_path, f"{header}\n0.jpg,zero\n1.jpg,one\n")
-    assert captions(source) == {"0.jpg": "zero", "1.jpg": "one"}
-
-
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (HEADERS[5], "its columns are: a;b|path, caption"),
+        ("a;b|path,caption", "its columns are: a;b|path, caption"),
         ('path,"caption', 'its columns are: path, "caption'),
         ("", r"its columns are: \(none\)"),
         ("\n\n", r"its columns are: \(none\)"),
@@ -252,112 +246,6 @@ def test_headers(tmp_path: Path, header: str) -> None:
 def test_bad_headers(tmp_path: Path, header: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         opened(tmp_path, f"{header}\n" if header.strip() else header)
-
-
-def test_a_tsv_that_has_commas(tmp_path: Path) -> None:
-    assert captions(opened(tmp_path, "path,caption\n0.jpg,zero\n", "d.tsv")) == {"0.jpg": "zero"}
-
-
-UTF16 = ["utf-16", "utf-16-le", "utf-16-be"]
-
-
-@pytest.mark.parametrize("encoding", UTF16)
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("d.csv", "filepath,caption\n0.jpg,日本の猫が座っている\n"),
-        ("d.tsv", "filepath\tcaption\n0.jpg\ta cat\n"),
-        ("d.jsonl", '{"image": "0.jpg", "caption": "日本"}\n'),
-        ("d.json", '[{"image": "0.jpg", "caption": "a cat"}]'),
-        ("d.txt", "0.jpg#0\ta cat\n"),
-    ],
-)
-def test_utf16_is_named(tmp_path: Path, name: str, text: str, encoding: str) -> None:
-    message = r"d\.\w+ is UTF-16; save it as UTF-8 \(iconv -f UTF-16(LE|BE)? -t UTF-8\)"
-    with pytest.raises(UserError, match=message):
-        opened(tmp_path, text.encode(encoding), name)
-
-
-@pytest.mark.parametrize("row", ['1.jpg,"never closed', "1.jpg,a cat, on a mat", "1.jpg"])
-def test_verify_names_the_row(tmp_path: Path, row: str, capsys: pytest.CaptureFixture[str]) -> None:
-    opened(tmp_path, f"path,caption\n0.jpg,zero\n{row}\n2.jpg,two\n")
-    ended = run(capsys, "verify", f"--data={tmp_path / 'd.csv'}", "--workers=0")
-    assert ended.code == 1
-    assert "bad: row 3: " in ended.out
-    assert "3 samples: 2 good, 1 bad (1 row_malformed)" in ended.out
-
-
-@pytest.mark.parametrize("name", ["d.csv", "d.jsonl"])
-def test_labels(tmp_path: Path, name: str) -> None:
-    rows = [
-        *[("0.jpg", "dog", "Dog"), ("0.jpg", "dog again", "Dog"), ("0.jpg", "a cat", "Cat")],
-        *[("1.jpg", "", "Cat"), ("0.jpg", "no label", ""), ("1.jpg", "", "Dog")],
-    ]
-    if name == "d.csv":
-        text = "image,caption,Label\n" + "".join(",".join(row) + "\n" for row in rows)
-    else:
-        text = "".join(
-            f'{{"image": "{image}", "caption": "{caption}", "Label": "{label}"}}\n'
-            for image, caption, label in rows
-        )
-    source = opened(tmp_path, text, name, label_column="label", needs_captions=False)
-    assert [source.captions(0), source.captions(1)] == [("dog", "dog again", "no label"), ()]
-    assert [source.metadata(index)["label"] for index in range(2)] == ["Dog", "Cat"]
-    assert source.dropped.counts == {"row_malformed": 2}
-    reasons = list(source.dropped.values())
-    assert reasons == [
-        "label 'Cat' where the image's first row has 'Dog'",
-        "label 'Dog' where the image's first row has 'Cat'",
-    ]
-    # Captions may be the labels, and labels may be missing.
-    source = opened(tmp_path, text, name, label_column="caption", needs_captions=False)
-    assert source.metadata(0)["caption"] == "dog"
-    assert "nothing" not in opened(tmp_path, text, name, label_column="nothing").metadata(0)
-
-
-@pytest.mark.parametrize("name", ["d.csv", "d.jsonl"])
-def test_tables_without_captions(tmp_path: Path, name: str) -> None:
-    text = "image,label\n0.jpg,dog\n1.jpg,\n"
-    if name == "d.jsonl":
-        text = '{"image": "0.jpg", "label": "dog"}\n{"image": "1.jpg"}\n'
-    source = opened(tmp_path, text, name, needs_captions=False)
-    assert [source.captions(index) for index in range(2)] == [(), ()]
-    assert source[0].captions == ()
-    assert source.metadata(0) == {"label": "dog"}
-    with pytest.raises(UserError, match="none of caption"):
-        opened(tmp_path, text, name)
-
-
-def test_lines_that_are_given_back_come_again() -> None:
-    lines = Lines(["a", "b", "c"])
-    assert [next(lines), next(lines), lines.number] == ["a", "b", 2]
-    lines.give_back(["a", "b"])
-    assert [next(lines), lines.number, *lines] == ["a", 1, "b", "c"]
-
-
-@pytest.mark.parametrize(
-    ("header", "row", "read"),
-    [
-        ("filepath,caption,", "0.jpg,a cat, on a mat", None),
-        ("filepath,caption,", "0.jpg,a cat,", "a cat"),
-        ("filepath,caption,", "0.jpg,a cat", "a cat"),
-        ("filepath,caption, ,", "0.jpg,a cat, on a mat", None),
-        ('filepath,caption,""', '0.jpg,"a cat, on a mat",', "a cat, on a mat"),
-        ("caption;filepath;", "a cat;0.jpg;", "a cat"),
-        (",filepath,caption,", "7,0.jpg,a cat, on a mat", None),
-        (",filepath,caption", "7,0.jpg,a cat", "a cat"),
-    ],
-)
-def test_a_delimiter_after_the_header_names_no_column(
-    tmp_path: Path, header: str, row: str, read: str | None
-) -> None:
-    delimiter = ";" if ";" in header else ","
-    last = "dog;1.jpg" if header.startswith("caption") else "1.jpg,dog"
-    last = f"8,{last}" if header.startswith(",") else last
-    source = opened(tmp_path, f"{header}\n{row}\n{last}{delimiter}\n", needs_captions=True)
-    expected = {"1.jpg": "dog"} if read is None else {"0.jpg": read, "1.jpg": "dog"}
-    assert captions(source) == expected
-    assert source.dropped.counts == ({"row_malformed": 1} if read is None else {})
 
 
 BROKEN = [
@@ -381,21 +269,30 @@ def test_many_broken_rows_take_a_time_that_grows_with_their_number(row: str) -> 
     assert all(isinstance(row.cells, Broken) for row in rows)
 
 
-@pytest.mark.parametrize("name", ["d.csv", "d.tsv", "d.jsonl", "names.txt", "0.txt"])
-@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-le", "utf-32-be", "big-endian mark"])
-def test_utf32_is_named(tmp_path: Path, name: str, encoding: str) -> None:
-    text = "image,caption\n0.jpg,a cat\n" if name[0] == "d" else "a cat\nlarge dog\n"
-    if name.endswith("jsonl"):
-        text = '{"image": "0.jpg", "caption": "a cat"}\n'
-    data = text.encode("utf-32-be" if "big" in encoding else encoding)
-    data = (b"\0\0\xfe\xff" if "big" in encoding else b"") + data
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("d.csv", "filepath,caption\n0.jpg,日本の猫が座っている\n"),
+        ("d.tsv", "filepath\tcaption\n0.jpg\ta cat\n"),
+        ("d.jsonl", '{"image": "0.jpg", "caption": "日本"}\n'),
+        ("d.json", '[{"image": "0.jpg", "caption": "a cat"}]'),
+        ("d.txt", "0.jpg#0\ta cat\n"),
+        ("names.txt", "a cat\nlarge dog\n"),
+        ("0.txt", "a cat\nlarge dog\n"),  # beside its image
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_other_encodings_are_named(
+    tmp_path: Path, name: str, text: str, encoding: str, mark: str
+) -> None:
     (tmp_path / "0.jpg").write_bytes(JPEG)
-    (tmp_path / name).write_bytes(data)
+    (tmp_path / name).write_bytes((mark + text).encode(encoding))
     read = read_lines if name == "names.txt" else open_source
-    path = tmp_path if name == "0.txt" else tmp_path / name
-    message = rf"{name}:? .*is UTF-32; save it as UTF-8 \(iconv -f UTF-32"
+    known = encoding[:6].upper()
+    message = rf"{name}:? .*is {known}; save it as UTF-8 \(iconv -f {known}.* -t UTF-8"
     with pytest.raises(UserError, match=message):
-        read(path)
+        read(tmp_path if name == "0.txt" else tmp_path / name)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])

@@ -9,15 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from shards import png
-from small_sets import (
-    WRITERS,
-    Sample,
-    Samples,
-    write_csv,
-    write_folder,
-    write_images,
-    write_tars,
-)
+from small_sets import WRITERS, Row, write_csv, write_folder, write_tar
 from tiny import tiny_config
 
 from clip_jax.data.options import SourceOptions
@@ -41,28 +33,31 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
 
 
-def rows(bad: int) -> list[Sample]:
+def rows(bad: int) -> list[Row]:
     """`GOOD` rows, and `bad` without caption among them."""
-    found = [Sample(f"{n:03}", png(n), (f"number {n}",), "cat") for n in range(GOOD)]
+    found = [{"key": f"{n:03}", "image": png(n), "caption": f"number {n}"} for n in range(GOOD)]
     for n in range(bad):
-        found.insert(2 * n % len(found), Sample(f"bad{n:03}", png(n), ("",), "dog"))
+        row = {"key": f"bad{n:03}", "image": png(n), "caption": ""}
+        found.insert(2 * n % len(found), row)
     return found
 
 
-def as_mixture(folder: Path, content: Samples) -> Source:
+def as_mixture(folder: Path, content: list[Row]) -> Source:
     """The unusable rows are all in one of the sources; the share is one of all records."""
-    good = [row for row in content if row.label == "cat"]
-    bad = [row for row in content if row.label == "dog"]
+    good = [row for row in content if row["caption"]]
+    bad = [row for row in content if not row["caption"]]
     one = open_source(write_folder(folder / "one", good[:20]))
     two = open_source(write_csv(folder / "two", good[20:] + bad))
     return MixtureSource([one, two], ["one", "two"], [1.0, 1.0])
 
 
-def as_stream(folder: Path, content: Samples) -> Source:
-    return StreamingSource(str(write_tars(folder, content) / "{00000..00001}.tar"))
+def as_stream(folder: Path, content: list[Row]) -> Source:
+    for shard in range(2):
+        write_tar(folder / f"{shard:05d}", content[shard::2])
+    return StreamingSource(str(folder / "{00000..00001}.tar"))
 
 
-def as_refined(folder: Path, content: Samples) -> Source:
+def as_refined(folder: Path, content: list[Row]) -> Source:
     return RefinedSource(
         open_source(write_csv(folder, content)), filters=FilterOptions(min_words=1)
     )
@@ -127,7 +122,7 @@ def test_what_is_unusable_counts_in_every_format(format: str, tmp_path: Path) ->
 def test_both_moments_add_up(tmp_path: Path) -> None:
     content = rows(2)
     for n in (5, 9):
-        content[n] = content[n]._replace(image=b"no image")
+        content[n] |= {"image": b"no image"}
     source = open_source(write_csv(tmp_path / "set", content))
     assert read(source, 4 / 32) == Counter(caption_empty=2, image_undecodable=2)
     for fraction in (3 / 32, 2 / 32):
@@ -141,7 +136,7 @@ def test_both_moments_add_up(tmp_path: Path) -> None:
 
 def test_rows_of_one_image_are_compared_with_rows(tmp_path: Path) -> None:
     """An image with four good captions and a blank one is no bad record."""
-    write_images(tmp_path, rows(0))
+    write_folder(tmp_path, rows(0))
     lines = ["image,caption"]
     for n in range(GOOD):
         lines += [f"{n:03}.png,caption {k} of {n}" for k in range(4)]
@@ -198,7 +193,9 @@ def test_small_counts_are_judged_mildly(
 
 
 def test_a_lost_shard_ends_no_run(tmp_path: Path) -> None:
-    folder = write_tars(tmp_path / "set", rows(0))
+    folder, content = tmp_path / "set", rows(0)
+    for shard in range(2):
+        write_tar(folder / f"{shard:05d}", content[shard::2])
     (folder / "00002.tar").write_bytes(b"<html>")
     whole = (folder / "00001.tar").read_bytes()
     (folder / "00001.tar").write_bytes(whole[: len(whole) * 2 // 3])
