@@ -141,6 +141,16 @@ def leaf_spec(path: str, shape: tuple[int, ...], dtype: Any, mesh: Any) -> Parti
     return PartitionSpec(*spec)
 
 
+def path_of(path: Any) -> str:
+    """Formats a path of jax's tree functions as text, such as "vision/patch_embedding"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """Returns {path: leaf} of any tree."""
+    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
 def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
@@ -151,8 +161,7 @@ def tree_specs(mesh: Any, shapes: Any) -> Any:
     def spec(path: Any, leaf: Any) -> PartitionSpec:
         if _is_key(leaf):
             return PartitionSpec()
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return leaf_spec(name, leaf.shape, leaf.dtype, mesh)
+        return leaf_spec(path_of(path), leaf.shape, leaf.dtype, mesh)
 
     return jax.tree_util.tree_map_with_path(spec, shapes)
 
@@ -176,10 +185,9 @@ def constrain_like_params(tree: Any) -> Any:
 def explain(mesh: Mesh, shapes: Any) -> str:
     """Formats a table of each leaf's path, shape, dtype, spec and bytes per device, and the sum."""
     rows, total, total_here = [("name", "shape", "dtype", "spec", "bytes a device")], 0, 0
-    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
+    for name, leaf in leaves_by_path(shapes).items():
         if _is_key(leaf):
             continue
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
         sharding = NamedSharding(mesh, leaf_spec(name, leaf.shape, leaf.dtype, mesh))
         item = np.dtype(leaf.dtype).itemsize
         here = int(np.prod(sharding.shard_shape(leaf.shape))) * item

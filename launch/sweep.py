@@ -1,6 +1,6 @@
 """Runs the sweep of a config file: `python -m clip_jax.sweep`, from anywhere in the repository."""
 
-from clip_jax.sweep.__main__ import main
+import runpy
 
 if __name__ == "__main__":
-    main()
+    runpy.run_module("clip_jax.sweep", run_name="__main__", alter_sys=True)

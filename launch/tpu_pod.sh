@@ -89,7 +89,7 @@ start() { # brings the TPU up and the trainer with it; harmless where both are t
   on_workers all "$remote"
 }
 [[ -n "$watch" ]] || { start || exit 1; exit 0; }
-probe="cd ~/clip_jax && { cat exit_code 2>/dev/null || { flock -n lock true && echo idle; } || echo running; }"
+probe="cd ~/clip_jax && { flock -n lock true && { cat exit_code 2>/dev/null || echo idle; } || echo running; }" # a lock that is free was freed after exit_code came
 code=idle
 while true; do
   [[ "$code" == running ]] || start || echo "the TPU is not to be had now; trying again in $watch s" >&2

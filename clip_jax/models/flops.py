@@ -102,14 +102,6 @@ def text_flops(config: ClipConfig) -> float:
     return _count(config, "encode_text", (1,))
 
 
-def caption_flops(config: ClipConfig) -> float:
-    """Forward operations of the caption decoder on one pair, text of full length."""
-    if config.decoder is None:
-        return 0.0
-    both = _count(config, "caption_logits", (0, 1))
-    return both - _count(config, "image_memory", (0,)) - _count(config, "encode_text", (1,))
-
-
 def step_flops(config: ClipConfig, batch_size: int, frozen: Collection[str] = ()) -> float:
     """Operations of one training step, without recomputation.
 

@@ -2,14 +2,12 @@
 state that every device holds whole."""
 
 import math
-from typing import Any
 
-import jax
 import numpy as np
 
 from clip_jax.preflight.compile import Run
 from clip_jax.preflight.hlo.counting import Collective, Cost
-from clip_jax.sharding import FSDP_MIN_BYTES, STACKED, batch_shards
+from clip_jax.sharding import FSDP_MIN_BYTES, STACKED, batch_shards, leaves_by_path
 
 
 def batch_gathers(run: Run, cost: Cost) -> tuple[Collective, ...]:
@@ -41,11 +39,9 @@ def _parameter_sizes(run: Run) -> set[int]:
     """Element counts of every parameter, of one layer of stacked ones, and of the tensor-parallel
     shard of either."""
     sizes = set()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(run.state.params)[0]:
-        shapes = [leaf.shape]
-        if STACKED.search(jax.tree_util.keystr(path, simple=True, separator="/")):
-            shapes.append(leaf.shape[1:])
-        for shape in shapes:
+    for path, leaf in leaves_by_path(run.state.params).items():
+        layer = [leaf.shape[1:]] if STACKED.search(path) else []
+        for shape in (leaf.shape, *layer):
             sizes |= {math.prod(shape), math.prod(shape) // run.mesh.shape["tensor"]}
     return sizes
 
@@ -56,9 +52,8 @@ def whole_optimizer_leaves(run: Run) -> dict[str, int]:
     if run.mesh.shape["fsdp"] * run.mesh.shape["tensor"] == 1:
         return {}
     found = {}
-    leaves: list[tuple[Any, Any]] = jax.tree_util.tree_flatten_with_path(run.state.opt_state)[0]
-    for path, leaf in leaves:
+    for path, leaf in leaves_by_path(run.state.opt_state).items():
         size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
         if size >= FSDP_MIN_BYTES and leaf.sharding.is_fully_replicated:
-            found[jax.tree_util.keystr(path, simple=True, separator="/")] = size
+            found[path] = size
     return found

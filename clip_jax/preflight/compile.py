@@ -146,11 +146,8 @@ class Compiled:
 
 def compile_train_step(run: Run) -> Compiled:
     """Compiles the train step. Raises `TooLargeError`."""
-    with jax.set_mesh(run.mesh):
-        begun = time.perf_counter()
-        step = jit_train_step(run.config, run.architecture, run.mesh, run.steps)
-        lowered = step.lower(run.state, abstract_batch(run.config, run.architecture, run.mesh))
-        return _compile(lowered, begun, run.target.platform)
+    step = jit_train_step(run.config, run.architecture, run.mesh, run.steps)
+    return _compile(run, step, run.state, abstract_batch(run.config, run.architecture, run.mesh))
 
 
 def compile_evaluation(run: Run) -> dict[str, Compiled]:
@@ -158,40 +155,39 @@ def compile_evaluation(run: Run) -> dict[str, Compiled]:
     config, mesh = run.architecture, run.mesh
     rows = -(-run.config.evaluation_batch_size // batch_shards(mesh)) * batch_shards(mesh)
     size = config.image_size
-    params = run.state.eval_params
     inputs = {
         "image": (embed_images, (rows, size, size, 3), jnp.uint8),
         "text": (embed_tokens, (rows, config.context_length), jnp.int32),
     }
+    options = {"config": config, "normalize": True, "out_sharding": replicated(mesh)}
     compiled = {}
-    with jax.set_mesh(mesh):
-        for tower, (embed, shape, dtype) in inputs.items():
-            begun = time.perf_counter()
-            batch = jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
-            lowered = embed.lower(
-                params, batch, config=config, normalize=True, out_sharding=replicated(mesh)
-            )
-            compiled[tower] = _compile(lowered, begun, run.target.platform)
+    for tower, (embed, shape, dtype) in inputs.items():
+        batch = jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+        compiled[tower] = _compile(run, embed, run.state.eval_params, batch, **options)
     return compiled
 
 
-def _compile(lowered: Any, begun: float, platform: str) -> Compiled:
+def _compile(run: Run, function: Any, *arguments: Any, **options: Any) -> Compiled:
+    """Compiles a jitted function for these arguments."""
+    begun = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        with jax.set_mesh(run.mesh):
+            program = function.lower(*arguments, **options).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise TooLargeError(str(error)) from error
         raise
     seconds = time.perf_counter() - begun
-    return Compiled(compiled.memory_analysis(), program_cost(compiled.as_text()), seconds, platform)
+    cost = program_cost(program.as_text())
+    return Compiled(program.memory_analysis(), cost, seconds, run.target.platform)
 
 
-def bytes_per_device(tree: Any) -> int:
-    """Bytes per device of a tree's arrays, without padding; unsharded leaves count whole."""
+def bytes_per_device(tree: Any, whole: bool = False) -> int:
+    """Bytes per device of a tree's arrays, without padding; with `whole`, those of all devices."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             continue
-        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding and not whole else leaf.shape
         total += int(np.prod(shape)) * np.dtype(leaf.dtype).itemsize
     return total

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import jax
-
 from clip_jax.models.flops import peak_flops
 from clip_jax.models.two_tower import count_trainable
 from clip_jax.preflight.checks import batch_gathers, whole_optimizer_leaves
@@ -13,41 +11,21 @@ from clip_jax.training.step.compiled import abstract_batch, run_flops
 
 PLANNED_UTILIZATION = (0.4, 0.5)  # share of the device's peak, in model operations
 LARGEST = 5  # exchanges shown
+STATE = {"parameter": "params", "optimizer": "opt_state", "ema": "ema_params"}  # of `TrainState`
 GIB = 2**30
 
 Report = dict[str, Any]
 
 
-def whole_bytes(tree: Any) -> int:
-    """Total bytes of a tree's arrays, without replicas."""
-    return bytes_per_device(
-        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-    )
-
-
 # Only the compiler knows these; it lists "largest_allocations" if a run does not fit.
 _NOT_YET_KNOWN = (
-    "fits",
-    "reason",
-    "advice",
-    "peak_bytes_per_device",
-    "argument_bytes_per_device",
-    "output_bytes_per_device",
-    "temp_bytes_per_device",
-    "host_temp_bytes_per_device",
-    "program_bytes_per_device",
-    "compiled_flops_per_device",
-    "compiled_to_model_flops",
-    "collectives",
-    "collective_bytes_per_device",
-    "collective_bytes_by_kind",
-    "largest_collectives",
-    "largest_allocations",
-    "batch_gathers",
-    "loops_of_unknown_length",
-    "compile_seconds",
-    "evaluation",
-)
+    "fits", "reason", "advice", "peak_bytes_per_device", "argument_bytes_per_device",
+    "output_bytes_per_device", "temp_bytes_per_device", "host_temp_bytes_per_device",
+    "program_bytes_per_device", "compiled_flops_per_device", "compiled_to_model_flops",
+    "collectives", "collective_bytes_per_device", "collective_bytes_by_kind",
+    "largest_collectives", "largest_allocations", "batch_gathers", "loops_of_unknown_length",
+    "compile_seconds", "evaluation",
+)  # fmt: skip
 
 
 def describe(run: Run) -> Report:
@@ -59,7 +37,7 @@ def describe(run: Run) -> Report:
         f"{share:.0%}": None if peak is None else share * peak * devices * config.batch_size / flops
         for share in PLANNED_UTILIZATION
     }
-    return dict.fromkeys(_NOT_YET_KNOWN) | {
+    report: Report = dict.fromkeys(_NOT_YET_KNOWN) | {
         "topology": run.target.topology,
         "devices": devices,
         "slices": run.target.slices,
@@ -77,12 +55,6 @@ def describe(run: Run) -> Report:
         "parameters": count_trainable(state.params),
         "notes": list(run.notes),
         "hbm_bytes_per_device": run.target.hbm_bytes,
-        "parameter_bytes": whole_bytes(state.params),
-        "parameter_bytes_per_device": bytes_per_device(state.params),
-        "optimizer_bytes": whole_bytes(state.opt_state),
-        "optimizer_bytes_per_device": bytes_per_device(state.opt_state),
-        "ema_bytes_per_device": bytes_per_device(state.ema_params),
-        "state_to_even_share": _state_to_even_share(run),
         "batch_bytes_per_device": bytes_per_device(
             abstract_batch(config, run.architecture, run.mesh)
         ),
@@ -90,70 +62,75 @@ def describe(run: Run) -> Report:
         "model_flops_per_step": flops,
         "planned_samples_per_second": planned,
     }
+    for kind, name in STATE.items():
+        report[f"{kind}_bytes"] = bytes_per_device(getattr(state, name), whole=True)
+        report[f"{kind}_bytes_per_device"] = bytes_per_device(getattr(state, name))
+    here = report["parameter_bytes_per_device"] + report["optimizer_bytes_per_device"]
+    whole = report["parameter_bytes"] + report["optimizer_bytes"]
+    even = whole / run.mesh.shape["fsdp"] / run.mesh.shape["tensor"]
+    return report | {"state_to_even_share": here / even}
 
 
-def _state_to_even_share(run: Run) -> float:
-    """Parameter and optimizer bytes per device, relative to an even split over fsdp × tensor."""
-    trees = (run.state.params, run.state.opt_state)
-    even = sum(map(whole_bytes, trees)) / run.mesh.shape["fsdp"] / run.mesh.shape["tensor"]
-    return sum(map(bytes_per_device, trees)) / even
-
-
-def add_train_step(report: Report, run: Run, compiled: Compiled) -> Report:
-    """The report with the figures of the compiled train step."""
-    memory, cost, hbm = compiled.memory, compiled.cost, run.target.hbm_bytes
-    by_kind = cost.collective_bytes
-    largest = sorted(cost.collectives, key=lambda c: -c.bytes * c.trips)[:LARGEST]
-    fits = hbm is None or compiled.peak_bytes <= hbm
-    return report | {
-        "fits": fits,
-        "reason": None if fits else _too_large("the train step", compiled.peak_bytes, hbm),
-        "peak_bytes_per_device": compiled.peak_bytes,
-        "argument_bytes_per_device": memory.argument_size_in_bytes,
-        "output_bytes_per_device": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "temp_bytes_per_device": memory.temp_size_in_bytes,
-        "host_temp_bytes_per_device": memory.host_temp_size_in_bytes,
-        "program_bytes_per_device": memory.generated_code_size_in_bytes,
-        "compiled_flops_per_device": cost.flops,
-        "compiled_to_model_flops": cost.flops * run.mesh.size / report["model_flops_per_step"],
-        "collectives": cost.collective_counts,
-        "collective_bytes_per_device": sum(by_kind.values()),
-        "collective_bytes_by_kind": by_kind,
-        "largest_collectives": [_describe_collective(c) for c in largest],
-        "batch_gathers": [_describe_collective(c) for c in batch_gathers(run, cost)],
-        "loops_of_unknown_length": list(cost.unknown_loops),
+def _figures(compiled: Compiled) -> Report:
+    """The figures of any compiled program."""
+    return {
+        "temp_bytes_per_device": compiled.memory.temp_size_in_bytes,
+        "compiled_flops_per_device": compiled.cost.flops,
+        "collectives": compiled.cost.collective_counts,
+        "collective_bytes_per_device": sum(compiled.cost.collective_bytes.values()),
         "compile_seconds": compiled.seconds,
     }
 
 
+def add_train_step(report: Report, run: Run, compiled: Compiled) -> Report:
+    """The report with the figures of the compiled train step."""
+    memory, cost = compiled.memory, compiled.cost
+    largest = sorted(cost.collectives, key=lambda c: -c.bytes * c.trips)[:LARGEST]
+    return (
+        report
+        | _figures(compiled)
+        | _verdict("the train step", compiled.peak_bytes, run)
+        | {
+            "argument_bytes_per_device": memory.argument_size_in_bytes,
+            "output_bytes_per_device": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "host_temp_bytes_per_device": memory.host_temp_size_in_bytes,
+            "program_bytes_per_device": memory.generated_code_size_in_bytes,
+            "compiled_to_model_flops": cost.flops * run.mesh.size / report["model_flops_per_step"],
+            "collective_bytes_by_kind": cost.collective_bytes,
+            "largest_collectives": [_describe_collective(c) for c in largest],
+            "batch_gathers": [_describe_collective(c) for c in batch_gathers(run, cost)],
+            "loops_of_unknown_length": list(cost.unknown_loops),
+        }
+    )
+
+
+def state_bytes(report: Report) -> int:
+    """Bytes per device of the state kept between steps."""
+    return sum(report[f"{kind}_bytes_per_device"] for kind in STATE)
+
+
 def add_evaluation(report: Report, run: Run, towers: dict[str, Compiled]) -> Report:
     """The report with the evaluation step, which runs beside the training state."""
-    idle = sum(report[f"{kind}_bytes_per_device"] for kind in ("parameter", "optimizer", "ema"))
-    idle -= bytes_per_device(run.state.eval_params)
+    idle = state_bytes(report) - bytes_per_device(run.state.eval_params)
     peak = idle + max(compiled.peak_bytes for compiled in towers.values())
+    batch_size = run.config.evaluation_batch_size
+    found = _verdict(f"evaluation with config.evaluations: batch_size={batch_size}", peak, run)
+    reason = found.pop("reason")
+    found |= {tower: _figures(compiled) for tower, compiled in towers.items()}
+    report = report | {"evaluation": found | {"batch_size": batch_size}}
+    return report if found["fits"] else report | {"fits": False, "reason": reason}
+
+
+def _verdict(what: str, peak: int, run: Run) -> Report:
+    """Whether a program that takes `peak` bytes per device fits, and if not, why."""
     hbm = run.target.hbm_bytes
     fits = hbm is None or peak <= hbm
-    evaluation: Report = {
-        "batch_size": run.config.evaluation_batch_size,
-        "fits": fits,
-        "peak_bytes_per_device": peak,
-    }
-    for tower, compiled in towers.items():
-        evaluation[tower] = {
-            "temp_bytes_per_device": compiled.memory.temp_size_in_bytes,
-            "compiled_flops_per_device": compiled.cost.flops,
-            "collectives": compiled.cost.collective_counts,
-            "collective_bytes_per_device": sum(compiled.cost.collective_bytes.values()),
-            "compile_seconds": compiled.seconds,
-        }
-    report = report | {"evaluation": evaluation}
-    if not fits and report["fits"]:
-        where = f"evaluation with config.evaluations: batch_size={evaluation['batch_size']}"
-        report |= {"fits": False, "reason": _too_large(where, peak, hbm)}
-    return report
+    reason = None if fits else too_large(what, peak, hbm)
+    return {"fits": fits, "reason": reason, "peak_bytes_per_device": peak}
 
 
-def _too_large(what: str, peak: int, hbm: int | None) -> str:
+def too_large(what: str, peak: int | None, hbm: int | None) -> str:
+    """The reason why a program does not fit."""
     return f"{what} needs {gib(peak)} of {gib(hbm)} GiB a device"
 
 
@@ -175,16 +152,19 @@ def gib(count: float | None) -> str:
     return f"{count / GIB:.{2 if count >= GIB else 3}f}"
 
 
+def mib(count: int) -> str:
+    """Bytes in MiB."""
+    return f"{count / 2**20:,.1f}"
+
+
 def format_report(report: Report) -> str:
     """The report as a page of text, starting with whether it fits."""
     mesh = " × ".join(f"{name} {size}" for name, size in report["mesh"].items())
     here = report["global_batch_size"] / report["devices"]
-    hbm = gib(report["hbm_bytes_per_device"])
-    peak = report["peak_bytes_per_device"]
     verdict = {True: "fits", False: "does not fit", None: "not compiled"}[report["fits"]]
-    lines = [f"{verdict}: {gib(peak)} of {hbm} GiB a device"]
-    if report["reason"]:
-        lines.append(f"reason: {report['reason']}")
+    peak, hbm = (gib(report[f"{kind}_bytes_per_device"]) for kind in ("peak", "hbm"))
+    lines = [f"{verdict}: {peak} of {hbm} GiB a device"]
+    lines += [f"reason: {report['reason']}"] if report["reason"] else []
     for size, shape, op_name in report["largest_allocations"] or ():
         lines.append(f"  {gib(size)} GiB: {shape} {op_name}")
     lines += [f"  {line}" for line in report["advice"] or ()]
@@ -205,35 +185,31 @@ def format_report(report: Report) -> str:
 
 
 def _memory_lines(report: Report) -> list[str]:
-    rows = [
-        ("parameters", report["parameter_bytes_per_device"], report["parameter_bytes"]),
-        ("optimizer", report["optimizer_bytes_per_device"], report["optimizer_bytes"]),
-        ("moving average", report["ema_bytes_per_device"], None),
-        ("batch", report["batch_bytes_per_device"], None),
-        ("temporaries", report["temp_bytes_per_device"], None),
-        ("in the host", report["host_temp_bytes_per_device"], None),
-        ("program", report["program_bytes_per_device"], None),
-    ]
     lines = ["memory a device, GiB"]
-    for name, size, whole in rows:
-        if not size:
-            continue
+    names = {
+        "parameter": "parameters",
+        "optimizer": "optimizer",
+        "ema": "moving average",
+        "batch": "batch",
+        "temp": "temporaries",
+        "host_temp": "in the host",
+        "program": "program",
+    }
+    for kind, name in names.items():
+        size, whole = report[f"{kind}_bytes_per_device"], report.get(f"{kind}_bytes")
         note = f"   of {gib(whole)} on all devices" if whole else ""
-        if name == "temporaries" and size > (report["peak_bytes_per_device"] or size):
+        if kind == "temp" and size and size > (report["peak_bytes_per_device"] or size):
             note = "   a sum; some take turns in one place"
-        lines.append(f"  {name:<16}{gib(size):>8}{note}")
+        lines += [f"  {name:<16}{gib(size):>8}{note}"] if size else []
     lines.append(
         f"  parameters and optimizer: {report['state_to_even_share']:.3f} × an even share of "
         "fsdp × tensor"
     )
     for path, size in report["whole_optimizer_leaves"].items():
-        lines.append(f"  whole on every device: {path}, {size / 2**20:.1f} MiB")
-    evaluation = report["evaluation"]
-    if evaluation:
-        lines.append(
-            f"  evaluation at its peak, {evaluation['batch_size']} images: "
-            f"{gib(evaluation.get('peak_bytes_per_device'))}"
-        )
+        lines.append(f"  whole on every device: {path}, {mib(size)} MiB")
+    if evaluation := report["evaluation"]:
+        peak = gib(evaluation.get("peak_bytes_per_device"))
+        lines.append(f"  evaluation at its peak, {evaluation['batch_size']} images: {peak}")
     return lines
 
 
@@ -247,17 +223,14 @@ def _work_lines(report: Report) -> list[str]:
     )
     lines += ["", "exchanges a step     count   MiB a device"]
     for kind, count in report["collectives"].items():
-        size = report["collective_bytes_by_kind"][kind] / 2**20
-        lines.append(f"  {kind:<18}{count:>6}{size:>15,.1f}")
+        lines.append(f"  {kind:<18}{count:>6}{mib(report['collective_bytes_by_kind'][kind]):>15}")
     lines += ["largest exchanges"]
     for row in report["largest_collectives"]:
         shapes = " ".join(row["result"][:2]) + (" …" if len(row["result"]) > 2 else "")
-        lines.append(
-            f"  {row['bytes_per_device'] / 2**20:>9,.1f} MiB  {row['count']} × {row['kind']} "
-            f"{shapes}  {row['op_name'][-60:]}"
-        )
-    count = len(report["batch_gathers"])
-    lines.append(f"all-gathers of activations over the batch: {count or 'none'}")
+        what = f"{row['count']} × {row['kind']} {shapes}  {row['op_name'][-60:]}"
+        lines.append(f"  {mib(row['bytes_per_device']):>9} MiB  {what}")
+    gathers = len(report["batch_gathers"]) or "none"
+    lines.append(f"all-gathers of activations over the batch: {gathers}")
     if report["loops_of_unknown_length"]:
         lines.append(f"loops of unknown length, counted once: {report['loops_of_unknown_length']}")
     lines += ["", f"compiled in {report['compile_seconds']:.0f} s"]

@@ -99,31 +99,24 @@ def find_target(topology: str) -> Target:
         return Target(topology, devices, _memory(devices[0]))
     if re.fullmatch(r"cpu:\d+", topology):
         return _simulated(topology, int(topology.removeprefix("cpu:")))
+    return _described(topology)
+
+
+def _described(topology: str) -> Target:
+    """The devices of an absent TPU; needs its compiler."""
     found = _NAME.fullmatch(topology)
     generation = GENERATIONS.get(found["generation"]) if found else None
     slices = int(found["slices"] or 1) if found else 0
     if found is None or generation is None or not 1 <= slices <= MOST_SLICES:
         raise UserError(f"--topology={topology}: unknown; known are {known_topologies()}")
-    if not _is_sold(_sides(found["shape"]), generation):
+    sides = sorted(map(int, found["shape"].split("x")))
+    known = [sorted(map(int, shape.split("x"))) for shape in generation.shapes]
+    is_cube = len(sides) == len(known[0]) == 3 and all(side and side % 4 == 0 for side in sides)
+    if sides not in known and not (is_cube and math.prod(sides) <= MOST_CHIPS):
         raise UserError(
             f"--topology={topology}: no slice of that shape; {found['generation']} has "
             f"{', '.join(generation.shapes)}, in any order"
         )
-    return _described(topology, found, generation, slices)
-
-
-def _sides(shape: str) -> list[int]:
-    return [int(side) for side in shape.split("x")]
-
-
-def _is_sold(sides: list[int], generation: Generation) -> bool:
-    known = [sorted(_sides(shape)) for shape in generation.shapes]
-    is_cube = len(sides) == len(known[0]) == 3 and all(side and side % 4 == 0 for side in sides)
-    return sorted(sides) in known or (is_cube and math.prod(sides) <= MOST_CHIPS)
-
-
-def _described(topology: str, found: re.Match[str], generation: Generation, slices: int) -> Target:
-    """The devices of an absent TPU; needs its compiler."""
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         how = "pip install -e '.[tpu-preflight]' in the repository"
         if (sys.platform, platform.machine()) != ("linux", "x86_64"):
@@ -138,8 +131,7 @@ def _described(topology: str, found: re.Match[str], generation: Generation, slic
     from jax.experimental import topologies
 
     options = dict(generation.options)
-    chips = _sides(found["shape"])
-    if chips == [1, 1]:  # the default is four chips per host
+    if sides == [1, 1]:  # the default is four chips per host
         options["chips_per_host_bounds"] = (1, 1, 1)
     if slices > 1:
         options["num_slices"] = slices

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clip_jax.sweep.plan import Run, is_exported
+from clip_jax.training.log.metrics import format_seconds
 
-LOG_FILE = "train.log"
 POLL_SECONDS = 0.1
-PROGRESS_SECONDS = 2.0  # between refreshes of the progress line on a terminal
 GRACE_SECONDS = 120.0  # for a trainer to save after SIGTERM, before it is killed
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -29,24 +28,27 @@ class Child:
     started: float
     gpu: str | None
 
+    def kill(self) -> None:
+        """Kills the trainer and its data workers."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
 
 @dataclass
 class Scheduler:
     """Keeps `jobs` trainers running until every run has ended or a signal stops it."""
 
-    commands: Mapping[str, Sequence[str]]  # run name -> command line
+    commands: Mapping[str, Sequence[str]]  # name of an unfinished run -> command line
     trainer_flags: Sequence[str]
     jobs: int
-    gpus: Sequence[str] = ()
-    inherited_lock: int | None = None  # a file descriptor that the children keep open
-    skipped: int = 0  # runs that had finished before
+    gpus: Sequence[str]
+    inherited_lock: int  # a file descriptor that the children keep open
     children: list[Child] = field(default_factory=list)
-    durations: list[float] = field(default_factory=list)  # seconds of the ended runs
     failures: list[Run] = field(default_factory=list)
     signals: list[int] = field(default_factory=list)  # received signals, in order
 
     def run(self, runs: Sequence[Run]) -> tuple[list[Run], int | None]:
-        """Runs all; returns the failed runs and the signal that stopped the sweep, if any."""
+        """Runs all unfinished; returns the failed ones and the signal that stopped the sweep."""
         handled = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
             handled.append(signal.SIGHUP)
@@ -54,37 +56,42 @@ class Scheduler:
             number: signal.signal(number, lambda number, _: self.signals.append(number))
             for number in handled
         }
+        waiting = [run for run in runs if run.name in self.commands]
         try:
-            self._run_all(list(runs))
+            self._run_all(waiting, len(runs))
         finally:
             for child in self.children:  # some are left only after an internal error
-                kill_group(child.process)
+                child.kill()
             for number, handler in before.items():
                 signal.signal(number, handler)
         return self.failures, self.signals[0] if self.signals else None
 
-    def log_path(self, run: Run) -> Path:
-        """Path of the run's output log, to which every attempt appends."""
-        return Path(run.workdir) / LOG_FILE
-
-    def _run_all(self, waiting: list[Run]) -> None:
-        kill_at = None
-        next_progress = 0.0
+    def _run_all(self, waiting: list[Run], total: int) -> None:
+        begun, kill_at = time.monotonic(), None
+        done = before = total - len(waiting)
         while self.children or (waiting and not self.signals):
             while waiting and not self.signals and len(self.children) < self.jobs:
                 self._start(waiting.pop(0))
-            self._collect(len(waiting))
+            for child in [child for child in self.children if child.process.poll() is not None]:
+                outcome = self._ended(child)
+                done += outcome == "finished"
+                parts = [f"{done} of {total} done"]
+                if self.failures:
+                    parts.append(f"{len(self.failures)} failed")
+                if self.children and not self.signals:
+                    seconds = (time.monotonic() - begun) / (done - before + len(self.failures))
+                    eta = format_seconds(seconds * (len(waiting) + len(self.children)))
+                    parts.append(f"{len(self.children)} running, ETA {eta}")
+                print(f"{outcome} {child.run.name}\n[{', '.join(parts)}]", flush=True)
             if self.signals and kill_at is None:
                 kill_at = time.monotonic() + GRACE_SECONDS
-                report(f"stopping: {len(self.children)} runs save and exit; again to kill them")
+                count = len(self.children)
+                print(f"stopping: {count} runs save and exit; again to kill them", flush=True)
                 for child in self.children:
                     child.process.terminate()  # a trainer saves on SIGTERM
             if kill_at and (len(self.signals) > 1 or time.monotonic() > kill_at):
                 for child in self.children:
-                    kill_group(child.process)
-            if sys.stdout.isatty() and time.monotonic() >= next_progress:
-                next_progress = time.monotonic() + PROGRESS_SECONDS
-                print(f"\r\033[K{self._progress(len(waiting))}", end="", flush=True)
+                    child.kill()
             time.sleep(POLL_SECONDS)
 
     def _start(self, run: Run) -> None:
@@ -94,7 +101,7 @@ class Scheduler:
         gpu = next((gpu for gpu in self.gpus if gpu not in used), None)
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})
         command = list(self.commands[run.name])
-        with self.log_path(run).open("ab") as log:
+        with run.log.open("ab") as log:
             log.write(f"$ {shlex.join(command)}\n".encode())
             log.flush()
             process = subprocess.Popen(
@@ -103,56 +110,29 @@ class Scheduler:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                pass_fds=() if self.inherited_lock is None else (self.inherited_lock,),
+                pass_fds=(self.inherited_lock,),
                 # In a session of its own the child does not get Ctrl-C; the launcher forwards it.
                 start_new_session=True,
                 preexec_fn=signal_when_parent_dies(),
             )
         self.children.append(Child(run, process, time.monotonic(), gpu))
-        report(f"started {run.name}")
+        print(f"started {run.name}", flush=True)
 
-    def _collect(self, waiting: int) -> None:
-        for child in [child for child in self.children if child.process.poll() is not None]:
-            self.children.remove(child)
-            seconds = time.monotonic() - child.started
-            exit_code = child.process.returncode
-            # A stopped trainer saves and exits 0 too; only the final export proves that it is done.
-            if exit_code == 0 and is_exported(Path(child.run.workdir)):
-                state = "finished"
-            elif self.signals:
-                state = "started"
-            else:
-                state = "failed"
-                self.failures.append(child.run)
-            child.run.write_record(
-                state, self.trainer_flags, exit_code=exit_code, seconds=round(seconds, 1)
-            )
-            if state != "started":
-                self.durations.append(seconds)
-            outcome = {"started": "stopped"}.get(state, state)
-            if state == "failed":
-                outcome += f" (exit code {exit_code}{'' if exit_code else ', no final export'})"
-            report(f"{outcome} {child.run.name}\n{self._progress(waiting)}")
-
-    def _progress(self, waiting: int) -> str:
-        """Formats progress: `[3 of 6 done, 1 failed, 2 running, ETA 4m10s]`."""
-        total = self.skipped + len(self.durations) + len(self.children) + waiting
-        done = self.skipped + len(self.durations) - len(self.failures)
-        parts = [f"{done} of {total} done"]
-        if self.failures:
-            parts.append(f"{len(self.failures)} failed")
-        if self.children:
-            parts.append(f"{len(self.children)} running")
-            parts.append(f"ETA {self._eta(waiting)}")
-        return f"[{', '.join(parts)}]"
-
-    def _eta(self, waiting: int) -> str:
-        if not self.durations:
-            return "unknown"
-        mean = sum(self.durations) / len(self.durations)
-        now = time.monotonic()
-        left = [max(0.0, mean - (now - child.started)) for child in self.children]
-        return duration_text(max(max(left), (sum(left) + waiting * mean) / self.jobs))
+    def _ended(self, child: Child) -> str:
+        """Records how a run ended; returns it in words."""
+        self.children.remove(child)
+        code, state = child.process.returncode, "failed"
+        # A stopped trainer saves and exits 0 too; only the final export proves that it is done.
+        if code == 0 and is_exported(Path(child.run.workdir)):
+            state = "finished"
+        elif self.signals:
+            state = "started"
+        else:
+            self.failures.append(child.run)
+        seconds = round(time.monotonic() - child.started, 1)
+        child.run.write_record(state, self.trainer_flags, exit_code=code, seconds=seconds)
+        why = f"failed (exit code {code}{'' if code else ', no final export'})"
+        return {"started": "stopped", "failed": why}.get(state, state)
 
 
 def signal_when_parent_dies() -> Callable[[], None] | None:
@@ -171,27 +151,6 @@ def signal_when_parent_dies() -> Callable[[], None] | None:
             os._exit(1)
 
     return ask_for_signal
-
-
-def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kills a trainer and its data workers."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def report(text: str) -> None:
-    """Prints a line in place of the progress line."""
-    print(f"\r\033[K{text}" if sys.stdout.isatty() else text, flush=True)
-
-
-def duration_text(seconds: float) -> str:
-    """Formats seconds: 42s, 3m05s, 2h07m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def last_lines(path: Path, count: int = 10) -> str:

@@ -2,15 +2,16 @@
 
 import ast
 import hashlib
-import importlib.util
 import json
 import re
+import runpy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clip_jax.errors import UserError
+from clip_jax.files.disk import write_text
 from clip_jax.sweep import Overrides
 
 STATE_FILE = "sweep_run.json"
@@ -25,6 +26,11 @@ class Run:
     name: str
     overrides: Overrides
     workdir: str
+
+    @property
+    def log(self) -> Path:
+        """The output of the run, to which every attempt appends."""
+        return Path(self.workdir) / "train.log"
 
     def flags(self) -> list[str]:
         """Returns the trainer's flags that make this run differ from the config file."""
@@ -59,11 +65,9 @@ class Run:
 
     def write_record(self, state: str, trainer_flags: Sequence[str], **more: Any) -> None:
         """Writes the state atomically, so that a killed launcher never leaves half a file."""
-        path = Path(self.workdir) / STATE_FILE
         record = {"state": state, "overrides": self.overrides, "trainer_flags": list(trainer_flags)}
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(record | more, indent=1, default=str) + "\n")
-        scratch.replace(path)
+        text = json.dumps(record | more, indent=1, default=str) + "\n"
+        write_text(Path(self.workdir) / STATE_FILE, text)
 
 
 def is_exported(workdir: Path) -> bool:
@@ -90,18 +94,14 @@ def load_runs(config: str, workdir: str) -> list[Run]:
     path = Path(config.partition(":")[0])
     if not path.is_file():
         raise UserError(f"--config={config}: no such file; give a Python file such as configs/X.py")
-    spec = importlib.util.spec_from_file_location("swept_config", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config={config}: not a Python file; give one such as configs/X.py")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        if not callable(getattr(module, "sweep", None)):
+        sweep = runpy.run_path(str(path)).get("sweep")
+        if not callable(sweep):
             raise UserError(
                 f"{path}: has no sweep() function; add one that returns a list of override dicts, "
                 'such as [{"optimizer.learning_rate": 1e-3}]'
             )
-        settings = module.sweep()
+        settings = sweep()
     except UserError:
         raise
     except Exception as error:  # the user's own code may raise anything
@@ -163,22 +163,17 @@ def _short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 def _run_name(setting: Overrides, short: dict[str, str]) -> str:
     """Returns a readable directory name, with a hash if the name alone would be ambiguous."""
-    texts = {key: _value_text(value) for key, value in setting.items()}
-    name = ",".join(f"{short[key]}={text}" for key, (text, _) in texts.items())
-    if len(name) <= MAX_NAME_LENGTH and all(is_exact for _, is_exact in texts.values()):
+    parts, is_exact = [], True
+    for key, value in setting.items():
+        text = re.sub(r"[^A-Za-z0-9._+-]+", "_", str(value)).strip("_")
+        # A string that reads as a literal (5, True, None) has the text of another value.
+        is_exact &= text == str(value) and not (isinstance(value, str) and _is_literal(text))
+        parts.append(f"{short[key]}={text}")
+    name = ",".join(parts)
+    if len(name) <= MAX_NAME_LENGTH and is_exact:
         return name
     canonical = json.dumps({key: repr(value) for key, value in setting.items()}, sort_keys=True)
     return f"{name[:MAX_NAME_LENGTH]}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
-
-
-def _value_text(value: Any) -> tuple[str, bool]:
-    """Returns a value as part of a file name, and whether no other value has the same text."""
-    if isinstance(value, float):
-        return f"{value:.6g}", float(f"{value:.6g}") == value and not value.is_integer()
-    if value is None or isinstance(value, int):
-        return str(value), True
-    text = re.sub(r"[^A-Za-z0-9._+-]+", "_", str(value)).strip("_")
-    return text, isinstance(value, str) and text == value and not _is_literal(text)
 
 
 def _is_literal(text: str) -> bool:

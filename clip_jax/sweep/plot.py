@@ -13,10 +13,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clip_jax.sweep.results import Row
+from clip_jax.sweep.table import Row
 
 MAX_LINES = 8
 MIN_HEAT_MAP_VALUES = 4
+RUN = "run"  # in place of a key, if no key differs
 LOG_RATIO = 8  # an axis whose values span this factor is logarithmic
 PANEL_INCHES = (5.2, 3.9)
 
@@ -30,7 +31,7 @@ def write_plot(rows: Sequence[Row], metrics: Sequence[str], path: Path, title: s
     figure = Figure(figsize=(width * len(draws), height * len(metrics)), layout="constrained")
     grid = figure.subplots(len(metrics), len(draws), squeeze=False)
     for metric, axes in zip(metrics, grid, strict=True):
-        is_empty = not any(has_value(row, metric) for row in rows)
+        is_empty = not any(row.has(metric) for row in rows)
         for axis, draw in zip(axes, draws, strict=True):
             axis.set_title(metric, fontsize=10)
             if is_empty:
@@ -44,11 +45,8 @@ def write_plot(rows: Sequence[Row], metrics: Sequence[str], path: Path, title: s
 def panels(rows: Sequence[Row]) -> list[Draw]:
     """Chooses how to draw this sweep: one function per panel."""
     values = {key: distinct(rows, key) for key in swept_keys(rows)}
-    if not values:
-        return [draw_runs]
-    if len(values) == 1:
-        (key,) = values
-        return [partial(draw_lines, x=key)]
+    if len(values) < 2:
+        return [partial(draw_lines, x=key) for key in values or (RUN,)]
     if len(values) == 2:
         # The x axis prefers numbers to names, and the key with more values.
         x, series = sorted(values, key=lambda k: (not is_numeric(values[k]), -len(values[k])))
@@ -58,7 +56,7 @@ def panels(rows: Sequence[Row]) -> list[Draw]:
             return [partial(draw_heat_map, x=x, y=series)]
         if len(values[series]) <= MAX_LINES and (is_full or len(pairs) > len(values[x])):
             return [partial(draw_lines, x=x, series=series)]
-    return [partial(draw_points, key=key) for key in values]
+    return [partial(draw_lines, x=key, means=False) for key in values]
 
 
 def swept_keys(rows: Sequence[Row]) -> list[str]:
@@ -70,6 +68,8 @@ def swept_keys(rows: Sequence[Row]) -> list[str]:
 
 def setting(row: Row, key: str) -> Any:
     """Returns a run's value of a key, made hashable; "default" if the run does not set it."""
+    if key == RUN:
+        return row.run.name
     value = row.run.overrides.get(key, "default")
     return str(value) if isinstance(value, list | tuple | bool | None) else value
 
@@ -83,11 +83,6 @@ def distinct(rows: Sequence[Row], key: str) -> list[Any]:
 def is_numeric(values: Sequence[Any]) -> bool:
     """Whether every value can be put on an axis as a number."""
     return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
-
-
-def has_value(row: Row, metric: str) -> bool:
-    """Whether the run has this metric, as a finite number."""
-    return math.isfinite(row.results.get(metric, math.nan))
 
 
 def text(value: Any) -> str:
@@ -113,24 +108,29 @@ def set_x_axis(axis: Axes, rows: Sequence[Row], key: str) -> dict[Any, float]:
 
 
 def draw_lines(
-    axis: Axes, rows: Sequence[Row], metric: str, x: str, series: str | None = None
+    axis: Axes,
+    rows: Sequence[Row],
+    metric: str,
+    x: str,
+    series: str | None = None,
+    means: bool = True,
 ) -> None:
-    """Draws a line of means for each value of `series`, and a point for each run."""
+    """Draws each run as a point, and with `means` a line of means for each value of `series`."""
     positions = set_x_axis(axis, rows, x)
-    style = "-" if is_numeric(distinct(rows, x)) else ""  # nothing lies between two names
+    is_line = means and is_numeric(distinct(rows, x))  # nothing lies between two names
     for value in distinct(rows, series) if series else [None]:
         groups: dict[float, list[float]] = {}
         for row in rows:
-            if has_value(row, metric) and (series is None or setting(row, series) == value):
+            if row.has(metric) and (series is None or setting(row, series) == value):
                 groups.setdefault(positions[setting(row, x)], []).append(row.results[metric])
         places = sorted(groups)
-        means = [sum(groups[place]) / len(groups[place]) for place in places]
+        across = [place for place in places for _ in groups[place]]
+        up = [y for place in places for y in groups[place]]
         label = f"{series} = {text(value)}" if series else None
-        (line,) = axis.plot(places, means, marker="o", linestyle=style, label=label)
-        if any(len(group) > 1 for group in groups.values()):
-            points = [(place, y) for place in places for y in groups[place]]
-            across, up = zip(*points, strict=True)
-            axis.scatter(across, up, s=14, alpha=0.5, color=line.get_color())
+        dots = axis.scatter(across, up, s=24, label=label)
+        if is_line and places:
+            averages = [sum(groups[place]) / len(groups[place]) for place in places]
+            axis.plot(places, averages, color=dots.get_facecolor()[0])
     axis.set_ylabel(metric.rpartition("/")[2])
     axis.grid(alpha=0.3)
     if series:
@@ -141,7 +141,7 @@ def draw_heat_map(axis: Axes, rows: Sequence[Row], metric: str, x: str, y: str) 
     """Draws the mean of each pair of values as a cell with its number."""
     columns, lines = distinct(rows, x), distinct(rows, y)
     cells: dict[tuple[int, int], list[float]] = {}
-    for row in [row for row in rows if has_value(row, metric)]:
+    for row in [row for row in rows if row.has(metric)]:
         place = (lines.index(setting(row, y)), columns.index(setting(row, x)))
         cells.setdefault(place, []).append(row.results[metric])
     means = [[math.nan] * len(columns) for _ in lines]
@@ -159,20 +159,3 @@ def draw_heat_map(axis: Axes, rows: Sequence[Row], metric: str, x: str, y: str) 
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.figure.colorbar(image, ax=axis)
-
-
-def draw_points(axis: Axes, rows: Sequence[Row], metric: str, key: str) -> None:
-    """Draws every run as a point over one key, regardless of the others."""
-    positions = set_x_axis(axis, rows, key)
-    have = [row for row in rows if has_value(row, metric)]
-    across = [positions[setting(row, key)] for row in have]
-    axis.scatter(across, [row.results[metric] for row in have], s=24)
-    axis.set_ylabel(metric.rpartition("/")[2])
-    axis.grid(alpha=0.3)
-
-
-def draw_runs(axis: Axes, rows: Sequence[Row], metric: str) -> None:
-    """Draws a bar for each run, for a sweep without differing keys."""
-    axis.bar(range(len(rows)), [row.results.get(metric, 0.0) for row in rows], width=0.4)
-    axis.set_xticks(range(len(rows)), [row.run.name for row in rows])
-    axis.set_ylabel(metric.rpartition("/")[2])

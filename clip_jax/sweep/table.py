@@ -1,42 +1,76 @@
-"""Table and plot of a sweep, from the files in its runs' directories."""
+"""Table of a sweep, from the files in its runs' directories."""
 
 import csv
 import difflib
 import math
+import os.path
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.sweep.plan import Run
-from clip_jax.sweep.results import Row, read_rows
+from clip_jax.training.log.metrics import read_rows
 
-CSV_FILE = "sweep.csv"
-PLOT_FILE = "sweep.png"
-OWN_COLUMNS = ("run", "state", "step", "samples_seen", "loss")
+COUNTS = ("step", "samples_seen")
+OWN_COLUMNS = ("run", "state", *COUNTS, "loss")
 MAX_DEFAULT_METRICS = 4
 LOWER_IS_BETTER = ("loss", "rank", "error")
 
 
-def write_report(runs: Sequence[Run], workdir: Path, metrics: Sequence[str] | None) -> None:
-    """Writes DIR/sweep.csv and DIR/sweep.png, and prints a short table.
+@dataclass(frozen=True)
+class Row:
+    """One run with its state and results (`loss`, `task/metric`, … to number)."""
 
-    Raises UserError for a metric that no run has, after writing the CSV.
+    run: Run
+    state: str
+    results: dict[str, float]
+
+    def has(self, metric: str) -> bool:
+        """Whether the run has this metric, as a finite number."""
+        return math.isfinite(self.results.get(metric, math.nan))
+
+
+def read_results(runs: Sequence[Run]) -> list[Row]:
+    """Reads every run's last metrics, and its last evaluation of each task and data set.
+
+    A column is named by its task and the part of the data set's name that is not shared:
+    `retrieval` on glyphs/test and glyphs/test/seen gives `retrieval` and `retrieval/seen`.
     """
-    rows = read_rows(runs)
-    names = list(dict.fromkeys(name for row in rows for name in row.results))
-    write_csv(rows, names, workdir / CSV_FILE)
-    plottable = [name for name in names if name not in ("step", "samples_seen")]
-    if not plottable:
-        print(f"no run has results yet\ntable: {workdir / CSV_FILE}")
-        return
-    chosen = [resolve_metric(m, plottable) for m in metrics] if metrics else defaults(plottable)
-    print(text_table(rows, chosen))
-    from clip_jax.sweep.plot import (
-        write_plot,  # matplotlib takes a second to import, and only this needs it
-    )
+    evaluations = {run.name: last_evaluations(Path(run.workdir)) for run in runs}
+    datasets: dict[str, set[str]] = {}
+    for task, dataset in (key for of_run in evaluations.values() for key in of_run):
+        datasets.setdefault(task, set()).add(f"/{dataset}")
+    shared = {task: os.path.commonpath(names) for task, names in datasets.items()}
+    rows = []
+    for run in runs:
+        results: dict[str, float] = {}
+        for record in read_rows(Path(run.workdir) / "metrics.jsonl"):
+            results |= numbers({name: record.get(name) for name in (*COUNTS, "loss")})
+        for (task, dataset), values in evaluations[run.name].items():
+            column = os.path.normpath(f"{task}/{os.path.relpath(f'/{dataset}', shared[task])}")
+            results |= {f"{column}/{name}": value for name, value in values.items()}
+        rows.append(Row(run, run.state(), results))
+    return rows
 
-    write_plot(rows, chosen, workdir / PLOT_FILE, workdir.name)
-    print(f"\ntable: {workdir / CSV_FILE}\nplot:  {workdir / PLOT_FILE}")
+
+def last_evaluations(directory: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """Maps (task, data set) to the metrics of its last evaluation in evaluation.jsonl."""
+    latest: dict[tuple[str, str], dict[str, float]] = {}
+    for record in read_rows(directory / "evaluation.jsonl"):
+        key = (str(record.get("task", "")), str(record.get("dataset", "")))
+        latest[key] = {name: v for name, v in numbers(record).items() if name != "step"}
+    return latest
+
+
+def numbers(record: dict[str, Any]) -> dict[str, float]:
+    """Returns the numeric values of a record."""
+    return {
+        name: value
+        for name, value in record.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def write_csv(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
@@ -54,19 +88,17 @@ def write_csv(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
 
 
 def resolve_metric(asked: str, known: Sequence[str]) -> str:
-    """Returns the column that `asked` names, in full or by a unique ending."""
+    """Returns the column that `asked` names: in full, by a unique ending, or without data set."""
     if asked in known:
         return asked
-    endings = [name for name in known if name.endswith(f"/{asked}")]
-    if len(endings) == 1:
-        return endings[0]
-    if endings:
-        raise UserError(f"--metric={asked}: could be any of {', '.join(endings)}; give one")
-    # The name `task/metric` is ambiguous if every column also names a data set.
     task, _, metric = asked.rpartition("/")
-    with_dataset = [n for n in known if n.startswith(f"{task}/") and n.endswith(f"/{metric}")]
-    if with_dataset:
-        raise UserError(f"--metric={asked}: could be any of {', '.join(with_dataset)}; give one")
+    found = [name for name in known if name.endswith(f"/{asked}")] or [
+        name for name in known if name.startswith(f"{task}/") and name.endswith(f"/{metric}")
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"--metric={asked}: could be any of {', '.join(found)}; give one")
     near = difflib.get_close_matches(asked, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"--metric={asked}: no run has it; {hint}the runs have {', '.join(known)}")
@@ -84,23 +116,17 @@ def defaults(known: Sequence[str]) -> list[str]:
 
 def text_table(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     """Formats the runs with the chosen metrics; `*` marks the best value of each."""
-    best = {}
-    for name in metrics:
-        values = [
-            row.results[name] for row in rows if math.isfinite(row.results.get(name, math.nan))
-        ]
-        if values:
-            lower = any(word in name.rpartition("/")[2] for word in LOWER_IS_BETTER)
-            best[name] = min(values) if lower else max(values)
     table = [["run", "state", "step", *metrics]]
-    for row in rows:
-        cells = [row.run.name, row.state, f"{row.results.get('step', '-')}"]
-        for name in metrics:
+    table += [[row.run.name, row.state, f"{row.results.get('step', '-')}"] for row in rows]
+    for name in metrics:
+        lower = any(word in name.rpartition("/")[2] for word in LOWER_IS_BETTER)
+        values = [row.results[name] for row in rows if row.has(name)]
+        best = (min if lower else max)(values, default=None)
+        for row, cells in zip(rows, table[1:], strict=True):
             value = row.results.get(name)
-            mark = " *" if value is not None and value == best.get(name) else "  "
+            mark = " *" if value is not None and value == best else "  "
             cells.append("-  " if value is None else f"{value:.4g}{mark}")
-        table.append(cells)
-    widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for cells in table:
         left = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]

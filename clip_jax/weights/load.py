@@ -21,7 +21,7 @@ from clip_jax.models.architectures import get_architecture, same_function
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.sharding import leaf_spec
 from clip_jax.text.huggingface_files import has_tokenizer, load_huggingface_tokenizer
-from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
+from clip_jax.text.tokenizer import OPENAI_VOCAB_SIZE, Tokenizer, get_tokenizer
 from clip_jax.weights.files.folders import inventory, newest_trainer_checkpoint, refuse_adapter
 from clip_jax.weights.files.tensors import find_weights, is_index, open_tensors
 from clip_jax.weights.fitting import fitting
@@ -41,7 +41,6 @@ OPEN_CLIP_WEIGHTS = (
 HUGGING_FACE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 BARE_WEIGHTS = (*OPEN_CLIP_WEIGHTS, "model.pt", "model.npz")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")
-OPENAI_VOCAB_SIZE = 49408
 LARGE_MODEL = 300_000_000  # scalars; smaller ones load in a second or two
 NOTHING = re.compile(r"(?!)")
 
@@ -268,26 +267,17 @@ def _open_file(path: Path, architecture: str | None) -> Source:
         if (beside / "config.json").is_file():
             return _hugging_face_directory(beside, path)
     tensors = open_tensors(path)
+    rules, ignored = _open_clip_rules(tensors), open_clip.IGNORED
     if path.suffix == ".npz":
+        layout = "big_vision"
         config = big_vision.config_from_big_vision(tensors.shapes, architecture)
         tensors = big_vision.merge_position_tables(tensors)
-        names = tensors.shapes
-        return Source(
-            "big_vision",
-            path,
-            config,
-            tensors,
-            lambda c: big_vision.big_vision_rules(c, names),
-            lambda: _tokenizer(beside, config),
-            big_vision.IGNORED,
-            says_sizes=architecture is None,
-        )
-    if architecture is not None:
-        config = get_architecture(architecture)
-        layout = "open_clip"
+        rules = functools.partial(big_vision.big_vision_rules, names=tensors.shapes)
+        ignored = big_vision.IGNORED
+    elif architecture is not None:
+        layout, config = "open_clip", get_architecture(architecture)
     elif "input_resolution" in tensors.shapes:  # only in OpenAI's own archives
-        config = openai.config_from_shapes(tensors.shapes, str(path))
-        layout = "openai"
+        layout, config = "openai", openai.config_from_shapes(tensors.shapes, str(path))
     else:
         raise UserError(f"{path}: a bare state dictionary; {_which_architecture(tensors, path)}")
     return Source(
@@ -295,9 +285,9 @@ def _open_file(path: Path, architecture: str | None) -> Source:
         path,
         config,
         tensors,
-        _open_clip_rules(tensors),
+        rules,
         lambda: _tokenizer(beside, config),
-        open_clip.IGNORED,
+        ignored,
         says_sizes=architecture is None,
     )
 

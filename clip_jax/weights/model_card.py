@@ -6,33 +6,21 @@ from clip_jax.models.config import ClipConfig, VitConfig
 from clip_jax.models.two_tower import count_trainable
 from clip_jax.text.tokenizer import Tokenizer
 
-LOADING = {
-    "clip_jax": """```python
-import clip_jax
+OURS = """import clip_jax
 
 clip = clip_jax.load("PATH")
-clip.classify(["photo.jpg"], ["a cat", "a dog"])
-```""",
-    "huggingface": """```python
-import clip_jax
-
-clip = clip_jax.load("PATH")
-clip.classify(["photo.jpg"], ["a cat", "a dog"])
+clip.classify(["photo.jpg"], ["a cat", "a dog"])"""
+THEIRS = {
+    "huggingface": """
 
 from transformers import AutoModel, AutoProcessor
 
-model, processor = AutoModel.from_pretrained("PATH"), AutoProcessor.from_pretrained("PATH")
-```""",
-    "open_clip": """```python
-import clip_jax
-
-clip = clip_jax.load("PATH")
-clip.classify(["photo.jpg"], ["a cat", "a dog"])
+model, processor = AutoModel.from_pretrained("PATH"), AutoProcessor.from_pretrained("PATH")""",
+    "open_clip": """
 
 import open_clip
 
-model, transform = open_clip.create_model_from_pretrained("local-dir:PATH")
-```""",
+model, transform = open_clip.create_model_from_pretrained("local-dir:PATH")""",
 }
 
 
@@ -94,7 +82,7 @@ def model_card(
         "",
         "## Use",
         "",
-        LOADING[format],
+        f"```python\n{OURS}{THEIRS.get(format, '')}\n```",
         "",
     ]
     return "\n".join(lines)

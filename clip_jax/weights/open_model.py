@@ -5,9 +5,9 @@ from pathlib import Path
 
 from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig
+from clip_jax.sharding import leaves_by_path
 from clip_jax.weights.layouts.bundle import (
     bundle_rules,
-    flatten,
     is_bundle,
     is_whole,
     tokenizer_from_identity,
@@ -43,8 +43,8 @@ def open_model(path: Path, architecture: str | None = None) -> Source:
             raise
         reason = str(error).removesuffix("; download it again")  # a training run was not downloaded
     raise UserError(
-        f"{reason}; give {instead}, the newest checkpoint that can be read, or run the training "
-        "command again, which exports again"
+        f"{reason}; give {instead.path}, the newest checkpoint that can be read, or run the "
+        "training command again, which exports again"
     )
 
 
@@ -64,26 +64,22 @@ def _find_checkpoints(source: Path) -> list[Path]:
 
 def _open_newest(checkpoints: list[Path], source: Path) -> Source:
     """Opens the first. If it is damaged, raises `UserError` naming the next readable one."""
-    newest, *others = checkpoints
-    try:
-        return _open_checkpoint(newest)
-    except DamagedCheckpoint as error:
-        reason = str(error)
-    before, reasons = _first_readable(others)
-    if before is not None:
-        raise UserError(f"{reason}; give {before}, the newest one that can be read")
-    if source == newest:
-        raise UserError(reason)
-    raise UserError(f"no checkpoint of {source} can be read: {'; '.join([reason, *reasons])}")
+    found, reasons = _first_readable(checkpoints)
+    if found is not None and not reasons:
+        return found
+    if found is not None:
+        raise UserError(f"{reasons[0]}; give {found.path}, the newest one that can be read")
+    if source == checkpoints[0]:
+        raise UserError(reasons[0])
+    raise UserError(f"no checkpoint of {source} can be read: {'; '.join(reasons)}")
 
 
-def _first_readable(checkpoints: list[Path]) -> tuple[Path | None, list[str]]:
+def _first_readable(checkpoints: list[Path]) -> tuple[Source | None, list[str]]:
     """The first with readable parameters, and the errors of those before it."""
     reasons: list[str] = []
     for path in checkpoints:
         try:
-            read_params(path)
-            return path, reasons
+            return _open_checkpoint(path), reasons
         except DamagedCheckpoint as error:
             reasons.append(str(error))
     return None, reasons
@@ -96,7 +92,7 @@ def _open_checkpoint(directory: Path) -> Source:
         layout="clip_jax",
         path=directory,
         config=config,
-        tensors=ArrayTensors(flatten(read_params(directory)), directory),
+        tensors=ArrayTensors(leaves_by_path(read_params(directory)), directory),
         rules=functools.partial(bundle_rules, config),
         tokenizer=lambda: tokenizer_from_identity(identity),
     )

@@ -10,7 +10,7 @@ from clip_jax.models.config import ClipConfig, image_fields
 from clip_jax.text.cleaning import clean_text
 from clip_jax.text.clip_bpe import ClipBpeTokenizer
 from clip_jax.text.huggingface_export import to_huggingface_files
-from clip_jax.text.tokenizer import Tokenizer
+from clip_jax.text.tokenizer import OPENAI_VOCAB_SIZE, Tokenizer
 from clip_jax.weights.files.safetensors_writer import save_safetensors
 from clip_jax.weights.layouts import huggingface, open_clip
 from clip_jax.weights.layouts.bundle import CONFIG, write_bundle
@@ -19,7 +19,7 @@ from clip_jax.weights.model_card import model_card
 from clip_jax.weights.rules import preprocessing
 from clip_jax.weights.rules.table import write_tensors
 
-OPEN_CLIP_CONFIG, OPENAI_VOCAB_SIZE = "open_clip_config.json", 49408
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 # Our text cleaning mode -> open_clip's nearest mode.
 OPEN_CLIP_CLEANING = {
     **{mode: mode for mode in ("lower", "whitespace", "canonicalize")},

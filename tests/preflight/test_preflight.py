@@ -1,6 +1,5 @@
 """A pre-flight's report, on simulated devices."""
 
-import dataclasses
 import json
 import types
 
@@ -31,50 +30,37 @@ def report() -> Report:
 def test_report_of_a_run_that_fits(report: Report) -> None:
     assert set(report) >= API_KEYS
     assert report == json.loads(json.dumps(report))
-    assert report["fits"] is True
-    assert report["reason"] is None
+    assert (report["fits"], report["reason"], report["devices"]) == (True, None, 8)
     assert report["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
-    assert report["devices"] == 8
-    run = plan()
-    assert report["model_flops_per_step"] == step_flops(run.architecture, 64)
+    assert report["model_flops_per_step"] == step_flops(plan().architecture, 64)
     # Everything is computed once: what is missing are the gradients of the inputs.
     assert 0.8 < report["compiled_to_model_flops"] <= 1.05
-    assert report["peak_bytes_per_device"] == (
-        report["argument_bytes_per_device"]
-        + report["output_bytes_per_device"]
-        + report["temp_bytes_per_device"]
-    )
     assert report["loops_of_unknown_length"] == []
     assert set(report["evaluation"]) >= {"image", "text", "fits", "peak_bytes_per_device"}
-
-
-def test_bytes_by_kind(report: Report) -> None:
-    parameters = report["parameter_bytes"]
-    assert parameters == 4 * report["parameters"]
-    # Two moments, and the counts of steps.
-    assert 0 <= report["optimizer_bytes"] - 2 * parameters <= 16
-    assert report["batch_bytes_per_device"] == 64 // 8 * (32 * 32 * 3 + 4 * 12)
-    # Most of it is in leaves that are split four ways.
-    assert parameters / 4 <= report["parameter_bytes_per_device"] < 0.4 * parameters
-    arguments = sum(report[f"{k}_bytes_per_device"] for k in ("parameter", "optimizer", "batch"))
-    assert report["argument_bytes_per_device"] == pytest.approx(arguments, rel=1e-3)
-    state = report["parameter_bytes_per_device"] + report["optimizer_bytes_per_device"]
-    even = (parameters + report["optimizer_bytes"]) / 4
-    assert report["state_to_even_share"] == pytest.approx(state / even)
-
-
-def test_exchanges(report: Report) -> None:
     assert report["collectives"]["all-gather"] > 0
     assert report["collectives"]["all-reduce"] > 0
     assert sum(report["collective_bytes_by_kind"].values()) == report["collective_bytes_per_device"]
     assert report["batch_gathers"] == []
-
-
-def test_text_of_a_report(report: Report) -> None:
     text = format_report(report)
     assert text.startswith("fits: 0.0")
     assert "mesh data 2 × fsdp 4 × tensor 1" in text
     assert "all-gathers of activations over the batch: none" in text
+
+
+def test_bytes_by_kind(report: Report) -> None:
+    here = {name.removesuffix("_bytes_per_device"): report[name] for name in report}
+    assert here["peak"] == here["argument"] + here["output"] + here["temp"]
+    parameters = report["parameter_bytes"]
+    assert parameters == 4 * report["parameters"]
+    # Two moments, and the counts of steps.
+    assert 0 <= report["optimizer_bytes"] - 2 * parameters <= 16
+    assert here["batch"] == 64 // 8 * (32 * 32 * 3 + 4 * 12)
+    # Most of it is in leaves that are split four ways.
+    assert parameters / 4 <= here["parameter"] < 0.4 * parameters
+    state = here["parameter"] + here["optimizer"]
+    assert here["argument"] == pytest.approx(state + here["batch"], rel=1e-3)
+    even = (parameters + report["optimizer_bytes"]) / 4
+    assert report["state_to_even_share"] == pytest.approx(state / even)
 
 
 @pytest.mark.slow
@@ -141,10 +127,10 @@ def test_vocabulary_without_data() -> None:
     elsewhere = plan(tokenizer__source="tokenizers/elsewhere", model__vocab_size=700)
     assert elsewhere.architecture.vocab_size == 700
     assert "'tokenizers/elsewhere' is not here; 700 ids" in elsewhere.notes[0]
+
+
+def test_departures_from_the_configuration_are_noted(report: Report) -> None:
     assert "steps" in plan(steps=None, epochs=3.0).notes[0]
-
-
-def test_a_ring_of_one_is_said(report: Report) -> None:
     changes = {"mesh__data": 1, "mesh__fsdp": 1, "loss_implementation": "ring"}
     [note] = plan(find_target("cpu:1"), **changes).notes
     assert "'chunked' is used" in note
@@ -152,25 +138,21 @@ def test_a_ring_of_one_is_said(report: Report) -> None:
 
 
 def test_only_a_dense_softmax_loss_keeps_its_logits() -> None:
-    def kept(**changes: str) -> int:
-        return loss_bytes(plan(**changes))
-
-    assert kept(loss_implementation="dense") == LOSS_COPIES * 4 * 8 * 64
-    assert kept(loss_implementation="dense", loss="sigmoid") == kept() == 0
+    losses = [("softmax", "dense"), ("sigmoid", "dense"), ("softmax", "chunked")]
+    kept = [loss_bytes(plan(loss=loss, loss_implementation=how)) for loss, how in losses]
+    assert kept == [LOSS_COPIES * 4 * 8 * 64, 0, 0]
 
 
 def needing(mib: int) -> Compiled:
     """A compiled program of so many MiB."""
-    sizes = dict.fromkeys(
-        ("argument", "output", "alias", "temp", "host_temp", "generated_code"), 0
-    ) | {"temp": mib * 2**20}
-    memory = types.SimpleNamespace(**{f"{k}_size_in_bytes": size for k, size in sizes.items()})
+    kinds = ("argument", "output", "alias", "host_temp", "generated_code", "temp")
+    sizes = {f"{kind}_size_in_bytes": (kind == "temp") * mib << 20 for kind in kinds}
+    memory = types.SimpleNamespace(**sizes)
     return Compiled(memory, Cost(), 1.0, "cpu")
 
 
 def test_a_run_that_does_not_fit_is_told_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = plan(batch_size=4096)
-    run = dataclasses.replace(run, target=dataclasses.replace(run.target, hbm_bytes=40 << 20))
+    run = plan(batch_size=4096, hbm=40 << 20)
     monkeypatch.setattr(compiling, "compile_train_step", lambda _: needing(70))
     report = preflight(run)
     assert report["fits"] is False
@@ -183,8 +165,7 @@ def test_a_run_that_does_not_fit_is_told_what_to_change(monkeypatch: pytest.Monk
 
 
 def test_an_evaluation_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = plan()
-    run = dataclasses.replace(run, target=dataclasses.replace(run.target, hbm_bytes=40 << 20))
+    run = plan(hbm=40 << 20)
     monkeypatch.setattr(compiling, "compile_train_step", lambda _: needing(30))
     monkeypatch.setattr(compiling, "compile_evaluation", lambda _: {"image": needing(39)})
     report = preflight(run)
@@ -195,19 +176,32 @@ def test_an_evaluation_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> Non
     assert report["evaluation"]["peak_bytes_per_device"] == (39 << 20) + idle
     assert "config.evaluations: batch_size=256 needs" in report["reason"]
     assert report["advice"] == ["evaluation: batch_size=128 in config.evaluations"]
-    run = dataclasses.replace(plan(evaluations=({"batch_size": 8},)), target=run.target)
+    run = plan(evaluations=({"batch_size": 8},), hbm=40 << 20)
     assert "an image a device is too much" in preflight(run)["advice"][0]
 
 
-def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["train", "evaluation"])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (jax.errors.JaxRuntimeError("INTERNAL: no lowering\nsecond line"), "INTERNAL: no lowering"),
+        (TooLargeError("Used 21.84G of 15.75G hbm."), "needs 21.84 of 0.039 GiB a device"),
+    ],
+)
+def test_a_compiler_that_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, step: str, error: Exception, reason: str
+) -> None:
     def fail(_: Run) -> Compiled:
-        raise jax.errors.JaxRuntimeError("INTERNAL: no lowering\nsecond line")
+        raise error
 
-    monkeypatch.setattr(compiling, "compile_train_step", fail)
-    report = preflight(plan())
+    monkeypatch.setattr(compiling, "compile_train_step", lambda _: needing(30))
+    function = {"train": "compile_train_step", "evaluation": "compile_evaluation"}[step]
+    monkeypatch.setattr(compiling, function, fail)
+    report = preflight(plan(hbm=40 << 20))
     assert report["fits"] is False
-    assert report["reason"] == "the compiler failed at the train step: INTERNAL: no lowering"
-    assert report["advice"] == []
+    assert f"the {step} step" in report["reason"]
+    assert report["reason"].endswith(reason)
+    assert (report["evaluation"] is None) is (step == "train")
 
 
 def test_the_compilers_refusal_is_read() -> None:

@@ -26,11 +26,17 @@ def convolution(**settings) -> Callable:
     return convolve
 
 
+strided = convolution(window_strides=(2, 2), padding="SAME")
 LOOP_FREE = {
     "matrix": (lambda a, b: a @ b, (32, 48), (48, 64)),
     "scores": (lambda q, k: jnp.einsum("bnth,bnsh->bnts", q, k), (2, 3, 7, 16), (2, 3, 7, 16)),
     "heads": (lambda x, w: jnp.einsum("bld,dshk->blshk", x, w), (2, 7, 24), (24, 3, 2, 8)),
-    "strided": (convolution(window_strides=(2, 2), padding="SAME"), (2, 15, 15, 4), (3, 3, 4, 8)),
+    "strided": (strided, (2, 15, 15, 4), (3, 3, 4, 8)),
+    "gradients": (
+        jax.grad(lambda x, kernel: jnp.sum(strided(x, kernel) ** 2), argnums=(0, 1)),
+        (2, 16, 16, 8),
+        (3, 3, 8, 8),
+    ),
     "patches": (
         convolution(window_strides=(8, 8), padding="VALID"),
         (2, 32, 32, 3),
@@ -63,18 +69,6 @@ def test_loop_free_programs_as_xla_counts_them(name: str) -> None:
     )
 
 
-def test_gradients_of_a_convolution() -> None:
-    forward = convolution(window_strides=(2, 2), padding="SAME")
-
-    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.sum(forward(x, kernel) ** 2)
-
-    program = compiled(jax.grad(loss, argnums=(0, 1)), (2, 16, 16, 8), (3, 3, 8, 8))
-    assert program_cost(program.as_text()).flops == pytest.approx(
-        program.cost_analysis()["flops"], rel=0.01
-    )
-
-
 def test_batched_product_written_as_a_convolution() -> None:
     """As the TPU's compiler does; the naive product of window and output sizes is 256 times it."""
     text = """HloModule tpu
@@ -99,32 +93,23 @@ def unrolled(x: jax.Array, weights: jax.Array) -> jax.Array:
     return x
 
 
-def test_a_scanned_program_counts_as_the_unrolled_one() -> None:
-    shapes = ((8, 16), (6, 16, 16))
-    counts = [program_cost(compiled(f, *shapes).as_text()).flops for f in (scanned, unrolled)]
-    assert counts == [2 * 8 * 16 * 16 * 6] * 2
+def nested(x: jax.Array, weights: jax.Array) -> jax.Array:
+    x = jax.lax.scan(lambda carry, _: (scanned(carry, weights), None), x, None, length=3)[0]
+    return jax.lax.cond(x[0, 0] > 0, lambda y: y, lambda y: y @ weights[0], x)
 
 
-def test_nested_loops_and_conditionals() -> None:
-    def nested(x: jax.Array, weights: jax.Array) -> jax.Array:
-        def outer(carry: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return scanned(carry, weights), None
-
-        x = jax.lax.scan(outer, x, None, length=3)[0]
-        return jax.lax.cond(x[0, 0] > 0, lambda y: y, lambda y: y @ weights[0], x)
-
-    cost = program_cost(compiled(nested, (8, 16), (6, 16, 16)).as_text())
-    assert cost.flops == 2 * 8 * 16 * 16 * (3 * 6 + 1)
-    assert cost.unknown_loops == ()
+def until_small(x: jax.Array, weights: jax.Array) -> jax.Array:
+    return jax.lax.while_loop(lambda y: jnp.sum(y) > 1, lambda y: y @ weights[0], x)
 
 
-def test_a_loop_of_unknown_length_is_named() -> None:
-    def until_small(x: jax.Array, w: jax.Array) -> jax.Array:
-        return jax.lax.while_loop(lambda y: jnp.sum(y) > 1, lambda y: y @ w, x)
-
-    cost = program_cost(compiled(until_small, (8, 16), (16, 16)).as_text())
-    assert len(cost.unknown_loops) == 1
-    assert cost.flops == 2 * 8 * 16 * 16
+@pytest.mark.parametrize(
+    ("function", "products", "unknown"),
+    [(scanned, 6, 0), (unrolled, 6, 0), (nested, 3 * 6 + 1, 0), (until_small, 1, 1)],
+)
+def test_loops_count_as_often_as_they_run(function: Callable, products: int, unknown: int) -> None:
+    cost = program_cost(compiled(function, (8, 16), (6, 16, 16)).as_text())
+    assert cost.flops == 2 * 8 * 16 * 16 * products
+    assert len(cost.unknown_loops) == unknown
 
 
 def test_collectives_in_a_loop() -> None:
@@ -164,6 +149,10 @@ def test_collectives_in_a_loop() -> None:
     assert (groups["all-gather"], groups["all-reduce"]) == (4, 8)
 
 
+GATHER = (
+    "f32[8,4]{1,0} all-gather(%p), channel_id=9, replica_groups={{0,1,2,3}}, dimensions={0}, "
+    'frontend_attributes={chain_id="3"}'
+)
 ASYNC = """HloModule gpu
 
 %wrapped (p: f32[8,4]) -> f32[2,4] {
@@ -174,8 +163,7 @@ to_apply=%add
 
 %chained (p: f32[2,4]) -> f32[8,4] {
   %p = f32[2,4]{1,0} parameter(0)
-  ROOT %g = f32[8,4]{1,0} all-gather(%p), channel_id=9, replica_groups={{0,1,2,3}}, \
-dimensions={0}, frontend_attributes={chain_id="3"}
+  ROOT %g = GATHER
 }
 
 ENTRY %main (x: f32[2,4], y: f32[8,4]) -> f32[8,4] {
@@ -197,7 +185,7 @@ source_target_pairs={{0,1},{1,0}}
   %part-2 = f32[8,4]{1,0} fusion(%x), kind=kCustom, calls=%chained
   ROOT %out = f32[8,4]{1,0} add(%ag-done, %ar-done)
 }
-"""
+""".replace("GATHER", GATHER)
 
 
 def test_asynchronous_collectives_count_once() -> None:
@@ -218,56 +206,52 @@ def test_asynchronous_collectives_count_once() -> None:
     assert cost.collectives[0].op_name == "gather"
 
 
-def test_an_exchange_hidden_behind_a_loop_counts_once() -> None:
-    """As the TPU's compiler does with the loss's gather: it begins before a loop, a part of it is
-    in every round, and it ends after."""
-    gather = (
-        "%g = f32[8,4]{{1,0}} all-gather(%p), channel_id=9, replica_groups={{{{0,1,2,3}}}}, "
-        'dimensions={{0}}, frontend_attributes={{chain_id="3"}}'
-    ).format()
-    text = f"""HloModule tpu
+HIDDEN = """HloModule tpu
 
-%begin (p: f32[2,4]) -> (f32[8,4], u32[]) {{
-  %p = f32[2,4]{{1,0}} parameter(0)
-  {gather}
+%begin (p: f32[2,4]) -> (f32[8,4], u32[]) {
+  %p = f32[2,4]{1,0} parameter(0)
+  %g = GATHER
   ROOT %c = (f32[8,4], u32[]) custom-call(%g), custom_call_target="AsyncCollectiveStart"
-}}
+}
 
-%part (p: f32[2,4]) -> f32[8,4] {{
-  %p = f32[2,4]{{1,0}} parameter(0)
-  ROOT {gather}
-}}
+%part (p: f32[2,4]) -> f32[8,4] {
+  %p = f32[2,4]{1,0} parameter(0)
+  ROOT %g = GATHER
+}
 
-%body (s: (s32[], f32[2,4])) -> (s32[], f32[2,4]) {{
+%body (s: (s32[], f32[2,4])) -> (s32[], f32[2,4]) {
   %s = (s32[], f32[2,4]) parameter(0)
   %i = s32[] get-tuple-element(%s), index=0
   %one = s32[] constant(1)
   %next = s32[] add(%i, %one)
-  %x = f32[2,4]{{1,0}} get-tuple-element(%s), index=1
-  %f = f32[8,4]{{1,0}} fusion(%x), kind=kCustom, calls=%part
+  %x = f32[2,4]{1,0} get-tuple-element(%s), index=1
+  %f = f32[8,4]{1,0} fusion(%x), kind=kCustom, calls=%part
   ROOT %t = (s32[], f32[2,4]) tuple(%next, %x)
-}}
+}
 
-%condition (s: (s32[], f32[2,4])) -> pred[] {{
+%condition (s: (s32[], f32[2,4])) -> pred[] {
   %s = (s32[], f32[2,4]) parameter(0)
   %i = s32[] get-tuple-element(%s), index=0
   %six = s32[] constant(6)
   ROOT %less = pred[] compare(%i, %six), direction=LT
-}}
+}
 
-ENTRY %main (x: f32[2,4]) -> f32[8,4] {{
-  %x = f32[2,4]{{1,0}} parameter(0)
+ENTRY %main (x: f32[2,4]) -> f32[8,4] {
+  %x = f32[2,4]{1,0} parameter(0)
   %zero = s32[] constant(0)
   %b = (f32[8,4], u32[]) fusion(%x), kind=kCustom, calls=%begin
   %state = (s32[], f32[2,4]) tuple(%zero, %x)
   %loop = (s32[], f32[2,4]) while(%state), condition=%condition, body=%body
-  ROOT %end = f32[8,4]{{1,0}} fusion(%x), kind=kCustom, calls=%part
-}}
-"""
-    assert program_cost(text).collective_counts == {"all-gather": 1}
-    inside = text.replace(
-        "kind=kCustom, calls=%part\n  ROOT %t", "kind=kCustom, calls=%begin\n  ROOT %t"
-    )
+  ROOT %end = f32[8,4]{1,0} fusion(%x), kind=kCustom, calls=%part
+}
+""".replace("GATHER", GATHER)
+
+
+def test_an_exchange_hidden_behind_a_loop_counts_once() -> None:
+    """As the TPU's compiler does with the loss's gather: it begins before a loop, a part of it is
+    in every round, and it ends after."""
+    assert program_cost(HIDDEN).collective_counts == {"all-gather": 1}
+    inside = HIDDEN.replace("%part\n  ROOT %t", "%begin\n  ROOT %t")
     assert program_cost(inside).collective_counts == {"all-gather": 7}
 
 

@@ -1,6 +1,5 @@
 """`python -m clip_jax.preflight` as a person runs it."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,12 +7,7 @@ from pathlib import Path
 
 import pytest
 from places import REPOSITORY, SUPPORT
-from tiny_preflight import API_KEYS
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel for this machine"
-)
-
+from tiny_preflight import API_KEYS, needs_libtpu
 
 pytestmark = pytest.mark.slow
 

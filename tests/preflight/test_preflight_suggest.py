@@ -1,7 +1,5 @@
 """What a pre-flight advises, and the settings that it finds."""
 
-import dataclasses
-
 import pytest
 from tiny_preflight import plan
 
@@ -13,19 +11,19 @@ from clip_jax.preflight.suggest import format_suggestions, suggest
 
 
 def test_advice_for_temporaries_and_for_state() -> None:
-    run = plan(model__remat="full", mesh__data=-1, mesh__fsdp=1)
-    found = describe(run) | {"fits": False}
+    changes = {"model__remat": "full", "mesh__data": -1, "mesh__fsdp": 1}
+    found = describe(plan(**changes)) | {"fits": False}
     state = sum(found[f"{kind}_bytes_per_device"] for kind in ("parameter", "optimizer"))
-    small = dataclasses.replace(run, target=dataclasses.replace(run.target, hbm_bytes=state))
-    lines = advise(small, found | {"peak_bytes_per_device": state + (1 << 20)})
+    full = found | {"peak_bytes_per_device": state + (1 << 20)}
+    lines = advise(plan(hbm=state, **changes), full)
     assert lines[0].startswith("mesh: parameters and optimizer take")
     assert "--config.mesh.data=-1 --config.mesh.fsdp=2 " in lines[0]
     assert "first_moment_dtype=bfloat16" in lines[1]
-    large = dataclasses.replace(run, target=dataclasses.replace(run.target, hbm_bytes=10 * state))
-    lines = advise(large, found | {"peak_bytes_per_device": 25 * state})
+    large = found | {"peak_bytes_per_device": 25 * state}
+    lines = advise(plan(hbm=10 * state, **changes), large)
     assert "--config.optimizer.microbatches=4 " in lines[0]
     assert "--config.batch_size=16 " in lines[1]
-    assert advise(run, describe(run)) == []  # nothing is known of what it needs
+    assert advise(plan(), describe(plan())) == []  # nothing is known of what it needs
 
 
 REMAT_COST = {"none": 1.0, "dots": 1.05, "qkv": 1.15, "full": 1.3, "offload": 1.4}
@@ -49,59 +47,50 @@ def pretended(run: Run, evaluation: bool = True) -> Report:
     }
 
 
-def search(monkeypatch: pytest.MonkeyPatch, hbm_mib: int, seconds: float = 60.0, **changes) -> list:
-    monkeypatch.setattr(suggesting, "preflight", pretended)
-    run = plan(**changes)
-    run = dataclasses.replace(
-        run, target=dataclasses.replace(run.target, hbm_bytes=hbm_mib * 2**20)
-    )
-    return suggest(run, pretended(run), seconds)
-
-
-def test_search_finds_the_least_recomputation_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = search(monkeypatch, 50)
-    best = rows[0]
-    assert "--config.model.remat=dots" in best["flags"]  # none takes 80 MiB
-    assert [row["cost"] for row in rows] == sorted(row["cost"] for row in rows)
-    assert all(row["peak_bytes_per_device"] <= 50 * 2**20 for row in rows)
-    text = format_suggestions(rows)
-    assert text.splitlines()[2].endswith(best["flags"])
-
-
-def test_search_splits_the_batch_where_remat_is_not_enough(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    rows = search(monkeypatch, 12, batch_size=256)  # full remat takes 40 MiB
-    assert "--config.optimizer.microbatches=" in rows[0]["flags"]
-    assert rows[0]["global_batch_size"] == 256
-
-
-def test_search_splits_the_state_further_where_that_makes_room(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """On one device's share of the state "dots" would take 41 MiB, of which 40 are temporaries."""
-    state = 4 * 2**20
+def search(
+    monkeypatch: pytest.MonkeyPatch, hbm: int, state: int = 0, seconds: float = 60, **changes
+) -> list:
+    """The suggestions for a device of `hbm` MiB, with `state` MiB to split."""
 
     def with_state(run: Run, evaluation: bool = True) -> Report:
         report = pretended(run)
-        here = state // run.mesh.shape["fsdp"]
+        here = (state << 20) // run.mesh.shape["fsdp"]
         peak = report["peak_bytes_per_device"] + here
-        return report | {
-            "parameter_bytes_per_device": here,
-            "optimizer_bytes_per_device": 0,
-            "peak_bytes_per_device": peak,
-            "fits": peak <= run.target.hbm_bytes,
-        }
+        kinds = {"parameter": here, "optimizer": 0, "peak": peak}
+        sizes = {f"{kind}_bytes_per_device": size for kind, size in kinds.items()}
+        return report | sizes | {"fits": peak <= run.target.hbm_bytes}
 
     monkeypatch.setattr(suggesting, "preflight", with_state)
-    run = plan(mesh__data=8, mesh__fsdp=1)
-    run = dataclasses.replace(run, target=dataclasses.replace(run.target, hbm_bytes=43 << 20))
-    rows = suggest(run, with_state(run), 60.0)
-    assert "--config.mesh.fsdp=2 " in rows[0]["flags"] + " "
-    assert "--config.model.remat=dots" in rows[0]["flags"]
+    run = plan(hbm=hbm << 20, **changes)
+    rows = suggest(run, with_state(run), seconds)
+    assert [row["cost"] for row in rows] == sorted(row["cost"] for row in rows)
+    assert all(row["peak_bytes_per_device"] <= hbm << 20 for row in rows)
+    if rows:
+        assert format_suggestions(rows).splitlines()[2].endswith(rows[0]["flags"] or "(as it is)")
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("hbm", "state", "changes", "best"),
+    [
+        # "none" takes 80 MiB
+        (50, 0, {}, {"model.remat": "dots"}),
+        # full recomputation takes 40 MiB
+        (12, 0, {"batch_size": 256}, {"optimizer.microbatches": "4", "model.remat": "full"}),
+        # On one device's share of the state "dots" would take 56 MiB, of which 40 are temporaries.
+        (50, 16, {"mesh__data": 8, "mesh__fsdp": 1}, {"model.remat": "dots", "mesh.fsdp": "2"}),
+        # Three pairs a device cannot be parted.
+        (2, 0, {"batch_size": 24}, {"batch_size": "8"}),
+    ],
+)
+def test_search_finds_the_cheapest_that_fits(
+    monkeypatch: pytest.MonkeyPatch, hbm: int, state: int, changes: dict, best: dict
+) -> None:
+    flags = search(monkeypatch, hbm, state, **changes)[0]["flags"].split()
+    assert {f"--config.{key}={value}" for key, value in best.items()} <= set(flags)
 
 
 def test_search_stops_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = search(monkeypatch, 1000, seconds=0.0)
+    rows = search(monkeypatch, 1000, seconds=0)
     assert [row["flags"] for row in rows] == [""]  # the run as it is, which fits
     assert format_suggestions([]).startswith("nothing")

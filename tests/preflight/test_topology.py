@@ -10,20 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from tiny_preflight import needs_libtpu
 
 from clip_jax.errors import UserError
 from clip_jax.preflight.topology import GENERATIONS, find_target, known_topologies
 from clip_jax.sharding import make_mesh
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel for this machine"
-)
-
-
-@pytest.fixture(autouse=True)
-def eight_devices() -> None:
-    """The tests' eight devices are there before a test asks for others."""
-    assert jax.device_count() == 8
+assert jax.device_count() == 8  # the tests' devices are there before a test asks for others
 
 
 @needs_libtpu
@@ -87,13 +80,18 @@ def test_too_many_simulated_devices() -> None:
         find_target("cpu:0")
 
 
-def test_missing_libtpu_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "libtpu" else find_spec(name)
-    )
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        (sys.platform, r"pip install -e '\.\[tpu-preflight\]'"),
+        ("darwin", "for Linux on x86-64 only; or use --topology=cpu:8"),
+    ],
+)
+def test_missing_libtpu(monkeypatch: pytest.MonkeyPatch, system: str, message: str) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[tpu-preflight\]'"):
+    monkeypatch.setattr(sys, "platform", system)
+    with pytest.raises(UserError, match=message):
         find_target("v5e:2x2")
 
 
@@ -127,11 +125,3 @@ print(jax.jit(lambda x: x @ x).lower(x).compile().cost_analysis()["flops"])
     ]
     outputs = [child.communicate(timeout=120)[0] for child in children]
     assert [float(output) for output in outputs] == [2 * 256**3] * 3
-
-
-def test_missing_libtpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
-    monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(UserError, match="for Linux on x86-64 only; or use --topology=cpu:8"):
-        find_target("v5e:2x2")

@@ -5,17 +5,18 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from places import REPOSITORY
+from waiting import wait_until
 
 LAUNCH = REPOSITORY / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 
-# Does what gcloud does with one worker whose home is $FAKE/home; keeps the TPU's state in a file.
-FAKE_GCLOUD = r"""#!/usr/bin/env bash
+PROGRAMS = {
+    # Does what gcloud does with one worker whose home is $FAKE/home; the TPU's state is a file.
+    "bin/gcloud": r"""
 printf '%q ' "$@" >>"$FAKE/calls"
 echo >>"$FAKE/calls"
 case "$4" in
@@ -29,51 +30,36 @@ case "$4" in
     done
     ;;
 esac
-"""
-
-# Its "virtual environment" holds an interpreter that records how it was called.
-FAKE_UV = r"""#!/usr/bin/env bash
+""",
+    # Its "virtual environment" holds an interpreter that records how it was called.
+    "bin/uv": """
 [[ "$1" == venv ]] || exit 0
 mkdir -p .venv/bin
 cp "$FAKE/trainer" .venv/bin/python
-"""
-
-FAKE_TRAINER = r"""#!/usr/bin/env bash
+""",
+    "trainer": r"""
 printf '%s\n' "$@" "" >>"$FAKE/trained"
 while [[ -e "$FAKE/hold" ]]; do sleep 0.05; done
-"""
-
-FAKE_SRUN = r"""#!/usr/bin/env bash
+""",
+    "bin/srun": r"""
 printf '%s\n' "$@" >"$FAKE/srun"
 [[ -e "$FAKE/hold" ]] || exit "${FAKE_STATUS:-0}"
 trap 'echo saved >"$FAKE/saved"; exit 0' TERM
 touch "$FAKE/ready"
 while true; do sleep 0.05; done
-"""
-
-
-def write_program(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o755)
-
-
-def wait_until(condition, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
+""",
+    "bin/scontrol": 'echo "$@" >"$FAKE/requeued"',
+}
 
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     """A directory for the stand-ins' records, with the stand-ins first on PATH."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "home").mkdir()
-    write_program(tmp_path / "bin" / "gcloud", FAKE_GCLOUD)
-    write_program(tmp_path / "bin" / "uv", FAKE_UV)
-    write_program(tmp_path / "bin" / "srun", FAKE_SRUN)
-    write_program(tmp_path / "bin" / "scontrol", '#!/bin/sh\necho "$@" >"$FAKE/requeued"\n')
-    write_program(tmp_path / "trainer", FAKE_TRAINER)
+    for folder in ("bin", "home"):
+        (tmp_path / folder).mkdir()
+    for name, text in PROGRAMS.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}")
+        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     for name in [n for n in os.environ if n.startswith(("SLURM_", "TPU_"))]:
@@ -83,10 +69,9 @@ def fake(tmp_path, monkeypatch):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A small git repository with the script in it, to be sent to the workers."""
+    """A small git repository with the scripts in it, to be sent to the workers."""
     root = tmp_path / "checkout"
-    (root / "launch").mkdir(parents=True)
-    shutil.copy(LAUNCH / "tpu_pod.sh", root / "launch")
+    shutil.copytree(LAUNCH, root / "launch")
     git = ["git", "-C", str(root), "-c", "user.name=test", "-c", "user.email=test@example.com"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
         subprocess.run(git + command, check=True)
@@ -118,20 +103,26 @@ def test_script_is_clean(script):
 TPU = ("--name=pod", "--zone=us-east5-a", "--config=configs/c.py", "--workdir=/mnt/bucket/run")
 
 
+SLURM = ("--config=c.py", "--workdir=w")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("script", "arguments", "message"),
     [
-        (TPU[1:], "--name is missing"),
-        (TPU[:3], "--workdir is missing"),
-        ((*TPU, "--type=v5p-128"), "--type=v5p-128 also needs --version"),
-        ((*TPU, "--watch"), "--watch needs --type"),
-        ((*TPU, "--wach"), "--wach: not a flag of this script"),
-        ((*TPU, "--revision=nothing"), "--revision=nothing: no such commit"),
-        (TPU, "--name=pod: no running TPU of this name in us-east5-a"),
+        ("tpu_pod.sh", TPU[1:], "--name is missing"),
+        ("tpu_pod.sh", TPU[:3], "--workdir is missing"),
+        ("tpu_pod.sh", (*TPU, "--type=v5p-128"), "--type=v5p-128 also needs --version"),
+        ("tpu_pod.sh", (*TPU, "--watch"), "--watch needs --type"),
+        ("tpu_pod.sh", (*TPU, "--wach"), "--wach: not a flag of this script"),
+        ("tpu_pod.sh", (*TPU, "--revision=nothing"), "--revision=nothing: no such commit"),
+        ("tpu_pod.sh", TPU, "--name=pod: no running TPU of this name in us-east5-a"),
+        ("slurm.sh", SLURM[1:], "--config is missing"),
+        ("slurm.sh", SLURM[:1], "--workdir is missing"),
+        ("slurm.sh", SLURM, "SLURM_JOB_ID is not set"),
     ],
 )
-def test_tpu_pod_refuses_in_one_line(fake, checkout, arguments, message):
-    result = run_script(checkout / "launch" / "tpu_pod.sh", *arguments)
+def test_refuses_in_one_line(fake, checkout, script, arguments, message):
+    result = run_script(checkout / "launch" / script, *arguments)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {message}")
     assert result.stderr.count("\n") == 1
@@ -147,9 +138,8 @@ def test_tpu_pod_creates_installs_and_starts_once(fake, checkout):
     calls = (fake / "calls").read_text().splitlines()
     create = [call for call in calls if " create pod " in call]
     assert len(create) == 1
-    assert (
-        "--zone=us-east5-a --accelerator-type=v5p-128 --version=v2-alpha-tpuv5 --spot" in create[0]
-    )
+    options = "--zone=us-east5-a --accelerator-type=v5p-128 --version=v2-alpha-tpuv5 --spot"
+    assert options in create[0]
     assert all("--worker=all" in call for call in calls if " ssh " in call or " scp " in call)
 
     wait_until((fake / "trained").exists)
@@ -177,21 +167,6 @@ def test_tpu_pod_watch_comes_back_after_preemption(fake, checkout):
     verbs = [call.split()[3] for call in (fake / "calls").read_text().splitlines()]
     assert verbs[:6] == ["describe", "delete", "create", "ssh", "scp", "ssh"]
     assert (fake / "trained").read_text().count("clip_jax.train") == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "job", "message"),
-    [
-        (("--workdir=w",), "7", "--config is missing"),
-        (("--config=c.py",), "7", "--workdir is missing"),
-        (("--config=c.py", "--workdir=w"), "", "SLURM_JOB_ID is not set"),
-    ],
-)
-def test_slurm_refuses_in_one_line(fake, arguments, job, message):
-    result = run_script(LAUNCH / "slurm.sh", *arguments, SLURM_JOB_ID=job)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {message}")
-    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(("nodes", "status"), [("1", 0), ("4", 0), ("4", 3)])

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tiny_clip import changed
+from tiny_clip import changed, from_state_dict
 
 from clip_jax.models.config import ClipConfig
-from clip_jax.weights.layouts.open_clip import from_state_dict
 
 NAMES = ("coca", "coca_class_token")
 

@@ -8,6 +8,8 @@ import numpy as np
 from clip_jax.clip import Clip
 from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import init_params
+from clip_jax.weights.layouts.open_clip import IGNORED, open_clip_rules
+from clip_jax.weights.rules.table import ArrayTensors, read_params, write_tensors
 
 TINY: dict[str, Any] = {
     "embed_dim": 16,
@@ -62,6 +64,17 @@ def tiny(**changes: Any) -> Clip:
     base = RESNET if changes.get("vision__kind") == "resnet" else TINY
     config = changed(ClipConfig(), **(base | changes))
     return Clip(config, random_params(config))
+
+
+def to_state_dict(config: ClipConfig, params: Any) -> dict[str, np.ndarray]:
+    """open_clip's tensors by name."""
+    return dict(write_tensors(config, open_clip_rules(config), params))
+
+
+def from_state_dict(config: ClipConfig, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The inverse of `to_state_dict`."""
+    rules = open_clip_rules(config, any(name.startswith("text.") for name in tensors))
+    return read_params(config, rules, ArrayTensors(tensors), IGNORED)
 
 
 def images(clip: Clip) -> np.ndarray:

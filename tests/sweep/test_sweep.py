@@ -7,26 +7,17 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from places import REPOSITORY
+from waiting import wait_until
 
 from clip_jax.errors import UserError
-from clip_jax.sweep import (
-    choice,
-    cross,
-    grid,
-    log_uniform,
-    random_search,
-    uniform,
-    zipped,
-)
+from clip_jax.sweep import choice, cross, grid, log_uniform, random_search, uniform, zipped
 from clip_jax.sweep.plan import is_exported, plan_runs
-
-ROOT = REPOSITORY
-SWEEP = ROOT / "launch" / "sweep.py"
+from clip_jax.sweep.plot import write_plot
+from clip_jax.sweep.table import Row, resolve_metric
 
 # Counts its starts, then does as the environment says: writes results, fails, or waits for SIGTERM.
 FAKE_TRAINER = """
@@ -64,52 +55,71 @@ with open(workdir / "evaluation.jsonl", "w") as file:
 """
 
 
+RATES = '[{"optimizer.learning_rate": rate} for rate in (0.01, 0.1, 1.5)]'
+NAMES = ["learning_rate=0.01", "learning_rate=0.1", "learning_rate=1.5"]
+
+
+class Project:
+    """A folder with a config file that exports a sweep, the stand-in for the trainer, and `out`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        (folder / "fake.py").write_text(FAKE_TRAINER)
+        self.write_config(RATES)
+
+    def write_config(self, settings: str) -> None:
+        lines = ["from clip_jax.sweep import *", "def sweep():", f"    return {settings}"]
+        (self.folder / "config.py").write_text("\n".join(lines) + "\n")
+
+    def start(self, *flags: str, **environment: str) -> subprocess.Popen[str]:
+        trainer = shlex.join([sys.executable, str(self.folder / "fake.py")])
+        program = [sys.executable, str(REPOSITORY / "launch" / "sweep.py")]
+        own = [f"--config={self.folder}/config.py", f"--workdir={self.folder}/out"]
+        return subprocess.Popen(
+            [*program, *own, f"--trainer={trainer}", *flags],
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def sweep(self, *flags: str, status: int = 0, **environment: str) -> str:
+        """What the sweep prints; on stderr if it ends with status 2."""
+        process = self.start(*flags, **environment)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == status, output + errors
+        if status != 2:
+            return output
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
+        return errors
+
+    def start_waiting(self, count: int, *flags: str) -> subprocess.Popen[str]:
+        """A sweep whose first runs wait for SIGTERM."""
+        process = self.start(*flags, WAIT="1")
+        folders = [self.folder / "out" / name for name in NAMES[:count]]
+        wait_until(lambda: all((folder / "ready").exists() for folder in folders))
+        return process
+
+    def starts(self, name: str) -> list:
+        """[process, flags, GPUs] of each start of a run."""
+        path = self.folder / "out" / name / "starts"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def counts(self) -> list[int]:
+        return [len(self.starts(name)) for name in NAMES]
+
+    @property
+    def states(self) -> list[str]:
+        paths = [self.folder / "out" / name / "sweep_run.json" for name in NAMES]
+        return [json.loads(path.read_text())["state"] if path.exists() else "" for path in paths]
+
+
 @pytest.fixture
 def project(tmp_path):
-    (tmp_path / "fake.py").write_text(FAKE_TRAINER)
-    write_config(tmp_path, '[{"optimizer.learning_rate": rate} for rate in (0.01, 0.1, 1.5)]')
-    return tmp_path
-
-
-def write_config(project: Path, settings: str) -> None:
-    lines = ["from clip_jax.sweep import *", "def sweep():", f"    return {settings}"]
-    (project / "config.py").write_text("\n".join(lines) + "\n")
-
-
-def command(project: Path, *flags: str) -> list[str]:
-    trainer = shlex.join([sys.executable, str(project / "fake.py")])
-    own = [f"--config={project}/config.py", f"--workdir={project}/out", f"--trainer={trainer}"]
-    return [sys.executable, str(SWEEP), *own, *flags]
-
-
-def environment(**more: str) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT)} | more
-
-
-def sweep(project: Path, *flags: str, **more: str):
-    return subprocess.run(
-        command(project, *flags),
-        env=environment(**more),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def starts(project: Path, name: str) -> int:
-    path = project / "out" / name / "starts"
-    return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def state(project: Path, name: str) -> str:
-    return json.loads((project / "out" / name / "sweep_run.json").read_text())["state"]
-
-
-def wait_until(condition, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
+    return Project(tmp_path)
 
 
 def is_alive(pid: int) -> bool:
@@ -119,27 +129,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-NAMES = ["learning_rate=0.01", "learning_rate=0.1", "learning_rate=1.5"]
-
-
-# The helpers.
+COLUMNS = ("loss", "t/d/r@1", "t/d/r@5", "t/e/r@5", "u/r@1")
 
 
 def test_grid_and_cross_vary_the_last_key_fastest():
-    expected = [
-        {"a.b": 1, "c": "x"},
-        {"a.b": 1, "c": "y"},
-        {"a.b": 2, "c": "x"},
-        {"a.b": 2, "c": "y"},
-    ]
+    expected = [{"a.b": number, "c": letter} for number in (1, 2) for letter in "xy"]
     assert grid(**{"a.b": [1, 2], "c": ["x", "y"]}) == expected
     assert cross(grid(**{"a.b": [1, 2]}), grid(c=["x", "y"])) == expected
-
-
-def test_zipped_goes_side_by_side():
     assert zipped(a=[1, 2], b=[3, 4]) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
-    with pytest.raises(UserError, match="a has 2, b has 1"):
-        zipped(a=[1, 2], b=[3])
 
 
 def test_random_search_is_deterministic_and_in_range():
@@ -165,14 +162,26 @@ def test_random_search_is_deterministic_and_in_range():
         (lambda: uniform(2, 1), "must be below"),
         (lambda: grid(name="text"), "name='text' is not a list"),
         (lambda: grid(name=[]), "name has no values"),
+        (lambda: zipped(a=[1, 2], b=[3]), "a has 2, b has 1"),
+        (lambda: plan_runs([{"a": 1}, {"a": 1}], "out", "c.py"), "the same run twice: a=1"),
+        (lambda: plan_runs([], "out", "c.py"), r"returned \[\]"),
+        (lambda: plan_runs([{"a": 1}, {}], "out", "c.py"), "item 1 is {}"),
+        (lambda: plan_runs([{"a b": 1}], "out", "c.py"), "has the key 'a b'"),
+        (lambda: plan_runs([{"a": {"b": 1}}], "out", "c.py"), "has a={'b': 1}"),
+        (lambda: resolve_metric("r@11", COLUMNS), "r@11: no run has it; did you mean u/r@1"),
+        (lambda: resolve_metric("r@1", COLUMNS), "could be any of t/d/r@1, u/r@1; give one"),
+        (lambda: resolve_metric("t/r@5", COLUMNS), "could be any of t/d/r@5, t/e/r@5; give one"),
     ],
 )
-def test_helpers_name_the_mistake(call, message):
+def test_mistakes_are_named(call, message):
     with pytest.raises(UserError, match=message):
         call()
 
 
-# Names.
+def test_a_metric_may_be_named_by_its_end_or_without_the_data_set():
+    names = ("loss", "t/d/r@1", "d/r@1", "t/r@1")
+    found = [resolve_metric(name, COLUMNS) for name in names]
+    assert found == ["loss", "t/d/r@1", "t/d/r@1", "t/d/r@1"]
 
 
 def test_names_are_readable_and_their_own():
@@ -192,36 +201,39 @@ def test_names_are_readable_and_their_own():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "panels"),
     [
-        ([{"a": 1}, {"a": 1}], "the same run twice: a=1"),
-        ([], r"returned \[\]"),
-        ([{"a": 1}, {}], "item 1 is {}"),
-        ([{"a b": 1}], "has the key 'a b'"),
-        ([{"a": {"b": 1}}], "has a={'b': 1}"),
+        (grid(a=[1]), 1),
+        (grid(a=["p", "q"]), 1),
+        (grid(a=[1, 2, 16], seed=[1, 2]), 1),
+        (grid(a=[1, 2], b=["x", "y"]), 1),
+        (grid(a=[1, 2, 3, 4], b=["x", "y", "z", "w"]), 1),  # a heat map
+        (random_search(9, 0, a=log_uniform(1e-4, 1e-1), b=uniform(0, 1)), 2),
+        (grid(a=[1, 2], b=[1, 2], c=[1, 2]), 3),
     ],
 )
-def test_plan_refuses(settings, message):
-    with pytest.raises(UserError, match=message):
-        plan_runs(settings, "out", "c.py")
-
-
-# The launcher.
+def test_plots(tmp_path, settings, panels):
+    runs = plan_runs(settings, "out", "c.py")
+    rows = [Row(run, "finished", {"loss": 1 / (n + 1)}) for n, run in enumerate(runs)]
+    rows[-1].results["loss"] = float("nan")
+    write_plot([*rows, Row(runs[0], "waiting", {})], ["loss", "missing"], tmp_path / "p.png", "x")
+    content = (tmp_path / "p.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert int.from_bytes(content[16:20], "big") == 624 * panels  # its width
 
 
 def test_runs_then_skips_and_leaves_table_and_plot(project):
-    first = sweep(project, "--jobs=2", "--metric=retrieval/recall_at_10", "--", "--config.steps=2")
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "[3 of 3 done]" in first.stdout
-    assert [state(project, name) for name in NAMES] == ["finished"] * 3
-    record = json.loads((project / "out" / NAMES[0] / "starts").read_text())
-    assert record[1] == {
-        "config": f"{project}/config.py",
-        "workdir": f"{project}/out/{NAMES[0]}",
+    steps = ("--", "--config.steps=2")
+    first = project.sweep("--jobs=2", "--metric=retrieval/recall_at_10", *steps)
+    assert "[3 of 3 done]" in first
+    assert project.states == ["finished"] * 3
+    assert project.starts(NAMES[0])[0][1] == {
+        "config": f"{project.folder}/config.py",
+        "workdir": f"{project.folder}/out/{NAMES[0]}",
         "config.optimizer.learning_rate": "0.01",
         "config.steps": "2",
     }
-    with (project / "out" / "sweep.csv").open() as file:
+    with (project.folder / "out" / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["run"] for row in rows] == NAMES
     assert rows[1] == {
@@ -236,118 +248,96 @@ def test_runs_then_skips_and_leaves_table_and_plot(project):
         "retrieval/recall_at_10": "20.1",
         "retrieval/seen/recall_at_1": "0.1",
     }
-    assert (project / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert "21.5 *" in first.stdout  # the best one is marked
+    assert (project.folder / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert "21.5 *" in first  # the best one is marked
 
-    again = sweep(project, "--", "--config.steps=2")
-    assert again.returncode == 0, again.stderr
-    header = next(line for line in again.stdout.splitlines() if line.startswith("run "))
+    again = project.sweep(*steps)
+    header = next(line for line in again.splitlines() if line.startswith("run "))
     assert header.split()[3:] == ["loss", "letters/accuracy_top1", "retrieval/recall_at_1"]
-    assert [starts(project, name) for name in NAMES] == [1, 1, 1]
-    printed = sweep(project, "--mode=print", "--", "--config.steps=3").stdout
+    assert project.counts == [1, 1, 1]
+    printed = project.sweep("--mode=print", "--", "--config.steps=3")
     assert printed.count("--config.steps=3") == 3  # other flags than it finished with: not skipped
+    table = project.sweep("--mode=table", "--metric=recall_at_10", "--metric=loss")
+    assert table.splitlines()[0].split()[-2:] == ["retrieval/recall_at_10", "loss"]
 
 
 @pytest.mark.slow
 def test_failure_is_shown_and_retried_alone(project):
-    first = sweep(project, FAIL="0.1")
-    assert first.returncode == 1
-    assert "failed: learning_rate=0.1" in first.stdout
-    assert "the reason of the failure" in first.stdout
-    assert [state(project, name) for name in NAMES] == ["finished", "failed", "finished"]
-    assert sweep(project).returncode == 0
-    assert [starts(project, name) for name in NAMES] == [1, 2, 1]
+    output = project.sweep(FAIL="0.1", status=1)
+    assert "failed: learning_rate=0.1" in output
+    assert "the reason of the failure" in output
+    assert project.states == ["finished", "failed", "finished"]
+    project.sweep()
+    assert project.counts == [1, 2, 1]
 
 
 @pytest.mark.slow
 def test_sigterm_reaches_the_runs_and_the_next_call_goes_on(project):
-    process = subprocess.Popen(
-        command(project, "--jobs=2", "--gpus=4,5"),
-        env=environment(WAIT="1"),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: all((project / "out" / name / "ready").exists() for name in NAMES[:2]))
-    refused = sweep(project)
-    assert refused.returncode == 2
-    assert "another sweep runs here" in refused.stderr
+    process = project.start_waiting(2, "--jobs=2", "--gpus=4,5")
+    assert "another sweep runs here" in project.sweep(status=2)
     process.terminate()
     output, _ = process.communicate(timeout=10)
     assert process.returncode == 128 + signal.SIGTERM
     assert "the same command goes on from here" in output
     # They exited with 0, as the trainer does after it saved, and still are not taken for finished.
-    assert all((project / "out" / name / "saved").exists() for name in NAMES[:2])
-    assert [state(project, name) for name in NAMES[:2]] == ["started", "started"]
-    gpus = {json.loads((project / "out" / n / "starts").read_text())[2] for n in NAMES[:2]}
-    assert gpus == {"4", "5"}
-    assert sweep(project, "--jobs=2", "--gpus=4,5").returncode == 0
-    assert [starts(project, name) for name in NAMES] == [2, 2, 1]
+    assert all((project.folder / "out" / name / "saved").exists() for name in NAMES[:2])
+    assert project.states == ["started", "started", ""]
+    assert {project.starts(name)[0][2] for name in NAMES[:2]} == {"4", "5"}
+    project.sweep("--jobs=2", "--gpus=4,5")
+    assert project.counts == [2, 2, 1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_killed_launcher_leaves_no_orphan(project):
-    process = subprocess.Popen(
-        command(project, "--jobs=3"), env=environment(WAIT="1"), stdout=subprocess.DEVNULL
-    )
-    wait_until(lambda: all((project / "out" / name / "ready").exists() for name in NAMES))
-    pids = [json.loads((project / "out" / name / "starts").read_text())[0] for name in NAMES]
+    process = project.start_waiting(3, "--jobs=3")
+    pids = [project.starts(name)[0][0] for name in NAMES]
     assert all(is_alive(pid) for pid in pids)
     process.kill()
-    process.wait()
+    process.communicate()
     wait_until(lambda: not any(is_alive(pid) for pid in pids))
-    assert all((project / "out" / name / "saved").exists() for name in NAMES)
+    assert all((project.folder / "out" / name / "saved").exists() for name in NAMES)
 
 
 def test_printed_commands_run_in_a_shell(project):
-    write_config(
-        project, "[{'note': 'it is a \"$HOME\"; * \\'test\\''}, {'note': 'b', 'x': (1, 2)}]"
+    project.write_config(
+        "[{'note': 'it is a \"$HOME\"; * \\'test\\''}, {'note': 'b', 'x': (1, 2)}]"
     )
-    printed = sweep(project, "--mode=print", "--", "--config.more=a b")
-    assert printed.returncode == 0, printed.stderr
-    subprocess.run(["bash", "-c", printed.stdout], check=True, timeout=30)
-    flags = [json.loads(path.read_text())[1] for path in (project / "out").glob("*/starts")]
+    printed = project.sweep("--mode=print", "--", "--config.more=a b")
+    subprocess.run(["bash", "-c", printed], check=True, timeout=30)
+    names = [path.parent.name for path in (project.folder / "out").glob("*/starts")]
+    flags = [project.starts(name)[0][1] for name in names]
     assert {f["config.note"] for f in flags} == {"it is a \"$HOME\"; * 'test'", "b"}
     assert {f.get("config.x") for f in flags} == {None, "(1, 2)"}
     assert {f["config.more"] for f in flags} == {"a b"}
-    after = sweep(project, "--mode=print", "--", "--config.more=a b").stdout.splitlines()
+    after = project.sweep("--mode=print", "--", "--config.more=a b").splitlines()
     assert [line.split(":")[0] for line in after] == ["# finished", "# finished"]
 
 
 def test_slurm_array_hands_over_to_slurm_script(project):
-    assert sweep(project, FAIL="0.1").returncode == 1
-    write_config(project, '[{"optimizer.learning_rate": rate} for rate in (0.01, 0.1, 0.5)]')
-    written = sweep(project, "--mode=slurm", "--jobs=2", "--", "--config.note=a 'b'")
-    assert written.returncode == 0, written.stderr
-    assert written.stdout == f"sbatch {project}/out/sweep.sbatch\n"
-    script = project / "out" / "sweep.sbatch"
+    project.sweep(FAIL="0.1", status=1)
+    project.write_config(RATES.replace("1.5", "0.5"))
+    folder = project.folder
+    written = project.sweep("--mode=slurm", "--jobs=2", "--", "--config.note=a 'b'")
+    assert written == f"sbatch {folder}/out/sweep.sbatch\n"
+    script = folder / "out" / "sweep.sbatch"
     # Other trainer flags than those of the finished run: it is looked at again.
     assert "#SBATCH --array=0-2%2" in script.read_text()
     assert "#SBATCH --signal=B:TERM@120" in script.read_text()
-    srun = project / "srun"
-    srun.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >{shlex.quote(str(project))}/called\n')
+    srun = folder / "srun"
+    srun.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >{shlex.quote(str(folder))}/called\n')
     srun.chmod(0o755)
-    path = f"{project}{os.pathsep}{os.environ['PATH']}"
-    task = environment(PATH=path, SLURM_JOB_ID="1", SLURM_ARRAY_TASK_ID="2", PYTHON="python")
-    subprocess.run(["bash", str(script)], env=task, check=True, timeout=30)
-    assert (project / "called").read_text().splitlines()[-4:] == [
-        f"--config={project}/config.py",
-        f"--workdir={project}/out/learning_rate=0.5",
+    task = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "2", "PYTHON": "python"}
+    task["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", str(script)], env=os.environ | task, check=True, timeout=30)
+    assert (folder / "called").read_text().splitlines()[-4:] == [
+        f"--config={folder}/config.py",
+        f"--workdir={folder}/out/learning_rate=0.5",
         "--config.optimizer.learning_rate=0.5",
         "--config.note=a 'b'",
     ]
 
 
-def test_table_of_two_keys_and_an_unknown_metric(project):
-    write_config(project, 'grid(**{"optimizer.learning_rate": [0.1, 1.0], "batch_size": [1, 2]})')
-    assert sweep(project, "--mode=table").returncode == 2  # there is nothing yet
-    unknown = sweep(project, "--metric=retrieval/recall_at_11")
-    assert unknown.returncode == 2
-    assert unknown.stderr.startswith("error: --metric=retrieval/recall_at_11: no run has it; did ")
-    assert unknown.stderr.count("\n") == 1
-    table = sweep(project, "--mode=table", "--metric=recall_at_10", "--metric=loss")
-    assert table.returncode == 0, table.stderr
-    assert (project / "out" / "sweep.png").stat().st_size > 10_000
-    assert table.stdout.splitlines()[0].split()[-2:] == ["retrieval/recall_at_10", "loss"]
+ONE = "def sweep(): return [{'a': 1}]"
 
 
 @pytest.mark.parametrize(
@@ -357,23 +347,22 @@ def test_table_of_two_keys_and_an_unknown_metric(project):
         ("def sweep(:", (), "config.py: cannot be run: SyntaxError"),
         ("def sweep(): return 3", (), "sweep() returned 3"),
         (None, (), "config.py: no such file"),
-        ("def sweep(): return [{'a': 1}]", ("--jobs=0",), "--jobs=0: must be 1 or more"),
-        ("def sweep(): return [{'a': 1}]", ("--mode=x",), "argument --mode: invalid choice"),
-        ("def sweep(): return [{'a': 1}]", ("--", "--config.a=2"), "the sweep itself sets"),
-        ("def sweep(): return [{'a': 1}]", ("--workdir=fake.py",), "not a directory to write to"),
+        (ONE, ("--jobs=0",), "--jobs=0"),
+        (ONE, ("--jobs=2", "--gpus=1"), "--jobs=2: more than the 1 of --gpus"),
+        (ONE, ("--mode=x",), "--mode=x"),
+        (ONE, ("--mode=table",), "no such directory; run the sweep first"),
+        (ONE, ("--trainer=nothing_of_this_name",), "no such program"),
+        (ONE, ("--", "--config.a=2"), "the sweep itself sets"),
+        (ONE, ("--workdir=fake.py",), "not a directory to write to"),
+        (ONE, ("--workdir=gs://bucket/out",), "must be a local directory"),
+        (ONE, ("--workdir=",), "--workdir: is missing"),
     ],
 )
 def test_mistakes_take_one_line(project, config, flags, message):
-    (project / "config.py").unlink()
+    (project.folder / "config.py").unlink()
     if config is not None:
-        (project / "config.py").write_text(config)
-    result = subprocess.run(
-        command(project, *flags), env=environment(), cwd=project, capture_output=True, text=True
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+        (project.folder / "config.py").write_text(config)
+    assert message in project.sweep(*flags, status=2)
 
 
 @pytest.mark.parametrize(("exported", "finished"), [(None, True), (20, True), (9, False)])

@@ -1,6 +1,7 @@
 """Loading, saving and converting: every layout that needs no other library, and what a user can
 get wrong. Against the reference implementations: test_huggingface, test_parity_families."""
 
+import functools
 import json
 import os
 import subprocess
@@ -11,7 +12,17 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tiny_clip import TINY, assert_same_params, changed, images, leaves, nested, random_params, tiny
+from tiny_clip import (
+    TINY,
+    assert_same_params,
+    changed,
+    images,
+    leaves,
+    nested,
+    random_params,
+    tiny,
+    to_state_dict,
+)
 
 import clip_jax
 from clip_jax.clip import Clip
@@ -20,8 +31,8 @@ from clip_jax.models.architectures import ARCHITECTURES, get_architecture, same_
 from clip_jax.models.config import ClipConfig, differences
 from clip_jax.models.fields import FUNCTION
 from clip_jax.models.two_tower import init_params
+from clip_jax.sharding import make_mesh
 from clip_jax.weights.files.safetensors_writer import save_safetensors
-from clip_jax.weights.layouts.open_clip import to_state_dict
 from clip_jax.weights.layouts.open_clip_config import config_from_open_clip
 from clip_jax.weights.layouts.open_clip_export import config_to_open_clip
 from clip_jax.weights.rules.positions import resize_grid, resize_line
@@ -211,8 +222,6 @@ def test_openai_archive(tmp_path: Path) -> None:
 
 
 def test_places_parameters_on_a_mesh(tmp_path: Path) -> None:
-    from clip_jax.sharding import make_mesh
-
     clip = tiny(vocab_size=30_000)
     clip.save(tmp_path / "m", "open_clip")
     mesh = make_mesh(data=2, fsdp=4)
@@ -295,8 +304,6 @@ def test_transformers_reads_our_export_and_prepares_alike(
 
 
 def test_exact_gelu_of_siglip_survives_open_clip(tmp_path: Path) -> None:
-    from clip_jax.weights.layouts.open_clip_config import config_from_open_clip
-
     for activation in ("gelu", "gelu_tanh"):
         both = {"vision__activation": activation, "text__activation": activation}
         config = get_architecture("ViT-B-16-SigLIP", **nested(both))
@@ -306,18 +313,16 @@ def test_exact_gelu_of_siglip_survives_open_clip(tmp_path: Path) -> None:
 
 def test_what_cannot_be_given(tmp_path: Path) -> None:
     tiny().save(tmp_path / "m")
+    load, create = functools.partial(clip_jax.load, tmp_path / "m"), clip_jax.create
     for call, message in (
-        (lambda: clip_jax.load(tmp_path / "m", tokenizer=5), "tokenizer=5: must be a name or path"),
-        (lambda: clip_jax.create("ViT-B-32", tokenizer=5), "tokenizer=5: must be a name or path"),
-        (lambda: clip_jax.create(5), "model 5: must be a name"),
+        (lambda: load(tokenizer=5), "tokenizer=5: must be a name or path"),
+        (lambda: load(architecture="nonsense"), "unknown model 'nonsense'"),
+        (lambda: load(architecture=5), "model 5: must be a name"),
+        (lambda: create("ViT-B-32", tokenizer=5), "tokenizer=5: must be a name or path"),
+        (lambda: create(5), "model 5: must be a name"),
+        (lambda: create("ViT-B-32", seed="a"), "seed='a': must be a whole number"),
+        (lambda: create("ViT-B-32", seed=-1), "seed=-1"),
         (lambda: clip_jax.count_parameters(None), "model None: must be a name"),
-        (lambda: clip_jax.create("ViT-B-32", seed="a"), "seed='a': must be a whole number"),
-        (lambda: clip_jax.create("ViT-B-32", seed=-1), "seed=-1"),
-        (
-            lambda: clip_jax.load(tmp_path / "m", architecture="nonsense"),
-            "unknown model 'nonsense'",
-        ),
-        (lambda: clip_jax.load(tmp_path / "m", architecture=5), "model 5: must be a name"),
     ):
         with pytest.raises(UserError, match=message):
             call()

@@ -13,14 +13,13 @@ import jax
 import numpy as np
 import pytest
 from places import SUPPORT
-from tiny_clip import changed
+from tiny_clip import changed, from_state_dict, to_state_dict
 
 from clip_jax.errors import UserError
 from clip_jax.losses import sigmoid_loss, softmax_loss
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.resnet import BATCH_STATISTICS, update_running_statistics
 from clip_jax.models.two_tower import CLIPOutput, TwoTower
-from clip_jax.weights.layouts.open_clip import from_state_dict, to_state_dict
 
 GOLDENS = SUPPORT / "goldens"
 MODELS = ("vit_quickgelu", "vit_average_pool", "resnet")

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import REPOSITORY, TESTS
-from tiny_clip import changed, nested
+from tiny_clip import changed, nested, to_state_dict
 
 import clip_jax
 from clip_jax.clip import Clip
@@ -41,7 +41,7 @@ from clip_jax.training.step.state import TrainState
 from clip_jax.training.step.update import make_train_step
 from clip_jax.weights.files.tensors import open_tensors
 from clip_jax.weights.layouts import open_clip_config
-from clip_jax.weights.layouts.open_clip import has_timm_tower, to_state_dict
+from clip_jax.weights.layouts.open_clip import has_timm_tower
 
 sys.path.append(str(TESTS / "oracle"))
 

@@ -1,5 +1,6 @@
 """Named tensors in files: every format, damage, hostile pickles, the memory that reading takes."""
 
+import io
 import json
 import pickle
 import subprocess
@@ -54,23 +55,22 @@ def test_safetensors_written_and_read_here_and_by_the_library(tmp_path):
     assert save_safetensors(path, examples()) == [path]
     assert_same(read_all(path), examples())
     assert open_tensors(path).shapes["logit_scale"] == ()
-    library = safetensors.numpy.load_file(path)
-    assert_same({k: library[k] for k in examples()}, examples())
+    assert_same(safetensors.numpy.load_file(path), examples())
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+    assert list(tmp_path.iterdir()) == [path]
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file  # demands that every tensor is aligned
 
-    loaded = load_file(path)
-    assert loaded["block.bfloat16"].dtype == torch.bfloat16
-    with safetensors.safe_open(path, framework="numpy") as file:
-        assert file.metadata() == {"format": "pt"}
-    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
-
-
-def test_safetensors_written_by_the_library_are_read(tmp_path):
-    path = tmp_path / "renamed.bin"  # the content decides
-    safetensors.numpy.save_file(examples(), path)
-    found = read_all(path)
-    assert_same({k: found[k] for k in examples()}, examples())
+    assert load_file(path)["block.bfloat16"].dtype == torch.bfloat16
+    renamed = tmp_path / "renamed.bin"  # the content decides
+    safetensors.numpy.save_file(examples(), renamed)
+    assert_same(read_all(renamed), examples())
+    whole = path.read_bytes()
+    for keep in (20, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(UserError, match="damaged or truncated"):
+            open_tensors(path)
 
 
 def test_writing_streams_transposed_views_and_generators(tmp_path):
@@ -82,28 +82,25 @@ def test_writing_streams_transposed_views_and_generators(tmp_path):
         save_safetensors(path, iter([("x", array), ("x", array)]))
     with pytest.raises(UserError, match="x is of dtype complex128"):
         save_safetensors(path, {"x": array.astype(complex)})
-    assert set(read_all(path)) == {"x0", "x1", "x2"}  # a failed write leaves what was there
-    assert len(list(path.parent.iterdir())) == 1
+    assert list(path.parent.iterdir()) == [path]  # a failed write leaves what was there
 
 
 def test_shards_and_their_index(tmp_path):
     path = tmp_path / "model.safetensors"
     tensors = {f"t{n}": np.full((10, 10), n, np.float32) for n in range(7)}
-    save_safetensors(path, tensors)
     files = save_safetensors(path, tensors.items(), max_shard_bytes=900)
     assert [file.name for file in files] == [
         f"model-0000{n}-of-00004.safetensors" for n in range(1, 5)
     ]
     index = tmp_path / "model.safetensors.index.json"
-    assert not path.exists()  # the unsharded one of before would shadow the new weights
+    assert sorted(tmp_path.iterdir()) == [*files, index]
     about = json.loads(index.read_text())
     assert about["metadata"]["total_size"] == 7 * 400
     assert about["weight_map"]["t6"] == "model-00004-of-00004.safetensors"
     assert find_weights(tmp_path, ["nothing.bin", "model.safetensors"]) == index
     assert_same(read_all(index), tensors)
 
-    save_safetensors(path, tensors, max_shard_bytes=None)
-    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    assert save_safetensors(path, tensors, max_shard_bytes=None) == [path]  # wins over shards
     assert find_weights(tmp_path, ["model.safetensors"]) == path
     assert find_weights(tmp_path, ["model.bin"]) is None
 
@@ -130,6 +127,15 @@ def test_bad_indices_are_refused(tmp_path):
         open_tensors(index)
 
 
+def archive(members: dict[str, bytes]) -> bytes:
+    """A zip archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -141,36 +147,19 @@ def test_bad_indices_are_refused(tmp_path):
         ("model.pt", b"Entry not found", "not weights of a known kind"),
         ("model.pt", b"PK\x03\x04 cut off", "damaged or truncated"),
         ("model.pt", b"\x80\x02 cut off", "damaged or truncated|more than tensors"),
+        ("model.pt", archive({"readme.txt": b"hello"}), "neither torch nor numpy"),
+        ("none.safetensors", None, "cannot be read"),
+        (".", None, "cannot be read"),
     ],
 )
 def test_what_is_no_weights_is_refused(tmp_path, name, content, said):
     path = tmp_path / name
-    path.write_bytes(content)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(UserError, match=said) as caught:
         open_tensors(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_missing_files_folders_and_other_archives_are_refused(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
-        open_tensors(tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="cannot be read"):
-        open_tensors(tmp_path)
-    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
-        archive.writestr("readme.txt", "hello")
-    with pytest.raises(UserError, match="neither torch nor numpy"):
-        open_tensors(tmp_path / "x.pt")
-
-
-def test_truncated_safetensors_are_refused(tmp_path):
-    path = tmp_path / "model.safetensors"
-    save_safetensors(path, examples())
-    whole = path.read_bytes()
-    for keep in (20, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:keep])
-        with pytest.raises(UserError, match="damaged or truncated"):
-            open_tensors(path)
 
 
 def test_npz_of_big_vision(tmp_path):
@@ -198,10 +187,6 @@ def test_npz_of_big_vision(tmp_path):
     np.savez(path, x=np.array([{}], dtype=object))
     with pytest.raises(UserError, match=r"x\.npy holds pickled objects"):
         open_tensors(path)
-
-
-def test_npz_with_flipped_bytes_is_refused(tmp_path):
-    path = tmp_path / "weights.npz"
     np.savez(path, x=np.zeros(1000, np.float32))
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
@@ -277,14 +262,12 @@ def test_pickles_never_run(tmp_path):
     torch.save(evil, zipped)
     bare.write_bytes(pickle.dumps(Payload(marker)))
     torch.save(evil, legacy, _use_new_zipfile_serialization=False)
-    archive_like = tmp_path / "d.pt"  # shaped as TorchScript, the pickle in both places
-    with zipfile.ZipFile(archive_like, "w") as archive:
-        for member in ("data.pkl", "constants.pkl"):
-            archive.writestr(f"d/{member}", pickle.dumps(Payload(marker)))
-        archive.writestr("d/version", "3\n")
+    script = tmp_path / "d.pt"  # shaped as TorchScript, the pickle in both places
+    pickles = dict.fromkeys(("d/data.pkl", "d/constants.pkl"), pickle.dumps(Payload(marker)))
+    script.write_bytes(archive({**pickles, "d/version": b"3\n"}))
     objects = tmp_path / "e.npz"
     np.savez(objects, x=np.array([Payload(marker)], dtype=object))
-    for path in (zipped, bare, legacy, archive_like, objects):
+    for path in (zipped, bare, legacy, script, objects):
         with pytest.raises(UserError) as caught:
             read_all(path)
         assert str(path) in str(caught.value)
@@ -307,8 +290,6 @@ def test_torchscript_archives(tmp_path):
             self.ln_post = torch.nn.LayerNorm(4)
             self.proj = torch.nn.Parameter(torch.randn(4, 2).half())
             self.register_buffer("input_resolution", torch.tensor(8))
-            self.register_buffer("context_length", torch.tensor(7))
-            self.register_buffer("vocab_size", torch.tensor(9))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.ln_post(self.conv1(x).float().mean((2, 3))) @ self.proj.float()
@@ -323,7 +304,6 @@ def test_torchscript_archives(tmp_path):
     assert_same(read_all(path), wanted)
     tensors = open_tensors(path)
     assert tensors.shapes["conv1.weight"] == (4, 3, 2, 2)
-    assert tensors.read("proj").dtype == np.float16
     np.testing.assert_array_equal(tensors.read("proj"), wanted["proj"])  # a second time
     assert int(tensors.read("input_resolution")) == 8
     path.write_bytes(path.read_bytes()[:-100])
@@ -374,24 +354,16 @@ from clip_jax.weights.files.safetensors_writer import save_safetensors
 def peak_mib():
     line = next(l for l in open("/proc/self/status") if l.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
-path = Path(sys.argv[1])
-tensors = open_tensors(path)
+tensors = open_tensors(Path(sys.argv[1]))
 tensors.read(next(iter(tensors.shapes)))
 before = peak_mib()
-if len(sys.argv) > 2:
-    pairs = ((name, tensors.read(name)) for name in tensors.shapes)
-    save_safetensors(Path(sys.argv[2]), pairs)
-else:
-    for name in tensors.shapes:
-        tensors.read(name).sum()
+for name in tensors.shapes:
+    tensors.read(name).sum()
+print(peak_mib() - before)
+pairs = ((name, tensors.read(name)) for name in tensors.shapes)
+save_safetensors(Path(sys.argv[2]), pairs)
 print(peak_mib() - before)
 """
-
-
-def growth_mib(*arguments: Path) -> float:
-    """MiB by which the peak resident memory of a process grows while it reads all tensors."""
-    command = [sys.executable, "-c", GROWTH, *map(str, arguments)]
-    return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
@@ -400,6 +372,8 @@ def test_reading_and_writing_keep_one_tensor_in_memory(tmp_path):
     tensor = np.ones((mib, 2**18), np.float32)
     save_safetensors(path, ((f"t{n}", tensor) for n in range(count)))
     assert path.stat().st_size > count * mib * 2**20
-    assert growth_mib(path) < 3 * mib
-    # The writer's buffer is 64 MiB.
-    assert growth_mib(path, tmp_path / "copy.safetensors") < 64 + 5 * mib
+    command = [sys.executable, "-c", GROWTH, str(path), str(tmp_path / "copy.safetensors")]
+    output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    read, written = map(float, output.split())
+    assert read < 3 * mib
+    assert written < 5 * mib

@@ -83,8 +83,7 @@ def program_cost(text: str) -> Cost:
     dearest branch of a conditional, in fusions, calls and asynchronous wrappers. Custom kernels are
     not counted, except for GPU libraries' matrix products and convolutions.
     """
-    module = parse(text)
-    cost = _cost(Frame(module, module.entry))
+    cost = _cost(parse(text))
     return dataclasses.replace(cost, collectives=_once(cost.collectives))
 
 
@@ -104,8 +103,7 @@ def _once(collectives: tuple[Collective, ...]) -> tuple[Collective, ...]:
 
 def _cost(frame: Frame) -> Cost:
     """The cost of a computation that runs once: the program, or a loop's body."""
-    costs = [_step_cost(frame, step) for step in frame.computation.instructions.values()]
-    return _join(costs)
+    return _join(_step_cost(frame, step) for step in frame.computation.instructions.values())
 
 
 def _join(costs: Iterable[Cost]) -> Cost:
@@ -166,11 +164,20 @@ def _window_flops(step: Instruction, left: Shape, right: Shape, out: Shape) -> f
     in_axes, _, out_axes = (
         _by_label(shape, text) for shape, text in zip((left, right, out), labels, strict=True)
     )
-    window = _window(step.attribute("window"))
+    axes = range(len(labels[0]) - 2)
+    window = dict(item.split("=") for item in step.attribute("window").strip("{}").split())
+
+    def per_axis(key: str, default: str = "1") -> list[int]:
+        texts = window[key].split("x") if key in window else [default for _ in axes]
+        return [int(text.split("_")[0]) for text in texts]
+
+    dilations = per_axis("lhs_dilate"), per_axis("rhs_dilate")
+    numbers = zip(
+        per_axis("size"), per_axis("pad", "0"), per_axis("stride"), *dilations, strict=True
+    )
     pairs = 1
-    for axis in range(len(labels[0]) - 2):
-        settings = {key: values[axis] for key, values in window.items()}
-        pairs *= _meetings(in_axes[str(axis)], out_axes[str(axis)], **settings)
+    for axis, settings in zip("0123", numbers, strict=False):
+        pairs *= _meetings(in_axes[axis], out_axes[axis], *settings)
     groups = int(step.attribute("feature_group_count") or 1)
     batch_groups = int(step.attribute("batch_group_count") or 1)
     channels = in_axes["f"] // groups * out_axes["f"] * (in_axes["b"] // batch_groups)
@@ -179,26 +186,6 @@ def _window_flops(step: Instruction, left: Shape, right: Shape, out: Shape) -> f
 
 def _by_label(shape: Shape, labels: str) -> dict[str, int]:
     return dict(zip(labels, shape.dims, strict=True))
-
-
-def _window(text: str) -> dict[str, list[int]]:
-    """`{size=3x3 pad=1_1x1_1 stride=2x2}` -> the numbers per spatial axis."""
-    found = dict(item.split("=") for item in text.strip("{}").split())
-    sizes = found.get("size", "")
-    axes = len(sizes.split("x")) if sizes else 0
-    pads = found.get("pad", "x".join(["0_0"] * axes)).split("x") if axes else []
-    ones = "x".join(["1"] * axes)
-
-    def numbers(key: str) -> list[int]:
-        return [int(n) for n in found.get(key, ones).split("x")] if axes else []
-
-    return {
-        "size": numbers("size"),
-        "pad": [int(pad.split("_")[0]) for pad in pads],
-        "stride": numbers("stride"),
-        "base_dilation": numbers("lhs_dilate"),
-        "window_dilation": numbers("rhs_dilate"),
-    }
 
 
 @functools.lru_cache(maxsize=4096)

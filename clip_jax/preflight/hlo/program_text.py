@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 import re
 from collections.abc import Callable
+from typing import Any
 
 # Bits per element; types not listed take no memory, like tokens and opaque values.
 _BITS = {"pred": 8, "token": 0, "opaque": 0} | {
@@ -66,7 +68,7 @@ class Instruction:
 
     def attribute(self, name: str) -> str:
         """The text after `name=`, up to the end of its braces or the next comma; "" if absent."""
-        begin = _attribute(name).search(self.attributes)
+        begin = re.search(rf"(?:^|[, ]){name}=", self.attributes)
         if begin is None:
             return ""
         text, depth = self.attributes[begin.end() :], 0
@@ -89,11 +91,6 @@ class Instruction:
         return ()
 
 
-@functools.lru_cache
-def _attribute(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:^|[, ]){re.escape(name)}=")
-
-
 @dataclasses.dataclass
 class Computation:
     """A named list of instructions."""
@@ -107,18 +104,10 @@ class Computation:
         return self.instructions[name].shapes[0]
 
 
-@dataclasses.dataclass
-class Module:
-    """A compiled program."""
+def parse(text: str) -> Frame:
+    """Parses the text that `jax.stages.Compiled.as_text` returns; returns its entry computation.
 
-    computations: dict[str, Computation]
-    entry: Computation
-
-
-def parse(text: str) -> Module:
-    """Parses the text that `jax.stages.Compiled.as_text` returns.
-
-    Raises `ValueError` for a text without an entry computation.
+    Raises `ValueError` for a text without one.
     """
     computations: dict[str, Computation] = {}
     entry = current = None
@@ -141,27 +130,26 @@ def parse(text: str) -> Module:
             entry = current if match[1] else entry
     if entry is None:
         raise ValueError("no entry computation in the text of the compiled program")
-    return Module(computations, entry)
+    return Frame(computations, entry)
 
 
-State = dict[int, int]  # index -> known integer of a tuple
+Value = int | tuple[Any, ...] | None  # a scalar integer or a tuple; None: an array, or unknown
 
-_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
-    "add": lambda a, b: a + b,
-    "subtract": lambda a, b: a - b,
-    "multiply": lambda a, b: a * b,
-    "and": lambda a, b: a & b,
-    "or": lambda a, b: a | b,
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "and": operator.and_,
+    "or": operator.or_,
     "minimum": min,
     "maximum": max,
-}
-_COMPARE: dict[str, Callable[[int, int], int]] = {
-    "LT": lambda a, b: a < b,
-    "LE": lambda a, b: a <= b,
-    "GT": lambda a, b: a > b,
-    "GE": lambda a, b: a >= b,
-    "EQ": lambda a, b: a == b,
-    "NE": lambda a, b: a != b,
+    # directions of "compare"
+    "LT": operator.lt,
+    "LE": operator.le,
+    "GT": operator.gt,
+    "GE": operator.ge,
+    "EQ": operator.eq,
+    "NE": operator.ne,
 }
 _SAME_VALUE = {"copy", "convert", "bitcast", "reshape", "copy-start", "copy-done"}
 
@@ -171,104 +159,89 @@ class Frame:
 
     def __init__(
         self,
-        module: Module,
+        computations: dict[str, Computation],
         computation: Computation,
-        arguments: tuple[int | State | None, ...] = (),
+        arguments: tuple[Value, ...] = (),
     ):
-        self.module = module
+        self.computations = computations
         self.computation = computation
         self.arguments = arguments
-        self._known: dict[str, int | None] = {}
+        self._known: dict[str, Value] = {}
 
-    def call(self, name: str, *arguments: int | State | None) -> Frame:
+    def call(self, name: str, *arguments: Value) -> Frame:
         """The frame of a called computation."""
-        return Frame(self.module, self.module.computations[name], arguments)
-
-    def value(self, name: str) -> int | None:
-        """The integer that an instruction returns; None for an array or an unknown value."""
-        if name not in self._known:
-            step = self.computation.instructions[name]
-            shape = step.shapes[0] if len(step.shapes) == 1 else None
-            is_integer = shape is not None and not shape.dims and shape.dtype[0] in "sup"
-            self._known[name] = self._value(step) if is_integer else None
-        return self._known[name]
+        return Frame(self.computations, self.computations[name], arguments)
 
     @property
-    def result(self) -> int | None:
-        """The integer that the computation returns."""
+    def result(self) -> Value:
+        """The value that the computation returns."""
         return self.value(self.computation.root)
 
-    def _value(self, step: Instruction) -> int | None:
+    def value(self, name: str) -> Value:
+        """The value that an instruction returns."""
+        if name not in self._known:
+            step = self.computation.instructions[name]
+            shape = None if step.result.startswith("(") else step.shapes[0]
+            is_known = shape is None or (not shape.dims and shape.dtype[0] in "sup")
+            self._known[name] = self._value(step) if is_known else None
+        return self._known[name]
+
+    def _value(self, step: Instruction) -> Value:
         if step.opcode == "constant":
             return _literal(step.argument)
         if step.opcode == "parameter":
             number = int(step.argument)
-            found = self.arguments[number] if number < len(self.arguments) else None
-            return found if isinstance(found, int) else None
+            return self.arguments[number] if number < len(self.arguments) else None
+        if step.opcode == "tuple":
+            return tuple(self.value(operand) for operand in step.operands)
         if step.opcode == "get-tuple-element":
-            return self.element(step.operands[0], step.dims("index")[0])
+            whole = self.value(step.operands[0])
+            return whole[step.dims("index")[0]] if isinstance(whole, tuple) else None
         if step.opcode in _SAME_VALUE:
             return self.value(step.operands[0])
         if step.opcode in ("fusion", "call"):
-            return self._inside(step).result
-        operations = _ARITHMETIC if step.opcode != "compare" else _COMPARE
-        operation = operations.get(step.attribute("direction") or step.opcode)
+            called = step.called("calls", "to_apply")[0]
+            return self.call(called, *(self.value(operand) for operand in step.operands)).result
+        operation = _OPERATIONS.get(step.attribute("direction") or step.opcode)
         if operation is None:
             return None
         a, b = (self.value(operand) for operand in step.operands)
-        return None if a is None or b is None else int(operation(a, b))
-
-    def element(self, name: str, index: int) -> int | None:
-        """The integer at an index of the tuple that an instruction returns."""
-        step = self.computation.instructions[name]
-        if step.opcode == "tuple":
-            return self.value(step.operands[index]) if index < len(step.operands) else None
-        if step.opcode == "parameter":
-            number = int(step.argument)
-            state = self.arguments[number] if number < len(self.arguments) else None
-            return state.get(index) if isinstance(state, dict) else None
-        if step.opcode in ("fusion", "call"):
-            inside = self._inside(step)
-            return inside.element(inside.computation.root, index)
-        return None
-
-    def _inside(self, step: Instruction) -> Frame:
-        called = step.called("calls", "to_apply")[0]
-        return self.call(called, *(self.value(operand) for operand in step.operands))
+        return int(operation(a, b)) if isinstance(a, int) and isinstance(b, int) else None
 
     def loop(self, step: Instruction) -> tuple[int | None, Frame]:
         """(iterations or None, body frame) of a `while`; the frame knows the constants of the
         state."""
-        body = self.module.computations[step.called("body")[0]]
-        places = range(len(step.shapes))
-        state = {i: v for i in places if (v := self.element(step.operands[0], i)) is not None}
-        kept = {index: value for index, value in state.items() if _is_kept(body, index)}
+        (condition,), (body,) = step.called("condition"), step.called("body")
+        state = self.value(step.operands[0])
         noted = _TRIP_COUNT.search(step.attributes)
-        trips = int(noted[1]) if noted else self._count(step, state, set(state) - set(kept))
-        return trips, self.call(body.name, kept)
+        trips = int(noted[1]) if noted else self._count(condition, body, state)
+        if isinstance(state, tuple):
+            kept = _kept(self.computations[body])
+            state = tuple(value if i in kept else None for i, value in enumerate(state))
+        return trips, self.call(body, state)
 
-    def _count(self, step: Instruction, state: State, counters: set[int]) -> int | None:
-        """Counts the iterations of a loop by running its counters."""
-        condition, body = step.called("condition")[0], step.called("body")[0]
+    def _count(self, condition: str, body: str, state: Value) -> int | None:
+        """Counts the iterations of a loop by running it."""
         for trips in range(MOST_TRIPS):
             goes_on = self.call(condition, state).result
             if not goes_on:
                 return None if goes_on is None else trips
-            frame = self.call(body, state)
-            after = {i: frame.element(frame.computation.root, i) for i in counters & set(state)}
-            state = {i: v for i, v in (state | after).items() if v is not None}
+            state = self.call(body, state).result
         return None
 
 
-def _is_kept(body: Computation, index: int) -> bool:
-    """Whether a loop's body passes on an element of its state unchanged."""
-    root = body.instructions[body.root]
-    if root.opcode != "tuple" or index >= len(root.operands):
-        return False
-    made = body.instructions[root.operands[index]]
-    if made.opcode != "get-tuple-element" or made.dims("index") != (index,):
-        return False
-    return body.instructions[made.operands[0]].opcode == "parameter"
+def _kept(body: Computation) -> set[int]:
+    """Indices of the state's elements that a loop's body passes on unchanged."""
+    steps = body.instructions
+    root = steps[body.root]
+    made = [steps[name] for name in root.operands] if root.opcode == "tuple" else []
+    return {
+        index
+        for index, step in enumerate(made)
+        if step.opcode == "get-tuple-element"
+        and step.dims("index") == (index,)
+        and steps[step.operands[0]].opcode == "parameter"
+    }
 
 
 def _literal(text: str) -> int | None:

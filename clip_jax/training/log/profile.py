@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from clip_jax.errors import UserError
+from clip_jax.sharding import leaves_by_path
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _MAX_NAMED = 3  # changes in one warning
@@ -141,12 +142,9 @@ class CompileWatch:
 
 def _signature(arguments: Any) -> dict[str, str]:
     """Maps the path of each array to its dtype, shape and sharding."""
-    leaves = jax.tree_util.tree_flatten_with_path(arguments)[0]
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            f"{leaf.dtype}{list(leaf.shape)} {getattr(leaf.sharding, 'spec', leaf.sharding)}"
-        )
-        for path, leaf in leaves
+        path: f"{leaf.dtype}{list(leaf.shape)} {getattr(leaf.sharding, 'spec', leaf.sharding)}"
+        for path, leaf in leaves_by_path(arguments).items()
     }
 
 

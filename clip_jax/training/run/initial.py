@@ -16,17 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.config import KINDS, ClipConfig, differences
 from clip_jax.models.fields import Effect
+from clip_jax.sharding import leaves_by_path
 from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
 from clip_jax.training.config import TrainConfig
 from clip_jax.training.step.parameter_groups import matching
 from clip_jax.training.step.state import TrainState, abstract_state, create_state
-from clip_jax.weights.layouts.bundle import flatten, unflatten
 from clip_jax.weights.load import Source
 from clip_jax.weights.open_model import open_model
 from clip_jax.weights.resolve import resolve_source
@@ -138,19 +139,20 @@ def initial_state(
     """
     ema = config.optimizer.ema_decay is not None
     abstract = abstract_state(mesh, architecture, optimizer, ema)
-    leaves = flatten(abstract.params)
+    leaves = leaves_by_path(abstract.params)
     only = config.init.only
     taken = matching(only, leaves, ONLY) if only else frozenset(leaves)
     loaded = _load(config, architecture, source, leaves, taken)
 
     def fresh() -> dict[str, jax.Array]:
-        params = flatten(create_state(architecture, optimizer, config.seed, ema=False).params)
-        return {path: leaf for path, leaf in params.items() if path not in taken}
+        state = create_state(architecture, optimizer, config.seed, ema=False)
+        return {p: leaf for p, leaf in leaves_by_path(state.params).items() if p not in taken}
 
     shardings = {path: leaf.sharding for path, leaf in leaves.items() if path not in taken}
     random = jax.jit(fresh, out_shardings=shardings)() if shardings else {}
     # The order of `leaves` is that of a fresh state.
-    params = unflatten({path: loaded[path] if path in taken else random[path] for path in leaves})
+    flat = {path: loaded[path] if path in taken else random[path] for path in leaves}
+    params = unflatten_dict(flat, sep="/")
 
     def begin(params: Any) -> TrainState:
         state = create_state(architecture, optimizer, config.seed, ema=False)
@@ -197,7 +199,7 @@ def _load(
     function = _differences(architecture, source.config, ("shape", "function", "image"), towers)
     if function:
         logging.warning("%s: was trained with %s", where, function)
-    return flatten(loaded)
+    return leaves_by_path(loaded)
 
 
 def _differences(

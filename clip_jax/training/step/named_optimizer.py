@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from clip_jax.errors import UserError, first_line
+from clip_jax.sharding import path_of
 from clip_jax.training.config import OptimizerConfig
-from clip_jax.training.step.parameter_groups import path_of, stack_of
+from clip_jax.training.step.parameter_groups import stack_of
 
 NAME, OPTIONS = "config.optimizer.name", "config.optimizer.options"
 MOMENT = "first_moment_dtype"

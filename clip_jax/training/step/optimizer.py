@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from clip_jax.models.two_tower import is_buffer
+from clip_jax.sharding import path_of
 from clip_jax.training.config import OptimizerConfig
 from clip_jax.training.step.named_optimizer import muon_rate, named_optimizer
 from clip_jax.training.step.parameter_groups import (
     WITHOUT_LOSS,
     decay_mask,
     frozen_mask,
-    path_of,
     rate_multipliers,
     weight_decays,
 )

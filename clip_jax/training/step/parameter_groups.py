@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from clip_jax.errors import UserError
+from clip_jax.sharding import leaves_by_path, path_of
 from clip_jax.training.config import OptimizerConfig, TowerOptimizerConfig, check_patterns
 
 FREEZE = "config.optimizer.freeze"
@@ -33,16 +34,6 @@ _EMBEDDING = re.compile(
 _BLOCK = re.compile(r"transformer/blocks_(\d+)/")
 _STACK = re.compile(r"transformer/blocks/")
 _STAGE = re.compile(r"stage(\d+)_(?:block(\d+)|\w+)/")
-
-
-def path_of(path: Any) -> str:
-    """Formats a tree path as text, joined by "/"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def paths_of(tree: Any) -> list[str]:
-    """Returns the paths of all leaves."""
-    return [path_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
 def matching(patterns: Sequence[str], paths: Iterable[str], key: str) -> frozenset[str]:
@@ -78,7 +69,7 @@ def frozen_mask(params: Any, patterns: Sequence[str], key: str = FREEZE) -> Any:
 
     Raises `UserError` for a pattern that matches nothing, and if nothing is left to train.
     """
-    paths = paths_of(params)
+    paths = list(leaves_by_path(params))
     frozen = matching(patterns, paths, key)
     if patterns and len(frozen) == len(paths):
         raise UserError(f"{key}={tuple(patterns)}: freezes every parameter; nothing is left")
@@ -151,7 +142,7 @@ def rate_multipliers(params: Any, config: OptimizerConfig) -> Any:
         tower: _distances(
             {
                 path.removeprefix(f"{tower}/"): leaf.shape
-                for path, leaf in zip(paths_of(params), jax.tree.leaves(params), strict=True)
+                for path, leaf in leaves_by_path(params).items()
                 if path.startswith(f"{tower}/")
             }
         )

@@ -5,35 +5,24 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from clip_jax.errors import UserError
+from clip_jax.weights.files.names import adapter, listed
 from clip_jax.weights.files.tensors import find_weights
 
 logger = logging.getLogger(__name__)
 
 _STEP = re.compile(r"checkpoint-(\d+)")
-_ADAPTER_CONFIG = "adapter_config.json"
-_MAX_NAMES, _MAX_LETTERS = 8, 120  # limits of one error message
 
 
 def inventory(directory: Path) -> str:
     """The first names in a folder, for a message; "nothing" for an empty one."""
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in directory.iterdir())
-    shown: list[str] = []
-    for name in names[:_MAX_NAMES]:
-        shown.append(name if len(name) <= 40 else name[:39] + "…")
-        if len(", ".join(shown)) > _MAX_LETTERS:
-            break
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return ", ".join(shown) + more if names else "nothing"
+    return listed([name if len(name) <= 30 else name[:29] + "…" for name in names]) or "nothing"
 
 
 def refuse_adapter(directory: Path) -> None:
     """Raises `UserError` for a folder with a PEFT adapter in place of a model."""
-    if (directory / _ADAPTER_CONFIG).is_file():
-        raise UserError(
-            f"{directory}: is an adapter (LoRA, PEFT), not a model; merge it into its model first "
-            "(PEFT: model.merge_and_unload().save_pretrained(FOLDER))"
-        )
+    if (directory / "adapter_config.json").is_file():
+        raise adapter(directory)
 
 
 def newest_trainer_checkpoint(directory: Path, weights: Sequence[str]) -> Path | None:

@@ -1,10 +1,12 @@
-"""Interface of weight files (tensors by name), and lists of names for messages."""
+"""Interface of weight files (tensors by name), and what their errors share."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from clip_jax.errors import UserError, one_line
 
 MAX_NAMES = 5  # in one error
 
@@ -27,3 +29,16 @@ def listed(names: Sequence[str], most: int = MAX_NAMES) -> str:
     """The first `most` names, joined by commas, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def damaged(path: Path, error: Exception, kind: str = "damaged or truncated") -> UserError:
+    """The error for a file that cannot be read."""
+    return UserError(f"{path}: is {kind} ({one_line(error)}); download it again")
+
+
+def adapter(where: Path, reason: str = "") -> UserError:
+    """The error for LoRA weights in place of a model's."""
+    return UserError(
+        f"{where}: is an adapter (LoRA, PEFT), not a model{reason}; merge it into its model first "
+        "(PEFT: model.merge_and_unload().save_pretrained(FOLDER))"
+    )

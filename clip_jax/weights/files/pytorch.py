@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from clip_jax.errors import UserError, first_line
-from clip_jax.weights.files.names import listed
+from clip_jax.weights.files.names import damaged, listed
 
 # Pages that were read from a mapped file count as resident memory until it is mapped again.
 REMAP_BYTES = 128 * 2**20
@@ -60,43 +60,29 @@ class _Inert:
         pass
 
 
-def _inert_globals() -> list[tuple[type, str]]:
-    """(replacement, name) of each global that training programs save beside the weights.
-
-    None of the originals is built: numpy's own constructors would trust a crafted dtype.
-    """
-    arrays = [
-        f"numpy.{core}.multiarray.{name}"
-        for core in ("core", "_core")
-        for name in ("scalar", "_reconstruct")
-    ]
-    dtypes = [
-        f"numpy.dtypes.{kind}DType"
-        for kind in (
-            *("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64"),
-            *("Float16", "Float32", "Float64", "LongDouble", "LongLong", "ULongLong"),
-            *("Complex64", "Complex128", "Str", "Bytes", "Object"),
-        )
-    ]
-    others = (
-        *("numpy.dtype", "numpy.ndarray", "numpy.bool_", "numpy.bool"),
-        *(f"numpy.{kind}{bits}" for kind in ("int", "uint", "float") for bits in (16, 32, 64)),
-        *("argparse.Namespace", "types.SimpleNamespace"),
-        *(f"pathlib.{kind}Path" for kind in ("", "Posix", "Windows", "PurePosix")),
-        *("pathlib._local.PosixPath", "pathlib._local.WindowsPath"),
-        *("datetime.datetime", "datetime.timedelta"),
-    )
-    lightning = [
-        f"{package}.AttributeDict"
-        for package in (
-            *("pytorch_lightning.utilities.parsing", "lightning.fabric.utilities.data"),
-            *("lightning_fabric.utilities.data", "lightning.pytorch.utilities.parsing"),
-        )
-    ]
-    return [
-        *((_Inert, name) for name in (*arrays, *dtypes, *others)),
-        *((dict, name) for name in lightning),
-    ]
+_DTYPES = (
+    *("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float16"),
+    *("Float32", "Float64", "LongDouble", "LongLong", "ULongLong", "Complex64", "Complex128"),
+    *("Str", "Bytes", "Object"),
+)
+# Training programs save these beside the weights. None of them is built: numpy's own constructors
+# would trust a crafted dtype.
+_INERT = (
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+    *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+    *(f"numpy.dtypes.{kind}DType" for kind in _DTYPES),
+    *("numpy.dtype", "numpy.ndarray", "numpy.bool_", "numpy.bool"),
+    *(f"numpy.{kind}{bits}" for kind in ("int", "uint", "float") for bits in (16, 32, 64)),
+    *("argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.timedelta"),
+    *(f"pathlib.{kind}Path" for kind in ("", "Posix", "Windows", "PurePosix")),
+    *("pathlib._local.PosixPath", "pathlib._local.WindowsPath"),
+)
+_DICTIONARIES = (
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+)
 
 
 class TorchTensors:
@@ -126,13 +112,14 @@ class TorchTensors:
 
     def _open(self) -> dict[str, Any]:
         torch, path = _torch(self.where), self.where
+        replaced = [(_Inert, name) for name in _INERT] + [(dict, name) for name in _DICTIONARIES]
         # Files from before torch 1.6 are not zip archives and cannot be mapped.
-        mapped = zipfile.is_zipfile(path)
+        options = {"map_location": "cpu", "weights_only": True, "mmap": zipfile.is_zipfile(path)}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they concern how old files were written
-                with torch.serialization.safe_globals(_inert_globals()):
-                    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+                with torch.serialization.safe_globals(replaced):
+                    content = torch.load(path, **options)
         except pickle.UnpicklingError as error:
             named = re.search(r"GLOBAL (\S+)", str(error))
             reason = f"asks for {named[1]}" if named else first_line(error)
@@ -141,9 +128,7 @@ class TorchTensors:
                 "refused. Save its state_dict alone, best as .safetensors"
             ) from error
         except Exception as error:  # the loader raises nearly anything on damaged bytes
-            raise UserError(
-                f"{path}: is damaged or truncated ({first_line(error)}); download it again"
-            ) from error
+            raise damaged(path, error) from error
         self.containers = {}
         found: dict[str, Any] = {}
         self._collect(content, "", found)
@@ -203,8 +188,5 @@ class ScriptTensors:
                 warnings.simplefilter("ignore")  # TorchScript is deprecated; these files are not
                 state = torch.jit.load(str(self.where), map_location="cpu").state_dict()
         except Exception as error:  # as above: damaged bytes raise nearly anything
-            raise UserError(
-                f"{self.where}: is a damaged TorchScript archive ({first_line(error)}); "
-                "download it again"
-            ) from error
+            raise damaged(self.where, error, "a damaged TorchScript archive") from error
         return dict(state)

@@ -15,28 +15,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from clip_jax.errors import UserError, one_line
-from clip_jax.weights.files.names import Tensors, listed
+from clip_jax.errors import UserError
+from clip_jax.weights.files.names import Tensors, damaged, listed
 from clip_jax.weights.files.pytorch import ScriptTensors, TorchTensors
+from clip_jax.weights.files.safetensors_writer import DTYPES
 from clip_jax.weights.files.wrappers import Unwrapped
-
-_SAFETENSORS_DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U64": np.dtype(np.uint64),
-    "U32": np.dtype(np.uint32),
-    "U16": np.dtype(np.uint16),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(bool),
-}
 
 
 def find_weights(directory: Path, names: Sequence[str]) -> Path | None:
@@ -127,7 +110,7 @@ def _open_zip(path: Path) -> Tensors:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
     except (zipfile.BadZipFile, OSError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if any(name.endswith(".npy") for name in members):
         return NpzFile(path)
     if any(name.split("/")[1:2] in (["constants.pkl"], ["code"]) for name in members):
@@ -137,10 +120,6 @@ def _open_zip(path: Path) -> Tensors:
     raise UserError(
         f"{path}: a zip archive of neither torch nor numpy (holds {', '.join(members[:3])}…)"
     )
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: is damaged or truncated ({one_line(error)}); download it again")
 
 
 def is_index(path: Path) -> bool:
@@ -166,7 +145,7 @@ class SafetensorsFile:
                 header_bytes = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(header_bytes))
         except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
         header.pop("__metadata__", None)
         self._entries: dict[str, dict[str, Any]] = header
         self._data_start = 8 + header_bytes
@@ -177,11 +156,11 @@ class SafetensorsFile:
     def read(self, name: str) -> np.ndarray:
         """See `Tensors.read`."""
         entry = self._entries[name]
-        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
+        dtype = DTYPES.get(entry["dtype"])
         if dtype is None:
             raise UserError(
                 f"{self.where}: {name} is of dtype {entry['dtype']}; accepted are "
-                f"{', '.join(_SAFETENSORS_DTYPES)}"
+                f"{', '.join(DTYPES)}"
             )
         start, stop = entry["data_offsets"]
         # It reads bytes, because numpy cannot read ml_dtypes' types from files.
@@ -228,7 +207,7 @@ class NpzFile:
                     f"{self.where}: {member} holds pickled objects, which could run code; "
                     "accepted are plain arrays"
                 ) from error
-            raise _damaged(self.where, error) from error
+            raise damaged(self.where, error) from error
 
 
 def _npy_shape(file: Any) -> tuple[int, ...]:

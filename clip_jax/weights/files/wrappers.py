@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_jax.errors import UserError
-from clip_jax.weights.files.names import Tensors, listed
+from clip_jax.weights.files.names import Tensors, adapter, listed
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +80,7 @@ def find_model(containers: Mapping[str, Iterable[str]], where: Path) -> Found:
 def _refuse_adapter(names: Iterable[str], where: Path) -> None:
     found = next((name for name in names if _ADAPTER.search(name)), None)
     if found:
-        raise UserError(
-            f"{where}: is an adapter (LoRA, PEFT), not a model: it has {found[-80:]}; merge it "
-            "into its model first (PEFT: model.merge_and_unload().save_pretrained(FOLDER))"
-        )
+        raise adapter(where, f": it has {found[-80:]}")
 
 
 def _without_mechanical(names: list[str]) -> dict[str, str]:

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from clip_jax.errors import UserError
 from clip_jax.files.disk import replacing_folder
 from clip_jax.models.config import ClipConfig
+from clip_jax.sharding import leaves_by_path
 from clip_jax.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, tokenizer_from_files
 from clip_jax.weights.files.safetensors_writer import save_safetensors
 from clip_jax.weights.files.tensors import open_tensors
@@ -32,24 +32,6 @@ RESIZED = {
     "vision/attention_pool/positions": ("grid", 1),
     "text/positions": ("line", 0),
 }
-
-
-def flatten(params: Any) -> dict[str, Any]:
-    """Nested dict -> {"vision/transformer/blocks_0/…": leaf}."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
 
 
 def write_bundle(
@@ -73,7 +55,7 @@ def write_bundle(
     if names - {CONFIG, WEIGHTS, TOKENIZER, CARD} or (names and not is_ours):
         raise UserError(f"{directory}: holds other files; give a new or empty folder")
     with replacing_folder(directory) as aside:
-        tensors = ((name, np.asarray(leaf)) for name, leaf in flatten(params).items())
+        tensors = ((name, np.asarray(leaf)) for name, leaf in leaves_by_path(params).items())
         save_safetensors(aside / WEIGHTS, tensors, max_shard_bytes=None)
         if card is not None:
             (aside / CARD).write_text(card, encoding="utf-8")

@@ -7,10 +7,7 @@ timm's image towers are in `timm….py`.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterable, Iterator
 
 from clip_jax.models.config import (
     BertConfig,
@@ -27,16 +24,7 @@ from clip_jax.weights.layouts.timm import timm_vit_rules
 from clip_jax.weights.layouts.timm_convnext import convnext_rules
 from clip_jax.weights.layouts.timm_fastvit import fastvit_rules
 from clip_jax.weights.layouts.timm_hybrid import hybrid_rules
-from clip_jax.weights.rules.table import (
-    ArrayTensors,
-    Rule,
-    affine,
-    blocks,
-    linear,
-    read_params,
-    under,
-    write_tensors,
-)
+from clip_jax.weights.rules.table import Rule, affine, blocks, linear, under
 
 # These files also hold tensors that are neither parameters nor running statistics.
 IGNORED = re.compile(
@@ -183,25 +171,6 @@ def open_clip_rules(config: ClipConfig, custom_text: bool | None = None) -> list
         *_vision_rules(config.vision, config.scan_layers),
         *(coca_rules(config) if config.decoder is not None else ()),
     ]
-
-
-def from_state_dict(config: ClipConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """open_clip's tensors by name -> our `params`, float32 numpy arrays in the layout of `config`.
-
-    Every tensor is used and every parameter filled; otherwise `UserError` lists names that are
-    missing, unknown or of another shape.
-    """
-    custom = any(name.startswith("text.") for name in tensors)
-    return read_params(config, open_clip_rules(config, custom), ArrayTensors(tensors), IGNORED)
-
-
-def to_state_dict(config: ClipConfig, params: Any) -> dict[str, np.ndarray]:
-    """Our `params` in the layout of `config` -> open_clip's tensors by name, contiguous arrays.
-
-    The inverse of `from_state_dict`, bit for bit. Raises `UserError` listing the paths if the
-    parameters do not match `config`.
-    """
-    return dict(write_tensors(config, open_clip_rules(config), params))
 
 
 def coca_rules(config: ClipConfig) -> list[Rule]:

@@ -124,11 +124,11 @@ def test_average_of_parameters_is_exported(tmp_path: Path) -> None:
         build_config(tiny_config(mesh__data=8, steps=10, optimizer__ema_decay=0.99)),
         tmp_path / "run",
     )
-    from clip_jax.weights.layouts.bundle import flatten
+    from clip_jax.sharding import leaves_by_path
     from clip_jax.weights.layouts.checkpoint import read_params
 
-    averaged = flatten(read_params(tmp_path / "run" / "checkpoints" / "10"))
-    exported = flatten(jax.tree.map(np.asarray, clip.params))
+    averaged = leaves_by_path(read_params(tmp_path / "run" / "checkpoints" / "10"))
+    exported = leaves_by_path(jax.tree.map(np.asarray, clip.params))
     for name, leaf in exported.items():
         np.testing.assert_array_equal(leaf, averaged[name])
 

@@ -14,10 +14,11 @@ from tiny_clip import changed
 
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import param_shapes
+from clip_jax.sharding import leaves_by_path
 from clip_jax.training.config import OptimizerConfig, TowerOptimizerConfig
 from clip_jax.training.step.gradient import Objective
 from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
-from clip_jax.training.step.parameter_groups import NO_DECAY, paths_of, rate_multipliers
+from clip_jax.training.step.parameter_groups import NO_DECAY, rate_multipliers
 from clip_jax.training.step.state import create_state
 from clip_jax.training.step.update import make_train_step
 
@@ -96,7 +97,7 @@ def test_decay_is_the_same_under_every_optimizer(name: str) -> None:
 def state_leaves(config: ClipConfig, optimizer: OptimizerConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """{path: leaf} of the optimizer's state, by shapes alone."""
     state = jax.eval_shape(make_optimizer(optimizer, 10).init, param_shapes(config))
-    return dict(zip(paths_of(state), jax.tree.leaves(state), strict=True))
+    return leaves_by_path(state)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
