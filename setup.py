@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["clip_jax", "clip_jax.*"]),
-    package_data={"clip_jax": ["py.typed"]},
+    package_data={"clip_jax": ["py.typed", "report/templates/*"]},
     install_requires=[
         "absl-py",
         "flax>=0.12,<0.14",
@@ -29,6 +29,7 @@ setup(
         "ftfy",
         "grain>=0.2.15",
         "huggingface_hub>=1.0",
+        "jinja2>=3.1",  # pages: the report, and what `clip_jax.data inspect` writes
         "jax>=0.10,<0.12",
         "matplotlib>=3.9",  # plots of the report, and the fonts of the embedded dataset
         "ml_collections",

@@ -1,11 +1,12 @@
 """Start and end of every program: flags, one line for a user's mistake, exit codes."""
 
+import contextlib
 import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +77,24 @@ def _without_closed_loops(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return chosen
 
 
-def read_config(path: str, overrides: Sequence[str]) -> Any:
-    """Returns the trainer's `ConfigDict` for `--config=path` and `overrides`.
+def read_config(start: Any, overrides: Sequence[str]) -> Any:
+    """Returns the trainer's `ConfigDict` for `start`, a file's path or a `ConfigDict`, as changed.
 
     For programs with other flags. An override is like "--config.batch_size=64". Raises `UserError`.
     """
     from ml_collections import config_flags
 
-    argv = ["", f"--config={path}", *overrides]
     values = flags.FlagValues()
-    flag = config_flags.DEFINE_config_file(
-        "config", None, flag_values=values, sys_argv=argv, lock_config=True
-    )
+    argv = ["", *([f"--config={start}"] if isinstance(start, str) else []), *overrides]
+    with _explained(argv):
+        if isinstance(start, str):
+            flag = config_flags.DEFINE_config_file(
+                "config", None, flag_values=values, sys_argv=argv, lock_config=True
+            )
+        else:
+            flag = config_flags.DEFINE_config_dict(
+                "config", start, flag_values=values, sys_argv=argv
+            )
     _parse(argv, values)
     return config_dict(flag, values)
 
@@ -115,14 +122,21 @@ def config_dict(flag: Any, values: flags.FlagValues = flags.FLAGS) -> Any:
 
 def _parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     """Parses the flags, which runs the configuration file. Raises `UserError` for any mistake."""
-    try:
+    with _explained(argv):
         rest = values(argv)
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r}: flags only, such as --config=…; see --help")
+
+
+@contextlib.contextmanager
+def _explained(argv: list[str]) -> Iterator[None]:
+    """Turns any error from parsing flags into a `UserError`."""
+    try:
+        yield
     except flags.Error as error:
         raise UserError(str(error)) from error
     except Exception as error:  # a configuration file is code and may raise anything
         raise UserError(_explain(error, argv)) from error
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r}: flags only, such as --config=…; see --help")
 
 
 def _explain(error: Exception, argv: list[str]) -> str:
@@ -137,10 +151,14 @@ def _explain(error: Exception, argv: list[str]) -> str:
         key = argument.lstrip("-").split("=")[0]
         if key.startswith("config.") and key not in known:
             return unknown_key(key, known)
-    frames = traceback.extract_tb(error.__traceback__)
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    if path and not Path(path.partition(":")[0]).exists():
+        return f"--config={path}: no such file; give a file, such as configs/quickstart.py"
+    frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if path and frame.filename.endswith(path)]
-    where = f"{path}, line {inside[-1].lineno}: " if inside else f"--config={path}: "
+    where = f"--config={path}: " if path else ""
+    if inside:
+        where = f"{path}, line {inside[-1].lineno}: "
     return f"{where}{type(error).__name__}: {error}"
 
 

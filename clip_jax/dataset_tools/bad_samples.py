@@ -1,36 +1,16 @@
-"""Description of a bad sample: its defect and position."""
+"""Descriptions of bad samples and files: what is wrong, and where."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from clip_jax.data.records import Source
 from clip_jax.data.sources.refine import RefinedSource
+from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.errors import DecodeError
 
 
-@runtime_checkable
-class HasPosition(Protocol):
-    """A source that knows the position of a record in its files."""
-
-    def position(self, index: int) -> str:
-        """The record's position, such as "00000.tar:10240"."""
-        ...
-
-
-@runtime_checkable
-class HasDamage(Protocol):
-    """A source that knows its broken files."""
-
-    @property
-    def damaged(self) -> Mapping[str, str]:
-        """File -> the reason why some or all of its samples are missing, or may be."""
-        ...
-
-
-@dataclass(frozen=True)
-class BadSample:
+class BadSample(NamedTuple):
     """A sample that cannot be used; `kind` is one of `clip_jax.data.records.KINDS`."""
 
     key: str
@@ -38,27 +18,34 @@ class BadSample:
     position: str
     reason: str
 
-    def as_dict(self) -> dict[str, str]:
-        return dict(vars(self))
+
+def bad_sample(source: Source, index: int, error: DecodeError) -> BadSample:
+    """Describes the sample whose reading raised `error`."""
+    return BadSample(source.key(index), error.kind, position_of(source, index), str(error))
 
 
 def position_of(source: Source, index: int) -> str:
     """The file and byte if the source knows them, else the number of the record."""
     if isinstance(source, RefinedSource):
         return position_of(source.source, index)
-    if isinstance(source, HasPosition):
-        return source.position(index)
-    return f"record {index}"
+    if isinstance(source, MixtureSource):
+        for part in source.sources:
+            if index < len(part):
+                return position_of(part, index)
+            index -= len(part)
+    position = getattr(source, "position", None)  # a method of tars
+    return f"record {index}" if position is None else position(index)
 
 
-def bad_sample(source: Source, index: int, error: DecodeError) -> BadSample:
-    return BadSample(source.key(index), error.kind, position_of(source, index), str(error))
+def damaged_files(source: Source) -> dict[str, str]:
+    """File -> the reason why some or all of its samples are missing, or may be."""
+    if isinstance(source, RefinedSource):
+        return damaged_files(source.source)
+    if isinstance(source, MixtureSource):
+        return {file: why for part in source.sources for file, why in damaged_files(part).items()}
+    return dict(getattr(source, "damaged", {}))
 
 
 def describe_kinds(counts: Mapping[str, int]) -> str:
     """Counts by kind, commonest first: "3 image_bomb, 1 caption_empty"."""
     return ", ".join(f"{count:,} {kind}" for kind, count in Counter(counts).most_common())
-
-
-def count_kinds(samples: Iterable[BadSample]) -> Counter[str]:
-    return Counter(sample.kind for sample in samples)

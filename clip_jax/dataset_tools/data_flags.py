@@ -1,161 +1,175 @@
-"""Flags for a command's data, given directly or by a training configuration."""
+"""Flags of a command: its data, as a configuration of training has it, and the common ones."""
 
 import dataclasses
+import json
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from absl import flags
-from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
 from clip_jax.arguments import with_home
 from clip_jax.command_line import read_config
 from clip_jax.data.options import SourceConfig
 from clip_jax.data.records import Source
-from clip_jax.data.sources.refine import open_refined
 from clip_jax.errors import UserError
-from clip_jax.training.config import DataConfig, TrainConfig, build_config
-from clip_jax.training.source_flags import SourceFlags, as_flags
+from clip_jax.training.config import (
+    DataConfig,
+    InitConfig,
+    TrainConfig,
+    build_config,
+    default_config,
+    to_dict,
+)
+from clip_jax.training.source_flags import HELP
 
 _OVERRIDES = "config.KEY"  # shown in the help
 _OVERRIDE = re.compile(r"--?(no)?config\.")
-# A flag that --config replaces, and the equivalent key.
-Replaced = tuple[flags.FlagHolder[Any], str]
+# These settings say how data is read, not which records and captions they are.
+_READING = ("remote.", "stream", "window_shards", "workers", "max_bad_fraction")
 
 
 @dataclass(frozen=True)
 class DataFlags:
-    """--data and related flags, or --config instead; defined by `define_data_flags`."""
+    """--config with its changes, and the short names --data and --format for two of them."""
 
-    source: SourceFlags[SourceConfig]
     file: flags.FlagHolder[str | None]
     overrides: flags.FlagHolder[list[str] | None]
+    path: flags.FlagHolder[str | None]
+    format: flags.FlagHolder[str | None]
 
-    def config(self, replaced: Iterable[Replaced] = ()) -> TrainConfig | None:
-        """The configuration as training reads it; None without --config.
+    def read(self) -> TrainConfig:
+        """The configuration as training would read it, of indexed data: nothing is streamed.
 
-        Raises UserError for an invalid one, and for flags that it makes redundant: those of the
-        data and `replaced`.
+        Raises UserError if it is invalid or names no data.
         """
-        if not self.file.value:
-            if self.overrides.value:
-                raise UserError(f"{self.overrides.value[0]}: needs --config=FILE")
-            return None
-        given = self.source.given()
-        path = given.pop("path", None)
-        replaced = (*((flag, f"data.{key}") for key, flag in given.items()), *replaced)
-        for flag, key in replaced:
-            if flag.present:
-                instead = f"give --config.{key}=… instead" if key else "give one of them"
-                raise UserError(f"--{flag.name}={flag.value}, --config: {instead}")
-        file = with_home(self.file.value, "--config")
-        values = read_config(file, self.overrides.value or ()).to_dict()
-        if path is not None and path.value:
-            named = values["data"]
-            for key in ("path", "mixture"):
-                if named[key]:
-                    raise UserError(
-                        f"--data={path.value}, config.data.{key}={named[key]!r}: give one of them"
-                    )
-            named["path"] = path.value
-        return build_config(values)
-
-    def moved(self, config: TrainConfig) -> TrainConfig:
-        """A run's configuration, with the data of the flags if --data is given; the run's rules
-        for captions, images and remote stores stay unless a flag overrides them."""
-        named = self.source.read()
-        if not named.path:
-            return config
-        given = {key.partition(".")[0] for key in self.source.given()}
-        of_run = {"remote", "captions", "filters", "exclude", "exclude_distance"} - given
-        fields = {field.name for field in dataclasses.fields(SourceConfig)} - of_run
-        changes = {name: getattr(named, name) for name in fields}
-        data = dataclasses.replace(config.data, mixture=(), streaming=False, **changes)
-        return dataclasses.replace(config, data=data)
-
-    def open(self, config: TrainConfig | None) -> Source:
-        """Opens the data. Raises UserError if nothing usable is found."""
-        if config is None:
-            return open_refined(self.source.read_needed())
-        if config.data.streaming:
+        changes = []
+        if self.path.value:
+            changes = [f"--config.data.path={self.path.value}", "--config.data.mixture=()"]
+        if self.path.value or self.format.value:
+            changes.append(f"--config.data.format={self.format.value or 'auto'}")
+        values = read_config(self._start(), [*changes, *(self.overrides.value or ())]).to_dict()
+        if not values["data"]["path"] and not values["data"]["mixture"]:
             raise UserError(
-                "config.data.streaming=True: a stream has no numbers by which samples are looked"
-                " at; set it to False"
+                "--data: is missing; give a folder, a table or .tar files, or a --config that has"
+                " them"
             )
-        from clip_jax.training.run.data import open_data
+        if values.get("steps") is None and values.get("epochs") is None:  # nothing is trained here
+            values["steps"] = 1
+        config = build_config(values)
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, streaming=False))
 
-        return open_data(config)
+    def _start(self) -> str | ConfigDict:
+        """The file of --config, or the configuration of a run, or the defaults."""
+        if not self.file.value:
+            return default_config()
+        file = with_home(self.file.value, "--config")
+        if not os.path.isdir(file):
+            return file
+        config = run_config(Path(file))
+        # The run's own tokenizer is meant, even if it was trained on captions.
+        config = dataclasses.replace(config, init=InitConfig(source=file))
+        start = default_config()
+        start.update(to_dict(config))
+        return start
 
-    def parts(self, config: TrainConfig | None) -> list[tuple[str, str]]:
-        """(path, format) of the data, or of each source of a mixture with a positive weight."""
-        if config is None:
-            named = self.source.read_needed()
-            return [(named.path, named.format)]
-        data = config.data
-        if not data.mixture:
-            return [(data.path, data.format)]
-        return [(part.path, part.format) for part in data.mixture if part.weight > 0]
+    def about(self, config: TrainConfig) -> dict[str, Any]:
+        """Dotted key -> value of the settings that determine the records and their captions;
+        "config" is the file, with the changes of the command line."""
+        from flax.traverse_util import flatten_dict  # workers need no jax
 
-    def title(self, config: TrainConfig | None) -> str:
-        """The path or paths, as given."""
-        if config is None:
-            return self.source.read_needed().path
-        return config.data.path or ", ".join(part.path for part in config.data.mixture)
-
-    def as_dict(self, config: TrainConfig | None) -> dict[str, Any]:
-        """The settings that determine the records and their captions."""
-        if config is None:
-            return as_flags(self.source.read_needed())
-        return {"config": self.file.value, **changed_data(config.data)}
+        default = flatten_dict(dataclasses.asdict(DataConfig()), sep=".")
+        values = flatten_dict(dataclasses.asdict(config.data), sep=".")
+        changed = {
+            f"data.{key}": value
+            for key, value in values.items()
+            if value != default.get(key) and not key.startswith(_READING)
+        }
+        words = [self.file.value, *(self.overrides.value or ())]
+        return {"config": " ".join(filter(None, words)) or "defaults", **changed}
 
 
-def changed_data(data: DataConfig) -> dict[str, Any]:
-    """Dotted key -> value of non-default settings that affect the records."""
-    default = flatten_dict(dataclasses.asdict(DataConfig()), sep=".")
-    values = flatten_dict(dataclasses.asdict(data), sep=".")
-    about_reading = ("remote.", "stream", "window_shards", "workers", "max_bad_fraction")
-    return {
-        f"data.{key}": value
-        for key, value in values.items()
-        if value != default.get(key) and not key.startswith(about_reading)
-    }
+def run_config(folder: Path) -> TrainConfig:
+    """The configuration in config.json of a run's folder. Raises UserError if there is none."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--config={folder}: is no run, {path.name} in it cannot be read ({error}); give a file"
+            " such as configs/quickstart.py, or the folder of a run"
+        ) from error
+    try:
+        return build_config(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def open_data(config: TrainConfig, **changes: Any) -> Source:
+    """Opens the data; `changes`: fields that only `SourceOptions` has. Raises UserError."""
+    from clip_jax.training.run import data  # workers need no jax
+
+    return data.open_data(config, **changes)
+
+
+def parts(config: TrainConfig) -> list[SourceConfig]:
+    """The data, or each source of a mixture with a positive weight."""
+    return [part for part in config.data.mixture if part.weight > 0] or [config.data]
+
+
+def title(config: TrainConfig) -> str:
+    """The path or paths of the data, as given."""
+    return config.data.path or ", ".join(part.path for part in config.data.mixture)
 
 
 def define_data_flags(values: flags.FlagValues) -> DataFlags:
-    """Adds --data and related flags, and --config, to the flags of a command."""
+    """Adds --data, --format, --config and its keys to the flags of a command."""
     return DataFlags(
-        source=SourceFlags(SourceConfig, values),
         file=flags.DEFINE_string(
             "config",
             None,
-            "Instead: a configuration of training, such as configs/own_images.py, and its data.",
+            "Configuration of training whose data is meant, such as configs/own_images.py, or the"
+            " folder of a run.",
             flag_values=values,
         ),
         overrides=flags.DEFINE_multi_string(
             _OVERRIDES,
             None,
-            "Changes a key of --config, as in training: --config.data.path=photos.",
+            "Changes a key of it, or of the defaults, as in training:"
+            " --config.data.caption_column=alt. See docs/data.md for the keys.",
             flag_values=values,
+        ),
+        path=flags.DEFINE_string(
+            "data", None, f"Short for --config.data.path. {HELP['data']}", flag_values=values
+        ),
+        format=flags.DEFINE_string(
+            "format", None, f"Short for --config.data.format. {HELP['format']}", flag_values=values
         ),
     )
 
 
-def gather_overrides(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """`argv` with each --config.key=value as a value of the one flag that collects them;
-    unchanged if the command has no --config."""
-    if _OVERRIDES not in values:
-        return list(argv)
-    gathered: list[str] = []
+def define_workers(values: flags.FlagValues) -> flags.FlagHolder[int]:
+    """Adds --workers to a command's flags."""
+    return flags.DEFINE_integer(
+        "workers",
+        os.cpu_count() or 1,
+        "Processes; 0 does the work in this one.",
+        lower_bound=0,
+        flag_values=values,
+    )
+
+
+def gather_overrides(argv: Sequence[str]) -> list[str]:
+    """`argv` with each --config.key=value as a value of the one flag that collects them."""
+    gathered = []
     is_open = False  # "--config.key value", in two words
     for argument in argv:
-        if _OVERRIDE.match(argument):
-            is_open = "=" not in argument
-        elif is_open and not argument.startswith("-"):
-            is_open = False
-        else:
-            is_open = False
-            gathered.append(argument)
-            continue
-        gathered.append(f"--{_OVERRIDES}={argument}")
+        is_key = _OVERRIDE.match(argument) is not None
+        is_value = is_open and not argument.startswith("-")
+        is_open = is_key and "=" not in argument
+        gathered.append(f"--{_OVERRIDES}={argument}" if is_key or is_value else argument)
     return gathered

@@ -9,32 +9,28 @@ before them; a run on the same data with that list has each image once. Images t
 decoded have no hash; they are counted.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import flags
 
-from clip_jax.data.options import SourceConfig
 from clip_jax.data.records import Source
-from clip_jax.data.sources.refine import open_refined
+from clip_jax.dataset_tools.data_flags import define_data_flags, define_workers, open_data
 from clip_jax.dataset_tools.output_files import output_file, write_text
-from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.dataset_tools.workers import Count, chunks, each, work_on
 from clip_jax.errors import DecodeError, UserError
 from clip_jax.images.perceptual_hash import ONLY, perceptual_hash
-from clip_jax.training.source_flags import SourceFlags
 
 FLAGS = flags.FlagValues()
-_SOURCE = SourceFlags(SourceConfig, FLAGS)
+_DATA = define_data_flags(FLAGS)
 _WORKERS = define_workers(FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Text file for the list.", flag_values=FLAGS)
 _DUPLICATES = flags.DEFINE_boolean(
     "duplicates",
     False,
-    "Of images that look alike all but the first, each for its own key.",
+    "Lists only images that look like one before them, each for its own key.",
     flag_values=FLAGS,
 )
 _DISTANCE = flags.DEFINE_integer(
@@ -48,14 +44,7 @@ _DISTANCE = flags.DEFINE_integer(
 )
 
 _CHUNK = 64  # records
-
-
-@dataclass
-class Hashed:
-    """(key, hash) of the decodable records, in order, and the number of the others."""
-
-    found: list[tuple[str, int]] = field(default_factory=list)
-    bad: int = 0
+Hashed = tuple[str, int]  # key, hash
 
 
 def main() -> None:
@@ -68,41 +57,33 @@ def main() -> None:
             f"--distance={_DISTANCE.value}: is for --duplicates; for a list of other images set"
             " config.data.exclude_distance in the run"
         )
-    source = open_refined(_SOURCE.read_needed())
-    hashed = Hashed()
-    for part in work_on(
-        source,
-        chunks(len(source), _CHUNK),
-        hash_chunk,
-        workers=_WORKERS.value,
-        total=len(source),
-        title="hashing",
-    ):
-        hashed.found += part.found
-        hashed.bad += part.bad
-    listed = hashed.found
-    if _DUPLICATES.value:
-        listed = list(later_ones(hashed.found, _DISTANCE.value))
-    _write(output, listed, f" {ONLY} " if _DUPLICATES.value else " ")
+    source = open_data(_DATA.read())
+    jobs, total = chunks(len(source), _CHUNK), len(source)
+    parts = work_on(source, jobs, hash_chunk, workers=_WORKERS.value, total=total, title="hashing")
+    hashed = [found for part in parts for found in part]
+    listed = later_ones(hashed, _DISTANCE.value) if _DUPLICATES.value else hashed
+    between = f" {ONLY} " if _DUPLICATES.value else " "
+    # Keys are written as JSON, because they may contain line breaks.
+    lines = [f"{value:016x}{between}{json.dumps(key)}\n" for key, value in listed]
+    write_text(output, "".join(lines))
+    bad = total - len(hashed)
     print(
-        f"{output}: {len(listed):,} hashes of {len(source):,} images"
-        + (f"; {hashed.bad:,} cannot be decoded" if hashed.bad else "")
+        f"{output}: {len(lines):,} hashes of {total:,} images"
+        + (f"; {bad:,} cannot be decoded" if bad else "")
     )
 
 
-def hash_chunk(source: Source, indices: Sequence[int], count: Count) -> Hashed:
-    """A worker's job: hashes some records."""
-    hashed = Hashed()
+def hash_chunk(source: Source, indices: Sequence[int], count: Count) -> list[Hashed]:
+    """A worker's job: hashes the decodable ones of some records."""
+    hashed = []
     for index in each(indices, count):
-        try:
+        with contextlib.suppress(DecodeError):
             record = source[index]
-            hashed.found.append((record.key, perceptual_hash(record.image)))
-        except DecodeError:
-            hashed.bad += 1
+            hashed.append((record.key, perceptual_hash(record.image)))
     return hashed
 
 
-def later_ones(found: Sequence[tuple[str, int]], distance: int) -> Iterator[tuple[str, int]]:
+def later_ones(found: Sequence[Hashed], distance: int) -> Iterator[Hashed]:
     """Yields records whose hash is at most `distance` bits from an earlier kept one.
 
     Records with the hash and key of a kept one cannot be told apart, and stay.
@@ -118,9 +99,3 @@ def later_ones(found: Sequence[tuple[str, int]], distance: int) -> Iterator[tupl
                 continue
         if key not in kept.get(value, ()):
             yield key, value
-
-
-def _write(output: Path, listed: Iterable[tuple[str, int]], between: str) -> None:
-    # Keys are written as JSON, because they may contain line breaks.
-    lines = (f"{value:016x}{between}{json.dumps(key)}\n" for key, value in listed)
-    write_text(output, "".join(lines))

@@ -3,7 +3,7 @@
 python -m clip_jax.data index --data='shards/*.tar' --workers=16
 
 Only headers and captions are read. What is indexed already and has not changed is left as it is.
-Exits 0, or 1 where an archive is damaged, has no usable sample or cannot be read.
+Exits 0, or 1 if an archive is damaged, has no usable sample or cannot be read.
 """
 
 import sys
@@ -11,26 +11,14 @@ import sys
 from absl import flags
 from tqdm import tqdm
 
-from clip_jax.data.options import SourceOptions
+from clip_jax.data.options import SourceConfig
 from clip_jax.data.tars.collection import IndexSummary, Shard, build_indexes
 from clip_jax.data.tars.index import NO_END, read_drops
-from clip_jax.dataset_tools.worker_flags import define_workers
-from clip_jax.errors import UserError
+from clip_jax.dataset_tools.data_flags import define_data_flags, define_workers, parts
 from clip_jax.files.patterns import expand_paths
 
 FLAGS = flags.FlagValues()
-_DATA = flags.DEFINE_string(
-    "data",
-    None,
-    "Tar files: one, a folder of them, a glob, {00000..00006}.tar, a comma list; here or at a URL.",
-    flag_values=FLAGS,
-)
-_CAPTION_COLUMN = flags.DEFINE_string(
-    "caption_column",
-    None,
-    "Field of captions, as training will read them; an index is good for one choice.",
-    flag_values=FLAGS,
-)
+_DATA = define_data_flags(FLAGS)
 _WORKERS = define_workers(FLAGS)
 _BESIDE = flags.DEFINE_boolean(
     "beside", False, "Write them beside the archives instead of into the cache.", flag_values=FLAGS
@@ -41,11 +29,14 @@ _SHOWN_SECONDS = 1.0  # longer work shows progress
 
 
 def main() -> int:
-    """Writes missing indexes and prints a summary; returns 1 if an archive is bad."""
-    if not _DATA.value:
-        raise UserError("--data: is missing; give .tar files, such as --data='shards/*.tar'")
-    options = SourceOptions(caption_column=_CAPTION_COLUMN.value)
-    paths = expand_paths(_DATA.value)
+    """Writes missing indexes and prints summaries; returns 1 if an archive is bad."""
+    summaries = [_index(part) for part in parts(_DATA.read())]
+    for summary in summaries:
+        print(_describe(summary))
+    return int(any(summary.failed or any(map(_is_bad, summary.shards)) for summary in summaries))
+
+
+def _index(data: SourceConfig) -> IndexSummary:
     with tqdm(
         desc="indexing",
         unit=" archives",
@@ -58,17 +49,18 @@ def main() -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        summary = build_indexes(
-            paths,
+        return build_indexes(
+            expand_paths(data.path, remote=data.remote),
             workers=_WORKERS.value,
             beside=_BESIDE.value,
             rebuild=_REBUILD.value,
-            options=options,
+            options=data.options(),
             progress=progress,
         )
-    print(_describe(summary))
-    is_bad = any(shard.header.damage or not shard.header.count for shard in summary.shards)
-    return 1 if summary.failed or is_bad else 0
+
+
+def _is_bad(shard: Shard) -> bool:
+    return bool(shard.header.damage) or not shard.header.count
 
 
 def _describe(summary: IndexSummary) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +18,22 @@ def output_file(value: str | None, flag: str = "--output") -> Path | None:
         return None
     path = local_path(value, flag)
     with telling(f"{flag}={path}"):
-        is_none = _kind(path) == "folder" or _kind(path.absolute().parent) != "folder"
-    if is_none:
-        raise UserError(f"{flag}={path}: must be a file in a folder that exists")
-    with telling(f"{flag}={path}"):
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise UserError(f"{flag}={path}: must be a file in a folder that exists")
         _try(path.parent)
     return path
 
 
-def output_folder(value: str | None, what: str) -> Path:
+def output_folder(value: str | None) -> Path:
     """The path of a folder to write, which need not exist. Raises UserError if it is no folder or
     cannot be written."""
     if not value:
         raise UserError("--output: is missing; give a new folder")
-    if "://" in value:
-        raise UserError(
-            f"--output={value}: is a URL; give a folder here and copy {what} afterwards"
-        )
     path = local_path(value, "--output")
     with telling(f"--output={path}"):
-        kind = _kind(path)
-    if kind == "file":
-        raise UserError(f"--output={path}: is a file; give a new folder")
-    with telling(f"--output={path}"):
-        missing = [folder for folder in (path, *path.parents) if _kind(folder) is None]
+        if path.is_file():
+            raise UserError(f"--output={path}: is a file; give a new folder")
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         made: list[Path] = []
         try:
             for folder in reversed(missing):
@@ -59,17 +50,7 @@ def output_folder(value: str | None, what: str) -> Path:
 def names_in(folder: Path) -> list[str]:
     """Sorted names in a folder of --output; [] if it does not exist. Raises UserError."""
     with telling(f"--output={folder}"):
-        return sorted(os.listdir(folder)) if _kind(folder) else []
-
-
-def _kind(path: Path) -> str | None:
-    """Returns "folder", "file", or None if the path does not exist. Raises OSError if it cannot
-    exist: its name is too long, or a parent is no folder or not accessible."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return None
-    return "folder" if stat.S_ISDIR(mode) else "file"
+        return sorted(os.listdir(folder)) if folder.exists() else []
 
 
 def _try(folder: Path) -> None:

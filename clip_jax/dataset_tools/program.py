@@ -44,7 +44,7 @@ def _run_command(argv: Sequence[str]) -> int | None:
         return 0
     values.unparse_flags()  # an earlier run in this process may have set them
     try:
-        rest = values([argv[1], *gather_overrides(values, argv[2:])])
+        rest = values([argv[1], *gather_overrides(argv[2:])])
     except flags.Error as error:
         raise UserError(str(error)) from error
     if len(rest) > 1:
@@ -59,6 +59,7 @@ def _flag_help(values: flags.FlagValues) -> str:
     lines = []
     for name in sorted(values):
         flag = values[name]
+        about = flag.help.partition(";\n    repeat")[0]  # absl's note on flags with many values
         default = "" if flag.default is None else f" (default: {flag.default_as_str})"
-        lines.append(f"  --{name}: {flag.help}{default}")
+        lines.append(f"  --{name}: {about}{default}")
     return "\n".join(lines)

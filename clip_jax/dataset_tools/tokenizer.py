@@ -7,15 +7,14 @@ A training run takes it by --config.tokenizer.source=tokenizer.
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from clip_jax.data.records import Source
-from clip_jax.dataset_tools.data_flags import define_data_flags
-from clip_jax.dataset_tools.inspect.token_lengths import token_lengths
+from clip_jax.dataset_tools.data_flags import define_data_flags, open_data
 from clip_jax.dataset_tools.output_files import names_in, output_folder
+from clip_jax.dataset_tools.token_lengths import token_lengths
 from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.disk import telling
 from clip_jax.text.cleaning import CLEANING_MODES
@@ -31,19 +30,23 @@ FLAGS = flags.FlagValues()
 _DATA = define_data_flags(FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", flag_values=FLAGS)
 _VOCAB_SIZE = flags.DEFINE_integer(
-    "vocab_size", TokenizerConfig().vocab_size, "Ids, 259 reserved ones included.",
+    "vocab_size", TokenizerConfig().vocab_size, "Ids, including 259 reserved ones.",
     lower_bound=1, flag_values=FLAGS,
 )  # fmt: skip
 _CONTEXT_LENGTH = flags.DEFINE_integer(
-    "context_length", 64, "Ids a caption, the end included.", lower_bound=2, flag_values=FLAGS
+    "context_length", 64, "Ids per caption, including the end.", lower_bound=2, flag_values=FLAGS
 )
 _CLEANING = flags.DEFINE_enum(
-    "cleaning", TokenizerConfig().cleaning, list(CLEANING_MODES), "Of captions.", flag_values=FLAGS
+    "cleaning",
+    TokenizerConfig().cleaning,
+    list(CLEANING_MODES),
+    "Cleaning of captions.",
+    flag_values=FLAGS,
 )
 _SAMPLE = flags.DEFINE_integer(
-    "sample", 1_000_000, "Samples whose captions count, at most.", lower_bound=1, flag_values=FLAGS
+    "sample", 1_000_000, "Most samples whose captions are used.", lower_bound=1, flag_values=FLAGS
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the choice of those.", lower_bound=0, flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of their choice.", lower_bound=0, flag_values=FLAGS)
 
 _MEASURED = 20_000  # captions on which the figures are based
 _EXAMPLES = 3
@@ -51,18 +54,19 @@ _EXAMPLES = 3
 
 def main() -> int:
     """Trains and saves a tokenizer, and prints figures and examples."""
-    folder = output_folder(_OUTPUT.value, "it")
+    folder = output_folder(_OUTPUT.value)
     there = names_in(folder)
     if there and TOKENIZER_CONFIG_NAME not in there:
         raise UserError(
             f"--output={folder}: is not empty and holds no tokenizer; give a new folder"
         )
-    source = _DATA.open(_DATA.config())
+    source = open_data(_DATA.read())
     captions = list(sampled_captions(source, _SAMPLE.value, _SEED.value))
     tokenizer = train_sentencepiece(
         captions, _VOCAB_SIZE.value, _CONTEXT_LENGTH.value, _CLEANING.value
     )
-    _save(tokenizer, folder)
+    with telling(f"--output={folder}"):
+        save_tokenizer(tokenizer, folder)
     print(describe(tokenizer, captions))
     print(f"written: {folder} (train with --config.tokenizer.source={folder})")
     return 0
@@ -113,8 +117,3 @@ def pieces(tokenizer: Tokenizer, row: np.ndarray) -> str:
     end = int(np.argmax(row == tokenizer.eos_id))
     texts = [tokenizer.decode([int(index)]) for index in row[:end][:20]]
     return "|".join(texts) + ("|…" if end > 20 else "")
-
-
-def _save(tokenizer: Tokenizer, folder: Path) -> None:
-    with telling(f"--output={folder}"):
-        save_tokenizer(tokenizer, folder)

@@ -2,9 +2,9 @@
 
 python -m clip_jax.data verify --data='shards/*.tar' --output=verify.json
 
-Exits 0 where all are good, 1 where some are not or a file is damaged, 2 after a mistake in the
-flags. A tar that has no end mark is named, as it may be cut off, but not counted. The checksum of
-the samples is that of keys, images and captions in order, whatever the format; those of files are
+Exits 0 if all are good, 1 if some are not or a file is damaged, 2 after a mistake in the flags.
+A tar without an end mark is named, as it may be cut off, but not counted. The checksum of the
+samples is that of keys, images and captions in order, whatever the format; those of files are
 what sha256sum prints.
 """
 
@@ -17,38 +17,36 @@ from typing import Any
 
 from absl import flags
 
-from clip_jax.data.options import SourceConfig
 from clip_jax.data.records import Record, Source
-from clip_jax.data.sources.refine import open_refined
 from clip_jax.dataset_tools.bad_samples import (
     BadSample,
-    HasDamage,
     bad_sample,
-    count_kinds,
+    damaged_files,
     describe_kinds,
 )
 from clip_jax.dataset_tools.data_files import local_files
+from clip_jax.dataset_tools.data_flags import define_data_flags, define_workers, open_data, parts
 from clip_jax.dataset_tools.output_files import output_file, write_json
 from clip_jax.dataset_tools.recode import image_bytes
-from clip_jax.dataset_tools.worker_flags import define_workers
 from clip_jax.dataset_tools.workers import Count, chunks, each, work_on
 from clip_jax.errors import DecodeError
 from clip_jax.images.decoding import decode
-from clip_jax.training.source_flags import SourceFlags, as_flags
 
 FLAGS = flags.FlagValues()
-_SOURCE = SourceFlags(SourceConfig, FLAGS)
+_DATA = define_data_flags(FLAGS)
 _WORKERS = define_workers(FLAGS)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "JSON file for the report, with every bad sample.", flag_values=FLAGS
 )
 _CHECKSUMS = flags.DEFINE_boolean(
-    "checksums", True, "Of the files too, which are read once more for it.", flag_values=FLAGS
+    "checksums",
+    True,
+    "Also checksums of the files, which are read once more for them.",
+    flag_values=FLAGS,
 )
 
 _CHUNK = 64  # samples
 _SHOWN = 20  # bad samples, and damaged files, in the terminal
-_PIECE_BYTES = 1 << 20
 
 
 @dataclass
@@ -65,15 +63,15 @@ class Verified:
 def main() -> int:
     """Verifies, prints a summary, writes the report; returns 1 if a sample or file is bad."""
     output = output_file(_OUTPUT.value)
-    config = _SOURCE.read_needed()
-    source = open_refined(config, listed_drops=sys.maxsize, skip_unreadable=True)
+    config = _DATA.read()
+    source = open_data(config, listed_drops=sys.maxsize, skip_unreadable=True)
     report = verify(source, workers=_WORKERS.value)
     if _CHECKSUMS.value:
-        files = local_files(config.path, config.format)
+        files = [file for part in parts(config) for file in local_files(part.path, part.format)]
         report["files"] = file_checksums(source, files, workers=_WORKERS.value)
     print(_summary(report))
     if output is not None:
-        write_json(output, {**as_flags(config), **report})
+        write_json(output, {**_DATA.about(config), **report})
         print(f"written: {output}")
     return 1 if report["bad"] else 0
 
@@ -88,10 +86,9 @@ def verify(source: Source, *, workers: int) -> dict[str, Any]:
     total = Verified()
     digest = hashlib.sha256()
     jobs = chunks(len(source), _CHUNK)
-    parts = work_on(
+    for part in work_on(
         source, jobs, verify_chunk, workers=workers, total=len(source), title="verifying"
-    )
-    for part in parts:
+    ):
         total.good += part.good
         total.captions += part.captions
         total.image_bytes += part.image_bytes
@@ -99,7 +96,7 @@ def verify(source: Source, *, workers: int) -> dict[str, Any]:
         digest.update(part.digests)
     dropped = source.dropped
     counts = Counter(dropped.counts)
-    counts.update(count_kinds(total.bad))
+    counts.update(sample.kind for sample in total.bad)
     return {
         "fingerprint": source.fingerprint,
         "samples": len(source) + dropped.total,
@@ -110,10 +107,10 @@ def verify(source: Source, *, workers: int) -> dict[str, Any]:
         "bad": counts.total(),
         "bad_by_kind": dict(counts.most_common()),
         "left_out_when_opened": dropped.total,
-        "damaged": dict(source.damaged) if isinstance(source, HasDamage) else {},
+        "damaged": damaged_files(source),
         "bad_samples": [
             *({"key": key, **drop._asdict()} for key, drop in dropped.listed),
-            *(sample.as_dict() for sample in total.bad),
+            *(sample._asdict() for sample in total.bad),
         ],
     }
 
@@ -121,7 +118,6 @@ def verify(source: Source, *, workers: int) -> dict[str, Any]:
 def verify_chunk(source: Source, indices: range, count: Count) -> Verified:
     """A worker's job in `verify`."""
     found = Verified()
-    digests = []
     for index in each(indices, count):
         try:
             record = source[index]
@@ -132,8 +128,7 @@ def verify_chunk(source: Source, indices: range, count: Count) -> Verified:
         found.good += 1
         found.captions += len(record.captions)
         found.image_bytes += len(image_bytes(record))
-        digests.append(record_digest(record))
-    found.digests = b"".join(digests)
+        found.digests += record_digest(record)
     return found
 
 
@@ -155,11 +150,9 @@ def file_checksums(source: Source, paths: list[str], *, workers: int) -> list[di
 
 
 def _checksum(source: Source, path: str, count: Count) -> dict[str, Any]:
-    digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                digest.update(piece)
+            digest = hashlib.file_digest(file, "sha256")
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
         return {"path": path, "error": error.strerror or str(error)}

@@ -34,6 +34,12 @@ def chunks(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """At most `most` of 0 … count - 1, evenly spaced."""
+    chosen = min(count, most)
+    return [number * count // chosen for number in range(chosen)]
+
+
 def each(indices: Sequence[int], count: Count) -> Iterator[int]:
     """Yields the indices, and reports to `count` as they are finished."""
     for number, index in enumerate(indices, start=1):

@@ -1,34 +1,60 @@
-"""Building blocks of the page: escaped text, embedded pictures, cards and tables.
-
-Everything from data or configuration passes through `text`; nothing refers to another file.
-"""
+"""Pages made of jinja2 templates: text is escaped, pictures are inside, nothing is loaded."""
 
 import base64
-import html
+import dataclasses
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from clip_jax.report.style import CSS
+from clip_jax.errors import UserError
+from clip_jax.report.charts import DARK, LIGHT, Chart, Histogram
 
 THUMBNAIL = 144  # pixels; larger pictures are shrunk to save space
 SMALL = 64  # pixels; up to this size pictures are shown pixel by pixel
 
-# The browser itself blocks anything outside the file.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A section of a page; `kind` names the macro of kinds.html that shows `body`."""
+
+    title: str
+    kind: str = ""
+    lead: str = ""  # says what is shown and how that was chosen
+    body: Any = None
+    why: str = ""  # the reason, if the section is left out
 
 
-def text(value: Any) -> str:
-    """Anything as HTML text, also valid in a quoted attribute."""
-    return html.escape(str(value), quote=True)
+def made_or_left_out(title: str, kind: str, make: Callable[[], tuple[str, Any]]) -> Section:
+    """The section of `make()`, (lead, body), or the reason for its omission.
+
+    One missing piece must not cost the others.
+    """
+    try:
+        return Section(title, kind, *make())
+    except (UserError, OSError) as error:
+        return Section(title, why=f"{error}.")
 
 
-def css_class(name: str, applies: bool) -> str:
-    """A class attribute if it applies, else ""."""
-    return f' class="{name}"' if applies else ""
+def render(
+    *, name: str, title: str, about: str, figures: list[tuple[str, str]], sections: list[Section]
+) -> str:
+    """A page as HTML. `name`: of the browser's tab; `figures`: (figure, label) of its tiles."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(short=short, picture_url=picture_url, chart_urls=chart_urls)
+    return environment.get_template("page.html").render(
+        name=name, title=title, about=about, figures=figures, sections=sections
+    )
 
 
 def short(caption: str, limit: int = 140) -> str:
@@ -37,127 +63,24 @@ def short(caption: str, limit: int = 140) -> str:
     return words if len(words) <= limit else words[: limit - 1] + "…"
 
 
-def document(title: str, body: str) -> str:
-    """A whole page around `body` (HTML)."""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="color-scheme" content="light dark">
-<title>{text(title)}</title>
-<style>
-{CSS}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
-
-
-def section(title: str, lead: str, body: str) -> str:
-    """A section with a heading; `lead` (plain text) says what it shows and how that was chosen."""
-    shown = f'<p class="lead">{text(lead)}</p>\n' if lead else ""
-    return f"<section>\n<h2>{text(title)}</h2>\n{shown}{body}\n</section>"
-
-
-def left_out(title: str, why: str) -> str:
-    """A section that was left out, with the reason."""
-    return section(title, "", f'<p class="card left-out">Left out: {text(why)}</p>')
-
-
-def grid(kind: str, items: Iterable[str]) -> str:
-    """Items (HTML) side by side, as many as fit the screen."""
-    inside = "\n".join(items)
-    return f'<div class="grid {kind}">\n{inside}\n</div>'
-
-
-def tiles(items: Sequence[str]) -> str:
-    """Tiles in one row, or in two of equal length if there are more than five."""
-    columns = len(items) if len(items) <= 5 else -(-len(items) // 2)
-    inside = "\n".join(items)
-    return f'<div class="grid tiles" style="--columns:{max(columns, 1)}">\n{inside}\n</div>'
-
-
-def tile(value: str, label: str) -> str:
-    """A tile with a figure and its label."""
-    return f'<div class="card tile"><b>{text(value)}</b><span>{text(label)}</span></div>'
-
-
-def facts(pairs: Iterable[tuple[str, str]]) -> str:
-    """Names and values in columns."""
-    inside = "\n".join(
-        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in pairs
-    )
-    return f'<dl class="facts">\n{inside}\n</dl>'
-
-
-def picture(pixels: np.ndarray, alt: str) -> str:
-    """uint8 (S, S, 3) as an <img> that holds its own data.
-
-    Small pictures stay PNG and show their pixels; photos become JPEG thumbnails.
-    """
+def picture_url(pixels: np.ndarray) -> str:
+    """uint8 (H, W, 3) as a data URL: PNG if small, else a JPEG thumbnail."""
     image = Image.fromarray(pixels)
     buffer = io.BytesIO()
     if max(image.size) <= SMALL:
         if (pixels == pixels[..., :1]).all():
             image = image.convert("L")
         image.save(buffer, "PNG", optimize=True)
-        kind, style = "png", "picture pixels"
-    else:
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-        image.save(buffer, "JPEG", quality=86)
-        kind, style = "jpeg", "picture"
-    return f'<img class="{style}" alt="{text(alt)}" src="{_data_url(buffer.getvalue(), kind)}">'
+        return _data_url(buffer.getvalue(), "png")
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    image.save(buffer, "JPEG", quality=86)
+    return _data_url(buffer.getvalue(), "jpeg")
 
 
-def themed_picture(light: bytes, dark: bytes, alt: str) -> str:
-    """A PNG in two versions, chosen by the reader's colour scheme."""
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_data_url(dark, "png")}">'
-        f'<img alt="{text(alt)}" src="{_data_url(light, "png")}"></picture>'
-    )
+def chart_urls(chart: Chart | Histogram) -> tuple[str, str]:
+    """Data URLs of a chart's light and dark version."""
+    return _data_url(chart.png(LIGHT), "png"), _data_url(chart.png(DARK), "png")
 
 
 def _data_url(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def _breakable(path: str) -> str:
-    """A path as HTML that wraps between its parts rather than within a word."""
-    return text(path).replace("/", "/<wbr>")
-
-
-def metrics_table(
-    groups: Sequence[tuple[str, Sequence[str]]], rows: Sequence[tuple[str, str, Sequence[str], str]]
-) -> str:
-    """A table with column groups (name, titles) and rows (name, detail, cells, count)."""
-    first = {0}
-    for _, titles in groups:
-        first.add(max(first) + len(titles))
-
-    def cells(tag: str, values: Sequence[str]) -> str:
-        return "".join(
-            f"<{tag}{css_class('first', i in first)}>{text(v)}</{tag}>"
-            for i, v in enumerate(values)
-        )
-
-    heads = "".join(f'<th colspan="{len(titles)}">{text(name)}</th>' for name, titles in groups)
-    titles = [title for _, members in groups for title in members]
-    lines = [
-        f'<tr><th class="name">{text(name)}<small>{_breakable(detail)}</small></th>'
-        f'{cells("td", values)}<td class="first">{text(count)}</td></tr>'
-        for name, detail, values, count in rows
-    ]
-    body = "\n".join(lines)
-    return (
-        '<div class="card scroll"><table class="metrics">\n'
-        f"<thead><tr><th></th>{heads}<th></th></tr>\n"
-        f'<tr><th class="name">task</th>{cells("th", titles)}'
-        '<th class="first">images</th></tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )

@@ -3,15 +3,16 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import clip_jax
 from clip_jax.errors import UserError
 from clip_jax.models.config import VitConfig
-from clip_jax.report import page
-from clip_jax.report.charts import DARK, LIGHT, Chart, Curve, draw
+from clip_jax.report.charts import Chart, Curve
 from clip_jax.report.gallery import gallery_sections
 from clip_jax.report.inputs import RunFiles
+from clip_jax.report.page import Section, made_or_left_out, render
 from clip_jax.training.log.metrics import format_seconds
 from clip_jax.training.log.summary import (
     Column,
@@ -27,46 +28,24 @@ from clip_jax.training.log.summary import (
 def build_page(run: RunFiles) -> str:
     """The whole report as HTML."""
     name = run.workdir.absolute().name
-    parts = [
-        _header(run, name),
-        _or_reason("Training", lambda: _curves(run)),
-        _or_reason("Evaluation", lambda: _evaluation(run)),
-        *gallery_sections(run, _or_reason),
-        "<footer>Written by clip_jax from the run's own files; "
-        "this page loads nothing from elsewhere.</footer>",
-    ]
-    return page.document(f"clip_jax report: {name}", "\n".join(parts))
-
-
-def _or_reason(title: str, make: Callable[[], str]) -> str:
-    """A section, or the reason for its omission: one missing piece must not cost the others."""
     try:
-        return make()
+        about = _describe_model(run)
+        model = f"{run.clip.config.name}, {run.clip.num_parameters:,} parameters"
     except (UserError, OSError) as error:
-        return page.left_out(title, f"{error}.")
-
-
-def _header(run: RunFiles, name: str) -> str:
-    try:
-        parameters, about = f"{run.clip.num_parameters:,}", _describe_model(run)
-        model_name = run.clip.config.name
-    except (UserError, OSError) as error:
-        parameters, about = "", f"The model cannot be read: {error}."
-        model_name = run.setting("model.name", "model")
-    size = f", {parameters} parameters" if parameters else ""
-    config = json.dumps(run.config, indent=1, ensure_ascii=False)
-    details = (
-        "<details><summary>The whole configuration</summary>\n"
-        f"<pre>{page.text(config)}</pre></details>"
-        if run.config
-        else ""
-    )
-    return (
-        f"<header>\n<h1>{page.text(name)}: {page.text(model_name)}{page.text(size)}</h1>\n"
-        f'<p class="lead">{page.text(about)}</p>\n'
-        f"{page.tiles(_tiles(run))}\n</header>\n"
-        f'<section>\n<h2>Run</h2>\n<div class="card">{page.facts(_facts(run))}{details}</div>\n'
-        "</section>"
+        about = f"The model cannot be read: {error}."
+        model = run.setting("model.name", "model")
+    config = json.dumps(run.config, indent=1, ensure_ascii=False) if run.config else ""
+    return render(
+        name=f"clip_jax report: {name}",
+        title=f"{name}: {model}",
+        about=about,
+        figures=_figures(run),
+        sections=[
+            Section("Run", "facts", body=(_facts(run), config)),
+            made_or_left_out("Training", "charts", lambda: ("", _curves(run))),
+            made_or_left_out("Evaluation", "metrics", lambda: _evaluation(run)),
+            *gallery_sections(run),
+        ],
     )
 
 
@@ -84,8 +63,9 @@ def _describe_model(run: RunFiles) -> str:
     )
 
 
-def _tiles(run: RunFiles) -> list[str]:
-    tiles = []
+def _figures(run: RunFiles) -> list[tuple[str, str]]:
+    """(figure, label) pairs."""
+    figures = []
     rows = last_evaluation(run.evaluations)
     for metric, label in (
         ("accuracy_top1", "zero-shot top-1"),
@@ -94,20 +74,20 @@ def _tiles(run: RunFiles) -> list[str]:
     ):
         row = next((row for row in rows if metric in row), None)
         if row is not None:
-            tiles.append(page.tile(f"{percentage(row[metric])} %", f"{label}, {task_name(row)}"))
+            figures.append((f"{percentage(row[metric])} %", f"{label}, {task_name(row)}"))
     if run.metrics:
         last = run.metrics[-1]
         if "loss" in last:
-            tiles.append(page.tile(f"{last['loss']:.3f}", "final loss"))
-        tiles.append(page.tile(f"{last['step']:,}", "steps"))
+            figures.append((f"{last['loss']:.3f}", "final loss"))
+        figures.append((f"{last['step']:,}", "steps"))
         if "samples_seen" in last:
-            tiles.append(page.tile(f"{last['samples_seen']:,}", "pairs seen"))
+            figures.append((f"{last['samples_seen']:,}", "pairs seen"))
         if "seconds" in last:
-            tiles.append(page.tile(format_seconds(last["seconds"]), "training time"))
+            figures.append((format_seconds(last["seconds"]), "training time"))
         rate = _median_rate(run.metrics)
         if rate is not None:
-            tiles.append(page.tile(f"{rate:,.0f}", "pairs per second (median)"))
-    return tiles
+            figures.append((f"{rate:,.0f}", "pairs per second (median)"))
+    return figures
 
 
 def _median_rate(metrics: list[Row]) -> float | None:
@@ -172,7 +152,7 @@ def _versions() -> str:
     return f"clip_jax {clip_jax.__version__}, jax {jax.__version__}, flax {flax.__version__}"
 
 
-def _curves(run: RunFiles) -> str:
+def _curves(run: RunFiles) -> list[Chart]:
     if not run.metrics:
         raise UserError("metrics.jsonl has no rows")
     charts = [
@@ -183,14 +163,7 @@ def _curves(run: RunFiles) -> str:
     quality = _quality_chart(run.evaluations)
     if quality is not None:
         charts.append(quality)
-    cards = [
-        f'<div class="card"><h3>{page.text(chart.title)}</h3>\n'
-        f"{page.themed_picture(draw(chart, LIGHT), draw(chart, DARK), chart.title + ' over steps')}"
-        "</div>"
-        for chart in charts
-        if any(curve.steps for curve in chart.curves)
-    ]
-    return page.section("Training", "", page.grid("charts", cards))
+    return [chart for chart in charts if any(curve.steps for curve in chart.curves)]
 
 
 def _curve(rows: list[Row], metric: str, label: str = "") -> Curve:
@@ -236,7 +209,7 @@ def _quality_chart(evaluations: list[Row]) -> Chart | None:
     return Chart(title, curves, is_percentage=True, has_markers=True)
 
 
-def _evaluation(run: RunFiles) -> str:
+def _evaluation(run: RunFiles) -> tuple[str, list[dict[str, Any]]]:
     rows = last_evaluation(run.evaluations)
     columns = used_columns(rows)
     if not columns:
@@ -245,23 +218,23 @@ def _evaluation(run: RunFiles) -> str:
     classification = [column for column in columns if column.group == "zero-shot"]
     retrieval = [column for column in columns if column.group != "zero-shot"]
     tables = [_metrics_table(rows, part) for part in (classification, retrieval) if part]
-    lead = f"After step {rows[0].get('step', 0):,}, in per cent."
-    return page.section("Evaluation", lead, page.grid("tables", tables))
+    return f"After step {rows[0].get('step', 0):,}, in per cent.", tables
 
 
-def _metrics_table(rows: list[Row], columns: list[Column]) -> str:
+def _metrics_table(rows: list[Row], columns: list[Column]) -> dict[str, Any]:
     """A table with a line for each row that has one of the metrics."""
-    groups: dict[str, list[str]] = {}
-    for column in columns:
-        groups.setdefault(column.group, []).append(column.name)
+    groups = {column.group: [c for c in columns if c.group == column.group] for column in columns}
     lines = [
-        (
-            task_name(row),
-            str(row.get("dataset", "")),
-            [percentage(row.get(column.metric)) for column in columns],
-            row_size(row),
-        )
+        {
+            "task": task_name(row),
+            "dataset": str(row.get("dataset", "")),
+            "cells": [[percentage(row.get(c.metric)) for c in part] for part in groups.values()],
+            "images": row_size(row),
+        }
         for row in rows
         if any(column.metric in row for column in columns)
     ]
-    return page.metrics_table(list(groups.items()), lines)
+    return {
+        "groups": {name: [c.name for c in part] for name, part in groups.items()},
+        "lines": lines,
+    }

@@ -6,7 +6,7 @@ So every program takes every option of a source, including future ones.
 import dataclasses
 import shlex
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Generic, Literal, TypeVar
 
 from absl import flags
@@ -14,13 +14,13 @@ from absl import flags
 from clip_jax.data.options import SourceConfig
 from clip_jax.data.sources import formats
 from clip_jax.errors import UserError
-from clip_jax.training.config_values import default_of, plain_types
+from clip_jax.training.config_values import plain_types
 
 Config = TypeVar("Config", bound=SourceConfig)
 
 _FORMATS = formats()
 _USUAL_ENDINGS = [f".{reader.endings[0]}" for reader in _FORMATS.values() if reader.endings]
-_HELP = {
+HELP = {
     "data": f"Folder, or {', '.join(_USUAL_ENDINGS)} files: one, a folder of them, a glob,"
     " {00000..00006}.tar, a comma list; here or at a URL.",
     "format": f"auto looks at what is there; or one of {', '.join(_FORMATS)}.",
@@ -42,96 +42,60 @@ class SourceFlags(Generic[Config]):
 
     def __init__(self, cls: type[Config], values: flags.FlagValues = flags.FLAGS) -> None:
         """Defines a flag for each field of `cls`."""
-        self._cls = cls
-        self._flags: dict[str, flags.FlagHolder[Any]] = {
-            key: _define(_flag_name(key), kind, default, values)
-            for key, kind, default in _leaves(cls)
+        self._default = cls()
+        self._flags = {
+            key: (_define(_flag_name(key), kind, default, values), kind)
+            for key, kind, default in _leaves(self._default)
         }
 
     def read(self) -> Config:
         """Returns the configuration of the flags. Raises UserError for inconsistent values."""
-        config: Config = self._make(self._cls, "")
+        values = {key: _value(flag, kind) for key, (flag, kind) in self._flags.items()}
+        config: Config = _replaced(self._default, values, "")
         return config
-
-    def read_needed(self) -> Config:
-        """Returns `read()`. Raises UserError if --data is missing."""
-        config = self.read()
-        if not config.path:
-            raise UserError("--data: is missing; give a folder, a .csv file or .tar files")
-        return config
-
-    def given(self) -> dict[str, flags.FlagHolder[Any]]:
-        """Returns the flags on the command line by field, such as "remote.attempts"."""
-        return {key: flag for key, flag in self._flags.items() if flag.present}
-
-    def _make(self, cls: Any, prefix: str) -> Any:
-        made = {}
-        for field, kind in _fields(cls):
-            key = prefix + field.name
-            if dataclasses.is_dataclass(kind):
-                made[field.name] = self._make(kind, f"{key}.")
-            else:
-                made[field.name] = _value(self._flags[key], kind)
-        try:
-            return cls(**made)
-        except UserError as error:  # "field=value: …"
-            raise UserError(f"--{prefix}{error}") from error
 
 
 def command_flags(config: SourceConfig, cls: type[SourceConfig]) -> list[str]:
     """Returns command-line words for the non-default values of `config`, as flags of `cls`."""
-    default = dict(_values(cls(), ""))
+    default = {key: value for key, _, value in _leaves(cls())}
     words = []
-    for key, value in _values(config, ""):
+    for key, _, value in _leaves(config):
         if key in default and value != default[key]:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             words.append(f"--{_flag_name(key)}={shlex.quote(text)}")
     return words
 
 
-def as_flags(config: SourceConfig) -> dict[str, Any]:
-    """Maps flags to a source's values: those common to all sources, and other non-default ones."""
-    default = dict(_values(SourceConfig(), ""))
-    fields = ("path", "format", "image_column", "caption_column", "caption_template", "split")
-    return {
-        _flag_name(key): value
-        for key, value in _values(config, "")
-        if key in fields or (key in default and value != default[key])
-    }
-
-
-def _values(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yields (dotted name, value) of each field."""
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields (dotted name, type, value) of each field, including nested ones."""
+    hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+        key, value = prefix + field.name, getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _values(value, f"{prefix}{field.name}.")
+            yield from _leaves(value, f"{key}.")
         else:
-            yield prefix + field.name, value
+            yield key, hints[field.name], value
+
+
+def _replaced(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    """Returns `config` with the values by dotted name. Raises UserError if they cannot be."""
+    changes = {}
+    for field in dataclasses.fields(config):
+        key, value = prefix + field.name, getattr(config, field.name)
+        nested = dataclasses.is_dataclass(value)
+        changes[field.name] = _replaced(value, values, f"{key}.") if nested else values[key]
+    try:
+        return dataclasses.replace(config, **changes)
+    except UserError as error:  # "field=value: …"
+        raise UserError(f"--{prefix}{error}") from error
 
 
 def _flag_name(key: str) -> str:
     return "data" if key == "path" else key
 
 
-def _fields(cls: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
-    """Returns (field, its type) for each field."""
-    hints = typing.get_type_hints(cls)
-    return [(field, hints[field.name]) for field in dataclasses.fields(cls)]
-
-
-def _leaves(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields (dotted name, type, default) of each field, including nested ones."""
-    for field, kind in _fields(cls):
-        key = prefix + field.name
-        if dataclasses.is_dataclass(kind):
-            yield from _leaves(kind, f"{key}.")
-        else:
-            yield key, kind, default_of(field)
-
-
 def _define(name: str, kind: Any, default: Any, values: flags.FlagValues) -> flags.FlagHolder[Any]:
-    about = _HELP.get(name, f"As config.data.{name} of a training run.")
+    about = HELP.get(name, f"As config.data.{name} of a training run.")
     if typing.get_origin(kind) is Literal:
         return flags.DEFINE_enum(
             name, default, list(typing.get_args(kind)), about, flag_values=values

@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
+from clip_jax.dataset_tools.inspect.token_lengths import token_lengths
 from dataset_tools_runs import make_shards, mistake, run
 from PIL import Image
 from places import REPOSITORY
 
 from clip_jax.dataset_tools.inspect.as_trained import run_config
-from clip_jax.dataset_tools.inspect.token_lengths import token_lengths
 from clip_jax.errors import UserError
 from clip_jax.text.tokenizer import train_sentencepiece
 from clip_jax.training.config import build_config, default_config, to_dict

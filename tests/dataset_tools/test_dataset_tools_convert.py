@@ -10,7 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_tools_runs import contents, make_shards, make_tar, mistake, run
+from dataset_tools_runs import (
+    Capture,
+    Ended,
+    contents,
+    make_pairs,
+    make_shards,
+    mistake,
+    run,
+)
 from pictures import encode, photo
 from PIL import Image
 
@@ -22,6 +30,12 @@ from clip_jax.errors import DecodeError
 from clip_jax.images.decoding import decode
 
 JPEG = encode(photo(40, 30), "JPEG")
+
+
+def convert(capsys: Capture, data: Path, out: Path, **flags: object) -> Ended:
+    ended = run(capsys, "convert", data=data, output=out, **{"workers": 0, **flags})
+    assert ended.code == 0, ended.err
+    return ended
 
 
 def records(path: Path) -> list:
@@ -43,14 +57,9 @@ def captioned_folder(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("to", ["webdataset", "array_record"])
-def test_round_trip(to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = make_shards(tmp_path / "in", samples=7)
-    out = tmp_path / "out"
-    ended = run(
-        capsys, "convert", f"--data={data}", f"--output={out}", f"--to={to}",
-        "--samples_per_shard=3", "--workers=0",
-    )  # fmt: skip
-    assert ended.code == 0
+def test_round_trip(to: str, tmp_path: Path, capsys: Capture) -> None:
+    data, out = make_shards(tmp_path / "in", samples=7), tmp_path / "out"
+    ended = convert(capsys, data, out, to=to, samples_per_shard=3)
     assert "3 shards, 7 samples" in ended.out
     assert records(out) == records(data)
     assert len(list(out.glob("0000?.*"))) == 3
@@ -58,12 +67,9 @@ def test_round_trip(to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("to", ["webdataset", "array_record"])
-def test_all_captions_come_back(
-    to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = captioned_folder(tmp_path / "in")
-    out = tmp_path / "out"
-    run(capsys, "convert", f"--data={data}", f"--output={out}", f"--to={to}", "--workers=0")
+def test_all_captions_come_back(to: str, tmp_path: Path, capsys: Capture) -> None:
+    data, out = captioned_folder(tmp_path / "in"), tmp_path / "out"
+    convert(capsys, data, out, to=to)
     before, after = records(data), records(out)
     assert [record[1:3] for record in after] == [record[1:3] for record in before]
     assert all(len(record[2]) == 3 for record in after)
@@ -72,35 +78,17 @@ def test_all_captions_come_back(
         assert after[0][3]["source_key"] == "part.0/0.jpeg"
 
 
-def test_shards_have_no_owner_and_no_time(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = make_shards(tmp_path / "in", samples=2)
-    run(capsys, "convert", f"--data={data}", f"--output={tmp_path / 'out'}", "--workers=0")
-    with tarfile.open(tmp_path / "out" / "00000.tar") as archive:
-        for info in archive:
-            assert (info.mtime, info.uid, info.gid, info.uname, info.gname) == (0, 0, 0, "", "")
-
-
-def test_workers_change_no_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = make_shards(tmp_path / "in", samples=9)
-    for workers in (0, 2):
-        out = tmp_path / f"out{workers}"
-        run(
-            capsys, "convert", f"--data={data}", f"--output={out}", "--samples_per_shard=2",
-            "--resize=20", f"--workers={workers}",
-        )  # fmt: skip
-    assert contents(tmp_path / "out0") == contents(tmp_path / "out2")
-
-
-def test_small_data_is_work_for_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_workers_change_no_byte(tmp_path: Path, capsys: Capture) -> None:
+    """The default size of shards gives small data to several workers."""
     data = make_shards(tmp_path / "in", samples=600, side=8)
     for workers in (0, 2):
-        out = tmp_path / f"out{workers}"
-        run(capsys, "convert", f"--data={data}", f"--output={out}", f"--workers={workers}")
+        convert(capsys, data, tmp_path / f"out{workers}", workers=workers, resize=6)
     assert len(list((tmp_path / "out2").glob("*.tar"))) == 3
     assert contents(tmp_path / "out0") == contents(tmp_path / "out2")
     assert len(records(tmp_path / "out2")) == 600
+    with tarfile.open(tmp_path / "out2" / "00000.tar") as archive:
+        for info in archive:
+            assert (info.mtime, info.uid, info.gid, info.uname, info.gname) == (0, 0, 0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -110,19 +98,10 @@ def test_records_a_shard(count: int, size: int) -> None:
     assert default_per_shard(count) == size
 
 
-def test_bad_samples_are_left_out_and_listed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "00000.tar"
-    members = [("a.jpg", JPEG), ("a.txt", b"good"), ("b.jpg", JPEG[:-200]), ("b.txt", b"cut off")]
-    make_tar(path, [*members, ("c.jpg", JPEG), ("c.txt", b"")])
-    out = tmp_path / "out"
-    ended = run(
-        capsys, "convert", f"--data={path}", f"--output={out}", "--samples_per_shard=1",
-        "--workers=0",
-    )  # fmt: skip
-    assert ended.code == 0
-    assert "2 left out" in ended.out
+def test_bad_samples_are_left_out_and_listed(tmp_path: Path, capsys: Capture) -> None:
+    pairs = {"a": (JPEG, b"good"), "b": (JPEG[:-200], b"cut off"), "c": (JPEG, b"")}
+    path, out = make_pairs(tmp_path / "00000.tar", pairs), tmp_path / "out"
+    assert "2 left out" in convert(capsys, path, out, samples_per_shard=1).out
     assert [record[0] for record in records(out)] == ["a"]
     assert not (out / "00001.tar").exists(), "a shard without samples is not written"
     found = json.loads((out / "convert.json").read_text())
@@ -131,18 +110,21 @@ def test_bad_samples_are_left_out_and_listed(
     assert found["shards"][1]["bad_samples"][0]["key"] == "b"
     assert "c" in found["left_out_when_opened"]
     assert found["complete"] is True
+    make_pairs(tmp_path / "bad.tar", {"b": pairs["b"]})
+    flags = {"data": tmp_path / "bad.tar", "output": tmp_path / "none", "workers": 0}
+    assert "none of 200 samples can be decoded" in mistake(capsys, "convert", **flags, shard_mb=1)
+    assert "no sample is usable" in mistake(capsys, "convert", **flags)
 
 
 @pytest.mark.slow
-def test_killed_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_and_resumed(tmp_path: Path, capsys: Capture) -> None:
     data = make_shards(tmp_path / "in", samples=10, side=500)
-    flags = ["--samples_per_shard=1", "--encode=webp", "--quality=90"]
+    flags = {"samples_per_shard": 1, "encode": "webp", "quality": 90}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run(capsys, "convert", f"--data={data}", f"--output={whole}", *flags, "--workers=0")
+    convert(capsys, data, whole, **flags)
     command = [sys.executable, "-m", "clip_jax.data", "convert", f"--data={data}"]
-    process = subprocess.Popen(
-        [*command, f"--output={broken}", *flags, "--workers=2"], stderr=subprocess.DEVNULL
-    )
+    command += [f"--output={broken}", "--workers=2", *(f"--{k}={v}" for k, v in flags.items())]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(list(broken.glob("*.tar"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -155,127 +137,103 @@ def test_killed_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert path.read_bytes() == (whole / path.name).read_bytes(), "every file is whole"
     time.sleep(0.3)  # workers notice that nobody is there
     there = {path: path.stat().st_mtime_ns for path in broken.glob("*.tar")}
-    ended = run(capsys, "convert", f"--data={data}", f"--output={broken}", *flags, "--workers=0")
-    assert ended.code == 0
+    convert(capsys, data, broken, **flags)
     assert contents(broken) == contents(whole)
     assert {path: path.stat().st_mtime_ns for path in there} == there, "not written again"
 
 
-def test_a_lost_shard_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = make_shards(tmp_path / "in")
-    out = tmp_path / "out"
-    arguments = ("convert", f"--data={data}", f"--output={out}", "--samples_per_shard=2")
-    run(capsys, *arguments, "--workers=0")
+def test_complete_shards_stay_and_lost_ones_are_made_again(tmp_path: Path, capsys: Capture) -> None:
+    data, out = make_shards(tmp_path / "in"), tmp_path / "out"
+    assert convert(capsys, data, out, samples_per_shard=2).out.startswith(
+        f"written: {out} (3 shards, 6 samples"
+    )
     before = contents(out)
+    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    ended = convert(capsys, data, out, samples_per_shard=2)
+    assert ended.out.startswith(f"was complete already: {out} (3 shards, 6 samples")
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
     (out / "00001.tar").unlink()
     (out / "00002.tar").write_bytes(b"short")
-    assert run(capsys, *arguments, "--workers=0").code == 0
+    assert convert(capsys, data, out, samples_per_shard=2).out.startswith("written:")
     assert contents(out) == before
 
 
-def test_what_is_complete_is_left_as_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data, out = make_shards(tmp_path / "in"), tmp_path / "out"
-    arguments = ("convert", f"--data={data}", f"--output={out}", "--workers=0")
-    assert run(capsys, *arguments).out.startswith(f"written: {out} (1 shards, 6 samples")
-    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    ended = run(capsys, *arguments)
-    assert ended.out.startswith(f"was complete already: {out} (1 shards, 6 samples")
-    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
-    (out / "00000.tar").unlink()
-    assert run(capsys, *arguments).out.startswith("written:")
-
-
-@pytest.mark.parametrize("kind", ["folder", "csv", "jsonl", "tar", "mixture"])
-def test_a_changed_image_is_noticed(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("kind", ["folder", "csv", "jsonl", "tar", "mixture", "huggingface"])
+def test_a_changed_image_is_noticed(kind: str, tmp_path: Path, capsys: Capture) -> None:
     """Keys and captions are the same."""
     folder, out = captioned_folder(tmp_path / "in"), tmp_path / "out"
     changed = folder / "part.1" / "1.png"
     (tmp_path / "in.csv").write_text("image,caption\nin/part.1/1.png,a caption\n")
     (tmp_path / "in.jsonl").write_text('{"image": "in/part.1/1.png", "caption": "a caption"}\n')
-    (tmp_path / "mixed.py").write_text(
-        "from clip_jax.training.config import default_config\n"
-        "def get_config():\n"
-        "    config = default_config()\n"
-        "    config.steps = 10\n"
-        "    config.data.captions.clean = True\n"
-        f"    config.data.mixture = ({{'path': {str(tmp_path / 'in.csv')!r}}},)\n"
-        "    return config\n"
-    )
+    mixture = f"--config.data.mixture=({{'path': {str(tmp_path / 'in.csv')!r}}},)"
     data = {"folder": folder, "tar": folder / "0.tar"}.get(kind, tmp_path / f"in.{kind}")
     if kind == "tar":
-        make_tar(data, [("a.jpg", JPEG), ("a.txt", b"a caption")])
-        changed = data
-    flag = f"--config={tmp_path / 'mixed.py'}" if kind == "mixture" else f"--data={data}"
-    arguments = ("convert", flag, f"--output={out}", "--workers=0")
-    assert run(capsys, *arguments).code == 0
-    assert "complete already" in run(capsys, *arguments).out
+        changed = make_pairs(data, {"a": (JPEG, b"a caption")})
+    elif kind == "huggingface":
+        datasets = pytest.importorskip("datasets")
+        datasets.disable_progress_bars()
+        columns = {"image": [JPEG], "caption": ["a caption"]}
+        datasets.Dataset.from_dict(columns).save_to_disk(str(data))
+        changed = data / "state.json"
+    words = [mixture] if kind == "mixture" else [f"--data={data}"]
+    arguments = ("convert", *words, "--config.data.captions.clean=True", f"--output={out}")
+    assert run(capsys, *arguments, workers=0).code == 0
+    assert "complete already" in run(capsys, *arguments, workers=0).out
     if kind == "tar":
-        make_tar(changed, [("a.jpg", encode(photo(9, 9), "JPEG")), ("a.txt", b"a caption")])
+        make_pairs(changed, {"a": (encode(photo(9, 9), "JPEG"), b"a caption")})
+    elif kind == "huggingface":
+        changed.write_text(changed.read_text() + "\n")
     else:
         changed.write_bytes(encode(photo(9, 9, seed=5), "PNG"))
     assert "was begun with files of other size or time of change" in mistake(capsys, *arguments)
 
 
-def test_other_settings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused(tmp_path: Path, capsys: Capture) -> None:
     data, out = make_shards(tmp_path / "in"), tmp_path / "out"
-    arguments = ("convert", f"--data={data}", f"--output={out}", "--workers=0")
-    run(capsys, *arguments)
+    convert(capsys, data, out)
     before = contents(out)
-    assert "other resize: None there, 32 now" in mistake(capsys, *arguments, "--resize=32")
     other = make_shards(tmp_path / "other", samples=3)
-    said = mistake(capsys, "convert", f"--data={other}", f"--output={out}", "--workers=0")
-    assert "other data" in said
-    assert "is not empty" in mistake(capsys, "convert", f"--data={data}", f"--output={data}")
-    assert "--output: is missing" in mistake(capsys, "convert", f"--data={data}")
-    both = (*arguments, "--shard_mb=1", "--samples_per_shard=2")
-    assert "give one of them" in mistake(capsys, *both)
+    for flags, said in (
+        ({"resize": 32}, "other resize: None there, 32 now"),
+        ({"data": other}, "other data"),
+        ({"output": data}, "is not empty"),
+        ({"output": ""}, "--output: is missing"),
+        ({"shard_mb": 1, "samples_per_shard": 2}, "set exactly one of them"),
+        ({"shard_mb": "nan"}, "--shard_mb=nan: must be a finite number"),
+        ({"shard_mb": "inf"}, "--shard_mb=inf: must be a finite number"),
+    ):
+        given = {"data": data, "output": out, "workers": 0, **flags}
+        assert said in mistake(capsys, "convert", **given), flags
     assert contents(out) == before
 
 
-def test_shards_of_about_so_many_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_of_about_so_many_bytes(tmp_path: Path, capsys: Capture) -> None:
     data, out = make_shards(tmp_path / "in", samples=12, side=200), tmp_path / "out"
-    ended = run(
-        capsys, "convert", f"--data={data}", f"--output={out}", "--shard_mb=0.1", "--workers=0"
-    )
-    assert ended.code == 0
+    convert(capsys, data, out, shard_mb=0.1)
     sizes = [path.stat().st_size for path in sorted(out.glob("*.tar"))]
     assert len(sizes) > 2
     assert all(size < 150_000 for size in sizes)
     assert len(records(out)) == 12
 
 
-def test_nothing_is_written_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_written_outside(tmp_path: Path, capsys: Capture) -> None:
     names = ["../escape", "/absolute", "a/../../up", "x/.hidden/y", "0"]
-    members = [
-        (f"{name}.{ending}", data)
-        for name in names
-        for ending, data in (("jpg", JPEG), ("txt", name.encode()))
-    ]
-    path = tmp_path / "in.tar"
-    make_tar(path, members)
-    room = tmp_path / "room"
-    room.mkdir()
-    run(capsys, "convert", f"--data={path}", f"--output={room / 'out'}", "--workers=0")
+    path = make_pairs(tmp_path / "in.tar", {name: (JPEG, name.encode()) for name in names})
+    out = tmp_path / "room" / "out"
+    convert(capsys, path, out)
     assert {entry.name for entry in tmp_path.iterdir()} == {"in.tar", "room"}
-    assert [entry.name for entry in room.iterdir()] == ["out"]
-    assert {entry.name for entry in (room / "out").iterdir()} == {"00000.tar", "convert.json"}
-    with tarfile.open(room / "out" / "00000.tar") as archive:
+    assert [entry.name for entry in out.parent.iterdir()] == ["out"]
+    assert {entry.name for entry in out.iterdir()} == {"00000.tar", "convert.json"}
+    with tarfile.open(out / "00000.tar") as archive:
         for name in archive.getnames():
             assert not name.startswith("/")
             assert ".." not in Path(name).parts
-    assert [captions for _, _, captions, _ in records(room / "out")] == [(name,) for name in names]
+    assert [captions for _, _, captions, _ in records(out)] == [(name,) for name in names]
 
 
-def test_hostile_samples_survive(
-    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    hostile = shared_data / "hostile"
-    assert run(capsys, "convert", f"--data={hostile}", f"--output={out}", "--workers=0").code == 0
+def test_hostile_samples_survive(shared_data: Path, tmp_path: Path, capsys: Capture) -> None:
+    out, hostile = tmp_path / "out", shared_data / "hostile"
+    convert(capsys, hostile, out)
     good = []
     for key, image, captions, _ in records(hostile):
         try:
@@ -314,16 +272,18 @@ def test_plain() -> None:
 
 
 def test_recoding() -> None:
+    def opened(data: bytes) -> Image.Image:
+        return Image.open(io.BytesIO(data))
+
     large, small = (encode(photo(*size), "JPEG") for size in ((400, 300), (90, 60)))
-    half = Image.open(io.BytesIO(Recoding(resize=150)(large)))
+    half = opened(Recoding(resize=150)(large))
     assert (half.size, half.format) == ((200, 150), "JPEG")
     exact = np.asarray(decode(large).resize((200, 150), Image.Resampling.BICUBIC), np.int16)
     assert np.abs(np.asarray(half, np.int16) - exact).mean() < 4, "antialiased, as Pillow does"
-    assert Recoding(resize=150)(small) == small
-    assert Recoding(encode="jpeg")(small) == small
-    webp = Recoding(encode="webp", resize=60)(small)
-    assert Image.open(io.BytesIO(webp)).format == "WEBP"
+    assert Recoding(resize=150)(small) == Recoding(encode="jpeg")(small) == small
+    assert opened(Recoding(encode="webp", resize=60)(small)).format == "WEBP"
     pixels = np.asarray(photo(30, 20))
     assert np.array_equal(decode(Recoding()(pixels)), pixels), "bare pixels become PNG"
-    gif = encode(photo(90, 80), "GIF")
-    assert Image.open(io.BytesIO(Recoding(resize=40)(gif))).format == "PNG"
+    assert opened(Recoding(resize=40)(encode(photo(90, 80), "GIF"))).format == "PNG"
+    with pytest.raises(DecodeError, match="20000x1 cannot be written as webp"):
+        Recoding(encode="webp")(encode(photo(20000, 1), "PNG"))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from dataset_tools_runs import make_tar, mistake, run
+from dataset_tools_runs import Capture, make_pairs, run
 from pictures import encode, photo
 
 from clip_jax.data.sources import open_source
@@ -19,13 +19,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
     images = [encode(photo(90, 60, seed=n), "JPEG", quality=90) for n in (0, 1, 0, 0, 2, 1)]
     images[3] = images[3][:-300]
-    members = [
-        (f"{key}.{ending}", value)
-        for key, image in zip("abcdef", images, strict=True)
-        for ending, value in (("jpg", image), ("txt", b"a photo"))
-    ]
-    make_tar(tmp_path / "a.tar", members)
-    return tmp_path / "a.tar"
+    pairs = {key: (image, b"a photo") for key, image in zip("abcdef", images, strict=True)}
+    return make_pairs(tmp_path / "a.tar", pairs)
 
 
 def kept(data: Path, listed: Path) -> str:
@@ -39,9 +34,9 @@ def kept(data: Path, listed: Path) -> str:
     return keys
 
 
-def test_all_hashes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_hashes(data: Path, tmp_path: Path, capsys: Capture) -> None:
     output = tmp_path / "list"
-    ended = run(capsys, "hashes", f"--data={data}", f"--output={output}", "--workers=0")
+    ended = run(capsys, "hashes", data=data, output=output, workers=0)
     assert ended.code == 0
     assert "5 hashes of 6 images; 1 cannot be decoded" in ended.out
     first = output.read_text().splitlines()[0]
@@ -49,10 +44,10 @@ def test_all_hashes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert kept(data, output) == "---!--"
 
 
-def test_duplicates(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_duplicates(data: Path, tmp_path: Path, capsys: Capture) -> None:
     output = tmp_path / "list"
-    flags = [f"--data={data}", f"--output={output}", "--workers=0", "--duplicates"]
-    assert "2 hashes of 6 images" in run(capsys, "hashes", *flags).out
+    ended = run(capsys, "hashes", "--duplicates", data=data, output=output, workers=0)
+    assert "2 hashes of 6 images" in ended.out
     assert kept(data, output) == "ab-de-"  # d is left to the decoder, which refuses it
 
 
@@ -61,9 +56,3 @@ def test_later_ones() -> None:
     assert list(later_ones(found, 0)) == [("c", 0)]
     assert list(later_ones(found, 1)) == [("b", 1), ("c", 0), ("d", 1 << 60)]
     assert list(later_ones(found, 2)) == [("b", 1), ("c", 0), ("c", 3), ("d", 1 << 60)]
-
-
-def test_mistakes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--output: is missing" in mistake(capsys, "hashes", f"--data={data}")
-    flags = [f"--data={data}", f"--output={tmp_path}/list", "--distance=2"]
-    assert "--distance=2: is for --duplicates" in mistake(capsys, "hashes", *flags)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_tools_runs import contents, mistake, run
+from dataset_tools_runs import Capture, contents, run
 from pictures import encode, photo
 
-from clip_jax.dataset_tools.inspect.token_lengths import LONGEST, token_lengths
+from clip_jax.dataset_tools.token_lengths import LONGEST, token_lengths
 from clip_jax.dataset_tools.tokenizer import draw, pieces
 from clip_jax.text.tokenizer import load_tokenizer
 
@@ -30,9 +30,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "set.csv"
 
 
-def test_trains_and_says_what_came_out(
-    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_trains_and_says_what_came_out(table: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "tokenizer"
     ended = run(
         capsys, "tokenizer", f"--data={table}", "--vocab_size=320", f"--output={out}",
@@ -53,9 +51,7 @@ def test_trains_and_says_what_came_out(
     assert f"--config.tokenizer.source={out}" in ended.out
 
 
-def test_the_sample_is_chosen_by_the_seed(
-    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_sample_is_chosen_by_the_seed(table: Path, tmp_path: Path, capsys: Capture) -> None:
     def trained(name: str, seed: int) -> dict[str, bytes]:
         arguments = (f"--data={table}", "--vocab_size=300", "--sample=20", f"--seed={seed}")
         ended = run(capsys, "tokenizer", *arguments, f"--output={tmp_path / name}")
@@ -71,9 +67,7 @@ def test_the_sample_is_chosen_by_the_seed(
     assert len(chosen) == 10
 
 
-def test_lengths_count_every_token(
-    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lengths_count_every_token(table: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "tokenizer"
     run(capsys, "tokenizer", f"--data={table}", "--vocab_size=320", f"--output={out}")
     tokenizer = load_tokenizer(out)
@@ -83,16 +77,3 @@ def test_lengths_count_every_token(
     whole = [int(np.argmax(row == tokenizer.eos_id)) + 1 for row in rows]
     assert counts.tolist() == [*whole, LONGEST]
     assert "".join(pieces(tokenizer, rows[1]).split("|")) == "red"
-
-
-def test_mistakes(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = f"--data={table}"
-    assert "--output: is missing" in mistake(capsys, "tokenizer", data)
-    assert "vocab_size=20: accepted is >=" in mistake(
-        capsys, "tokenizer", data, "--vocab_size=20", f"--output={tmp_path / 'a'}"
-    )
-    assert "is not empty and holds no tokenizer" in mistake(
-        capsys, "tokenizer", data, f"--output={table.parent}"
-    )
-    assert "is a URL" in mistake(capsys, "tokenizer", data, "--output=gs://bucket/x")
-    assert "is a file" in mistake(capsys, "tokenizer", data, f"--output={table}")

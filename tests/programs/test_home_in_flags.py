@@ -56,7 +56,7 @@ def test_what_is_no_path(path: object, message: str) -> None:
     with pytest.raises(UserError, match=f"^--output=.*{message}"):
         local_path(path, "--output")
     if isinstance(path, str) and path.startswith("~"):
-        for take in (output_file, lambda value: output_folder(value, "it")):
+        for take in (output_file, output_folder):
             with pytest.raises(UserError, match=message):
                 take(path)
 

@@ -1,8 +1,6 @@
 """The report holds what it promises, of every kind of run, and is safe to open."""
 
-import base64
 import html
-import io
 import json
 import re
 import shutil
@@ -12,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import is_self_contained, pictures, sections, tiles
 from PIL import Image
 
 from clip_jax.errors import UserError
 from clip_jax.report import write_report
+from clip_jax.report.page import THUMBNAIL, picture_url
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
 
@@ -56,12 +56,6 @@ def make_images(folder, captions):
         (folder / f"{number}.txt").write_text(caption, encoding="utf-8")
 
 
-def sections(page):
-    """Title -> HTML of each section."""
-    found = re.findall(r"<section>\s*<h2>(.*?)</h2>(.*?)</section>", page, flags=re.DOTALL)
-    return {html.unescape(title): body for title, body in found}
-
-
 def test_glyph_report_has_every_section(glyph_report):
     assert list(sections(glyph_report)) == [
         "Run",
@@ -75,28 +69,18 @@ def test_glyph_report_has_every_section(glyph_report):
     assert "Left out" not in glyph_report
 
 
-def test_pictures_are_inside_the_file_and_can_be_decoded(glyph_report):
-    sources = re.findall(r'(?:src|srcset)="([^"]*)"', glyph_report)
+def test_the_page_is_one_file(glyph_report):
     # 4 charts in two versions, 12 + 12 images to label, 6 × 8 found ones, 8 pairs.
-    assert len(sources) == 4 * 2 + 24 + 48 + 8
-    for source in sources:
-        kind, data = source.split(",", 1)
-        assert kind == "data:image/png;base64"
-        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
-            image.load()
-
-
-def test_nothing_is_loaded_from_elsewhere(glyph_report):
-    assert not re.search(r'\b(?:src|srcset|href)\s*=\s*(?!"data:)', glyph_report)
-    assert not re.search(r"url\(|@import|<link|<script|<iframe|https?://", glyph_report)
-    assert "default-src 'none'" in glyph_report
+    assert len(pictures(glyph_report)) == 4 * 2 + 24 + 48 + 8
+    assert is_self_contained(glyph_report)
 
 
 def test_figures_of_the_run(glyph_report, tiny_run):
     last = json.loads((tiny_run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert f"<b>{last['loss']:.3f}</b><span>final loss" in glyph_report
-    assert f"<b>{last['step']:,}</b><span>steps" in glyph_report
-    assert f"<b>{last['samples_seen']:,}</b><span>pairs seen" in glyph_report
+    figures = tiles(glyph_report)
+    assert figures["final loss"] == f"{last['loss']:.3f}"
+    assert figures["steps"] == f"{last['step']:,}"
+    assert figures["pairs seen"] == f"{last['samples_seen']:,}"
     run = sections(glyph_report)["Run"]
     config = json.loads((tiny_run / "config.json").read_text())
     learning_rate = config["optimizer"]["learning_rate"]
@@ -195,37 +179,33 @@ def test_run_that_left_a_face_out_is_not_shown_the_test(run):
     assert "STIX" not in page
 
 
-def test_without_evaluation_the_rest_is_there(run):
-    (run / "evaluation.jsonl").unlink()
-    found = sections(write_report(run).read_text(encoding="utf-8"))
-    assert "Left out: evaluation.jsonl has no rows" in found["Evaluation"]
-    assert found["Training"].count("data:image/png") == 3 * 2
-    assert "Left out" not in found["Search by text"]
+def without_data(run):
+    reconfigure(run, data={"path": str(run / "gone"), "format": "auto"})
 
 
-def test_without_metrics_the_rest_is_there(run):
-    (run / "metrics.jsonl").unlink()
-    found = sections(write_report(run).read_text(encoding="utf-8"))
-    assert "Left out: metrics.jsonl has no rows" in found["Training"]
-    assert "Left out" not in found["Evaluation"]
-
-
-def test_damaged_model_leaves_curves_and_table(run):
-    (run / "model" / "model.safetensors").write_bytes(b"not a model")
+@pytest.mark.parametrize(
+    ("damage", "left_out", "reason"),
+    [
+        (lambda run: (run / "evaluation.jsonl").unlink(), "Evaluation", "evaluation.jsonl has no"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "Training", "metrics.jsonl has no rows"),
+        (
+            lambda run: (run / "model" / "model.safetensors").write_bytes(b"not a model"),
+            "Images",
+            r".*model\.safetensors",
+        ),
+        (without_data, "Images", r".*run/gone does not exist"),
+    ],
+    ids=["evaluation", "metrics", "model", "data"],
+)
+def test_if_a_part_is_missing_the_rest_is_there(run, damage, left_out, reason):
+    damage(run)
     page = write_report(run).read_text(encoding="utf-8")
     found = sections(page)
-    assert "The model cannot be read" in page
-    assert re.search(r"Left out: .*model\.safetensors", found["Images"])
-    assert "Left out" not in found["Training"]
-    assert "Search by text" not in found
-
-
-def test_missing_data_are_named(run, tmp_path):
-    gone = tmp_path / "gone"
-    reconfigure(run, data={"path": str(gone), "format": "auto"})
-    found = sections(write_report(run).read_text(encoding="utf-8"))
-    assert re.search(rf"Left out: .*{re.escape(str(gone))} does not exist", found["Images"])
-    assert "Left out" not in found["Training"]
+    assert re.search(f"Left out: {reason}", found[left_out])
+    assert page.count("Left out") == 1
+    assert {"Run", "Training", "Evaluation"} < found.keys()
+    assert ("Search by text" in found) == (left_out != "Images")
+    assert ("The model cannot be read" in page) == ("safetensors" in reason)
 
 
 def test_own_images_captions_are_escaped_and_origin_is_said(run, tmp_path):
@@ -235,8 +215,8 @@ def test_own_images_captions_are_escaped_and_origin_is_said(run, tmp_path):
     (folder / "5.png").write_bytes(b"broken")
     reconfigure(run, data={"path": str(folder), "format": "auto"})
     page = write_report(run).read_text(encoding="utf-8")
-    assert "<script" not in page
-    assert html.escape(HOSTILE, quote=True) in page
+    assert is_self_contained(page)
+    assert HOSTILE in html.unescape(page)
     assert max(len(line) for line in re.sub(r'="data:[^"]*"', "", page).splitlines()) < 2000
     found = sections(page)
     body = found["Which caption fits?"]
@@ -246,47 +226,33 @@ def test_own_images_captions_are_escaped_and_origin_is_said(run, tmp_path):
     assert "The best 8 of 9 training images" in found["Search by text"]
 
 
-def test_own_images_with_classes_are_held_out_ones(run, tmp_path):
-    for name in ("dark_grey", "light-grey", "white"):
-        make_images(tmp_path / "test" / name, [""] * 5)
-        for caption in (tmp_path / "test" / name).glob("*.txt"):
-            caption.unlink()
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [(("dark_grey", "light-grey"), ("dark grey", "light grey")), (("0", "1"), ("cat", "dog"))],
+)
+def test_own_images_with_classes_are_held_out_ones(run, tmp_path, folders, names):
+    """Class numbers are named by a file."""
     held_out = tmp_path / "test"
-    reconfigure(
-        run,
-        data={"path": str(tmp_path / "train"), "format": "folder"},
-        evaluations=[{"data": {"path": str(held_out)}, "templates": "photo"}],
-    )
+    for name in folders:
+        make_images(held_out / name, [""] * 7)
+        for caption in (held_out / name).glob("*.txt"):
+            caption.unlink()
+    evaluation = {"data": {"path": str(held_out)}, "templates": "photo"}
+    if "0" in folders:
+        (tmp_path / "names.txt").write_text("cat\ndog\n", encoding="utf-8")
+        evaluation["classnames"] = str(tmp_path / "names.txt")
+    reconfigure(run, data={"path": "elsewhere", "format": "folder"}, evaluations=[evaluation])
     body = sections(write_report(run).read_text(encoding="utf-8"))["What is this?"]
     assert f"Held-out images of {held_out}" in body
-    assert "chooses among 3 class names (templates: photo)" in body
+    assert "chooses among 2 class names (templates: photo)" in body
     assert body.count('class="card guess"') == 12
-    labels = set(re.findall(r"<span>(.*?)</span><span>", body))
-    assert labels == {"dark grey", "light grey", "white"}
-
-
-def test_class_numbers_are_named_by_the_file(run, tmp_path):
-    for name in ("0", "1"):
-        make_images(tmp_path / "test" / name, [""] * 3)
-        for caption in (tmp_path / "test" / name).glob("*.txt"):
-            caption.unlink()
-    names = tmp_path / "names.txt"
-    names.write_text("cat\ndog\n", encoding="utf-8")
-    data = {"path": "elsewhere", "format": "folder"}
-    own = {"path": str(tmp_path / "test")}
-    evaluation = {"data": own, "classnames": str(names), "templates": "none"}
-    reconfigure(run, data=data, evaluations=[evaluation])
-    body = sections(write_report(run).read_text(encoding="utf-8"))["What is this?"]
-    assert set(re.findall(r'alt="(.*?)"', body)) == {"cat", "dog"}
+    assert set(re.findall(r"<span>(.*?)</span><span>", body)) == set(names)
+    assert set(re.findall(r'alt="(.*?)"', body)) == set(names)
 
 
 def test_photos_become_small_pictures():
-    from clip_jax.report.page import THUMBNAIL, picture
-
     noise = np.random.default_rng(0).integers(0, 256, (336, 336, 3), np.uint8)
-    data = re.search(r"base64,([^\"]*)", picture(noise, "noise"))[1]
-    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-        assert image.size == (THUMBNAIL, THUMBNAIL)
+    assert [image.size for image in pictures(f'"{picture_url(noise)}"')] == [(THUMBNAIL, THUMBNAIL)]
 
 
 def test_not_a_run(tmp_path):

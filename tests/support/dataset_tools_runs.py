@@ -21,19 +21,23 @@ class Ended:
     err: str
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ended:
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *arguments: object, **flags: object) -> Ended:
     """`python -m clip_jax.data` with these arguments, in this process."""
     capsys.readouterr()
+    words = [*map(str, arguments), *(f"--{name}={value}" for name, value in flags.items())]
     with pytest.raises(SystemExit) as ended:
-        program.run(["data", *map(str, arguments)], "about the program")
+        program.run(["data", *words], "about the program")
     said = capsys.readouterr()
     assert isinstance(ended.value.code, int)
     return Ended(ended.value.code, said.out, said.err)
 
 
-def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def mistake(capsys: Capture, *arguments: object, **flags: object) -> str:
     """The one line that a user's mistake ends with."""
-    ended = run(capsys, *arguments)
+    ended = run(capsys, *arguments, **flags)
     lines = [line for line in ended.err.splitlines() if line.startswith("error:")]
     assert ended.code == 2
     assert len(lines) == 1
@@ -48,6 +52,15 @@ def make_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
+
+
+def make_pairs(path: Path, pairs: dict[str, tuple[bytes, bytes]]) -> Path:
+    """An archive of key -> (JPEG or PNG, caption)."""
+    members = []
+    for key, (image, text) in pairs.items():
+        members += [(f"{key}.jpg", image), (f"{key}.txt", text)]
+    make_tar(path, members)
+    return path
 
 
 def make_shards(folder: Path, *, samples: int = 6, shards: int = 2, side: int = 48) -> Path:

@@ -28,7 +28,7 @@ class MixtureSource:
         self._names = tuple(names[n] for n in kept)
         self.sizes = tuple(len(source) for source in self.sources)
         self._ends = tuple(accumulate(self.sizes))
-        self.dropped = Drops()
+        self.dropped = Drops(max(source.dropped.room for source in self.sources))
         for name, source in zip(self._names, self.sources, strict=True):
             self.dropped.update(source.dropped, f"{name}:")
         self.fingerprint = fingerprint_of(

@@ -3,9 +3,9 @@
 python -m clip_jax.data convert --data=photos --output=shards --to=webdataset --resize=256
 
 Only samples that decode completely are written; the others are counted by reason and listed in
-DIR/convert.json. The same command goes on after a kill, and its files are the same bytes whenever
-and by however many workers they are written; where a file of the data has changed since, it is
-refused. Images keep their bytes where nothing is to be done.
+DIR/convert.json. The same command goes on after a kill, unless a file of the data has changed
+since; its files are the same bytes whenever and by however many workers they are written. Images
+that are neither resized nor re-encoded keep their bytes.
 Several captions of a sample: KEY.txt has the first, KEY.json all of them as the list "captions".
 """
 
@@ -21,7 +21,6 @@ from absl import flags
 
 from clip_jax.data.records import Source
 from clip_jax.dataset_tools.bad_samples import bad_sample, describe_kinds
-from clip_jax.dataset_tools.convert.files_state import state_of_files
 from clip_jax.dataset_tools.convert.plan import (
     ASIDE,
     Conversion,
@@ -32,13 +31,13 @@ from clip_jax.dataset_tools.convert.plan import (
     read_plan,
 )
 from clip_jax.dataset_tools.convert.tar_writer import Sample, plain, write_tar
-from clip_jax.dataset_tools.data_flags import define_data_flags
+from clip_jax.dataset_tools.data_files import state_of_files
+from clip_jax.dataset_tools.data_flags import define_data_flags, define_workers, open_data, parts
 from clip_jax.dataset_tools.output_files import output_folder, write_json
 from clip_jax.dataset_tools.recode import ENCODINGS, Recoding
-from clip_jax.dataset_tools.worker_flags import define_workers
-from clip_jax.dataset_tools.workers import Count, each, work_on
+from clip_jax.dataset_tools.workers import Count, each, evenly, work_on
 from clip_jax.errors import DecodeError, UserError
-from clip_jax.files.disk import advice, aside_of
+from clip_jax.files.disk import aside_of, telling
 
 FLAGS = flags.FlagValues()
 _DATA = define_data_flags(FLAGS)
@@ -50,7 +49,7 @@ _TO = flags.DEFINE_enum(
 _PER_SHARD = flags.DEFINE_integer(
     "samples_per_shard",
     None,
-    "Records of the source a shard; by default a 32nd of them, at least 256, at most 10000.",
+    "Records of the source in a shard; by default a 32nd of them, at least 256, at most 10000.",
     lower_bound=1,
     flag_values=FLAGS,
 )
@@ -69,13 +68,13 @@ _RESIZE = flags.DEFINE_integer(
     flag_values=FLAGS,
 )
 _QUALITY = flags.DEFINE_integer(
-    "quality", 95, "Of JPEG and WebP.", lower_bound=1, upper_bound=100, flag_values=FLAGS
+    "quality", 95, "Quality of JPEG and WebP.", lower_bound=1, upper_bound=100, flag_values=FLAGS
 )
 _ENCODE = flags.DEFINE_enum(
     "encode",
     "keep",
     list(ENCODINGS),
-    "keep: resized images stay in their format; otherwise all images become that.",
+    "Format of the images; keep: resized ones stay in theirs, the others keep their bytes.",
     flag_values=FLAGS,
 )
 
@@ -84,14 +83,6 @@ _SHARDS = 32  # for small data: enough for several cores, and a kill loses littl
 _WEIGHED = 200  # samples from which --shard_mb is estimated
 _SAMPLE_OVERHEAD = 2_560  # bytes per sample: three headers and padding
 _LISTED = 1000  # bad samples per shard, by name
-
-
-@dataclass(frozen=True)
-class Converted:
-    """Content of convert.json, and whether this run wrote anything."""
-
-    record: dict[str, Any]
-    is_new: bool
 
 
 @dataclass(frozen=True)
@@ -107,14 +98,14 @@ class ShardJob:
 
 def main() -> int:
     """Writes the missing shards and prints a summary."""
-    folder = output_folder(_OUTPUT.value, "the shards")
+    folder = output_folder(_OUTPUT.value)
     if _SHARD_MB.value is not None and not math.isfinite(_SHARD_MB.value):
         raise UserError(f"--shard_mb={_SHARD_MB.value}: must be a finite number of at least 0.001")
     if _PER_SHARD.value is not None and _SHARD_MB.value is not None:
-        raise UserError("--samples_per_shard and --shard_mb: give one of them")
+        raise UserError("--samples_per_shard and --shard_mb: set exactly one of them")
     _writer(_TO.value)  # fails early if a package is missing
-    config = _DATA.config()
-    source = _DATA.open(config)
+    config = _DATA.read()
+    source = open_data(config)
     per_shard = _PER_SHARD.value or default_per_shard(len(source))
     settings = Settings(
         to=_TO.value,
@@ -124,22 +115,17 @@ def main() -> int:
         encode=_ENCODE.value,
         quality=_QUALITY.value,
     )
-    facts = {**_DATA.as_dict(config), "files": state_of_files(source, _DATA.parts(config))}
-    converted = convert(source, folder, settings, facts, workers=_WORKERS.value)
-    print(_describe(converted, folder))
-    return 0
-
-
-def _describe(converted: Converted, folder: Path) -> str:
-    record = converted.record
+    facts = {**_DATA.about(config), "files": state_of_files(source, parts(config))}
+    record, is_new = convert(source, folder, settings, facts, workers=_WORKERS.value)
     left_out = sum(record["left_out"].values())
-    files = sum(1 for shard in record["shards"] if shard["samples"])
     kinds = f": {describe_kinds(record['left_out'])}; see {folder / 'convert.json'}"
-    return (
-        f"{'written' if converted.is_new else 'was complete already'}: {folder}"
-        f" ({files:,} shards, {record['samples']:,} samples, {record['bytes'] / 1e6:,.1f} MB;"
+    print(
+        f"{'written' if is_new else 'was complete already'}: {folder}"
+        f" ({sum(shard['samples'] > 0 for shard in record['shards']):,} shards,"
+        f" {record['samples']:,} samples, {record['bytes'] / 1e6:,.1f} MB;"
         f" {left_out:,} left out{kinds if left_out else ''})"
     )
+    return 0
 
 
 def default_per_shard(records: int) -> int:
@@ -148,32 +134,25 @@ def default_per_shard(records: int) -> int:
 
 
 def convert(
-    source: Source,
-    folder: Path,
-    settings: Settings,
-    source_facts: dict[str, Any],
-    *,
-    workers: int,
-) -> Converted:
+    source: Source, folder: Path, settings: Settings, facts: dict[str, Any], *, workers: int
+) -> tuple[dict[str, Any], bool]:
     """Writes the parts of `source` that `folder` lacks.
 
-    `source_facts`: recorded about the source in addition to its fingerprint; "files" is the state
-    of its files.
+    `facts`: recorded about the source in addition to its fingerprint; "files" is the state of its
+    files. Returns (content of convert.json, whether anything was written).
 
-    Raises:
-      UserError: the folder has other content or cannot be written; no sample is usable.
+    Raises UserError: the folder has other content or cannot be written; no sample is usable.
     """
-    plan = read_plan(folder, settings, source.fingerprint, source_facts.get("files"))
+    facts = {**facts, "fingerprint": source.fingerprint, "records": len(source)}
+    plan = read_plan(folder, settings, facts)
     recoding = Recoding(settings.resize, settings.encode, settings.quality)
     size = settings.samples_per_shard or 0
     if plan is None and settings.shard_mb is not None:
         size = _estimate(source, recoding, settings.shard_mb)
     with locked(folder):
         if plan is None:
-            facts = {**source_facts, "fingerprint": source.fingerprint, "records": len(source)}
             plan = begin(folder, settings, facts, size)
-        extension = "tar" if settings.to == "webdataset" else "array_record"
-        conversion = Conversion(folder, plan, extension, len(source))
+        conversion = Conversion(folder, plan)
         results = conversion.finished()
         jobs = [
             ShardJob(folder, name, indices, settings.to, recoding)
@@ -182,19 +161,19 @@ def convert(
         ]
         if plan["complete"] and not jobs:
             conversion.tidy()
-            return Converted(plan, is_new=False)
+            return plan, False
         total = sum(len(job.indices) for job in jobs)
-        made = work_on(
+        for result in work_on(
             source, jobs, convert_shard, workers=workers, total=total, title="converting"
-        )
-        results.update((result.name, result) for result in made)
+        ):
+            results[result.name] = result
         record = conversion.finish(source, results)
     if not record["samples"]:
         raise UserError(
             f"--output={folder}: no sample is usable; left out are"
             f" {describe_kinds(record['left_out'])}"
         )
-    return Converted(record, is_new=True)
+    return record, True
 
 
 def convert_shard(source: Source, job: ShardJob, count: Count) -> ShardResult:
@@ -211,26 +190,23 @@ def convert_shard(source: Source, job: ShardJob, count: Count) -> ShardResult:
             except DecodeError as error:
                 left_out[error.kind] += 1
                 if len(bad) < _LISTED:
-                    bad.append(bad_sample(source, index, error).as_dict())
+                    bad.append(bad_sample(source, index, error)._asdict())
 
-    try:
-        _writer(job.to)(aside, samples())
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        written = len(job.indices) - left_out.total()
-        size = aside.stat().st_size if written else 0
-        result = ShardResult(job.name, written, size, dict(sorted(left_out.items())), bad)
-        write_json(job.folder / ASIDE / f"{job.name}.json", asdict(result))
-        if written:
-            aside.replace(target)
-        else:
-            target.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{target}: cannot be written ({error.strerror or error}){advice(error)}"
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with telling(str(target)):
+        try:
+            _writer(job.to)(aside, samples())
+            with open(aside, "rb") as file:
+                os.fsync(file.fileno())
+            written = len(job.indices) - left_out.total()
+            size = aside.stat().st_size if written else 0
+            result = ShardResult(job.name, written, size, dict(sorted(left_out.items())), bad)
+            write_json(job.folder / ASIDE / f"{job.name}.json", asdict(result))
+            if written:
+                aside.replace(target)
+            else:
+                target.unlink(missing_ok=True)
+        finally:
+            aside.unlink(missing_ok=True)
     return result
 
 
@@ -257,8 +233,7 @@ def _writer(to: str) -> Callable[[Path, Iterable[Sample]], object]:
 def _estimate(source: Source, recoding: Recoding, shard_mb: float) -> int:
     """Records per shard of about `shard_mb` million bytes."""
     sizes = []
-    for number in range(min(_WEIGHED, len(source))):
-        index = number * len(source) // min(_WEIGHED, len(source))
+    for index in evenly(len(source), _WEIGHED):
         try:
             _, image, captions, _ = _sample(source, index, recoding)
         except DecodeError:  # counted when its shard is written

@@ -18,6 +18,7 @@ from typing import Any
 
 from clip_jax.data.records import Source
 from clip_jax.dataset_tools.output_files import names_in, write_json
+from clip_jax.dataset_tools.workers import chunks
 from clip_jax.errors import UserError
 from clip_jax.files.disk import ASIDE_PREFIX, telling
 
@@ -50,22 +51,18 @@ class ShardResult:
 
 @dataclass(frozen=True)
 class Conversion:
-    """The output folder and its plan."""
+    """The output folder and its plan, as in convert.json."""
 
     folder: Path
-    plan: dict[str, Any]  # as in convert.json
-    extension: str
-    records: int
+    plan: dict[str, Any]
 
     def shards(self) -> dict[str, range]:
         """File name -> its range of records."""
-        size: int = self.plan["records_per_shard"]
-        starts = range(0, self.records, size)
-        width = max(5, len(str(len(starts) - 1)))
-        return {
-            f"{number:0{width}d}.{self.extension}": range(start, min(start + size, self.records))
-            for number, start in enumerate(starts)
-        }
+        size, records = self.plan["records_per_shard"], self.plan["source"]["records"]
+        extension = "tar" if self.plan["settings"]["to"] == "webdataset" else "array_record"
+        ranges = chunks(records, size)
+        width = max(5, len(str(len(ranges) - 1)))
+        return {f"{number:0{width}d}.{extension}": part for number, part in enumerate(ranges)}
 
     def finished(self) -> dict[str, ShardResult]:
         """The complete shards."""
@@ -103,12 +100,10 @@ class Conversion:
         shutil.rmtree(self.folder / ASIDE, ignore_errors=True)
 
 
-def read_plan(
-    folder: Path, settings: Settings, fingerprint: str, files: str | None
-) -> dict[str, Any] | None:
+def read_plan(folder: Path, settings: Settings, source: dict[str, Any]) -> dict[str, Any] | None:
     """The plan of an earlier run with equal settings; None in a new folder.
 
-    `fingerprint`: the source's. `files`: the state of its files.
+    `source`: facts of the source, with its "fingerprint" and the state of its "files".
 
     Raises UserError if the folder has other content.
     """
@@ -122,29 +117,28 @@ def read_plan(
             )
         return None
     # The data come first, because the default shard size follows from them.
-    here = {"fingerprint": fingerprint, "files": files, **asdict(settings)}
-    there = {**plan["settings"], "fingerprint": plan["source"]["fingerprint"]}
-    there["files"] = plan["source"].get("files", files)  # plans of earlier versions lack it
-    other = {
-        "fingerprint": "other data (keys or captions)",
-        "files": "files of other size or time of change",
-    }
-    for name, value in here.items():
-        if there.get(name) != value:
-            what = other.get(name, f"other {name}")
+    compared = [
+        ("other data (keys or captions)", plan["source"], source, "fingerprint"),
+        ("files of other size or time of change", plan["source"], source, "files"),
+        *((f"other {name}", plan["settings"], asdict(settings), name) for name in asdict(settings)),
+    ]
+    for what, there, here, name in compared:
+        if there.get(name) != here[name]:
             raise UserError(
-                f"--output={folder}: was begun with {what}: {there.get(name)!r} there, {value!r}"
-                " now; give the same again, or a new folder"
+                f"--output={folder}: was begun with {what}: {there.get(name)!r} there,"
+                f" {here[name]!r} now; give the same again, or a new folder"
             )
     return plan
 
 
-def begin(folder: Path, settings: Settings, source_facts: dict[str, Any], size: int) -> Any:
-    """Writes the plan of a new conversion with `size` records per shard, and returns it."""
+def begin(
+    folder: Path, settings: Settings, source: dict[str, Any], records_per_shard: int
+) -> dict[str, Any]:
+    """Writes the plan of a new conversion, and returns it."""
     plan = {
-        "source": source_facts,
+        "source": source,
         "settings": asdict(settings),
-        "records_per_shard": size,
+        "records_per_shard": records_per_shard,
         "complete": False,
     }
     write_json(folder / RECORD, plan)

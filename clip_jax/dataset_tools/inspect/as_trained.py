@@ -1,144 +1,67 @@
-"""Samples as training sees them, by a configuration, by a model or its run, or by defaults."""
-
-from __future__ import annotations
+"""Samples as training sees them, by its configuration."""
 
 import dataclasses
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from clip_jax.data.records import Source
+import numpy as np
+
+from clip_jax.data.records import Record, Source
+from clip_jax.data.stream.make_batch import choose_caption
 from clip_jax.dataset_tools.inspect.survey import Survey
-from clip_jax.dataset_tools.inspect.throughput import Loader
-from clip_jax.errors import UserError
-from clip_jax.images.augmentation import Augmentation
-from clip_jax.models.config import ClipConfig
+from clip_jax.images.augmentation import Augmentation, training_image
 from clip_jax.text.tokenizer import Tokenizer, train_sentencepiece
-from clip_jax.training.config import TokenizerConfig, TrainConfig, build_config
+from clip_jax.training.config import TrainConfig
 
-_DEFAULT_IMAGE_SIZE = 224
 _RECORDS = 100_000  # above this, a tokenizer is trained only on the surveyed captions
-_ON_ALL = "SentencePiece, trained on all captions, as the trainer does"
-_ON_SOME = "SentencePiece, trained on the captions looked at"
 
 
 @dataclass(frozen=True)
-class AsTrained:
-    """A loader and its origin."""
+class Loader:
+    """Processing of a record in training."""
 
-    loader: Loader
+    tokenizer: Tokenizer
     tokenizer_name: str
-    config: TrainConfig | None = None  # the run's
-    config_name: str = ""
+    image_size: int
+    interpolation: str
+    augmentation: Augmentation
 
-    @classmethod
-    def by_default(
-        cls, tokenizer: Tokenizer, name: str, model: ClipConfig | None = None
-    ) -> AsTrained:
-        """The loader of a run with default settings and the sizes of `model`."""
-        loader = Loader(
-            tokenizer=tokenizer,
-            image_size=model.image_size if model else _DEFAULT_IMAGE_SIZE,
-            interpolation=model.image_interpolation if model else "bicubic",
-            augmentation=TrainConfig().augmentation,
+    def sample(self, record: Record, seed: int) -> tuple[np.ndarray, str]:
+        """(uint8 pixels (S, S, 3), chosen caption). Raises DecodeError."""
+        rng = np.random.default_rng(seed)
+        caption = choose_caption(record, rng)
+        pixels = training_image(
+            record.image, self.image_size, self.interpolation, self.augmentation, rng
         )
-        return cls(loader, name)
+        return pixels, caption
 
-    def with_sizes(self, image_size: int | None, context_length: int | None) -> AsTrained:
-        """A copy with another image size or context length, if given."""
-        loader = self.loader
-        if image_size is not None:
-            loader = dataclasses.replace(loader, image_size=image_size)
-        if context_length is not None:
-            tokenizer = loader.tokenizer.with_context_length(context_length)
-            loader = dataclasses.replace(loader, tokenizer=tokenizer)
-        return dataclasses.replace(self, loader=loader)
+    def tokens(self, captions: Sequence[str]) -> np.ndarray:
+        """Ids, int32 (N, L); captions that are too long are cut."""
+        return self.tokenizer(list(captions), truncate=True)
 
     def about(self) -> list[tuple[str, str]]:
-        """(name, description) of the loader's settings."""
-        loader = self.loader
+        """(name, description) of the settings."""
+        augmentation, default = self.augmentation, Augmentation()
+        crop = "–".join(f"{bound:g}" for bound in augmentation.crop_scale) + " of the area"
+        changed = [
+            f"{field.name}={getattr(augmentation, field.name)}"
+            for field in dataclasses.fields(Augmentation)
+            if field.name not in ("resize", "crop_scale")
+            and getattr(augmentation, field.name) != getattr(default, field.name)
+        ]
+        if augmentation.resize == "squash":
+            crop = "none: the whole image, made square"
         return [
             ("tokenizer", self.tokenizer_name),
-            ("vocabulary", f"{loader.tokenizer.vocab_size:,} ids"),
-            ("context length", f"{loader.tokenizer.context_length} tokens"),
-            ("image size", f"{loader.image_size} pixels"),
-            ("crop", _crop(loader)),
-            ("augmentation besides", _besides(loader.augmentation)),
+            ("vocabulary", f"{self.tokenizer.vocab_size:,} ids"),
+            ("context length", f"{self.tokenizer.context_length} tokens"),
+            ("image size", f"{self.image_size} pixels"),
+            ("crop", f"{crop}, {self.interpolation}"),
+            ("augmentation besides", ", ".join(changed) or "none"),
         ]
 
 
-def _crop(loader: Loader) -> str:
-    augmentation = loader.augmentation
-    if augmentation.resize == "squash":
-        return f"none: the whole image, made square, {loader.interpolation}"
-    scale = "–".join(f"{bound:g}" for bound in augmentation.crop_scale)
-    return f"{scale} of the area, {loader.interpolation}"
-
-
-def _besides(augmentation: Augmentation) -> str:
-    default = Augmentation()
-    changed = [
-        f"{field.name}={getattr(augmentation, field.name)}"
-        for field in dataclasses.fields(Augmentation)
-        if field.name not in ("resize", "crop_scale")
-        and getattr(augmentation, field.name) != getattr(default, field.name)
-    ]
-    return ", ".join(changed) or "none"
-
-
-def of_captions(found: Survey) -> AsTrained:
-    """The loader of a default run, with a tokenizer trained on the captions."""
-    settings = TokenizerConfig()
-    tokenizer = train_sentencepiece(
-        found.captions(), settings.vocab_size, cleaning=settings.cleaning
-    )
-    return AsTrained.by_default(tokenizer, _ON_SOME)
-
-
-def of_model(name: str, given: Tokenizer | None, given_name: str | None) -> AsTrained:
-    """The loader of a model or, if `name` is the folder of a run, of that run.
-
-    Raises UserError if it is no model, or has no tokenizer and none is given.
-    """
-    from clip_jax.weights.open_model import open_model
-    from clip_jax.weights.resolve import resolve_source
-
-    path = resolve_source(name)
-    found = open_model(path)
-    tokenizer = found.own_tokenizer(found.config) if given is None else given
-    if tokenizer is None:
-        raise UserError(f"--model={name}: has no tokenizer; give one by --tokenizer")
-    tokenizer = tokenizer.with_context_length(found.config.context_length)
-    trained = AsTrained.by_default(tokenizer, given_name or f"of {name}", found.config)
-    config = run_config(path)
-    if config is None:
-        return trained
-    loader = dataclasses.replace(trained.loader, augmentation=config.augmentation)
-    return dataclasses.replace(
-        trained, loader=loader, config=config, config_name=str(path / "config.json")
-    )
-
-
-def run_config(folder: Path) -> TrainConfig | None:
-    """The configuration in config.json of a run's folder; None if it is no run.
-
-    Raises UserError for another version's.
-    """
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    # Other layouts have a file of this name too.
-    if not isinstance(values, dict) or not {"data", "augmentation"} <= values.keys():
-        return None
-    try:
-        return build_config(values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def of_config(config: TrainConfig) -> AsTrained | None:
+def named_loader(config: TrainConfig) -> Loader | None:
     """The loader of a configuration; None if its tokenizer is trained on the captions.
 
     Raises UserError for a tokenizer or model that is not available.
@@ -153,11 +76,11 @@ def of_config(config: TrainConfig) -> AsTrained | None:
         name = config.tokenizer.source
     else:
         return None
-    return _with_tokenizer(config, make_tokenizer(config, None, initial), name)
+    return _loader(config, make_tokenizer(config, None, initial), name)
 
 
-def of_config_and_captions(config: TrainConfig, source: Source, found: Survey) -> AsTrained:
-    """The loader of a configuration, with a tokenizer trained like the trainer's."""
+def trained_loader(config: TrainConfig, source: Source, found: Survey) -> Loader:
+    """The loader of a configuration, with a tokenizer trained on captions, as the trainer does."""
     from clip_jax.training.run.data import captions_of
 
     settings = config.tokenizer
@@ -167,15 +90,16 @@ def of_config_and_captions(config: TrainConfig, source: Source, found: Survey) -
         settings.vocab_size,
         cleaning=settings.cleaning,
     )
-    return _with_tokenizer(config, tokenizer, _ON_ALL if whole else _ON_SOME)
+    captions = "all captions, as the trainer does" if whole else "the captions looked at"
+    return _loader(config, tokenizer, f"SentencePiece, trained on {captions}")
 
 
-def _with_tokenizer(config: TrainConfig, tokenizer: Tokenizer, name: str) -> AsTrained:
+def _loader(config: TrainConfig, tokenizer: Tokenizer, name: str) -> Loader:
     architecture = config.model.architecture()
-    loader = Loader(
+    return Loader(
         tokenizer=tokenizer.with_context_length(architecture.context_length),
+        tokenizer_name=name,
         image_size=architecture.image_size,
         interpolation=architecture.image_interpolation,
         augmentation=config.augmentation,
     )
-    return AsTrained(loader, name, config)

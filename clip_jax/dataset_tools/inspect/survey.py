@@ -1,6 +1,7 @@
 """Survey of single records: sizes, bytes, captions, hashes, or why they are unusable."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -41,14 +42,12 @@ class Survey:
     def looked_at(self) -> int:
         return len(self.facts) + len(self.bad)
 
+    def kinds(self) -> Counter[str]:
+        """Numbers of bad records by kind."""
+        return Counter(sample.kind for sample in self.bad)
+
     def captions(self) -> list[str]:
         return [caption for fact in self.facts for caption in fact.captions]
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """At most `most` of 0 … count - 1, evenly spaced."""
-    chosen = min(count, most)
-    return [number * count // chosen for number in range(chosen)]
 
 
 def survey(source: Source, indices: Sequence[int], *, workers: int) -> Survey:

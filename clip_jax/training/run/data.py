@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,20 +27,21 @@ _WARN_EVERY_STEPS = 1000
 _SAMPLED_SHARDS = 8  # shards of a stream whose captions train a tokenizer
 
 
-def open_data(config: TrainConfig) -> Source:
+def open_data(config: TrainConfig, **changes: Any) -> Source:
     """Opens the image-text pairs of the configuration.
 
-    Raises `UserError` as `open_source` does, and for a mixture with bad weights.
+    `changes`: fields that only `SourceOptions` has. Raises `UserError` as `open_source` does, and
+    for a mixture with bad weights.
     """
     data = config.data
     if data.streaming:
         stream = _open_stream(os.path.expanduser(data.path), data.format, data.options())
         return refined(stream, data)
     if not data.mixture:
-        return open_refined(data)
+        return open_refined(data, **changes)
     weights = [part.weight for part in data.mixture]
     check_weights(weights)  # opening the sources may take minutes
-    sources = [open_refined(part) for part in data.mixture]
+    sources = [open_refined(part, **changes) for part in data.mixture]
     return MixtureSource(sources, [part.path for part in data.mixture], weights)
 
 
