@@ -18,7 +18,6 @@ from clip_jax.data.options import SourceConfig
 from clip_jax.data.records import Source
 from clip_jax.errors import UserError
 from clip_jax.training.config import (
-    DataConfig,
     InitConfig,
     TrainConfig,
     build_config,
@@ -80,17 +79,27 @@ class DataFlags:
     def about(self, config: TrainConfig) -> dict[str, Any]:
         """Dotted key -> value of the settings that determine the records and their captions;
         "config" is the file, with the changes of the command line."""
-        from flax.traverse_util import flatten_dict  # workers need no jax
-
-        default = flatten_dict(dataclasses.asdict(DataConfig()), sep=".")
-        values = flatten_dict(dataclasses.asdict(config.data), sep=".")
-        changed = {
-            f"data.{key}": value
-            for key, value in values.items()
-            if value != default.get(key) and not key.startswith(_READING)
-        }
         words = [self.file.value, *(self.overrides.value or ())]
-        return {"config": " ".join(filter(None, words)) or "defaults", **changed}
+        changed = _changed(config.data)
+        if config.data.mixture:
+            changed["mixture"] = [_changed(part) for part in config.data.mixture]
+        return {
+            "config": " ".join(filter(None, words)) or "defaults",
+            **{f"data.{key}": value for key, value in changed.items()},
+        }
+
+
+def _changed(data: SourceConfig) -> dict[str, Any]:
+    """Dotted key -> value of the settings that are not the default, except those of reading."""
+    from flax.traverse_util import flatten_dict  # workers need no jax
+
+    default = flatten_dict(dataclasses.asdict(type(data)()), sep=".")
+    values = flatten_dict(dataclasses.asdict(data), sep=".")
+    return {
+        key: value
+        for key, value in values.items()
+        if value != default.get(key) and not key.startswith(_READING)
+    }
 
 
 def run_config(folder: Path) -> TrainConfig:

@@ -9,7 +9,6 @@ before them; a run on the same data with that list has each image once. Images t
 decoded have no hash; they are counted.
 """
 
-import contextlib
 import json
 from collections.abc import Iterator, Sequence
 
@@ -17,10 +16,11 @@ import numpy as np
 from absl import flags
 
 from clip_jax.data.records import Source
+from clip_jax.dataset_tools.bad_samples import BadSample
 from clip_jax.dataset_tools.data_flags import define_data_flags, define_workers, open_data
 from clip_jax.dataset_tools.output_files import output_file, write_text
-from clip_jax.dataset_tools.workers import Count, chunks, each, work_on
-from clip_jax.errors import DecodeError, UserError
+from clip_jax.dataset_tools.workers import outcomes
+from clip_jax.errors import UserError
 from clip_jax.images.perceptual_hash import ONLY, perceptual_hash
 
 FLAGS = flags.FlagValues()
@@ -43,7 +43,6 @@ _DISTANCE = flags.DEFINE_integer(
     flag_values=FLAGS,
 )
 
-_CHUNK = 64  # records
 Hashed = tuple[str, int]  # key, hash
 
 
@@ -58,29 +57,25 @@ def main() -> None:
             " config.data.exclude_distance in the run"
         )
     source = open_data(_DATA.read())
-    jobs, total = chunks(len(source), _CHUNK), len(source)
-    parts = work_on(source, jobs, hash_chunk, workers=_WORKERS.value, total=total, title="hashing")
-    hashed = [found for part in parts for found in part]
-    listed = later_ones(hashed, _DISTANCE.value) if _DUPLICATES.value else hashed
+    indices = range(len(source))
+    found = outcomes(source, indices, hashed, workers=_WORKERS.value, title="hashing")
+    good = [image for image in found if not isinstance(image, BadSample)]
+    listed = later_ones(good, _DISTANCE.value) if _DUPLICATES.value else good
     between = f" {ONLY} " if _DUPLICATES.value else " "
     # Keys are written as JSON, because they may contain line breaks.
     lines = [f"{value:016x}{between}{json.dumps(key)}\n" for key, value in listed]
     write_text(output, "".join(lines))
-    bad = total - len(hashed)
+    bad = len(source) - len(good)
     print(
-        f"{output}: {len(lines):,} hashes of {total:,} images"
+        f"{output}: {len(lines):,} hashes of {len(source):,} images"
         + (f"; {bad:,} cannot be decoded" if bad else "")
     )
 
 
-def hash_chunk(source: Source, indices: Sequence[int], count: Count) -> list[Hashed]:
-    """A worker's job: hashes the decodable ones of some records."""
-    hashed = []
-    for index in each(indices, count):
-        with contextlib.suppress(DecodeError):
-            record = source[index]
-            hashed.append((record.key, perceptual_hash(record.image)))
-    return hashed
+def hashed(source: Source, index: int) -> Hashed:
+    """Hashes one image. Raises DecodeError."""
+    record = source[index]
+    return record.key, perceptual_hash(record.image)
 
 
 def later_ones(found: Sequence[Hashed], distance: int) -> Iterator[Hashed]:

@@ -12,24 +12,17 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
-from clip_jax.data.records import Record, Source
-from clip_jax.dataset_tools.bad_samples import (
-    BadSample,
-    bad_sample,
-    damaged_files,
-    describe_kinds,
-)
+from clip_jax.data.records import Source
+from clip_jax.dataset_tools.bad_samples import BadSample, damaged_files, describe_kinds
 from clip_jax.dataset_tools.data_files import local_files
 from clip_jax.dataset_tools.data_flags import define_data_flags, define_workers, open_data, parts
 from clip_jax.dataset_tools.output_files import output_file, write_json
 from clip_jax.dataset_tools.recode import image_bytes
-from clip_jax.dataset_tools.workers import Count, chunks, each, work_on
-from clip_jax.errors import DecodeError
+from clip_jax.dataset_tools.workers import Count, outcomes, work_on
 from clip_jax.images.decoding import decode
 
 FLAGS = flags.FlagValues()
@@ -45,19 +38,15 @@ _CHECKSUMS = flags.DEFINE_boolean(
     flag_values=FLAGS,
 )
 
-_CHUNK = 64  # samples
 _SHOWN = 20  # bad samples, and damaged files, in the terminal
 
 
-@dataclass
-class Verified:
-    """Results for some of the records."""
+class Verified(NamedTuple):
+    """A good sample."""
 
-    good: int = 0
-    captions: int = 0
-    image_bytes: int = 0
-    digests: bytes = b""  # sha256 of each good sample
-    bad: list[BadSample] = field(default_factory=list)
+    captions: int
+    image_bytes: int
+    digest: bytes  # sha256 of key, image and captions
 
 
 def main() -> int:
@@ -83,26 +72,24 @@ def verify(source: Source, *, workers: int) -> dict[str, Any]:
     bad samples: those dropped at opening (at most `SourceOptions.listed_drops`), then those that
     cannot be read or decoded, in order. A damaged file counts as one, of kind "shard_damaged".
     """
-    total = Verified()
+    good, bad = Counter[str](), list[BadSample]()
     digest = hashlib.sha256()
-    jobs = chunks(len(source), _CHUNK)
-    for part in work_on(
-        source, jobs, verify_chunk, workers=workers, total=len(source), title="verifying"
-    ):
-        total.good += part.good
-        total.captions += part.captions
-        total.image_bytes += part.image_bytes
-        total.bad += part.bad
-        digest.update(part.digests)
+    indices = range(len(source))
+    for found in outcomes(source, indices, verified, workers=workers, title="verifying"):
+        if isinstance(found, BadSample):
+            bad.append(found)
+        else:
+            good.update(samples=1, captions=found.captions, image_bytes=found.image_bytes)
+            digest.update(found.digest)
     dropped = source.dropped
     counts = Counter(dropped.counts)
-    counts.update(sample.kind for sample in total.bad)
+    counts.update(sample.kind for sample in bad)
     return {
         "fingerprint": source.fingerprint,
         "samples": len(source) + dropped.total,
-        "good": total.good,
-        "captions": total.captions,
-        "image_bytes": total.image_bytes,
+        "good": good["samples"],
+        "captions": good["captions"],
+        "image_bytes": good["image_bytes"],
         "sha256": digest.hexdigest(),
         "bad": counts.total(),
         "bad_by_kind": dict(counts.most_common()),
@@ -110,37 +97,22 @@ def verify(source: Source, *, workers: int) -> dict[str, Any]:
         "damaged": damaged_files(source),
         "bad_samples": [
             *({"key": key, **drop._asdict()} for key, drop in dropped.listed),
-            *(sample._asdict() for sample in total.bad),
+            *(sample._asdict() for sample in bad),
         ],
     }
 
 
-def verify_chunk(source: Source, indices: range, count: Count) -> Verified:
-    """A worker's job in `verify`."""
-    found = Verified()
-    for index in each(indices, count):
-        try:
-            record = source[index]
-            decode(record.image)
-        except DecodeError as error:
-            found.bad.append(bad_sample(source, index, error))
-            continue
-        found.good += 1
-        found.captions += len(record.captions)
-        found.image_bytes += len(image_bytes(record))
-        found.digests += record_digest(record)
-    return found
-
-
-def record_digest(record: Record) -> bytes:
-    """sha256 of key, image and captions."""
-    digest = hashlib.sha256()
+def verified(source: Source, index: int) -> Verified:
+    """Reads and decodes one sample. Raises DecodeError."""
+    record = source[index]
+    decode(record.image)
+    digest, image = hashlib.sha256(), image_bytes(record)
     texts = (text.encode("utf-8", "surrogatepass") for text in (record.key, *record.captions))
-    for part in (image_bytes(record), *texts):
+    for part in (image, *texts):
         # Lengths distinguish ("ab", "c") from ("a", "bc").
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
-    return digest.digest()
+    return Verified(len(record.captions), len(image), digest.digest())
 
 
 def file_checksums(source: Source, paths: list[str], *, workers: int) -> list[dict[str, Any]]:

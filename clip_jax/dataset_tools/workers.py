@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from clip_jax.data.records import Source
-from clip_jax.errors import UserError
+from clip_jax.dataset_tools.bad_samples import BadSample, bad_sample
+from clip_jax.errors import DecodeError, UserError
 from clip_jax.hosts.children import end_with_parent
 
 Job = TypeVar("Job")
@@ -24,20 +25,44 @@ Work = Callable[[Source, Job, Count], Result]
 _JOBS_AHEAD = 3  # per worker: enough that none waits, few enough that results do not pile up
 _POLL_SECONDS = 0.2
 _LOG_SECONDS = 15  # between lines of progress if none can be overwritten
+_CHUNK = 64  # records in a job of `outcomes`
 _COUNTED = 16  # records between a worker's progress reports
 
 _here: dict[str, Any] = {}  # state of a worker process: its source, its work, …
-
-
-def chunks(count: int, size: int) -> list[range]:
-    """Splits 0 … count - 1 into ranges of `size`."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def evenly(count: int, most: int) -> list[int]:
     """At most `most` of 0 … count - 1, evenly spaced."""
     chosen = min(count, most)
     return [number * count // chosen for number in range(chosen)]
+
+
+def outcomes(
+    source: Source,
+    indices: Sequence[int],
+    use: Callable[[Source, int], Result],
+    *,
+    workers: int,
+    title: str,
+) -> Iterator[Result | BadSample]:
+    """Yields `use(source, index)` of each record, in order, or why the record cannot be used.
+
+    `use`: a module-level function that reads the record, and may raise DecodeError.
+    """
+    jobs = [(use, indices[start : start + _CHUNK]) for start in range(0, len(indices), _CHUNK)]
+    for part in work_on(source, jobs, _outcomes, workers=workers, total=len(indices), title=title):
+        yield from part
+
+
+def _outcomes(source: Source, job: tuple[Any, Sequence[int]], count: Count) -> list[Any]:
+    use, indices = job
+    found = []
+    for index in each(indices, count):
+        try:
+            found.append(use(source, index))
+        except DecodeError as error:
+            found.append(bad_sample(source, index, error))
+    return found
 
 
 def each(indices: Sequence[int], count: Count) -> Iterator[int]:

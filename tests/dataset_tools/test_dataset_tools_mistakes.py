@@ -127,7 +127,7 @@ def test_a_name_may_be_as_long_as_names_can(tmp_path: Path) -> None:
 
 def test_one_conversion_at_a_time_writes_a_folder(tmp_path: Path) -> None:
     (tmp_path / ".clip_jax-part-1").write_bytes(b"{")
-    settings = plan.Settings("webdataset", 1, None, None, "keep", 95)
+    settings = plan.Settings("webdataset", 1, None, "keep", 95)
     assert plan.read_plan(tmp_path, settings, {}) is None, "a kill has left it, it is no data"
     with plan.locked(tmp_path):
         assert os.listdir(tmp_path) == [plan.ASIDE]

@@ -9,7 +9,6 @@ that are neither resized nor re-encoded keep their bytes.
 Several captions of a sample: KEY.txt has the first, KEY.json all of them as the list "captions".
 """
 
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -35,9 +34,9 @@ from clip_jax.dataset_tools.data_files import state_of_files
 from clip_jax.dataset_tools.data_flags import define_data_flags, define_workers, open_data, parts
 from clip_jax.dataset_tools.output_files import output_folder, write_json
 from clip_jax.dataset_tools.recode import ENCODINGS, Recoding
-from clip_jax.dataset_tools.workers import Count, each, evenly, work_on
+from clip_jax.dataset_tools.workers import Count, each, work_on
 from clip_jax.errors import DecodeError, UserError
-from clip_jax.files.disk import aside_of, telling
+from clip_jax.files.disk import replacing, telling
 
 FLAGS = flags.FlagValues()
 _DATA = define_data_flags(FLAGS)
@@ -51,13 +50,6 @@ _PER_SHARD = flags.DEFINE_integer(
     None,
     "Records of the source in a shard; by default a 32nd of them, at least 256, at most 10000.",
     lower_bound=1,
-    flag_values=FLAGS,
-)
-_SHARD_MB = flags.DEFINE_float(
-    "shard_mb",
-    None,
-    "Instead: about so many million bytes a shard, estimated from some samples.",
-    lower_bound=0.001,
     flag_values=FLAGS,
 )
 _RESIZE = flags.DEFINE_integer(
@@ -80,8 +72,6 @@ _ENCODE = flags.DEFINE_enum(
 
 _MOST_PER_SHARD, _LEAST_PER_SHARD = 10_000, 256
 _SHARDS = 32  # for small data: enough for several cores, and a kill loses little
-_WEIGHED = 200  # samples from which --shard_mb is estimated
-_SAMPLE_OVERHEAD = 2_560  # bytes per sample: three headers and padding
 _LISTED = 1000  # bad samples per shard, by name
 
 
@@ -99,18 +89,12 @@ class ShardJob:
 def main() -> int:
     """Writes the missing shards and prints a summary."""
     folder = output_folder(_OUTPUT.value)
-    if _SHARD_MB.value is not None and not math.isfinite(_SHARD_MB.value):
-        raise UserError(f"--shard_mb={_SHARD_MB.value}: must be a finite number of at least 0.001")
-    if _PER_SHARD.value is not None and _SHARD_MB.value is not None:
-        raise UserError("--samples_per_shard and --shard_mb: set exactly one of them")
     _writer(_TO.value)  # fails early if a package is missing
     config = _DATA.read()
     source = open_data(config)
-    per_shard = _PER_SHARD.value or default_per_shard(len(source))
     settings = Settings(
         to=_TO.value,
-        samples_per_shard=None if _SHARD_MB.value else per_shard,
-        shard_mb=_SHARD_MB.value,
+        samples_per_shard=_PER_SHARD.value or default_per_shard(len(source)),
         resize=_RESIZE.value,
         encode=_ENCODE.value,
         quality=_QUALITY.value,
@@ -146,12 +130,9 @@ def convert(
     facts = {**facts, "fingerprint": source.fingerprint, "records": len(source)}
     plan = read_plan(folder, settings, facts)
     recoding = Recoding(settings.resize, settings.encode, settings.quality)
-    size = settings.samples_per_shard or 0
-    if plan is None and settings.shard_mb is not None:
-        size = _estimate(source, recoding, settings.shard_mb)
     with locked(folder):
         if plan is None:
-            plan = begin(folder, settings, facts, size)
+            plan = begin(folder, settings, facts)
         conversion = Conversion(folder, plan)
         results = conversion.finished()
         jobs = [
@@ -179,7 +160,6 @@ def convert(
 def convert_shard(source: Source, job: ShardJob, count: Count) -> ShardResult:
     """A worker's job: writes one shard atomically. Raises UserError if it cannot write."""
     target = job.folder / job.name
-    aside = aside_of(job.folder / ASIDE / job.name)
     left_out: Counter[str] = Counter()
     bad: list[dict[str, str]] = []
 
@@ -193,7 +173,7 @@ def convert_shard(source: Source, job: ShardJob, count: Count) -> ShardResult:
                     bad.append(bad_sample(source, index, error)._asdict())
 
     with telling(str(target)):
-        try:
+        with replacing(target) as aside:
             _writer(job.to)(aside, samples())
             with open(aside, "rb") as file:
                 os.fsync(file.fileno())
@@ -201,12 +181,8 @@ def convert_shard(source: Source, job: ShardJob, count: Count) -> ShardResult:
             size = aside.stat().st_size if written else 0
             result = ShardResult(job.name, written, size, dict(sorted(left_out.items())), bad)
             write_json(job.folder / ASIDE / f"{job.name}.json", asdict(result))
-            if written:
-                aside.replace(target)
-            else:
-                target.unlink(missing_ok=True)
-        finally:
-            aside.unlink(missing_ok=True)
+        if not written:
+            target.unlink()
     return result
 
 
@@ -228,18 +204,3 @@ def _writer(to: str) -> Callable[[Path, Iterable[Sample]], object]:
     from clip_jax.data.sources.array_record import write_array_records
 
     return write_array_records
-
-
-def _estimate(source: Source, recoding: Recoding, shard_mb: float) -> int:
-    """Records per shard of about `shard_mb` million bytes."""
-    sizes = []
-    for index in evenly(len(source), _WEIGHED):
-        try:
-            _, image, captions, _ = _sample(source, index, recoding)
-        except DecodeError:  # counted when its shard is written
-            continue
-        texts = sum(len(caption.encode("utf-8", "replace")) for caption in captions)
-        sizes.append(len(image) + texts + _SAMPLE_OVERHEAD)
-    if not sizes:
-        raise UserError(f"--shard_mb={shard_mb:g}: none of {_WEIGHED} samples can be decoded")
-    return max(1, round(shard_mb * 1e6 * len(sizes) / sum(sizes)))

@@ -18,7 +18,6 @@ from typing import Any
 
 from clip_jax.data.records import Source
 from clip_jax.dataset_tools.output_files import names_in, write_json
-from clip_jax.dataset_tools.workers import chunks
 from clip_jax.errors import UserError
 from clip_jax.files.disk import ASIDE_PREFIX, telling
 
@@ -31,8 +30,7 @@ class Settings:
     """Settings of a conversion; each folder has one."""
 
     to: str  # "webdataset" or "array_record"
-    samples_per_shard: int | None  # or shard_mb
-    shard_mb: float | None  # approximate size in million bytes
+    samples_per_shard: int
     resize: int | None
     encode: str
     quality: int
@@ -58,11 +56,15 @@ class Conversion:
 
     def shards(self) -> dict[str, range]:
         """File name -> its range of records."""
-        size, records = self.plan["records_per_shard"], self.plan["source"]["records"]
-        extension = "tar" if self.plan["settings"]["to"] == "webdataset" else "array_record"
-        ranges = chunks(records, size)
-        width = max(5, len(str(len(ranges) - 1)))
-        return {f"{number:0{width}d}.{extension}": part for number, part in enumerate(ranges)}
+        settings, records = Settings(**self.plan["settings"]), self.plan["source"]["records"]
+        extension = "tar" if settings.to == "webdataset" else "array_record"
+        size = settings.samples_per_shard
+        starts = range(0, records, size)
+        width = max(5, len(str(len(starts) - 1)))
+        return {
+            f"{number:0{width}d}.{extension}": range(start, min(start + size, records))
+            for number, start in enumerate(starts)
+        }
 
     def finished(self) -> dict[str, ShardResult]:
         """The complete shards."""
@@ -83,7 +85,7 @@ class Conversion:
         for result in results.values():
             left_out.update(result.left_out)
         record = {
-            **{name: self.plan[name] for name in ("source", "settings", "records_per_shard")},
+            **self.plan,
             "complete": True,
             "samples": sum(result.samples for result in results.values()),
             "bytes": sum(result.bytes for result in results.values()),
@@ -131,16 +133,9 @@ def read_plan(folder: Path, settings: Settings, source: dict[str, Any]) -> dict[
     return plan
 
 
-def begin(
-    folder: Path, settings: Settings, source: dict[str, Any], records_per_shard: int
-) -> dict[str, Any]:
+def begin(folder: Path, settings: Settings, source: dict[str, Any]) -> dict[str, Any]:
     """Writes the plan of a new conversion, and returns it."""
-    plan = {
-        "source": source,
-        "settings": asdict(settings),
-        "records_per_shard": records_per_shard,
-        "complete": False,
-    }
+    plan = {"source": source, "settings": asdict(settings), "complete": False}
     write_json(folder / RECORD, plan)
     return plan
 

@@ -37,7 +37,6 @@ _SAMPLES = flags.DEFINE_integer(
 _LIMIT = flags.DEFINE_integer(
     "limit", 2000, "Most records that are looked at.", lower_bound=1, flag_values=FLAGS
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the crops.", lower_bound=0, flag_values=FLAGS)
 
 
 def main() -> int:
@@ -67,7 +66,6 @@ def main() -> int:
         loader or trained_loader(config, source, found),
         about=_about(source, config),
         samples=_SAMPLES.value,
-        seed=_SEED.value,
     )
     write_text(output, page)
     for value, label in figures:

@@ -39,7 +39,6 @@ def build_page(
     *,
     about: list[tuple[str, str]],
     samples: int,
-    seed: int,
 ) -> tuple[str, list[tuple[str, str]]]:
     """(the page as HTML, its figures with their labels); reads the shown samples again.
 
@@ -47,7 +46,6 @@ def build_page(
       title: the path, as given.
       about: (name, value) facts on the data.
       samples: number shown.
-      seed: for their crops.
     """
     facts, captions = found.facts, found.captions()
     counts = token_lengths(loader.tokenizer, captions)
@@ -85,7 +83,7 @@ def build_page(
         figures=figures,
         sections=[
             Section("Data", "facts", body=(about + loader.about() + _about_images(facts), "")),
-            _samples(source, facts, loader, samples, seed),
+            _samples(source, facts, loader, samples),
             _sizes(facts, captions, counts, f"{over} of the captions have more than {context}"),
             _unusable(source, found, kinds),
             _groups(source, "Exact duplicates", "Images with equal bytes: {}.", exact, len(facts)),
@@ -104,14 +102,12 @@ def _about_images(facts: Sequence[Facts]) -> list[tuple[str, str]]:
     return [("images", kinds or "none"), ("bytes of images looked at", f"{total / 1e6:,.1f} MB")]
 
 
-def _samples(
-    source: Source, facts: Sequence[Facts], loader: Loader, count: int, seed: int
-) -> Section:
+def _samples(source: Source, facts: Sequence[Facts], loader: Loader, count: int) -> Section:
     title = "Samples as the model sees them"
     context, cards, cut = loader.tokenizer.context_length, [], 0
     for fact in (facts[number] for number in evenly(len(facts), count)):
         try:
-            pixels, caption = loader.sample(source[fact.index], seed + fact.index)
+            pixels, caption = loader.sample(source[fact.index], fact.index)
         except DecodeError:  # changed since it was looked at
             continue
         seen = loader.tokenizer.decode(loader.tokens([caption])[0])

@@ -3,17 +3,14 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from clip_jax.data.records import Source
-from clip_jax.dataset_tools.bad_samples import BadSample, bad_sample
+from clip_jax.dataset_tools.bad_samples import BadSample
 from clip_jax.dataset_tools.recode import image_bytes
-from clip_jax.dataset_tools.workers import Count, each, work_on
-from clip_jax.errors import DecodeError
+from clip_jax.dataset_tools.workers import outcomes
 from clip_jax.images.decoding import decode, open_header
 from clip_jax.images.perceptual_hash import perceptual_hash
-
-_CHUNK = 32  # records
 
 
 @dataclass(frozen=True)
@@ -31,12 +28,12 @@ class Facts:
     hash: int  # perceptual, 64 bits
 
 
-@dataclass
+@dataclass(frozen=True)
 class Survey:
     """Results for the surveyed records, in order."""
 
-    facts: list[Facts] = field(default_factory=list)
-    bad: list[BadSample] = field(default_factory=list)
+    facts: list[Facts]
+    bad: list[BadSample]
 
     @property
     def looked_at(self) -> int:
@@ -52,28 +49,15 @@ class Survey:
 
 def survey(source: Source, indices: Sequence[int], *, workers: int) -> Survey:
     """Reads and fully decodes the records, with a progress bar."""
-    jobs = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
-    found = Survey()
-    for part in work_on(
-        source, jobs, survey_chunk, workers=workers, total=len(indices), title="inspecting"
-    ):
-        found.facts += part.facts
-        found.bad += part.bad
-    return found
+    found = list(outcomes(source, indices, facts_of, workers=workers, title="inspecting"))
+    return Survey(
+        [outcome for outcome in found if not isinstance(outcome, BadSample)],
+        [outcome for outcome in found if isinstance(outcome, BadSample)],
+    )
 
 
-def survey_chunk(source: Source, indices: Sequence[int], count: Count) -> Survey:
-    """A worker's job in `survey`."""
-    found = Survey()
-    for index in each(indices, count):
-        try:
-            found.facts.append(_facts(source, index))
-        except DecodeError as error:
-            found.bad.append(bad_sample(source, index, error))
-    return found
-
-
-def _facts(source: Source, index: int) -> Facts:
+def facts_of(source: Source, index: int) -> Facts:
+    """Reads one record. Raises DecodeError."""
     record = source[index]
     data = image_bytes(record)
     picture = decode(record.image)
