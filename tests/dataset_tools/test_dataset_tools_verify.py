@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from dataset_tools_runs import Capture, make_pairs, make_shards, make_tar, run
+from dataset_tools_runs import Capture, make_pairs, make_shards, run
 from pictures import encode, photo
+from shards import write_tar
+from small_sets import SAMPLES, WRITERS
 
 from clip_jax.data.sources import open_source
 from clip_jax.dataset_tools.bad_samples import position_of
@@ -37,7 +40,7 @@ def test_bad_samples_by_kind_and_position(tmp_path: Path, capsys: Capture) -> No
     path, report = tmp_path / "00000.tar", tmp_path / "report.json"
     images = {"a.jpg": JPEG, "b.jpg": JPEG[:-200], "c.jpg": JPEG}
     texts = {"a.txt": b"good", "b.txt": b"its image is cut off", "c.txt": b" ", "d.txt": b"alone"}
-    make_tar(path, sorted({**images, **texts}.items()))
+    write_tar(path, sorted({**images, **texts}.items()))
     ended = run(capsys, "verify", data=path, output=report, workers=0)
     assert ended.code == 1
     assert "4 samples: 1 good, 3 bad (" in ended.out
@@ -90,13 +93,15 @@ def test_a_mixture_and_its_rules(tmp_path: Path, capsys: Capture) -> None:
     assert found["data.filters.min_side"] == 30
 
 
-def test_a_folder_has_no_byte_positions(tmp_path: Path) -> None:
+def test_other_formats_have_no_byte_positions(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "1.jpg").write_bytes(b"\xff\xd8 broken")
     (tmp_path / "cat" / "2.jpg").write_bytes(JPEG)
-    found = verify(open_source(tmp_path), workers=0)
-    (bad,) = found["bad_samples"]
+    (bad,) = verify(open_source(tmp_path), workers=0)["bad_samples"]
     assert (bad["key"], bad["position"]) == ("cat/1.jpg", "record 0")
+    (tmp_path / "a.csv").write_text("image,caption\ncat/2.jpg,one\n2.jpg, \n")
+    (bad,) = verify(open_source(tmp_path / "a.csv"), workers=0)["bad_samples"]
+    assert (bad["key"], bad["kind"], bad["position"]) == ("row 3", "caption_empty", None)
 
 
 def test_hostile_samples(shared_data: Path) -> None:
@@ -142,7 +147,7 @@ def test_all_bad_samples_are_listed(tmp_path: Path, capsys: Capture) -> None:
     for shard in range(2):  # with the same keys
         members = [("good.jpg", JPEG), ("good.txt", b"good")]
         members += [(f"{number:04d}.txt", b"no image") for number in range(1100)]
-        make_tar(tmp_path / f"{shard:05d}.tar", members)
+        write_tar(tmp_path / f"{shard:05d}.tar", members)
     report = tmp_path / "report.json"
     ended = run(capsys, "verify", data=tmp_path, output=report, workers=0)
     assert ended.code == 1
@@ -154,116 +159,80 @@ def test_all_bad_samples_are_listed(tmp_path: Path, capsys: Capture) -> None:
     assert f"{tmp_path}/00001.tar:{2048 + 1024 * 1099}" in positions
 
 
-def test_damaged_archives(tmp_path: Path, capsys: Capture) -> None:
-    data = make_shards(tmp_path / "shards", samples=8, shards=2)
-    path = data / "00001.tar"
+def truncate(path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: whole.index(b"0007.jpg") + 700])  # in the image of the last sample
-    report = tmp_path / "report.json"
-    ended = run(capsys, "verify", data=data, output=report, workers=0)
-    assert ended.code == 1
-    assert f"damaged: {path}: is truncated at byte {path.stat().st_size}" in ended.out
-    assert "9 samples: 7 good, 2 bad (1 image_missing, 1 shard_damaged)" in ended.out
-    found = json.loads(report.read_text())
-    assert list(found["damaged"]) == [str(path)]
-    bad = {sample["key"]: sample for sample in found["bad_samples"]}
-    assert bad[str(path)]["position"] == f"{path}:{path.stat().st_size}"
-    assert bad[str(path)]["kind"] == "shard_damaged"
-    ended = run(capsys, "index", data=data)
-    assert ended.code == 1
-    assert f"damaged: {path} is truncated at byte" in ended.out
 
 
-def test_archives_without_an_end_mark(tmp_path: Path, capsys: Capture) -> None:
-    data = make_shards(tmp_path / "shards", samples=8, shards=2)
-    path = data / "00001.tar"
+def cut_end_mark(path: Path) -> None:
     end = len(path.read_bytes().rstrip(b"\0"))
     path.write_bytes(path.read_bytes()[: -(-end // 512) * 512])
-    report = tmp_path / "report.json"
-    ended = run(capsys, "verify", data=data, output=report, workers=0)
-    assert ended.code == 0
-    assert f"damaged: {path}: has no end mark and may be cut off" in ended.out
-    found = json.loads(report.read_text())
-    assert (found["good"], found["bad"]) == (8, 0)
-    assert found["damaged"] == {str(path): "has no end mark and may be cut off"}
-    ended = run(capsys, "index", data=data)
-    assert (ended.code, "has no end mark" in ended.out) == (0, True)
 
 
-def test_unreadable_archives_do_not_hide_the_others(tmp_path: Path, capsys: Capture) -> None:
-    data = make_shards(tmp_path / "shards", samples=6, shards=3)
-    for name in ("00000.tar", "00003.tar"):
-        (data / name).write_bytes(b"\x1f\x8b no tar" * 100)
-    report = tmp_path / "report.json"
+# (what is done to one of two archives, exit code, kinds of bad samples, what both programs say)
+DAMAGES = {
+    "truncated": (
+        truncate,
+        1,
+        {"image_missing": 1, "shard_damaged": 1},
+        "is truncated at byte",
+    ),
+    "no end mark": (cut_end_mark, 0, {}, "has no end mark and may be cut off"),
+    "no tar": (
+        lambda path: path.write_bytes(b"\x1f\x8b no tar" * 100),
+        1,
+        {"shard_unreadable": 1},
+        "is not an uncompressed tar",
+    ),
+    "no sample": (
+        lambda path: write_tar(path, [("a.txt", b"a"), ("b.txt", b"b")]),
+        1,
+        {"image_missing": 2},
+        "no complete image member",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_archive_does_not_hide_the_others(
+    damage: str, tmp_path: Path, capsys: Capture
+) -> None:
+    change, code, kinds, said = DAMAGES[damage]
+    data, report = make_shards(tmp_path / "shards", samples=8, shards=2), tmp_path / "report.json"
+    path = data / "00001.tar"
+    change(path)
     ended = run(capsys, "verify", data=data, output=report, workers=0)
-    assert ended.code == 1
+    assert ended.code == code
     found = json.loads(report.read_text())
-    assert (found["good"], found["bad_by_kind"]) == (4, {"shard_unreadable": 2})
-    bad = [str(data / "00000.tar"), str(data / "00003.tar")]
-    assert sorted(found["damaged"]) == sorted(x["key"] for x in found["bad_samples"]) == bad
-    assert all(f"damaged: {path}: is not an uncompressed" in ended.out for path in bad)
-    assert "bad:" not in ended.out
+    assert found["good"] == {"truncated": 7, "no end mark": 8}.get(damage, 4)
+    assert found["bad_by_kind"] == kinds
+    assert re.search(f"{path}: {said}|: {said}", ended.out)
+    if damage != "no sample":
+        assert found["damaged"].keys() == {str(path)}
+        assert f"damaged: {path}: {said}" in ended.out
+    places = {sample["key"]: sample["position"] for sample in found["bad_samples"]}
+    if damage == "truncated":
+        assert places[str(path)] == f"{path}:{path.stat().st_size}"
     ended = run(capsys, "index", data=data)
-    assert ended.code == 1
-    assert all(f"not indexed: {path} is not an uncompressed tar" in ended.out for path in bad)
-    assert "2 archives, 4 samples, 0 dropped" in ended.out
+    assert ended.code == code
+    assert re.search(rf"{path}\b.* {said}", ended.out)
+    assert "8 samples" in ended.out or "7 samples" in ended.out or "4 samples" in ended.out
     assert ended.err.strip() == "", "no progress where nobody can see it move"
-    for path in data.glob("0000[12].tar"):
-        path.write_bytes(b"neither")
-    assert run(capsys, "verify", data=data, output=report, workers=0).code == 1
-    assert json.loads(report.read_text())["bad"] == 4
 
 
-def test_an_archive_without_a_usable_sample(tmp_path: Path, capsys: Capture) -> None:
-    data = make_shards(tmp_path / "shards")
-    make_tar(data / "x.tar", [("a.txt", b"a"), ("b.txt", b"b")])
-    ended = run(capsys, "index", data=data)
-    assert ended.code == 1
-    assert "x.tar has no usable sample (2 dropped; a: no complete image member)" in ended.out
-
-
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "folder", "parquet", "datasets"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "folder", "parquet", "huggingface"])
 def test_data_without_a_usable_row_are_reported_like_others(
     kind: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    path = tmp_path / "data"
-    path.mkdir()
-    for number in range(2):
-        (path / f"{number}.jpg").write_bytes(JPEG)
-    if kind == "csv":
-        path = path / "a.csv"
-        path.write_text("filepath,caption\n0.jpg,a cat, on a table\n1.jpg,a dog, by a window\n")
-    elif kind == "jsonl":
-        path = path / "a.jsonl"
-        path.write_text('{"image": "0.jpg", "text": ""}\n{"image": "1.jpg", "text": null}\n')
-    elif kind == "folder":
-        for number in range(2):
-            (path / f"{number}.txt").write_text(" ")
-    elif kind == "parquet":
-        pa = pytest.importorskip("pyarrow")
-        parquet = pytest.importorskip("pyarrow.parquet")
-        path = path / "a.parquet"
-        table = pa.table({"image": ["0.jpg", "1.jpg"], "caption": pa.array(["", None])})
-        parquet.write_table(table, path)
-    else:
-        datasets = pytest.importorskip("datasets")
-        datasets.disable_progress_bars()
-        path = tmp_path / "set"
-        columns = {"image": [JPEG, JPEG], "caption": ["", " "]}
-        datasets.Dataset.from_dict(columns).save_to_disk(str(path))
+    write, packages = WRITERS[kind]
+    for name in packages:
+        pytest.importorskip(name)
+    path = write(tmp_path / "data", [sample._replace(captions=(" ",)) for sample in SAMPLES[:2]])
     ended = run(capsys, "verify", data=path, workers=0)
     assert ended.code == 1
     assert "2 samples: 0 good, 2 bad" in ended.out
     with pytest.raises(UserError, match=r"2 dropped|2 without"):
         open_source(path)
-
-
-def test_bad_rows_have_no_byte_positions(tmp_path: Path, capsys: Capture) -> None:
-    (tmp_path / "1.jpg").write_bytes(JPEG)
-    (tmp_path / "a.csv").write_text("image,caption\n1.jpg,one\n2.jpg, \n")
-    ended = run(capsys, "verify", f"--data={tmp_path}/a.csv", "--workers=0")
-    assert ended.code == 1
-    assert "bad: row 3: caption is empty (caption_empty)" in ended.out
 
 
 def test_the_program(tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
 """What the tests of `python -m clip_jax.data` share: sets made on the spot, runs in-process."""
 
-import io
 import json
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from pictures import encode, photo
+from shards import write_shard
 
 from clip_jax.dataset_tools import program
 
@@ -46,36 +45,24 @@ def mistake(capsys: Capture, *arguments: object, **flags: object) -> str:
     return lines[0]
 
 
-def make_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
 def make_pairs(path: Path, pairs: dict[str, tuple[bytes, bytes]]) -> Path:
     """An archive of key -> (JPEG or PNG, caption)."""
-    members = []
-    for key, (image, text) in pairs.items():
-        members += [(f"{key}.jpg", image), (f"{key}.txt", text)]
-    make_tar(path, members)
-    return path
+    return write_shard(
+        path, [(key, {"jpg": image, "txt": text}) for key, (image, text) in pairs.items()]
+    )
 
 
 def make_shards(folder: Path, *, samples: int = 6, shards: int = 2, side: int = 48) -> Path:
     """Good samples: JPEGs with a caption and metadata, of different sizes."""
-    folder.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
-        members = []
+        content = []
         for number in range(shard, samples, shards):
             key = f"{number:04d}"
             image = encode(photo(side + number, side, seed=number), "JPEG", quality=90)
             caption = f"a photo number {number} of many colours"
             fields = json.dumps({"class": f"c{number % 3}", "place": number}).encode()
-            members += [(f"{key}.jpg", image), (f"{key}.txt", caption.encode())]
-            members += [(f"{key}.json", fields)]
-        make_tar(folder / f"{shard:05d}.tar", members)
+            content.append((key, {"jpg": image, "txt": caption.encode(), "json": fields}))
+        write_shard(folder / f"{shard:05d}.tar", content)
     return folder
 
 
