@@ -78,7 +78,7 @@ def page(troubled: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFacto
         "workers": 0,
         "config.tokenizer.source": tokenizer,
         "config.model.image_size": 48,
-        "config.model.patch_size": 16,
+        "config.model.vision.patch_size": 16,
         "config.model.context_length": 24,
     }
     with pytest.raises(SystemExit) as ended:
