@@ -52,7 +52,8 @@ class DataFlags:
         if self.path.value or self.format.value:
             changes.append(f"--config.data.format={self.format.value or 'auto'}")
         values = read_config(self._start(), [*changes, *(self.overrides.value or ())]).to_dict()
-        if not values["data"]["path"] and not values["data"]["mixture"]:
+        data = values.get("data") or {}
+        if not data.get("path") and not data.get("mixture"):
             raise UserError(
                 "--data: is missing; give a folder, a table or .tar files, or a --config that has"
                 " them"

@@ -5,7 +5,7 @@ python -m clip_jax.data tokenizer --data='shards/*.tar' --vocab_size=16000 --out
 A training run takes it by --config.tokenizer.source=tokenizer.
 """
 
-import json
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -49,11 +49,10 @@ _SAMPLE = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of their choice.", lower_bound=0, flag_values=FLAGS)
 
 _MEASURED = 20_000  # captions on which the figures are based
-_EXAMPLES = 3
 
 
 def main() -> int:
-    """Trains and saves a tokenizer, and prints figures and examples."""
+    """Trains and saves a tokenizer, and prints its figures."""
     folder = output_folder(_OUTPUT.value)
     there = names_in(folder)
     if there and TOKENIZER_CONFIG_NAME not in there:
@@ -74,12 +73,9 @@ def main() -> int:
 
 def sampled_captions(source: Source, most: int, seed: int) -> Iterator[str]:
     """Yields all captions of at most `most` records, drawn without replacement, in order."""
-    chosen = draw(len(source), most, seed)
-    for index in chosen:
-        try:
+    for index in draw(len(source), most, seed):
+        with contextlib.suppress(DecodeError):  # an unreadable shard has no captions
             yield from source.captions(index)
-        except DecodeError:  # an unreadable shard has no captions
-            continue
 
 
 def draw(count: int, most: int, seed: int) -> list[int]:
@@ -91,29 +87,16 @@ def draw(count: int, most: int, seed: int) -> list[int]:
 
 
 def describe(tokenizer: Tokenizer, captions: list[str]) -> str:
-    """Text with vocabulary size, tokens per caption, share of cut captions, and examples."""
-    stride = -(-len(captions) // _MEASURED)
-    measured = captions[::stride]
+    """Text with vocabulary size, tokens per caption, and share of cut captions."""
+    measured = captions[:: -(-len(captions) // _MEASURED)]
     lengths = token_lengths(tokenizer, measured)
     words = sum(len(caption.split()) for caption in measured)
     over = float(np.mean(lengths > tokenizer.context_length))
-    quantiles = np.quantile(lengths, (0.5, 0.95)).astype(int).tolist()
-    lines = [
-        f"vocabulary: {tokenizer.vocab_size:,} ids, from {len(captions):,} captions",
-        f"tokens a caption: {lengths.mean():.1f} on average, median {quantiles[0]}, 95 % have at"
-        f" most {quantiles[1]}, the longest {lengths.max():,} (of {len(measured):,} captions)",
-        f"tokens a word: {lengths.sum() / max(words, 1):.2f}",
-        f"longer than {tokenizer.context_length} tokens: {100 * over:.1f} % of the captions",
-    ]
-    for caption in measured[:: -(-len(measured) // _EXAMPLES)]:
-        row = tokenizer([caption], truncate=True)[0]
-        shown = json.dumps(caption[:100], ensure_ascii=False)
-        lines.append(f"example: {shown} -> {pieces(tokenizer, row)}")
-    return "\n".join(lines)
-
-
-def pieces(tokenizer: Tokenizer, row: np.ndarray) -> str:
-    """The pieces of a row of ids up to its end, joined by bars; at most 20."""
-    end = int(np.argmax(row == tokenizer.eos_id))
-    texts = [tokenizer.decode([int(index)]) for index in row[:end][:20]]
-    return "|".join(texts) + ("|…" if end > 20 else "")
+    middle, high = np.quantile(lengths, (0.5, 0.95)).astype(int).tolist()
+    return (
+        f"vocabulary: {tokenizer.vocab_size:,} ids, from {len(captions):,} captions\n"
+        f"tokens a caption: {lengths.mean():.1f} on average, median {middle}, 95 % have at most"
+        f" {high}, the longest {lengths.max():,} (of {len(measured):,} captions)\n"
+        f"tokens a word: {lengths.sum() / max(words, 1):.2f}\n"
+        f"longer than {tokenizer.context_length} tokens: {100 * over:.1f} % of the captions"
+    )

@@ -9,7 +9,7 @@ from dataset_tools_runs import Capture, contents, run
 from pictures import encode, photo
 
 from clip_jax.dataset_tools.token_lengths import LONGEST, token_lengths
-from clip_jax.dataset_tools.tokenizer import draw, pieces
+from clip_jax.dataset_tools.tokenizer import draw
 from clip_jax.text.tokenizer import load_tokenizer
 
 WORDS = ("red", "green", "blue", "large", "small", "apple", "pear", "house", "boat", "river")
@@ -47,7 +47,6 @@ def test_trains_and_says_what_came_out(table: Path, tmp_path: Path, capsys: Capt
     lengths = token_lengths(tokenizer, captions)
     assert f"tokens a caption: {lengths.mean():.1f} on average" in ended.out
     assert f"longer than 8 tokens: {100 * np.mean(lengths > 8):.1f} %" in ended.out
-    assert ended.out.count("example:") == 3
     assert f"--config.tokenizer.source={out}" in ended.out
 
 
@@ -76,4 +75,3 @@ def test_lengths_count_every_token(table: Path, tmp_path: Path, capsys: Capture)
     rows = tokenizer.with_context_length(500)(texts[:3])
     whole = [int(np.argmax(row == tokenizer.eos_id)) + 1 for row in rows]
     assert counts.tolist() == [*whole, LONGEST]
-    assert "".join(pieces(tokenizer, rows[1]).split("|")) == "red"
