@@ -11,7 +11,7 @@ import pytest
 from dataset_tools_runs import Capture, make_pairs, make_shards, run
 from pictures import encode, photo
 from shards import write_tar
-from small_sets import SAMPLES, WRITERS
+from small_sets import ROWS, WRITERS
 
 from clip_jax.data.sources import open_source
 from clip_jax.dataset_tools.bad_samples import position_of
@@ -227,7 +227,7 @@ def test_data_without_a_usable_row_are_reported_like_others(
     write, packages = WRITERS[kind]
     for name in packages:
         pytest.importorskip(name)
-    path = write(tmp_path / "data", [sample._replace(captions=(" ",)) for sample in SAMPLES[:2]])
+    path = write(tmp_path / "data", [row | {"captions": [" "]} for row in ROWS[:2]])
     ended = run(capsys, "verify", data=path, workers=0)
     assert ended.code == 1
     assert "2 samples: 0 good, 2 bad" in ended.out

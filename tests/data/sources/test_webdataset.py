@@ -6,8 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from dataset_tools_runs import make_tar
-from shards import png
+from shards import png, write_tar
 from small_sets import write
 
 from clip_jax.data.records import Source
@@ -24,7 +23,7 @@ def four(path: Path) -> bytes:
     members = [
         (f"{n}.{e}", png(n) if e == "png" else b"a") for n in range(4) for e in ("png", "txt")
     ]
-    make_tar(path, members)
+    write_tar(path, members)
     return path.read_bytes()
 
 
@@ -42,7 +41,7 @@ def test_members(tmp_path: Path, format: int, monkeypatch: pytest.MonkeyPatch) -
         # The same key again is another sample.
         *[("7.png", png(17)), ("7.txt", b"a"), ("7.png", png(18)), ("7.txt", b"b")],
     ]
-    make_tar(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "a.tar", members)
     source = open_source(tmp_path / "a.tar")
     assert keys(source) == ["x/0", "1", "2", long, "7", "7"]
     captions = [source.captions(n)[0] for n in range(len(source))]
@@ -57,7 +56,7 @@ def test_members(tmp_path: Path, format: int, monkeypatch: pytest.MonkeyPatch) -
 def test_paths(tmp_path: Path) -> None:
     for shard in range(12):
         sample = f"{shard:03d}"
-        make_tar(
+        write_tar(
             tmp_path / f"{shard:05d}.tar", [(f"{sample}.png", png(1)), (f"{sample}.txt", b"a")]
         )
     write(tmp_path / "half.tar.part", b"")
