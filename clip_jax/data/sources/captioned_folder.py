@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import Reader, Record, Source
-from clip_jax.data.sources.base import BaseSource, Parts
+from clip_jax.data.sources.base import BaseSource, Parts, hash_of
 from clip_jax.data.sources.columns import find_label_column
 from clip_jax.data.sources.folder import (
     FolderContents,
@@ -297,7 +297,7 @@ class FolderOfTables(BaseSource):
         for source, path in zip(sources, paths, strict=True):
             where = "" if len(sources) == 1 else f"{path.relative_to(root).as_posix()} "
             self.dropped.update(source.dropped, where, kept=len(source))
-        self._hash()
+        self.fingerprint = hash_of(self)
 
     def _find(self, index: int) -> tuple[Source, int]:
         """Returns (table, number in it)."""

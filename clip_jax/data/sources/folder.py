@@ -17,6 +17,7 @@ from clip_jax.data.records import (
     decode_caption,
 )
 from clip_jax.data.sources import formats
+from clip_jax.data.sources.base import hash_of
 from clip_jax.data.sources.columns import caption_of_class
 from clip_jax.data.sources.record_store import PackedTexts, StoredSource
 from clip_jax.errors import UserError
@@ -180,7 +181,7 @@ class FolderSource(StoredSource):
             wanted = "no image with a caption"
             advice = "give images with .txt captions beside them, or in subfolders named by class"
         self._check_not_empty(f"folder {path} has {wanted}", advice)
-        self._hash()
+        self.fingerprint = hash_of(self)
 
     def _add(self, key: str, caption_file: str, folder: str, class_name: str) -> None:
         needs_captions = self._options.needs_captions

@@ -74,7 +74,7 @@ class TableSource(PathSource):
         self._rest_columns: list[tuple[str, ...]] = []  # per file
         super().__init__(path, options, (".csv", ".tsv"))
 
-    def _read(self, file: int, name: str, path: Path) -> None:
+    def _read(self, name: str, path: Path) -> None:
         try:
             head = read_head(name, path, self._options)
             needed = 1 + max(head.image_at, *head.captions_at, 0)
