@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import (
-    IMAGE_EXTENSIONS,
-    CaptionError,
-    Reader,
-    Record,
-    decode_caption,
-)
+from clip_jax.data.records import IMAGE_EXTENSIONS, CaptionError, Reader, Record, decode_caption
 from clip_jax.data.sources import formats
 from clip_jax.data.sources.base import hash_of
 from clip_jax.data.sources.columns import caption_of_class

@@ -11,12 +11,7 @@ from typing import Any
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import IMAGE_EXTENSIONS, Reader
-from clip_jax.data.sources.columns import (
-    Columns,
-    find_columns,
-    find_label_column,
-    image_place,
-)
+from clip_jax.data.sources.columns import Columns, find_columns, find_label_column, image_place
 from clip_jax.data.sources.delimited import (
     Broken,
     Lines,

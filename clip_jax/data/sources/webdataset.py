@@ -16,22 +16,10 @@ from tqdm import tqdm
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.process_cache import ProcessCache
-from clip_jax.data.records import (
-    IMAGE_EXTENSIONS,
-    Drop,
-    Fingerprint,
-    Reader,
-    Record,
-)
+from clip_jax.data.records import IMAGE_EXTENSIONS, Drop, Fingerprint, Reader, Record
 from clip_jax.data.sources.base import BaseSource, Parts
 from clip_jax.data.sources.splits import source_files
-from clip_jax.data.tars.captions import (
-    MAX_TEXT_BYTES,
-    CaptionReader,
-    Captions,
-    Member,
-    read_json,
-)
+from clip_jax.data.tars.captions import MAX_TEXT_BYTES, CaptionReader, Captions, Member, read_json
 from clip_jax.data.tars.collection import IndexSummary, Shard, build_indexes
 from clip_jax.data.tars.index import NO_END, Sample, Table, read_drops
 from clip_jax.data.tars.reads import ShardFiles
