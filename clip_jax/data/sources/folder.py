@@ -164,8 +164,7 @@ class FolderSource(StoredSource):
         self._root = path
         self._captioned = contents.captioned
         classes = class_names(contents.class_folders)
-        for number in range(len(contents.images)):
-            image, caption_file = contents.images[number], contents.caption_files[number]
+        for image, caption_file in zip(contents.images, contents.caption_files, strict=True):
             folder = posixpath.basename(posixpath.dirname(image))
             key = posixpath.join(inside, image)
             self._add(key, caption_file, folder, classes.get(folder, ""))
