@@ -18,7 +18,7 @@ def local_files(path: str, format: str) -> list[str]:
     dataset, or a remote store."""
     path = os.path.expanduser(path)
     reader = reader_of(path, format)
-    if reader.files == "files":
+    if reader.files == "files" and reader.endings:
         names = expand_paths(path, f".{reader.endings[0]}")
         return [name for name in names if not is_remote(name)]
     return [path] if os.path.isfile(path) else []

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import Drops, fingerprint_of
+from clip_jax.data.records import Drops, Source, fingerprint_of
 from clip_jax.errors import UserError
 
 
@@ -22,17 +22,6 @@ class BaseSource:
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def captions(self, index: int) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    def key(self, index: int) -> str:
-        raise NotImplementedError
-
-    def _hash(self) -> None:
-        """Sets the fingerprint, if reading all keys and captions is cheap."""
-        records = range(len(self))
-        self.fingerprint = fingerprint_of((self.key(n), self.captions(n)) for n in records)
-
     def _check_not_empty(self, message: str, advice: str, because: str = "") -> None:
         """Raises UserError if no record is usable, unless the reader wants to know only why.
 
@@ -41,6 +30,12 @@ class BaseSource:
         is_inspected = self._options.skip_unreadable and self.dropped.total
         if not len(self) and not is_inspected:
             raise UserError(f"{message}{self.dropped.because() or because}; {advice}")
+
+
+def hash_of(source: Source) -> str:
+    """Returns the fingerprint of a source whose keys and captions are read quickly."""
+    records = range(len(source))
+    return fingerprint_of((source.key(index), source.captions(index)) for index in records)
 
 
 class Parts:

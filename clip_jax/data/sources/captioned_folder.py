@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import Reader, Record, Source
-from clip_jax.data.sources.base import BaseSource, Parts
+from clip_jax.data.sources.base import BaseSource, Parts, hash_of
 from clip_jax.data.sources.columns import find_label_column
 from clip_jax.data.sources.folder import (
     FolderContents,
@@ -128,10 +128,11 @@ def _open(root: Path, inside: str, options: SourceOptions) -> Source:
     searching = dataclasses.replace(options, image_folders=_folders_of_images(here, contents))
     paths = [here / table for table in tables]
     sources = [_reader_of(path.name).open(str(path), searching) for path in paths]
-    if not all(is_split_name(_stem(table)) for table in tables):
-        _check_rows(here, contents, sources, tables)
     source = FolderOfTables(root, sources, paths, options)
     source.split = split
+    are_splits = all(is_split_name(_stem(table)) for table in tables)
+    if not are_splits and all(isinstance(each, PathSource) for each in sources):
+        _check_rows(root, here, contents, source, tables)
     return source
 
 
@@ -237,31 +238,20 @@ def _check_classes(root: Path, contents: FolderContents) -> None:
 
 
 def _check_rows(
-    root: Path, contents: FolderContents, sources: Sequence[Source], tables: Sequence[str]
+    root: Path, here: Path, contents: FolderContents, source: Source, tables: Sequence[str]
 ) -> None:
     """Warns about images that no row names, which are left out.
 
     They do not count as dropped: a table may name a few of many images on purpose.
     """
-    named: set[str] = set()
-    for source in sources:
-        if not isinstance(source, PathSource):
-            return  # rows of Parquet hold their images
-        folder = os.path.abspath(source.folder(0))
-        for index in range(len(source)):
-            key = source.key(index).removeprefix("file://")
-            # Most keys are plain, and normalising would take most of the time.
-            is_plain = not key.startswith(("/", ".")) and "//" not in key and "/." not in key
-            named.add(
-                f"{folder}/{key}" if is_plain else os.path.normpath(os.path.join(folder, key))
-            )
-    top = os.path.abspath(root)
-    images = (contents.images[index] for index in range(len(contents.images)))
-    unnamed = [image for image in images if f"{top}/{image}" not in named]
+    keys = (source.key(index).removeprefix("file://") for index in range(len(source)))
+    named = {os.path.abspath(os.path.join(root, key)) for key in keys}
+    top = os.path.abspath(here)
+    unnamed = [image for image in contents.images if f"{top}/{image}" not in named]
     if unnamed:
         logger.warning(
             "%s: %d of its %d images have no usable row in %s; they are left out, the first is %s",
-            root,
+            here,
             len(unnamed),
             len(contents.images),
             tables[0] if len(tables) == 1 else f"any of its {len(tables)} tables",
@@ -272,8 +262,8 @@ def _check_rows(
 def _folders_of_images(root: Path, contents: FolderContents) -> tuple[str, ...]:
     """Returns folders that may hold the images of a table; () if there are too many."""
     folders: set[str] = set()
-    for index in range(len(contents.images)):
-        folders.add(posixpath.dirname(contents.images[index]))
+    for image in contents.images:
+        folders.add(posixpath.dirname(image))
         if len(folders) > _MAX_ELSEWHERE:
             return ()
     return tuple(str(root / folder) for folder in sorted(folders))
@@ -297,7 +287,7 @@ class FolderOfTables(BaseSource):
         for source, path in zip(sources, paths, strict=True):
             where = "" if len(sources) == 1 else f"{path.relative_to(root).as_posix()} "
             self.dropped.update(source.dropped, where, kept=len(source))
-        self._hash()
+        self.fingerprint = hash_of(self)
 
     def _find(self, index: int) -> tuple[Source, int]:
         """Returns (table, number in it)."""

@@ -9,14 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.data.options import SourceOptions
-from clip_jax.data.records import (
-    IMAGE_EXTENSIONS,
-    CaptionError,
-    Reader,
-    Record,
-    decode_caption,
-)
+from clip_jax.data.records import IMAGE_EXTENSIONS, CaptionError, Reader, Record, decode_caption
 from clip_jax.data.sources import formats
+from clip_jax.data.sources.base import hash_of
 from clip_jax.data.sources.columns import caption_of_class
 from clip_jax.data.sources.record_store import PackedTexts, StoredSource
 from clip_jax.errors import UserError
@@ -169,8 +164,7 @@ class FolderSource(StoredSource):
         self._root = path
         self._captioned = contents.captioned
         classes = class_names(contents.class_folders)
-        for number in range(len(contents.images)):
-            image, caption_file = contents.images[number], contents.caption_files[number]
+        for image, caption_file in zip(contents.images, contents.caption_files, strict=True):
             folder = posixpath.basename(posixpath.dirname(image))
             key = posixpath.join(inside, image)
             self._add(key, caption_file, folder, classes.get(folder, ""))
@@ -180,7 +174,7 @@ class FolderSource(StoredSource):
             wanted = "no image with a caption"
             advice = "give images with .txt captions beside them, or in subfolders named by class"
         self._check_not_empty(f"folder {path} has {wanted}", advice)
-        self._hash()
+        self.fingerprint = hash_of(self)
 
     def _add(self, key: str, caption_file: str, folder: str, class_name: str) -> None:
         needs_captions = self._options.needs_captions

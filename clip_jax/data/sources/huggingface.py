@@ -51,6 +51,7 @@ class HuggingFaceSource(ArrowSource):
         }
         self._set_columns(_columns(path, features, options), classes)
         self._views = ProcessCache(_MAX_VIEWS)
+        self._views.get((), lambda: dataset)
         self._select_rows(path, features.arrow_schema, "a caption")
 
     def _pieces(self) -> Iterator[tuple[int, int, Any]]:

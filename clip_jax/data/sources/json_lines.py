@@ -29,7 +29,7 @@ class JsonLinesSource(PathSource):
     def __init__(self, path: str, options: SourceOptions) -> None:
         super().__init__(path, options, (".jsonl", ".ndjson", ".json"))
 
-    def _read(self, file: int, name: str, path: Path) -> None:
+    def _read(self, name: str, path: Path) -> None:
         objects = _objects(name, path, self._drop)
         first = list(islice(objects, _LOOKED_AT_ROWS))
         if not first:

@@ -12,6 +12,7 @@ import numpy as np
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import CaptionError, Record
+from clip_jax.data.sources.base import hash_of
 from clip_jax.data.sources.columns import (
     captions_of,
     check_images_exist,
@@ -59,13 +60,13 @@ class PathSource(StoredSource):
         self._later_labels: dict[int, Any] = {}  # record -> label, if its first row has none
         by_folder: dict[str, dict[str, int]] = {}  # folder -> image -> record
         starts = []  # a file's records are consecutive; these are the first ones
-        for file, name in enumerate(self._paths):
+        for name in self._paths:
             self._row_prefix = f"{os.path.basename(name)} " if len(self._paths) > 1 else ""
             # The same relative path in another folder is another image.
             self._seen = by_folder.setdefault(os.path.dirname(name), {})
             starts.append(len(self._store))
             try:
-                self._read(file, name, local_copy(name, options.remote))
+                self._read(name, local_copy(name, options.remote))
             except OSError as error:
                 raise UserError(f"{name} cannot be read: {error.strerror or error}") from None
         del self._seen, self._labels
@@ -75,9 +76,9 @@ class PathSource(StoredSource):
         self._check_not_empty(f"{path} has no row with {wanted}", "give at least one")
         self._folders = [os.path.dirname(name) for name in self._paths]
         self._check_images()
-        self._hash()
+        self.fingerprint = hash_of(self)
 
-    def _read(self, file: int, name: str, path: Path) -> None:
+    def _read(self, name: str, path: Path) -> None:
         """Adds all rows of a file called `name`, whose local copy is `path`."""
         raise NotImplementedError
 

@@ -4,7 +4,7 @@ Python objects would take five times the memory, and each worker would have to u
 """
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -27,6 +27,9 @@ class PackedTexts:
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> str:
         end = self._ends[index]  # raises IndexError

@@ -51,15 +51,12 @@ class SyntheticSource:
         numbers = [int(part) for part in match.groups() if part] if match else [0]
         self._count = numbers[0]
         self._width, self._height = numbers[1:] or _SIZE
-        if min(self._count, self._width, self._height) < 1 or self._width > _MAX_SIDE:
+        sides = (self._width, self._height)
+        if min(self._count, *sides) < 1 or max(sides) > _MAX_SIDE:
             raise UserError(
-                f"synthetic data path {path!r}; accepted is a number of records of at least 1,"
-                f" such as 100000, and a size of at most {_MAX_SIDE} if wanted, such as"
+                f"synthetic data path {path!r}; accepted is a number of records of at least 1, such"
+                f" as 100000, and a size of at most {_MAX_SIDE} pixels a side if wanted, such as"
                 " 100000:640x480"
-            )
-        if self._height > _MAX_SIDE:
-            raise UserError(
-                f"synthetic data path {path!r}; accepted are at most {_MAX_SIDE} pixels a side"
             )
         self.dropped = Drops()
         # These determine all records; hashing each would take minutes for a billion.

@@ -11,12 +11,7 @@ from typing import Any
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import IMAGE_EXTENSIONS, Reader
-from clip_jax.data.sources.columns import (
-    Columns,
-    find_columns,
-    find_label_column,
-    image_place,
-)
+from clip_jax.data.sources.columns import Columns, find_columns, find_label_column, image_place
 from clip_jax.data.sources.delimited import (
     Broken,
     Lines,
@@ -74,7 +69,7 @@ class TableSource(PathSource):
         self._rest_columns: list[tuple[str, ...]] = []  # per file
         super().__init__(path, options, (".csv", ".tsv"))
 
-    def _read(self, file: int, name: str, path: Path) -> None:
+    def _read(self, name: str, path: Path) -> None:
         try:
             head = read_head(name, path, self._options)
             needed = 1 + max(head.image_at, *head.captions_at, 0)

@@ -6,32 +6,21 @@ by offset, in any order, so that plain tar files can be shuffled globally and a 
 any batch.
 """
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.process_cache import ProcessCache
-from clip_jax.data.records import (
-    IMAGE_EXTENSIONS,
-    Drop,
-    Fingerprint,
-    Reader,
-    Record,
-)
+from clip_jax.data.records import IMAGE_EXTENSIONS, Drop, Fingerprint, Reader, Record
 from clip_jax.data.sources.base import BaseSource, Parts
 from clip_jax.data.sources.splits import source_files
-from clip_jax.data.tars.captions import (
-    MAX_TEXT_BYTES,
-    CaptionReader,
-    Captions,
-    Member,
-    read_json,
-)
+from clip_jax.data.tars.captions import MAX_TEXT_BYTES, CaptionReader, Captions, Member, read_json
 from clip_jax.data.tars.collection import IndexSummary, Shard, build_indexes
 from clip_jax.data.tars.index import NO_END, Sample, Table, read_drops
 from clip_jax.data.tars.reads import ShardFiles
@@ -98,7 +87,7 @@ class WebDatasetSource(BaseSource):
     def _look_at_headers(self) -> str:
         """Collects the drops of all archives; returns the fingerprint of the whole set."""
         fingerprint = Fingerprint()
-        endless = []
+        endless: list[str] = []
         for shard in self._shards:
             header = shard.header
             self.dropped.counts.update(header.drop_counts)
@@ -122,10 +111,8 @@ class WebDatasetSource(BaseSource):
         shard = self._shards[number]
 
         def open_table() -> Table:
-            try:
+            with _reading_index(shard):
                 return Table(shard.index, shard.header, shard.table_start)
-            except (OSError, ValueError) as error:
-                raise _vanished(shard, error) from error
 
         table: Table = self._tables.get(number, open_table)
         return table
@@ -189,18 +176,20 @@ class WebDatasetSource(BaseSource):
 
 
 def _drops(shard: Shard) -> list[tuple[str, Drop]]:
-    try:
+    with _reading_index(shard):
         drops = read_drops(shard.index, shard.header, shard.table_start)
-    except (OSError, ValueError) as error:
-        raise _vanished(shard, error) from error
     return [(key, Drop(kind, why, f"{shard.path}:{start}")) for key, kind, why, start in drops]
 
 
-def _vanished(shard: Shard, error: Exception) -> UserError:
-    return UserError(
-        f"{shard.index}: the index of {shard.path} vanished or changed ({error});"
-        " start again, and it is made anew"
-    )
+@contextlib.contextmanager
+def _reading_index(shard: Shard) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{shard.index}: the index of {shard.path} vanished or changed ({error});"
+            " start again, and it is made anew"
+        ) from error
 
 
 def _indexed(paths: list[str], options: SourceOptions) -> IndexSummary:

@@ -95,6 +95,17 @@ def test_bad_rows_are_named_by_file_and_row(tmp_path: Path) -> None:
     assert open_source(first).fingerprint != source.fingerprint
 
 
+@pytest.mark.parametrize("kind", ["text", "list"])
+def test_texts_that_are_not_utf8_cost_their_rows(tmp_path: Path, kind: str) -> None:
+    captions = pa.array([b"good", b"caf\xe9"], pa.binary()).view(pa.string())
+    if kind == "list":
+        captions = pa.ListArray.from_arrays([0, 1, 2], captions)
+    pq.write_table(pa.table({"image": [PNG] * 2, "caption": captions}), tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet")
+    assert (len(source), source.captions(0)) == (1, ("good",))
+    assert source.dropped == {"a.parquet:1": "caption is not UTF-8 (byte 3)"}
+
+
 def test_a_damaged_row_group_costs_its_rows(tmp_path: Path) -> None:
     columns = {"image": [PNG] * 4, "caption": [f"caption {n}" for n in range(4)]}
     path = write(tmp_path / "a.parquet", columns, row_group_size=2, compression="snappy")
