@@ -21,10 +21,10 @@ _EXPORTS = {
     "CLIPOutput": "clip_jax.models.two_tower",
     "get_tokenizer": "clip_jax.text.tokenizer",
     "UserError": "clip_jax.errors",
+    "losses": "clip_jax.losses",  # the module itself
 }
-_MODULES = ("losses",)
 
-__all__ = sorted([*_EXPORTS, *_MODULES, "__version__"])
+__all__ = sorted([*_EXPORTS, "__version__"])
 
 if TYPE_CHECKING:
     from clip_jax import losses as losses
@@ -44,14 +44,11 @@ leave_idle_tpu_alone()
 
 
 def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        value = getattr(importlib.import_module(_EXPORTS[name]), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"clip_jax.{name}")
-    else:
+    if name not in _EXPORTS:
         raise AttributeError(f"module 'clip_jax' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    module = importlib.import_module(_EXPORTS[name])
+    globals()[name] = getattr(module, name, module)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

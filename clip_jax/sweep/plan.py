@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import runpy
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,11 @@ def plan_runs(settings: Any, workdir: str, source: str) -> list[Run]:
                     f"{source}: sweep() item {number} has {key}={value!r}; "
                     "values are numbers, strings, booleans, None or lists of these"
                 )
-    short = _short_keys(sorted({key for setting in settings for key in setting}))
+    keys = {key for setting in settings for key in setting}
+    lasts = {key: key.rpartition(".")[2] for key in keys}
+    # optimizer.learning_rate -> learning_rate, unless another key ends like that
+    count = Counter(lasts.values())
+    short = {key: last if count[last] == 1 else key for key, last in lasts.items()}
     runs: dict[str, Run] = {}
     for setting in settings:
         name = _run_name(setting, short)
@@ -146,19 +151,6 @@ def _plain(setting: Any) -> Any:
         key: value.item() if getattr(value, "shape", None) == () else value
         for key, value in setting.items()
     }
-
-
-def _short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Maps each key to its shortest unique ending: optimizer.learning_rate -> learning_rate."""
-    short = {}
-    for key in keys:
-        parts = key.split(".")
-        endings = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
-        others = [f".{other}" for other in keys if other != key]
-        short[key] = next(
-            (e for e in endings if not any(other.endswith(f".{e}") for other in others)), key
-        )
-    return short
 
 
 def _run_name(setting: Overrides, short: dict[str, str]) -> str:

@@ -1,6 +1,5 @@
 """Counts of arithmetic and exchanges, against XLA's own where that is right, and by hand."""
 
-import re
 from collections.abc import Callable
 
 import jax
@@ -255,18 +254,34 @@ def test_an_exchange_hidden_behind_a_loop_counts_once() -> None:
     assert program_cost(inside).collective_counts == {"all-gather": 7}
 
 
-def test_matrix_product_of_a_gpu_library() -> None:
-    text = """HloModule gpu
+LIBRARY = """HloModule gpu
 
-ENTRY %main (a: f32[5,16,8], b: f32[5,8,32]) -> f32[5,16,32] {
-  %a = f32[5,16,8]{2,1,0} parameter(0)
-  %b = f32[5,8,32]{2,1,0} parameter(1)
-  %c = (f32[5,16,32]{2,1,0}, s8[1024]{0}) custom-call(%a, %b), \
-custom_call_target="__cublas$gemm", backend_config={"operation_queue_id":"0",\
-"gemm_backend_config":{"alpha_real":1,"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"\
-],"rhs_contracting_dimensions":["1"]}}}
-  ROOT %out = f32[5,16,32]{2,1,0} get-tuple-element(%c), index=0
+ENTRY %main (a: f32[LEFT], b: f32[RIGHT]) -> f32[OUT] {
+  %a = f32[LEFT] parameter(0)
+  %b = f32[RIGHT] parameter(1)
+  %c = (f32[OUT], s8[1024]{0}) custom-call(%a, %b), window={size=3x3 pad=1_1x1_1}, \
+dim_labels=b01f_01io->b01f, custom_call_target="TARGET", \
+backend_config={"operation_queue_id":"0","gemm_backend_config":{"alpha_real":1,\
+"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],"rhs_contracting_dimensions":["1"]}}}
+  ROOT %out = f32[OUT] get-tuple-element(%c), index=0
 }
 """
-    assert program_cost(text).flops == 2 * 5 * 16 * 8 * 32
-    assert program_cost(re.sub("__cublas.gemm", "Pallas", text)).flops == 0
+IMAGES, KERNEL, FEATURES = "2,9,9,4", "3,3,4,8", "2,9,9,8"
+
+
+@pytest.mark.parametrize(
+    ("target", "left", "right", "out", "flops"),
+    [
+        ("__cublas$gemm", "5,16,8", "5,8,32", "5,16,32", 2 * 5 * 16 * 8 * 32),
+        # Two of the 9 × 3 pairs of an axis are in the padding.
+        ("__cudnn$convForward", IMAGES, KERNEL, FEATURES, 2 * 2 * 4 * 8 * 25 * 25),
+        ("__cudnn$convBackwardInput", FEATURES, KERNEL, IMAGES, 2 * 2 * 4 * 8 * 25 * 25),
+        ("__cudnn$convBackwardFilter", IMAGES, FEATURES, KERNEL, 2 * 2 * 4 * 8 * 25 * 25),
+        ("Pallas", IMAGES, KERNEL, FEATURES, 0),
+    ],
+)
+def test_products_of_a_gpu_library(
+    target: str, left: str, right: str, out: str, flops: int
+) -> None:
+    text = LIBRARY.replace("LEFT", left).replace("RIGHT", right).replace("OUT", out)
+    assert program_cost(text.replace("TARGET", target)).flops == flops

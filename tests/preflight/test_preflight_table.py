@@ -1,27 +1,13 @@
 """The table of pre-flights is made piece by piece, and keeps what is finished."""
 
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from absl.testing import flagsaver
 from places import REPOSITORY
-
-
-@pytest.fixture(scope="module")
-def table() -> ModuleType:
-    path = REPOSITORY / "benchmarks" / "preflight_table.py"
-    spec = importlib.util.spec_from_file_location("preflight_table", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
 
 
 def report(fits: bool) -> dict[str, Any]:
@@ -45,9 +31,9 @@ def report(fits: bool) -> dict[str, Any]:
     } | {f"{kind}_bytes_per_device": size for kind, size in kinds.items()}
 
 
-def test_finished_rows_are_kept(
-    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_rows_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    table = importlib.import_module("preflight_table")
     rows = (table.Row("a", "v5e:8x8"), table.Row("b", "v5p:8x8x4", ("--config.mesh.fsdp=8",)))
     calls = []
 

@@ -190,7 +190,7 @@ def test_names_are_readable_and_their_own():
         {"optimizer.learning_rate": 1e-5, "data.mix": True},
     ]
     assert [run.name for run in plan_runs(settings, "out/", "c.py")] == [
-        "learning_rate=0.001,image.width=64,text.width=32",
+        "learning_rate=0.001,model.image.width=64,model.text.width=32",
         "learning_rate=1e-05,mix=True",
     ]
     alike = ["a/b", "a b", "a_b", "1", 1, 1.0, True, "True", None, "None", (1,), "x" * 300]
