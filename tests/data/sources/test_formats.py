@@ -288,10 +288,8 @@ def test_files_in_any_case_in_a_pattern_and_in_a_store(
     assert source.captions(0) == ("of a",)
 
 
-@pytest.mark.parametrize("format", IN_FILES)
+@pytest.mark.parametrize("format", ["webdataset", "parquet", "array_record"])
 def test_damaged_files_are_counted_and_alone_an_error(format: str, tmp_path: Path) -> None:
-    if format in ("csv", "jsonl"):
-        pytest.skip("their rows are damaged one by one")
     whole = written(format, tmp_path / "0", named([{"caption": f"{n}"} for n in range(40)]))
     ending = whole.name[1:]
     damage = {"1": b"something else" * 100, "2": b""}
