@@ -16,8 +16,6 @@ from clip_jax.errors import UserError
 
 # Each source has a whole-numbered share of a block's positions: weights are exact to 1 in 16,000.
 BLOCK = 8192
-
-
 # Permutations up to this size are tables, because `index_shuffle` walks through 65,536 places to
 # find one of a few (1.7 ms for four).
 SMALL = 4096
@@ -67,10 +65,11 @@ class ShuffledOrder:
             source, draw = self._draw(position)
             size = self._sizes[source]
             epoch, index = divmod(draw, size)
-            seed = seeds.get((source, epoch))
-            if seed is None:
-                seed = seeds[source, epoch] = _mixed_seed(self._seed, epoch, source)
-            yield self._starts[source] + shuffled(index, size, seed)
+            if (source, epoch) not in seeds:
+                # Mixed, not added: seed 0 in epoch 1 must differ from seed 1 in epoch 0.
+                parts = [self._seed, epoch, source] if source else [self._seed, epoch]
+                seeds[source, epoch] = mixed_seed(*parts)
+            yield self._starts[source] + shuffled(index, size, seeds[source, epoch])
 
     def _draw(self, position: int) -> tuple[int, int]:
         """Returns (source, number of earlier draws from it)."""
@@ -85,8 +84,7 @@ class ShuffledOrder:
         """Yields all records of the same source, each once."""
         source, _ = self._draw(position)
         size = self._sizes[source]
-        parts = [self._seed, position, 0, 4]  # other seeds' parts are shorter or end differently
-        seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+        seed = mixed_seed(self._seed, position, 0, 4)  # others are shorter or end differently
         for attempt in range(size):
             yield self._starts[source] + shuffled(attempt, size, seed)
 
@@ -106,9 +104,7 @@ def _permutation(size: int, seed: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(seed)).permutation(size)
 
 
-def _mixed_seed(seed: int, epoch: int, source: int) -> int:
-    """Returns a seed mixed, not added: seed 0 in epoch 1 must differ from seed 1 in epoch 0."""
-    parts = [seed, epoch] if source == 0 else [seed, epoch, source]
+def mixed_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 

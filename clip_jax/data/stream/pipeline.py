@@ -1,16 +1,12 @@
 """Input pipeline: shuffled, augmented, tokenised batches of a host, the same for any worker count.
 
-A batch is a pure function of (data, seed, batch number). It can be computed in any thread or
-process and in any order, and a resume at batch k needs no state but k. grain computes the batches
-ahead, in threads or processes, and delivers them in order:
+A batch is a pure function of (data, seed, batch number), so a resume at batch k needs no state but
+k. grain computes batches ahead, in threads or processes, and delivers them in order:
 
     MapDataset.range(∞) -> map(batch number -> batch) -> [start_batch:] -> threads or processes
 
-Shuffling is inside the map: grain's `index_shuffle`, which needs no memory, with a new seed for
-each epoch of the endless global stream of records; a host makes only its own rows of each global
-batch. The usual chain of per-record steps (seed, shuffle, repeat, slice, random_map, batch) does
-the same, but takes 33 µs for a small in-memory image without augmentation; the single map takes 15.
-It also allows one tokenizer call per batch and writing pixels in place.
+One map to a whole batch takes 15 µs for a small in-memory image; grain's usual chain of per-record
+steps (seed, shuffle, repeat, slice, random_map, batch) takes 33.
 """
 
 import json
@@ -75,10 +71,8 @@ class BatchIterator:
         found = Opened() if self._streams else opened(self._source)
         self._tally = Tally(found, len(self._source))
         self._cursors: deque[Cursor] = deque(maxlen=_CURSORS)
-        # Batches carry the workers' counts; those of this process, which opened the source, are
-        # taken here.
-        self.counts = Counter(telemetry.take())
-        del self.counts["bytes_read"]  # bytes read by opening are no part of the rate
+        self.counts = Counter(telemetry.take())  # of opening the source
+        del self.counts["bytes_read"]  # no part of the rate
         self.next_batch = start_batch
         batches = grain.MapDataset.range(_ENDLESS).map(make_batch)[start_batch:]
         self._iterator = iter(_parallel(batches, workers))
@@ -265,16 +259,14 @@ def training_batches(
     """Returns an iterator of endless shuffled batches, or of this host's share of them.
 
     Args:
-      source: the records; pickled to workers.
-      tokenize: function list[str] of N -> int32 (N, L); pickled to workers.
+      source, tokenize: the records, and list[str] of N -> int32 (N, L); pickled to workers.
       image_size: pixels, both sides.
       interpolation: "bicubic" or "bilinear".
-      augmentation: random changes of the images.
       batch_size: size of the global batch, in records.
       seed: for order, augmentation and choice of captions; not negative.
       rows: which rows of the global batch this host makes, in this order; None: all.
       workers: processes; 0 makes batches in threads of this process. Batches do not depend on it.
-      start_batch: the first batch's number, for a resume; skipping costs nothing.
+      start_batch: the first batch's number, for a resume.
       max_bad_fraction: share of unusable records, found at opening or reading, above which the
         run stops.
       streams, window_shards: for a streaming source, see `StreamOrder`.

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clip_jax.data.process_cache import ProcessCache
-from clip_jax.data.stream.order import shuffled
+from clip_jax.data.stream.order import mixed_seed, shuffled
 from clip_jax.data.stream.shards import SHIFT, Held, StreamingSource
 from clip_jax.errors import UserError
 from clip_jax.files.stores import in_background
@@ -179,8 +179,7 @@ class _Stream:
             at = window.end
 
     def _seed_of(self, window: _Window, *parts: int) -> int:
-        whole = [self._order.seed, window.epoch, window.number, self._index, *parts]
-        return int(np.random.SeedSequence(whole).generate_state(1)[0])
+        return mixed_seed(self._order.seed, window.epoch, window.number, self._index, *parts)
 
 
 class StreamOrder:

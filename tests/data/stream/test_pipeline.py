@@ -98,16 +98,6 @@ def test_shapes_and_that_image_caption_and_index_belong_together():
         np.testing.assert_array_equal(batch["images"][:, 3, 3, 1], batch["indices"])
 
 
-def test_every_epoch_has_each_record_once_in_a_new_order():
-    indices = np.concatenate([batch["indices"] for batch in take(batches(Memory(40)), 30)])
-    epochs = indices.reshape(3, 40)
-    for epoch in epochs:
-        assert sorted(epoch) == list(range(40))
-        assert (epoch != np.arange(40)).mean() > 0.8
-    assert (epochs[0] != epochs[1]).mean() > 0.8
-    assert (epochs[1] != epochs[2]).mean() > 0.8
-
-
 def test_seeds_differ_also_across_epochs():
     orders = {
         seed: np.concatenate([b["indices"] for b in take(batches(Memory(40), seed=seed), 20)])
