@@ -113,12 +113,13 @@ class HashList:
             words = line.split(maxsplit=2)
             if not words or words[0].startswith("#"):
                 continue
-            value = _parse(words[0])
-            if value is None:
+            try:
+                value = int(np.uint64(int(words[0], 16)))
+            except (ValueError, OverflowError):
                 raise UserError(
                     f"config.data.exclude={path}: line {number} is {line.strip()[:40]!r}; accepted"
                     " are 16 hexadecimal digits"
-                )
+                ) from None
             if len(words) == 3 and words[1] == ONLY:
                 only.append((_key(words[2].strip()), value))
             else:
@@ -128,15 +129,6 @@ class HashList:
 
 def _sorted(hashes: Iterable[int]) -> np.ndarray:
     return np.unique(np.fromiter(hashes, "<u8"))
-
-
-def _parse(digits: str) -> int | None:
-    """The hash, or None if it is invalid."""
-    try:
-        value = int(digits, 16)
-    except ValueError:
-        return None
-    return value if 0 <= value < 2**BITS else None
 
 
 def _key(text: str) -> str:
