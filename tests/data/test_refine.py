@@ -86,7 +86,7 @@ def test_what_a_run_says(source) -> None:
     list(itertools.islice(batches, 3))
     batches.close()
     assert batches.dropped == Counter(image_filtered=3)  # once an epoch; no reason to stop
-    assert batches.bad_count == 0
+    assert not batches.tally.bad
     assert batches.counts["bytes_read"] > 1000
     none = RefinedSource(source, filters=FilterOptions(min_side=3000))
     batches = training_batches(none, tokenize, 8, "bicubic", Augmentation(), **settings)

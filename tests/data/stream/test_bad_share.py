@@ -15,7 +15,7 @@ from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import Drops, Source
 from clip_jax.data.sources import open_source
 from clip_jax.data.sources.refine import FilterOptions, RefinedSource
-from clip_jax.data.stream.bad_share import Opened, Tally, check_opened, opened
+from clip_jax.data.stream.bad_share import Tally, check_opened, opened
 from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.data.stream.pipeline import BatchIterator, training_batches
 from clip_jax.data.stream.shards import StreamingSource
@@ -156,8 +156,8 @@ def test_rows_of_one_image_are_compared_with_rows(tmp_path: Path) -> None:
 )
 def test_kinds(counts: dict[str, int], left_out: int) -> None:
     """Rules and shards are not about records; the cut of an archive goes through a sample."""
-    found = Opened()
-    assert found.add(10, counts) == left_out
+    found = Tally(10)
+    assert found.add_rows(10, counts) == left_out
     assert (found.kept, found.left_out) == (10, left_out)
 
 
@@ -183,7 +183,7 @@ def test_kinds(counts: dict[str, int], left_out: int) -> None:
 def test_small_counts_are_judged_mildly(
     kept: int, left_out: int, count: int, tried: int, bad: int, fraction: float, expected: bool
 ) -> None:
-    tally = Tally(Opened(kept, left_out), count, tried, Counter(image_undecodable=bad))
+    tally = Tally(count, kept, left_out, tried, set(range(bad)))
     assert tally.exceeds(fraction) == expected
 
 

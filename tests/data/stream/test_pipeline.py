@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from clip_jax.data.records import Drops, Record
+from clip_jax.data.stream.bad_share import Tally
 from clip_jax.data.stream.evaluation_batches import evaluation_batches
 from clip_jax.data.stream.pipeline import training_batches
 from clip_jax.errors import UserError
@@ -125,8 +126,8 @@ def test_worker_count_changes_nothing():
     for workers in (1, 2):
         iterator = batches(source, LIVELY, workers=workers, **options)
         assert_equal(take(iterator, 12), whole)
-        assert iterator.bad_records == alone.bad_records
-        assert len(iterator.bad_records) == 2
+        assert iterator.tally.bad_records == alone.tally.bad_records
+        assert len(iterator.tally.bad_records) == 2
 
 
 def test_hosts_share_the_global_batch_of_one_host():
@@ -160,7 +161,7 @@ def test_bad_records_are_replaced_by_others_and_named_once(caplog):
     counts = np.bincount(first_epoch, minlength=200)
     assert counts[[7, 8, 150]].tolist() == [0, 0, 0]
     assert np.bincount(counts).tolist() == [3, 194, 3]  # each by another one, not by its neighbour
-    assert set(iterator.bad_records) == {"key7", "key8", "key150"}
+    assert set(iterator.tally.bad_records) == {"key7", "key8", "key150"}
     assert caplog.text.count("key7 left out") == 1
     for batch in good:
         np.testing.assert_array_equal(batch["tokens"][:, 0], batch["indices"])
@@ -190,9 +191,8 @@ def test_state_is_json_and_tells_what_differs():
     take(iterator, 2)
     state = json.loads(json.dumps(iterator.state()))
     where = {"next_batch": 6, "seed": 3, "global_batch_size": 8, "fingerprint": "30 1"}
-    where |= {"lost_shards": {}, "dropped": {}}
-    where |= {"tried": 8, "bad": [], "bad_kinds": {}, "bad_records": {}, "opened": None}
-    assert state == where | {"cursor": {}}
+    tally = vars(Tally(30, kept=30, tried=8)) | {"bad": []}
+    assert state == where | {"cursor": {}, "tally": tally}
     same = batches(source, seed=3, batch_size=8, start_batch=state["next_batch"])
     same.resume(state)
     same.close()
@@ -219,9 +219,9 @@ def test_a_resume_goes_on_counting_bad_records():
     second = batches(source, max_bad_fraction=0.5, start_batch=5)
     second.resume(state)
     take(second, 7)
-    assert second.bad_records == whole.bad_records
+    assert second.tally.bad_records == whole.tally.bad_records
     assert second.state() == whole.state()
-    assert len(whole.bad_records) == 4
+    assert len(whole.tally.bad_records) == 4
     assert second.dropped == {"caption_missing": 5, "image_undecodable": 4}
 
 

@@ -135,10 +135,10 @@ def test_a_shard_that_goes_away_is_replaced_by_samples_of_all_others(tmp_path: P
     for numbers in take(iterator, 4):
         assert np.bincount(numbers).max() <= 3
     path = str(tmp_path / "many" / "00001.tar")
-    assert list(iterator.lost_shards) == [path]
-    assert "No such file" in iterator.lost_shards[path]
+    assert list(iterator.tally.lost_shards) == [path]
+    assert "No such file" in iterator.tally.lost_shards[path]
     assert iterator.dropped == Counter(shard_unreadable=1)
-    assert iterator.bad_count == 0
+    assert not iterator.tally.bad
 
 
 @pytest.mark.parametrize(
