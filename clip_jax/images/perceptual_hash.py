@@ -64,9 +64,6 @@ class HashList:
             by_key.setdefault(key, []).append(value)
         self._only = {key: _sorted(values) for key, values in by_key.items()}
 
-    def __len__(self) -> int:
-        return len(self._hashes) + sum(map(len, self._only.values()))
-
     @property
     def fingerprint(self) -> str:
         """Digest of all hashes and the distance."""
@@ -84,10 +81,6 @@ class HashList:
             return False
         value = perceptual_hash(image)
         return any(self._is_near(hashes, value) for hashes in lists)
-
-    def __contains__(self, value: int) -> bool:
-        """Whether a hash is on the list that applies to every record."""
-        return self._is_near(self._hashes, value)
 
     def _is_near(self, hashes: np.ndarray, value: int) -> bool:
         if self._distance == 0:
