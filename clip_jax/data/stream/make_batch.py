@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clip_jax.data.records import Record, Source
-from clip_jax.data.stream.order import Order
+from clip_jax.data.stream.order import ShuffledOrder
 from clip_jax.data.stream.shard_order import StreamOrder
 from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.telemetry import telemetry
@@ -45,7 +45,7 @@ class MakeBatch:
     """
 
     source: Source
-    order: Order
+    order: ShuffledOrder | StreamOrder
     tokenize: Tokenize
     image_size: int
     interpolation: str

@@ -7,7 +7,6 @@ permutation. The order keeps no state, and any position can be computed directly
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 from grain.experimental import index_shuffle
@@ -21,28 +20,10 @@ BLOCK = 8192
 SMALL = 4096
 
 
-class Order(Protocol):
-    """Mapping from positions in the global stream to record numbers; pickled to workers."""
-
-    def numbers(self, positions: Sequence[int]) -> Iterator[int]:
-        """Yields the record numbers at these positions."""
-        ...
-
-    def replacements(self, position: int) -> Iterator[int]:
-        """Yields the records to try in turn if the one at `position` is unusable.
-
-        They are another shuffled draw, not the neighbours: a lost shard's records would all be
-        replaced by the same few.
-        """
-        ...
-
-    def close(self) -> None:
-        """Releases other threads and processes that wait for shards."""
-        ...
-
-
 class ShuffledOrder:
     """Order of sources whose records are numbered consecutively; each epoch of each is shuffled.
+
+    It is pickled to workers, as is a stream's order, `shard_order.StreamOrder`.
 
     Args:
       sizes: number of records of each source.
@@ -59,6 +40,7 @@ class ShuffledOrder:
         self._shares = _shares(tuple(weights or sizes))
 
     def numbers(self, positions: Sequence[int]) -> Iterator[int]:
+        """Yields the record numbers at these positions in the global stream."""
         # Seeds are kept per source and epoch: a permutation is cheap, its seed is not.
         seeds: dict[tuple[int, int], int] = {}
         for position in positions:
@@ -81,7 +63,8 @@ class ShuffledOrder:
         return source, block * self._shares[source] + int(ranks[place])
 
     def replacements(self, position: int) -> Iterator[int]:
-        """Yields all records of the same source, each once."""
+        """Yields the records to try in turn if the one at `position` is unusable: all of the same
+        source, in another order, because a lost shard's neighbours are the same few."""
         source, _ = self._draw(position)
         size = self._sizes[source]
         seed = mixed_seed(self._seed, position, 0, 4)  # others are shorter or end differently
@@ -89,7 +72,7 @@ class ShuffledOrder:
             yield self._starts[source] + shuffled(attempt, size, seed)
 
     def close(self) -> None:
-        pass
+        """Does nothing: nobody waits for these records."""
 
 
 def shuffled(index: int, size: int, seed: int) -> int:

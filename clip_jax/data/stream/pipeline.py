@@ -25,7 +25,7 @@ from clip_jax.data.sources.refine import RefinedSource
 from clip_jax.data.stream.bad_share import Tally, check_opened, opened
 from clip_jax.data.stream.make_batch import Bad, MakeBatch, Tokenize
 from clip_jax.data.stream.mixture import MixtureSource
-from clip_jax.data.stream.order import Order, ShuffledOrder
+from clip_jax.data.stream.order import ShuffledOrder
 from clip_jax.data.stream.shard_order import Begun, Cursor, StreamOrder
 from clip_jax.data.stream.shards import StreamingSource
 from clip_jax.errors import UserError
@@ -213,7 +213,7 @@ def training_batches(
             f" {batch_size}; give more data or a smaller batch size"
         )
     rows = range(batch_size) if rows is None else [int(row) for row in rows]
-    order: Order
+    order: ShuffledOrder | StreamOrder
     if (stream := streaming_of(source)) is not None:
         order = StreamOrder(stream, seed, batch_size, streams, window_shards, cursor)
         _say_what_hosts_share(len(stream.paths), order.streams, batch_size // max(1, len(rows)))

@@ -183,7 +183,7 @@ class _Stream:
 
 
 class StreamOrder:
-    """`Order` of a `StreamingSource`, which also has cursors.
+    """Order of a `StreamingSource`, which also has cursors.
 
     Args:
       source: the source whose shards are dealt out.
