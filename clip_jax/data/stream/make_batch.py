@@ -87,13 +87,8 @@ class MakeBatch:
             return {"report": _report(bad, fatal=str(error))}
         tokens = np.asarray(self.tokenize(captions), np.int32)
         telemetry.add(bytes_read=bytes_read)
-        more: dict[str, Any] = {}
-        if isinstance(self.order, StreamOrder):
-            more = {
-                "cursor": self.order.cursor(positions),
-                "begun": self.order.begun(positions),
-            }
-        report = _report(bad, **more)
+        progress = self.order.progress(positions) if isinstance(self.order, StreamOrder) else {}
+        report = _report(bad, **progress)
         return {"images": images, "tokens": tokens, "indices": used, "report": report}
 
     def _first_good(
