@@ -1,4 +1,4 @@
-"""Local files: written aside, then renamed; failures (full disk, permissions) in one line."""
+"""Local files: read, and written aside and then renamed; failures to write in one line."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from clip_jax.errors import UserError
+from clip_jax.errors import DecodeError, UserError
 
 ASIDE_PREFIX = ".clip_jax-part-"  # of files still being written
 
@@ -26,6 +26,16 @@ _ADVICE = {
 }
 _PERMISSION = (errno.EACCES, errno.EPERM)
 _PATH = re.compile(r'"(/[^"]+)"')  # as tensorstore quotes it
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Returns a file's bytes. Raises `DecodeError` if unreadable, as for any other bad image."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        reason = f"{path} cannot be read: {error.strerror or error}"
+        raise DecodeError(reason, "image_missing") from error
 
 
 def advice(error: OSError) -> str:

@@ -14,8 +14,7 @@ def utf16_problem(data: bytes) -> str | None:
     Args:
       data: the file's first bytes, of which 4,096 are examined.
     """
-    start = data[:_LOOKED_AT_BYTES]
-    encoding = _utf32_encoding(start) or _utf16_encoding(start)
+    encoding = _encoding(data[:_LOOKED_AT_BYTES])
     if encoding is None:
         return None
     return (
@@ -24,29 +23,19 @@ def utf16_problem(data: bytes) -> str | None:
     )
 
 
-def _utf32_encoding(data: bytes) -> str | None:
+def _encoding(data: bytes) -> str | None:
     if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):  # the first begins like UTF-16's
         return "UTF-32"
-    quads = len(data) // 4
-    if quads < 2:
-        return None
-    # No character is above 0x10ffff, and few texts have one whose last byte is 0.
-    for encoding, high, next_high, low in (("UTF-32LE", 3, 2, 0), ("UTF-32BE", 0, 1, 3)):
-        is_small = not any(data[high::4]) and max(data[next_high::4]) <= 0x10
-        if is_small and data[low::4].count(0) <= _STRAY_SHARE * quads:
-            return encoding
-    return None
-
-
-def _utf16_encoding(data: bytes) -> str | None:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
-    pairs = len(data) // 2
-    if pairs < 2:
-        return None
-    first, second = data[0::2].count(0), data[1::2].count(0)
-    if second > _NUL_SHARE * pairs and first <= _STRAY_SHARE * pairs:
-        return "UTF-16LE"
-    if first > _NUL_SHARE * pairs and second <= _STRAY_SHARE * pairs:
-        return "UTF-16BE"
+    pairs, quads = len(data) // 2, len(data) // 4
+    # No character is above 0x10ffff, and few texts have one whose last byte is 0.
+    for encoding, high, next_high, low in (("UTF-32LE", 3, 2, 0), ("UTF-32BE", 0, 1, 3)):
+        is_small = quads > 1 and not any(data[high::4]) and max(data[next_high::4]) <= 0x10
+        if is_small and data[low::4].count(0) <= _STRAY_SHARE * quads:
+            return encoding
+    for encoding, high, low in (("UTF-16LE", 1, 0), ("UTF-16BE", 0, 1)):
+        has_nuls = pairs > 1 and data[high::2].count(0) > _NUL_SHARE * pairs
+        if has_nuls and data[low::2].count(0) <= _STRAY_SHARE * pairs:
+            return encoding
     return None

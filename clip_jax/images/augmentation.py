@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from clip_jax.arguments import POSITIVE, Checked, Range
 from clip_jax.errors import UserError
-from clip_jax.files.reading import read_file
+from clip_jax.files.disk import read_file
 from clip_jax.images.colour import Jitter, grayscale, jitter
 from clip_jax.images.decoding import (
     JPEG_FORMATS,

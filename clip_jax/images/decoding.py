@@ -20,7 +20,7 @@ from PIL import Image
 
 from clip_jax.arguments import shown
 from clip_jax.errors import DecodeError, one_line
-from clip_jax.files.reading import read_file
+from clip_jax.files.disk import read_file
 from clip_jax.images.levels import SIXTEEN_BITS, eight_bits, to_levels, white_of
 
 # One image; arrays include anything that numpy can convert, such as tensors.

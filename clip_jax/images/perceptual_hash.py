@@ -64,9 +64,6 @@ class HashList:
             by_key.setdefault(key, []).append(value)
         self._only = {key: _sorted(values) for key, values in by_key.items()}
 
-    def __len__(self) -> int:
-        return len(self._hashes) + sum(map(len, self._only.values()))
-
     @property
     def fingerprint(self) -> str:
         """Digest of all hashes and the distance."""
@@ -84,10 +81,6 @@ class HashList:
             return False
         value = perceptual_hash(image)
         return any(self._is_near(hashes, value) for hashes in lists)
-
-    def __contains__(self, value: int) -> bool:
-        """Whether a hash is on the list that applies to every record."""
-        return self._is_near(self._hashes, value)
 
     def _is_near(self, hashes: np.ndarray, value: int) -> bool:
         if self._distance == 0:
@@ -113,12 +106,13 @@ class HashList:
             words = line.split(maxsplit=2)
             if not words or words[0].startswith("#"):
                 continue
-            value = _parse(words[0])
-            if value is None:
+            try:
+                value = int(np.uint64(int(words[0], 16)))
+            except (ValueError, OverflowError):
                 raise UserError(
                     f"config.data.exclude={path}: line {number} is {line.strip()[:40]!r}; accepted"
                     " are 16 hexadecimal digits"
-                )
+                ) from None
             if len(words) == 3 and words[1] == ONLY:
                 only.append((_key(words[2].strip()), value))
             else:
@@ -128,15 +122,6 @@ class HashList:
 
 def _sorted(hashes: Iterable[int]) -> np.ndarray:
     return np.unique(np.fromiter(hashes, "<u8"))
-
-
-def _parse(digits: str) -> int | None:
-    """The hash, or None if it is invalid."""
-    try:
-        value = int(digits, 16)
-    except ValueError:
-        return None
-    return value if 0 <= value < 2**BITS else None
 
 
 def _key(text: str) -> str:

@@ -4,13 +4,13 @@ Scaling to [0, 1], mean and standard deviation are applied on the device, which 
 of the bytes that way.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
 
+from clip_jax.arguments import POSITIVE, Checked, Range
 from clip_jax.errors import UserError
 from clip_jax.images.decoding import ImageLike, decode
 from clip_jax.images.resampling import INTERPOLATIONS, interpolation_filter
@@ -24,7 +24,7 @@ _LONGEST_RESIZED_SIDES = 64
 
 
 @dataclass(frozen=True)
-class ImageTransform:
+class ImageTransform(Checked):
     """The evaluation transform: image -> uint8 (image_size, image_size, 3).
 
     "shortest" equals torchvision's `Resize(image_size)` on PIL images and `CenterCrop`, to the
@@ -34,26 +34,18 @@ class ImageTransform:
     and `std` are only carried along for the device, which applies them.
     """
 
-    image_size: int = 224  # pixels, both sides
+    image_size: Annotated[int, POSITIVE] = 224  # pixels, both sides
     resize: str = "shortest"  # or "longest", "squash"
     interpolation: str = "bicubic"  # or "bilinear"; both antialiased
     mean: tuple[float, float, float] = OPENAI_MEAN  # of channels scaled to [0, 1]
     std: tuple[float, float, float] = OPENAI_STD
-    fill: int = 0  # 0 to 255, all channels: border of "longest"
+    fill: Annotated[int, Range(0, 255)] = 0  # all channels: border of "longest"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.resize not in RESIZES:
             raise UserError(f"resize {self.resize!r} is unknown; known are {', '.join(RESIZES)}")
         interpolation_filter(self.interpolation)
-        if not isinstance(self.image_size, int) or self.image_size < 1:
-            raise UserError(f"image_size {self.image_size!r} is not a positive whole number")
-        if not isinstance(self.fill, int) or not 0 <= self.fill <= 255:
-            raise UserError(f"image transform's fill is {self.fill!r}; accepted is 0 to 255")
-        for name in ("mean", "std"):
-            values = tuple(float(value) for value in getattr(self, name))
-            if len(values) != 3:
-                raise UserError(f"image transform's {name} has {len(values)} values instead of 3")
-            object.__setattr__(self, name, values)
 
     def __call__(self, image: ImageLike) -> np.ndarray:
         """Transforms one image. Raises DecodeError if it cannot be decoded."""
@@ -90,19 +82,3 @@ class ImageTransform:
         canvas = Image.new("RGB", (size, size), (self.fill,) * 3)
         canvas.paste(picture, ((size - width) // 2, (size - height) // 2))
         return np.asarray(canvas)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable fields; `from_dict` is the inverse."""
-        values = asdict(self).items()
-        return {name: list(x) if isinstance(x, tuple) else x for name, x in values}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ImageTransform":
-        """Inverse of `to_dict`. Raises UserError for an unknown key or value."""
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise UserError(
-                    f"image transform has unknown key {name!r}; known are {', '.join(known)}"
-                )
-        return cls(**values)

@@ -86,7 +86,7 @@ def test_what_a_run_says(source) -> None:
     list(itertools.islice(batches, 3))
     batches.close()
     assert batches.dropped == Counter(image_filtered=3)  # once an epoch; no reason to stop
-    assert batches.bad_count == 0
+    assert not batches.tally.bad
     assert batches.counts["bytes_read"] > 1000
     none = RefinedSource(source, filters=FilterOptions(min_side=3000))
     batches = training_batches(none, tokenize, 8, "bicubic", Augmentation(), **settings)
@@ -113,8 +113,9 @@ def test_choices() -> None:
 
 
 def test_looks_alike(tmp_path: Path) -> None:
-    hashes = [perceptual_hash(photo(seed, (640, 480))) for seed in range(20)]
-    again = [perceptual_hash(photo(seed, (320, 240), quality=60)) for seed in range(20)]
+    images = [photo(seed, (640, 480)) for seed in range(20)]
+    smaller = [photo(seed, (320, 240), quality=60) for seed in range(20)]
+    hashes, again = ([perceptual_hash(x) for x in kind] for kind in (images, smaller))
     apart = np.bitwise_count(np.array(hashes, np.uint64)[:, None] ^ np.array(again, np.uint64))
     assert np.diag(apart).max() <= 4
     assert apart[~np.eye(20, dtype=bool)].min() > 10
@@ -122,11 +123,9 @@ def test_looks_alike(tmp_path: Path) -> None:
         f"# found by hand\n{hashes[3]:016x} some note\n\n{hashes[5]:x}\n"
     )
     near = HashList.read(tmp_path / "list", distance=4)
-    assert [n for n in range(20) if again[n] in near] == [3, 5]
+    assert [n for n in range(20) if near.has("", smaller[n])] == [3, 5]
     exact = HashList.read(tmp_path / "list")
-    assert len(exact) == 2
-    assert hashes[3] in exact
-    assert hashes[4] not in exact
+    assert [n for n in range(20) if exact.has("", images[n])] == [3, 5]
     pixels = np.asarray(Image.new("RGB", (30, 20), (9, 9, 9)))
     assert perceptual_hash(pixels) == 0
     (tmp_path / "list").write_text("3\nhello\n")
@@ -165,7 +164,6 @@ def test_lists_for_single_records(source, tmp_path: Path) -> None:
     lines = [f'{same:016x} only "{key}"' for key in "134"] + [f"{same ^ 7:016x} only 2"]
     (tmp_path / "list").write_text("\n".join(lines))
     listed = HashList.read(tmp_path / "list")
-    assert len(listed) == 4
     left_out = [
         n
         for n, kind in enumerate(kinds(RefinedSource(source, exclude=listed)))

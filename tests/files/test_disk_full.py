@@ -25,7 +25,7 @@ from shards import write_shards
 from clip_jax.dataset_tools.output_files import write_text as write_output
 from clip_jax.errors import UserError
 from clip_jax.files import stores
-from clip_jax.files.disk import unwritable, write_text, writing
+from clip_jax.files.disk import replacing_folder, unwritable, write_text, writing
 from clip_jax.training.log.metrics import Board, JsonLines, read_rows
 
 CONFIG = """
@@ -46,11 +46,9 @@ def start(
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
+    program = (sys.executable, "-m", "clip_jax.train")
     return subprocess.run(
-        [
-            *(sys.executable, "-m", "clip_jax.train", f"--config={folder / 'tiny.py'}"),
-            *(f"--workdir={workdir}", *flags),
-        ],
+        [*program, f"--config={folder / 'tiny.py'}", f"--workdir={workdir}", *flags],
         cwd=REPOSITORY,
         env=os.environ | environment,
         preexec_fn=set_limit,
@@ -279,11 +277,8 @@ def test_what_is_told_of_an_error(
             raise error
     if expected:
         assert str(raised.value) == f"{expected}; then"
-
-
-def test_users_mistakes_pass() -> None:
     with pytest.raises(UserError, match=r"^mine$"), writing(Path("/r")):
-        raise UserError("mine") from OSError(errno.ENOSPC, "full")
+        raise UserError("mine") from error
 
 
 class Full:
@@ -371,16 +366,22 @@ def test_tensorboard_reads_what_is_written(tmp_path: Path) -> None:
     }
 
 
-def test_a_file_is_replaced_or_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "config.json"
+def test_files_and_folders_are_replaced_or_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = tmp_path / "config.json", tmp_path / "model"
     write_text(path, "old \udcff")
-    assert path.read_text() == "old ?"
-
+    for name in ("older", "old"):
+        with replacing_folder(folder) as aside:
+            (aside / name).touch()
+    with pytest.raises(OSError, match="No space left"), replacing_folder(folder):
+        full()
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*config\.json'"):
         write_text(path, "new")
     assert path.read_text() == "old ?"
-    assert list(tmp_path.iterdir()) == [path]
+    assert [file.name for file in folder.iterdir()] == ["old"]
+    assert sorted(tmp_path.iterdir()) == [path, folder]
 
 
 def test_outputs_and_the_cache_say_what_to_do(

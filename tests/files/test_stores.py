@@ -20,9 +20,8 @@ DATA = bytes(range(256)) * 40
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def server(tmp_path: Path, cache: Path):
     (tmp_path / "files").mkdir()
-    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
     (tmp_path / "files" / "a.tar").write_bytes(DATA)
     with Loopback(tmp_path / "files") as server:
         yield server

@@ -1,31 +1,28 @@
 """Mutated files give pixels or a DecodeError: no crash, no hang, no more memory than a picture."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+import multiprocessing
+import time
+import warnings
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
 
+import numpy as np
 import pytest
+from pictures import encode, photo, turned
 from places import SHARED_DATA
 
-# In a process of its own, so that a segmentation fault or an endless loop is seen from outside.
-CHILD = """
-import sys, faulthandler
-faulthandler.enable()
-sys.path.insert(0, sys.argv[1])
-import test_decode_fuzz
-test_decode_fuzz.run_child(sys.argv[2], int(sys.argv[3]))
-"""
-HERE = Path(__file__).resolve().parent
+from clip_jax.data.sources import open_source
+from clip_jax.errors import DecodeError
+from clip_jax.images.augmentation import Augmentation, training_image
+from clip_jax.images.decoding import decode
+
 HOSTILE = SHARED_DATA / "hostile"
 SECONDS_EACH = 5.0
 
 
 def originals():
     """Small files of the three formats and their kinds."""
-    import numpy as np
-    from pictures import encode, photo, turned
-
     rng = np.random.default_rng(0)
     kinds = [
         ("JPEG", "RGB", {"quality": 90}),
@@ -74,18 +71,14 @@ def mutated(data: bytes, rng) -> bytes:
     return bytes(changed)
 
 
-def run_child(what: str, count: int) -> None:
-    """Prints a JSON object of outcomes, and the greatest resident size in MiB at the end."""
-    import time
-    import warnings
-    from collections import Counter
+class Result(NamedTuple):
+    outcomes: Counter[str]
+    slowest_seconds: float
+    peak_mib: float
 
-    import numpy as np
 
-    from clip_jax.errors import DecodeError
-    from clip_jax.images.augmentation import Augmentation, training_image
-    from clip_jax.images.decoding import decode
-
+def read_all(what: str, count: int) -> Result:
+    """What becomes of mutated files, or of the hostile samples."""
     warnings.simplefilter("ignore")  # Pillow's, about broken EXIF blocks
     outcomes: Counter[str] = Counter()
     slowest = 0.0
@@ -93,54 +86,48 @@ def run_child(what: str, count: int) -> None:
         files, rng = list(originals()), np.random.default_rng(1)
         cases = (mutated(files[number % len(files)], rng) for number in range(count))
     else:
-        from clip_jax.data.sources import open_source
-
         source = open_source(HOSTILE / "00000.tar")
         cases = (source[index].image for index in range(len(source)))
-    fast, full = (
-        Augmentation(crop_scale=(0.2, 1), fast_decode=is_fast) for is_fast in (True, False)
-    )
+    options = [Augmentation(crop_scale=(0.2, 1), fast_decode=is_fast) for is_fast in (True, False)]
     for number, data in enumerate(cases):
         begun = time.perf_counter()
-        found = []
-        for read in (
-            lambda: decode(data),  # noqa: B023
-            lambda: training_image(data, 24, "bicubic", fast, np.random.default_rng(number)),  # noqa: B023
-            lambda: training_image(data, 24, "bicubic", full, np.random.default_rng(number)),  # noqa: B023
-        ):
+        found = set()
+        for augmentation in (None, *options):
             try:
-                read()
-                found.append("pixels")
+                if augmentation is None:
+                    decode(data)
+                else:
+                    rng_of_image = np.random.default_rng(number)
+                    training_image(data, 24, "bicubic", augmentation, rng_of_image)
+                found.add("pixels")
             except DecodeError as error:
-                found.append(error.kind if "\n" not in str(error) else "several lines")
+                found.add(error.kind if "\n" not in str(error) else "several lines")
         slowest = max(slowest, time.perf_counter() - begun)
-        outcomes["/".join(sorted(set(found)))] += 1
+        outcomes["/".join(sorted(found))] += 1
     # Not ru_maxrss: a child has that of the process that started it.
     with open("/proc/self/status") as file:
         [line] = [x for x in file if x.startswith("VmHWM")]
-    peak = int(line.split()[1]) / 1024
-    print(json.dumps({"outcomes": outcomes, "slowest_seconds": slowest, "peak_mib": peak}))
+    return Result(outcomes, slowest, int(line.split()[1]) / 1024)
 
 
-def child(what: str, count: int) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(HERE), what, str(count)],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS_EACH * 30,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def in_a_child(what: str, count: int) -> Result:
+    """In a process of its own, so that a crash or an endless loop is seen from outside."""
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    try:
+        return pool.submit(read_all, what, count).result(timeout=SECONDS_EACH * 30)
+    finally:
+        for process in multiprocessing.active_children():
+            process.kill()
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
 def test_mutated_files(count):
-    result = child("fuzz", count)
-    assert sum(result["outcomes"].values()) == count
+    result = in_a_child("fuzz", count)
+    assert result.outcomes.total() == count
     # Fast or full, training or evaluation: the same files are refused, for the same reason.
-    assert set(result["outcomes"]) <= {"pixels", "image_undecodable", "image_bomb"}
-    assert min(result["outcomes"]["pixels"], result["outcomes"]["image_undecodable"]) > count / 10
-    assert result["slowest_seconds"] < SECONDS_EACH
+    assert set(result.outcomes) <= {"pixels", "image_undecodable", "image_bomb"}
+    assert min(result.outcomes["pixels"], result.outcomes["image_undecodable"]) > count / 10
+    assert result.slowest_seconds < SECONDS_EACH
 
 
 @pytest.mark.skipif(
@@ -148,8 +135,8 @@ def test_mutated_files(count):
     reason="the hostile samples are not beside the repository (../shared/data/hostile)",
 )
 def test_bombs_take_no_memory():
-    result = child("hostile", 0)
-    assert result["outcomes"]["image_bomb"] == 3
-    assert set(result["outcomes"]) == {"pixels", "image_undecodable", "image_bomb"}
-    assert result["peak_mib"] < 1024
-    assert result["slowest_seconds"] < SECONDS_EACH
+    result = in_a_child("hostile", 0)
+    assert result.outcomes["image_bomb"] == 3
+    assert set(result.outcomes) == {"pixels", "image_undecodable", "image_bomb"}
+    assert result.peak_mib < 1024
+    assert result.slowest_seconds < SECONDS_EACH

@@ -38,12 +38,18 @@ def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
 LOSSY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "AVIF": {"quality": 95}}
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM"])
-def test_every_format(format):
+JPEGS = ({"progressive": True}, {"subsampling": "4:4:4"}, {"optimize": True})
+OTHERS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+
+
+@pytest.mark.parametrize(
+    ("format", "options"), [*(("JPEG", kind) for kind in JPEGS), *((name, {}) for name in OTHERS)]
+)
+def test_every_format(format, options):
     picture = smooth(121, 96)
     if format == "GIF":
         picture = picture.quantize(256).convert("RGB")
-    near(encode(picture, format, **LOSSY.get(format, {})), np.asarray(picture), 2)
+    near(encode(picture, format, **LOSSY.get(format, {}), **options), np.asarray(picture), 2)
 
 
 @pytest.mark.parametrize("format", ["WEBP", "AVIF"])
@@ -92,14 +98,6 @@ def test_exif_orientation_of_every_format(format, orientation):
     upright = np.asarray(smooth(121, 80))
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
     near(encode(stored, format, exif=turned(orientation), **LOSSY.get(format, {})), upright, 2)
-
-
-@pytest.mark.parametrize(
-    "options", [{"progressive": True}, {"subsampling": "4:4:4"}, {"optimize": True}]
-)
-def test_kinds_of_jpeg(options):
-    picture = smooth(121, 96)
-    near(encode(picture, "JPEG", quality=95, **options), np.asarray(picture), 2)
 
 
 def test_jpeg_of_one_and_of_four_channels():

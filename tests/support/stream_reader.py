@@ -8,6 +8,7 @@ Each reader is a child that begins with everything imported: most of a start is 
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -65,35 +66,23 @@ def written(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def start(*arguments: Any) -> int:
-    """Process id of a child that reads."""
-    sys.stdout.flush()
-    if child := os.fork():
-        return child
-    code = 1
-    try:
-        read(*arguments)
-        code = 0
-    finally:
-        os._exit(code)  # nothing of the parent's is to be ended here
-
-
 def main(folder: Path, pattern: str, batches: int, streaming: bool, kills: int) -> None:
     """Reads all batches, killed so often at random, with another number of workers in between."""
+    fork = multiprocessing.get_context("fork")
     for attempt in range(kills + 1):
         workers = (0, 0, 2, 0, 1, 0, 3)[attempt % 7] if kills else 0
         done = len(written(folder))
-        child = start(folder, pattern, batches, workers, streaming)
+        child = fork.Process(target=read, args=(folder, pattern, batches, workers, streaming))
+        child.start()
         if attempt < kills:
             more = random.randrange(batches // (2 * kills))
             end = time.monotonic() + 60
             while len(written(folder)) <= done + more and time.monotonic() < end:
                 time.sleep(0.001)
             time.sleep(random.uniform(0, 0.01))
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        expected = -signal.SIGKILL if attempt < kills else 0
-        assert os.waitstatus_to_exitcode(status) == expected, f"attempt {attempt}"
+            child.kill()
+        child.join()
+        assert child.exitcode == (-signal.SIGKILL if attempt < kills else 0), f"attempt {attempt}"
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from typing import Any
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import CaptionError, check_unicode, decode_caption
 from clip_jax.errors import DecodeError, UserError
+from clip_jax.files.disk import read_file
 from clip_jax.files.options import RemoteOptions
 from clip_jax.files.patterns import is_remote
-from clip_jax.files.reading import read_file
 
 IMAGE_COLUMNS = ("image", "filepath", "path", "file_name", "filename", "image_path")
 # These are for formats whose cells may hold the image itself, as img2dataset and others name it.

@@ -15,7 +15,7 @@ from clip_jax.data.sources.base import hash_of
 from clip_jax.data.sources.columns import caption_of_class
 from clip_jax.data.sources.record_store import PackedTexts, StoredSource
 from clip_jax.errors import UserError
-from clip_jax.files.reading import read_file
+from clip_jax.files.disk import read_file
 
 # Files with some endings count as tables only if their name matches.
 _TABLE_STEM = re.compile(r"metadata|captions?|annotations|\btoken\b")

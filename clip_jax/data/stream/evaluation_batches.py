@@ -5,7 +5,6 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 
 import numpy as np
 
@@ -55,9 +54,9 @@ def _in_order(
 ) -> Iterator[tuple[int, np.ndarray | str]]:
     """Yields (record number, image or error message); threads stay a batch ahead."""
 
-    def read(start: int) -> list[tuple[int, np.ndarray | str]]:
+    def read(indices: range) -> list[tuple[int, np.ndarray | str]]:
         results: list[tuple[int, np.ndarray | str]] = []
-        for index in range(start, min(start + _CHUNK, len(source))):
+        for index in indices:
             try:
                 results.append((index, transform(source[index].image)))
             except DecodeError as error:
@@ -65,16 +64,14 @@ def _in_order(
         return results
 
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    starts = iter(range(0, len(source), _CHUNK))
-    ahead = threads + batch_size // _CHUNK
-    with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[list[tuple[int, np.ndarray | str]]]] = deque(
-            pool.submit(read, start) for start in islice(starts, ahead)
-        )
-        try:
-            while pending:
+    pool = ThreadPoolExecutor(threads)
+    pending: deque[Future[list[tuple[int, np.ndarray | str]]]] = deque()
+    try:
+        for start in range(0, len(source), _CHUNK):
+            pending.append(pool.submit(read, range(start, min(start + _CHUNK, len(source)))))
+            if len(pending) > threads + batch_size // _CHUNK:
                 yield from pending.popleft().result()
-                pending.extend(pool.submit(read, start) for start in islice(starts, 1))
-        finally:
-            for future in pending:
-                future.cancel()
+        for future in pending:
+            yield from future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

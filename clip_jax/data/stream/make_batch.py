@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clip_jax.data.records import Record, Source
-from clip_jax.data.stream.order import Order
+from clip_jax.data.stream.order import ShuffledOrder
 from clip_jax.data.stream.shard_order import StreamOrder
 from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.telemetry import telemetry
@@ -45,7 +45,7 @@ class MakeBatch:
     """
 
     source: Source
-    order: Order
+    order: ShuffledOrder | StreamOrder
     tokenize: Tokenize
     image_size: int
     interpolation: str
@@ -87,13 +87,8 @@ class MakeBatch:
             return {"report": _report(bad, fatal=str(error))}
         tokens = np.asarray(self.tokenize(captions), np.int32)
         telemetry.add(bytes_read=bytes_read)
-        more: dict[str, Any] = {}
-        if isinstance(self.order, StreamOrder):
-            more = {
-                "cursor": self.order.cursor(positions),
-                "begun": self.order.begun(positions),
-            }
-        report = _report(bad, **more)
+        progress = self.order.progress(positions) if isinstance(self.order, StreamOrder) else {}
+        report = _report(bad, **progress)
         return {"images": images, "tokens": tokens, "indices": used, "report": report}
 
     def _first_good(

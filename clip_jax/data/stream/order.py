@@ -7,7 +7,6 @@ permutation. The order keeps no state, and any position can be computed directly
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 from grain.experimental import index_shuffle
@@ -16,35 +15,15 @@ from clip_jax.errors import UserError
 
 # Each source has a whole-numbered share of a block's positions: weights are exact to 1 in 16,000.
 BLOCK = 8192
-
-
 # Permutations up to this size are tables, because `index_shuffle` walks through 65,536 places to
 # find one of a few (1.7 ms for four).
 SMALL = 4096
 
 
-class Order(Protocol):
-    """Mapping from positions in the global stream to record numbers; pickled to workers."""
-
-    def numbers(self, positions: Sequence[int]) -> Iterator[int]:
-        """Yields the record numbers at these positions."""
-        ...
-
-    def replacements(self, position: int) -> Iterator[int]:
-        """Yields the records to try in turn if the one at `position` is unusable.
-
-        They are another shuffled draw, not the neighbours: a lost shard's records would all be
-        replaced by the same few.
-        """
-        ...
-
-    def close(self) -> None:
-        """Releases other threads and processes that wait for shards."""
-        ...
-
-
 class ShuffledOrder:
     """Order of sources whose records are numbered consecutively; each epoch of each is shuffled.
+
+    It is pickled to workers, as is a stream's order, `shard_order.StreamOrder`.
 
     Args:
       sizes: number of records of each source.
@@ -61,16 +40,18 @@ class ShuffledOrder:
         self._shares = _shares(tuple(weights or sizes))
 
     def numbers(self, positions: Sequence[int]) -> Iterator[int]:
+        """Yields the record numbers at these positions in the global stream."""
         # Seeds are kept per source and epoch: a permutation is cheap, its seed is not.
         seeds: dict[tuple[int, int], int] = {}
         for position in positions:
             source, draw = self._draw(position)
             size = self._sizes[source]
             epoch, index = divmod(draw, size)
-            seed = seeds.get((source, epoch))
-            if seed is None:
-                seed = seeds[source, epoch] = _mixed_seed(self._seed, epoch, source)
-            yield self._starts[source] + shuffled(index, size, seed)
+            if (source, epoch) not in seeds:
+                # Mixed, not added: seed 0 in epoch 1 must differ from seed 1 in epoch 0.
+                parts = [self._seed, epoch, source] if source else [self._seed, epoch]
+                seeds[source, epoch] = mixed_seed(*parts)
+            yield self._starts[source] + shuffled(index, size, seeds[source, epoch])
 
     def _draw(self, position: int) -> tuple[int, int]:
         """Returns (source, number of earlier draws from it)."""
@@ -82,16 +63,16 @@ class ShuffledOrder:
         return source, block * self._shares[source] + int(ranks[place])
 
     def replacements(self, position: int) -> Iterator[int]:
-        """Yields all records of the same source, each once."""
+        """Yields the records to try in turn if the one at `position` is unusable: all of the same
+        source, in another order, because a lost shard's neighbours are the same few."""
         source, _ = self._draw(position)
         size = self._sizes[source]
-        parts = [self._seed, position, 0, 4]  # other seeds' parts are shorter or end differently
-        seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+        seed = mixed_seed(self._seed, position, 0, 4)  # others are shorter or end differently
         for attempt in range(size):
             yield self._starts[source] + shuffled(attempt, size, seed)
 
     def close(self) -> None:
-        pass
+        """Does nothing: nobody waits for these records."""
 
 
 def shuffled(index: int, size: int, seed: int) -> int:
@@ -106,9 +87,7 @@ def _permutation(size: int, seed: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(seed)).permutation(size)
 
 
-def _mixed_seed(seed: int, epoch: int, source: int) -> int:
-    """Returns a seed mixed, not added: seed 0 in epoch 1 must differ from seed 1 in epoch 0."""
-    parts = [seed, epoch] if source == 0 else [seed, epoch, source]
+def mixed_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 

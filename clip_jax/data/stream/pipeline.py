@@ -1,16 +1,12 @@
 """Input pipeline: shuffled, augmented, tokenised batches of a host, the same for any worker count.
 
-A batch is a pure function of (data, seed, batch number). It can be computed in any thread or
-process and in any order, and a resume at batch k needs no state but k. grain computes the batches
-ahead, in threads or processes, and delivers them in order:
+A batch is a pure function of (data, seed, batch number), so a resume at batch k needs no state but
+k. grain computes batches ahead, in threads or processes, and delivers them in order:
 
     MapDataset.range(∞) -> map(batch number -> batch) -> [start_batch:] -> threads or processes
 
-Shuffling is inside the map: grain's `index_shuffle`, which needs no memory, with a new seed for
-each epoch of the endless global stream of records; a host makes only its own rows of each global
-batch. The usual chain of per-record steps (seed, shuffle, repeat, slice, random_map, batch) does
-the same, but takes 33 µs for a small in-memory image without augmentation; the single map takes 15.
-It also allows one tokenizer call per batch and writing pixels in place.
+One map to a whole batch takes 15 µs for a small in-memory image; grain's usual chain of per-record
+steps (seed, shuffle, repeat, slice, random_map, batch) takes 33.
 """
 
 import json
@@ -26,10 +22,10 @@ import numpy as np
 
 from clip_jax.data.records import Source
 from clip_jax.data.sources.refine import RefinedSource
-from clip_jax.data.stream.bad_share import BY_RULE, Opened, Tally, check_opened, opened
+from clip_jax.data.stream.bad_share import Tally, check_opened, opened
 from clip_jax.data.stream.make_batch import Bad, MakeBatch, Tokenize
 from clip_jax.data.stream.mixture import MixtureSource
-from clip_jax.data.stream.order import Order, ShuffledOrder
+from clip_jax.data.stream.order import ShuffledOrder
 from clip_jax.data.stream.shard_order import Begun, Cursor, StreamOrder
 from clip_jax.data.stream.shards import StreamingSource
 from clip_jax.errors import UserError
@@ -45,7 +41,6 @@ _READ_THREADS = 4  # without workers; each makes whole batches
 # A checkpoint may be of a batch before the last one: a resume can start from an older cursor, not
 # from a newer one.
 _CURSORS = 4
-_LISTED = 1000  # bad records listed by name; all are counted
 _DIED = "Worker process was terminated unexpectedly"  # grain's message
 
 
@@ -54,8 +49,7 @@ class BatchIterator:
 
     Attributes:
       next_batch: number of the batch that `next` returns; a resume passes it as `start_batch`.
-      lost_shards: file -> reason, of unreadable shards; their records do not count for
-        `max_bad_fraction`.
+      tally: what was left out; its `lost_shards` do not count for `max_bad_fraction`.
       counts: of `telemetry`, since the source was opened.
     """
 
@@ -66,19 +60,12 @@ class BatchIterator:
         self._source, self._order = make_batch.source, make_batch.order
         self._workers = workers
         self._max_bad_fraction = max_bad_fraction
-        # Bad records are kept by number, because archives may have equal keys.
-        self._bad_indices: set[int] = set()
-        self.lost_shards: dict[str, str] = {}
-        self._left_out: Counter[str] = Counter()  # while reading
         # A stream finds its drops while it is read, other sources when they are opened.
-        self._streams = isinstance(self._order, StreamOrder)
-        found = Opened() if self._streams else opened(self._source)
-        self._tally = Tally(found, len(self._source))
+        streams = isinstance(self._order, StreamOrder)
+        self.tally = Tally(len(self._source)) if streams else opened(self._source)
         self._cursors: deque[Cursor] = deque(maxlen=_CURSORS)
-        # Batches carry the workers' counts; those of this process, which opened the source, are
-        # taken here.
-        self.counts = Counter(telemetry.take())
-        del self.counts["bytes_read"]  # bytes read by opening are no part of the rate
+        self.counts = Counter(telemetry.take())  # of opening the source
+        del self.counts["bytes_read"]  # no part of the rate
         self.next_batch = start_batch
         batches = grain.MapDataset.range(_ENDLESS).map(make_batch)[start_batch:]
         self._iterator = iter(_parallel(batches, workers))
@@ -108,14 +95,16 @@ class BatchIterator:
             self._cursors.append(report["cursor"])
         for begun in (Begun(*entry) for entry in report.get("begun", ())):
             if begun.lost is not None:
-                self._lose(begun.path, begun.lost)
+                self.tally.lose(begun.path, begun.lost)
             if begun.epoch == 0:  # each sample once
-                self._left_out.update(begun.drops)
-                if wrong := self._tally.opened.add(begun.samples, begun.drops):
-                    self._tally.opened.show(begun.path, f"{wrong:,} of its samples")
+                self.tally.dropped.update(begun.drops)
+                if wrong := self.tally.add_rows(begun.samples, begun.drops):
+                    self.tally.show(begun.path, f"{wrong:,} of its samples")
         fatal = report.get("fatal")
-        is_complete = "images" in batch or fatal
-        self._judge([Bad(*entry) for entry in report["bad"]], is_complete=is_complete)
+        unused = [Bad(*entry) for entry in report["bad"]]
+        is_complete = "images" in batch or bool(fatal)
+        rows = len(self._make_batch.rows)
+        self.tally.judge(rows, unused, is_complete, self._max_bad_fraction)
         if fatal:
             raise UserError(fatal)
         self.next_batch += 1
@@ -125,75 +114,16 @@ class BatchIterator:
     def dropped(self) -> Counter[str]:
         """Kind (of `records.KINDS`) -> number of records dropped, at opening and while reading:
         bad records and unreadable shards once each, filtered records each time they come up."""
-        return Counter(self._source.dropped.counts) + self._left_out
-
-    def _judge(self, bad: list[Bad], is_complete: bool) -> None:
-        judged = [entry for entry in bad if self._is_bad(entry)]
-        self._tally.tried += len(self._make_batch.rows) + len(judged)
-        if not is_complete and bad[-1].shard is not None:
-            raise UserError(
-                f"{len(self.lost_shards)} shards cannot be read, and too many of them one after"
-                f" another, such as {bad[-1].shard}: {bad[-1].reason}; the same command goes on"
-                " when they are back"
-            )
-        if not is_complete and not self._bad_indices:
-            counts = ", ".join(f"{n} x {kind}" for kind, n in self._left_out.items())
-            raise UserError(
-                f"the filters leave nothing of {len(bad)} records in a row ({counts}; such as"
-                f" {bad[0].key}: {bad[0].reason}); loosen config.data.filters"
-            )
-        if not is_complete or self._tally.exceeds(self._max_bad_fraction):
-            raise self._tally.error(self._max_bad_fraction)
-
-    def _is_bad(self, entry: Bad) -> bool:
-        """Counts a drop; returns whether something is wrong with the record itself."""
-        if entry.shard is not None:
-            self._lose(entry.shard, entry.reason)
-            return False
-        if entry.kind in BY_RULE:
-            self._left_out[entry.kind] += 1
-            return False
-        if entry.number not in self._bad_indices:
-            self._bad_indices.add(entry.number)
-            self._left_out[entry.kind] += 1
-            self._tally.bad[entry.kind] += 1
-            if len(self.bad_records) < _LISTED:
-                self.bad_records[entry.key] = entry.reason
-                logger.warning("record %s left out: %s", entry.key, entry.reason)
-        return True
-
-    def _lose(self, shard: str, reason: str) -> None:
-        if shard not in self.lost_shards:
-            self.lost_shards[shard] = reason
-            self._left_out["shard_unreadable"] += 1
-            logger.warning("shard %s left out: %s", shard, reason)
+        return Counter(self._source.dropped.counts) + self.tally.dropped
 
     def state(self) -> dict[str, Any]:
         """Returns the JSON-serializable state that a checkpoint keeps and `resume` takes."""
-        bad = sorted(self._bad_indices)
         return {
             "next_batch": self.next_batch,
             **self._identity(),
-            "tried": self._tally.tried,
-            "bad": bad,
-            "bad_kinds": dict(self._tally.bad),
-            "bad_records": self.bad_records,
-            "lost_shards": self.lost_shards,
-            # Drops at opening are not saved, because opening the source finds them again.
-            "dropped": dict(self._left_out),
-            "opened": vars(self._tally.opened) if self._streams else None,
+            "tally": self.tally.state(),
             "cursor": self._cursors[0] if self._cursors else {},
         }
-
-    @property
-    def bad_records(self) -> dict[str, str]:
-        """Key -> reason, of the first unusable records."""
-        return self._tally.examples
-
-    @property
-    def bad_count(self) -> int:
-        """Number of unusable records in this run, without those dropped by a rule."""
-        return len(self._bad_indices)
 
     def _identity(self) -> dict[str, Any]:
         identity = {
@@ -222,17 +152,7 @@ class BatchIterator:
                     f"cannot resume: the checkpoint was made with other {what}:"
                     f" {name}={state.get(name)!r} there, {now!r} now; {how}"
                 )
-        self._bad_indices = set(state["bad"])
-        self.lost_shards = dict(state["lost_shards"])
-        self._left_out = Counter(state["dropped"])
-        was = state["opened"]
-        self._tally = Tally(
-            Opened(**was | {"kinds": Counter(was["kinds"])}) if was else self._tally.opened,
-            len(self._source),
-            state["tried"],
-            Counter(state["bad_kinds"]),
-            dict(state["bad_records"]),
-        )
+        self.tally = Tally.restored(state["tally"])
         if state.get("cursor"):
             self._cursors.append(dict(state["cursor"]))
 
@@ -265,16 +185,14 @@ def training_batches(
     """Returns an iterator of endless shuffled batches, or of this host's share of them.
 
     Args:
-      source: the records; pickled to workers.
-      tokenize: function list[str] of N -> int32 (N, L); pickled to workers.
+      source, tokenize: the records, and list[str] of N -> int32 (N, L); pickled to workers.
       image_size: pixels, both sides.
       interpolation: "bicubic" or "bilinear".
-      augmentation: random changes of the images.
       batch_size: size of the global batch, in records.
       seed: for order, augmentation and choice of captions; not negative.
       rows: which rows of the global batch this host makes, in this order; None: all.
       workers: processes; 0 makes batches in threads of this process. Batches do not depend on it.
-      start_batch: the first batch's number, for a resume; skipping costs nothing.
+      start_batch: the first batch's number, for a resume.
       max_bad_fraction: share of unusable records, found at opening or reading, above which the
         run stops.
       streams, window_shards: for a streaming source, see `StreamOrder`.
@@ -295,7 +213,7 @@ def training_batches(
             f" {batch_size}; give more data or a smaller batch size"
         )
     rows = range(batch_size) if rows is None else [int(row) for row in rows]
-    order: Order
+    order: ShuffledOrder | StreamOrder
     if (stream := streaming_of(source)) is not None:
         order = StreamOrder(stream, seed, batch_size, streams, window_shards, cursor)
         _say_what_hosts_share(len(stream.paths), order.streams, batch_size // max(1, len(rows)))

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from clip_jax.data.process_cache import ProcessCache
-from clip_jax.data.stream.order import shuffled
+from clip_jax.data.stream.order import mixed_seed, shuffled
 from clip_jax.data.stream.shards import SHIFT, Held, StreamingSource
 from clip_jax.errors import UserError
 from clip_jax.files.stores import in_background
@@ -179,12 +179,11 @@ class _Stream:
             at = window.end
 
     def _seed_of(self, window: _Window, *parts: int) -> int:
-        whole = [self._order.seed, window.epoch, window.number, self._index, *parts]
-        return int(np.random.SeedSequence(whole).generate_state(1)[0])
+        return mixed_seed(self._order.seed, window.epoch, window.number, self._index, *parts)
 
 
 class StreamOrder:
-    """`Order` of a `StreamingSource`, which also has cursors.
+    """Order of a `StreamingSource`, which also has cursors.
 
     Args:
       source: the source whose shards are dealt out.
@@ -254,28 +253,20 @@ class StreamOrder:
         stream, within = self._place(position)
         return self._stream(stream).replacements(within)
 
-    def begun(self, positions: Sequence[int]) -> list[Begun]:
-        """Returns the shards whose window begins at one of these positions: all in the first epoch,
-        later only those with drops.
+    def progress(self, positions: Sequence[int]) -> dict[str, Any]:
+        """Returns {"cursor", "begun"} of a batch with these positions.
 
-        It depends on the positions only, so that each shard is reported once with any number of
-        workers and across resumes.
+        The cursor has, for each stream, the window of its last position. Begun are the shards whose
+        window begins at a position: in the first epoch all, later those with drops. Both depend on
+        the positions only, so that each shard is reported once across workers and resumes.
         """
-        found: list[Begun] = []
+        cursor: Cursor = {}
+        begun: list[Begun] = []
         for position in positions:
             stream, within = self._place(position)
             window = self._stream(stream).window(within)
-            found += window.begun if window.start == within else ()
-        return [entry for entry in found if entry.drops or entry.lost or entry.epoch == 0]
-
-    def cursor(self, positions: Sequence[int]) -> Cursor:
-        """Returns, for each stream with one of these positions, the window of the last one."""
-        last: dict[int, int] = {}
-        for position in positions:
-            stream, within = self._place(position)
-            last[stream] = max(last.get(stream, 0), within)
-        found: Cursor = {}
-        for index, within in last.items():
-            window = self._stream(index).window(within)
-            found[str(index)] = (window.epoch, window.number, window.start)
-        return found
+            begun += window.begun if window.start == within else ()
+            here = (window.epoch, window.number, window.start)
+            cursor[str(stream)] = max(cursor.get(str(stream), here), here)
+        begun = [shard for shard in begun if shard.drops or shard.lost or shard.epoch == 0]
+        return {"cursor": cursor, "begun": begun}

@@ -53,18 +53,12 @@ class Shard:
 
 @dataclass
 class IndexSummary:
-    """Outcome of `build_indexes`.
+    """Outcome of `build_indexes`."""
 
-    Attributes:
-      shards: the readable archives, in order.
-      failed: path -> why there is no index.
-      beside: number of indexes copied from the cache to beside their archives.
-    """
-
-    shards: list[Shard] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)  # the readable archives, in order
     built: int = 0
-    beside: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
+    beside: int = 0  # indexes copied from the cache to beside their archives
+    failed: dict[str, str] = field(default_factory=dict)  # path -> why there is no index
 
 
 def build_indexes(
@@ -74,25 +68,21 @@ def build_indexes(
     beside: bool = False,
     rebuild: bool = False,
     options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
-    remote: RemoteOptions | None = None,
     progress: Progress | None = None,
 ) -> IndexSummary:
     """Finds the index of each archive, and builds those that are missing or stale.
 
     Args:
-      paths: archives, local or remote.
       workers: processes that read local archives.
       beside: writes indexes beside their archives instead of into the cache, and copies cached
         ones there.
-      rebuild: rebuilds all indexes.
-      options: the caption columns; an index is valid for one choice of them.
-      remote: options for stores; None: `options.remote`.
+      options: an index is valid for one choice of caption columns.
       progress: called after each archive that had to be read.
 
     Raises:
       UserError: a folder cannot be written.
     """
-    remote = remote or options.remote
+    remote = options.remote
     summary = IndexSummary()
     found: dict[int, Shard] = {}
     missing: dict[int, tuple[str, Stat, Path]] = {}  # archive, its stat, the file to write
@@ -113,7 +103,7 @@ def build_indexes(
             found[number] = shard
     if beside:
         _copy_beside(found, remote, summary)
-    made = _make(missing, options, remote, beside, workers)
+    made = _make(missing, options, beside, workers)
     for done, (number, problem) in enumerate(made, start=1):
         path, _, target = missing[number]
         outcome = problem or _opened(path, target)
@@ -183,7 +173,6 @@ def _read_local(path: str, start: int, end: int) -> bytes:
 def _make(
     jobs: Mapping[int, tuple[str, Stat, Path]],
     options: SourceOptions,
-    remote: RemoteOptions,
     beside: bool,
     workers: int,
 ) -> Iterator[tuple[int, str | None]]:
@@ -197,7 +186,7 @@ def _make(
         yield from _pooled(processes, index_file, here)
     else:
         yield from ((number, index_file(*job)) for number, job in here.items())
-    elsewhere = {n: (*job, options, remote, beside) for n, job in jobs.items() if n not in here}
+    elsewhere = {n: (*job, options, beside) for n, job in jobs.items() if n not in here}
     if len(elsewhere) == 1:  # no pool: its threads would delay the exit of the process
         yield from ((number, _index_remote(*job)) for number, job in elsewhere.items())
     else:
@@ -291,9 +280,10 @@ def _beside(shard: Shard, remote: RemoteOptions) -> Shard | str:
 
 
 def _index_remote(
-    url: str, stat: Stat, target: Path, options: SourceOptions, remote: RemoteOptions, beside: bool
+    url: str, stat: Stat, target: Path, options: SourceOptions, beside: bool
 ) -> str | None:
     """Does what `index_file` does, for a remote archive; prefers an index in its store."""
+    remote = options.remote
     try:
         data = b"" if beside else _stored_index(url, remote)
         found = read_header(data)

@@ -88,7 +88,7 @@ class StepReporter:
                 "data_wait_fraction": wait_fraction,
                 "model_flops_per_second": per_second,
                 "model_flops_utilization": per_second / peak / run.mesh.size if peak else None,
-                "bad_records": run.batches.bad_count,
+                "bad_records": len(run.batches.tally.bad),
                 **self._data.row(seconds),
                 "seconds": clock.seconds,
                 "compile_seconds": self._compiles.seconds,

@@ -28,8 +28,7 @@ READERS = (open_source, StreamingSource)
 
 
 @pytest.fixture
-def pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+def pattern(tmp_path: Path, cache: Path) -> str:
     return write_shards(tmp_path / "shards", SIZES)
 
 

@@ -25,8 +25,7 @@ SIZES = (5, 9, 3, 7, 8, 4, 6, 10)  # 52 samples
 
 
 @pytest.fixture
-def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+def shards(tmp_path: Path, cache: Path) -> str:
     return write_shards(tmp_path / "shards", SIZES)
 
 
@@ -122,9 +121,9 @@ def test_shards_that_are_no_tars_are_left_out(shards: str, content: bytes | None
     found = take(iterator, 8).ravel()  # 32 samples: an epoch and most of another
     left = {*range(52)} - {*range(14), *range(36, 42)}
     assert sorted(found[:32].tolist()) == sorted(left)
-    assert set(iterator.lost_shards) == {str(folder / "00001.tar"), str(folder / "00006.tar")}
+    assert set(iterator.tally.lost_shards) == {str(folder / f"0000{n}.tar") for n in (1, 6)}
     assert iterator.dropped == Counter(shard_unreadable=2)
-    assert iterator.bad_count == 0
+    assert not iterator.tally.bad
     options = SourceOptions(remote=RemoteOptions(on_failure="stop"))
     with pytest.raises(UserError, match=r"0000[16]\.tar"):
         take(stream(StreamingSource(shards, options), streams=1, batch_size=7), 8)
@@ -139,8 +138,7 @@ def test_no_shard_that_is_good(shards: str) -> None:
         StreamingSource(str(Path(shards).parent / "00003.tar"))
 
 
-def test_a_shard_deleted_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+def test_a_shard_deleted_while_it_is_read(tmp_path: Path, cache: Path) -> None:
     path = write_shards(tmp_path / "set", (40, 40, 40, 40))
     source = StreamingSource(path)
     order = StreamOrder(source, 5, 8, 1, 4)
@@ -150,7 +148,7 @@ def test_a_shard_deleted_while_it_is_read(tmp_path: Path, monkeypatch: pytest.Mo
     found = take(iterator, 20).ravel()
     assert not {*range(80, 120)} & set(found.tolist())
     assert np.bincount(found).max() <= 4  # not the neighbours of what is gone
-    assert list(iterator.lost_shards) == [str(tmp_path / "set" / "00002.tar")]
+    assert list(iterator.tally.lost_shards) == [str(tmp_path / "set" / "00002.tar")]
     assert iterator.dropped == Counter(shard_unreadable=1)
     assert source.key(2 << SHIFT | 7).endswith("00002.tar:7")
 
@@ -174,9 +172,11 @@ def test_drops_are_counted_once_through_resumes(shards: str) -> None:
         first = stream(StreamingSource(shards), start_batch=number, cursor=state["cursor"])
         first.resume(state)
         numbers.append(take(first, 1))
-    assert first.dropped == SPOILED
-    whole = take(stream(StreamingSource(shards)), 15)
-    np.testing.assert_array_equal(np.concatenate(numbers), whole)
+    whole = stream(StreamingSource(shards))
+    np.testing.assert_array_equal(np.concatenate(numbers), take(whole, 15))
+    assert first.dropped == whole.dropped == SPOILED
+    assert (first.tally.kept, first.tally.left_out) == (whole.tally.kept, whole.tally.left_out)
+    assert first.tally.left_out == 2
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.options import RemoteOptions
 
 pytest.importorskip("aiohttp")
+pytestmark = pytest.mark.usefixtures("cache")
 
 SIZES = (5, 4, 6)
 
@@ -25,8 +26,7 @@ def options(**changes: object) -> SourceOptions:
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+def server(tmp_path: Path):
     write_shards(tmp_path / "set", SIZES)
     with Loopback(tmp_path / "set") as server:
         yield server
@@ -127,21 +127,18 @@ def test_a_fault_while_opening_costs_no_shard(server: Loopback) -> None:
     assert len(open_source(pattern(server), options=options())) == 15
 
 
-def test_a_shard_that_goes_away_is_replaced_by_samples_of_all_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_that_goes_away_is_replaced_by_samples_of_all_others(tmp_path: Path) -> None:
     """Neither does one image take all its places, nor is it the fault of the records."""
-    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
     source = open_source(write_shards(tmp_path / "many", [1100, 1100, 1100]))
     (tmp_path / "many" / "00001.tar").unlink()
     iterator = batches(source, batch_size=300, seed=0, max_bad_fraction=0.01)
     for numbers in take(iterator, 4):
         assert np.bincount(numbers).max() <= 3
     path = str(tmp_path / "many" / "00001.tar")
-    assert list(iterator.lost_shards) == [path]
-    assert "No such file" in iterator.lost_shards[path]
+    assert list(iterator.tally.lost_shards) == [path]
+    assert "No such file" in iterator.tally.lost_shards[path]
     assert iterator.dropped == Counter(shard_unreadable=1)
-    assert iterator.bad_count == 0
+    assert not iterator.tally.bad
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,7 @@ from clip_jax.errors import UserError
 IMAGE = png(1)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def write(path: Path, *names: str) -> Path:

@@ -25,11 +25,7 @@ from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.options import RemoteOptions
 from clip_jax.files.patterns import expand_paths
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def keys(source) -> list[str]:
@@ -231,15 +227,6 @@ def test_half_surrogates_are_no_caption_as_in_rows(tmp_path: Path) -> None:
     assert table.dropped.counts == source.dropped.counts
     source = open_source(tmp_path / "a.tar", caption_column="caption")
     assert source.dropped.counts == {"caption_not_utf8": 1, "caption_missing": 1}
-
-
-def test_an_archive_that_vanished(tmp_path: Path) -> None:
-    source = open_source(write_shards(tmp_path / "set", (3, 4)))
-    (tmp_path / "set" / "00001.tar").unlink()
-    assert source[2].key == "000002"
-    with pytest.raises(DecodeError, match=r"000003 cannot .*00001\.tar.* No such file") as caught:
-        source[3]
-    assert caught.value.kind == "shard_unreadable"
 
 
 def test_fingerprints_do_not_depend_on_the_shards(tmp_path: Path) -> None:
