@@ -24,6 +24,12 @@ from clip_jax.training.log.summary import (
     used_columns,
 )
 
+METRICS = (
+    ("accuracy_top1", "zero-shot top-1"),
+    ("image_to_text_recall_at_1", "image→text R@1"),
+    ("image_to_text_recall_at_10", "image→text R@10"),
+)
+
 
 def build_page(run: RunFiles) -> str:
     """The whole report as HTML."""
@@ -67,26 +73,22 @@ def _figures(run: RunFiles) -> list[tuple[str, str]]:
     """(figure, label) pairs."""
     figures = []
     rows = last_evaluation(run.evaluations)
-    for metric, label in (
-        ("accuracy_top1", "zero-shot top-1"),
-        ("image_to_text_recall_at_1", "image→text R@1"),
-        ("image_to_text_recall_at_10", "image→text R@10"),
-    ):
+    for metric, name in METRICS:
         row = next((row for row in rows if metric in row), None)
         if row is not None:
-            figures.append((f"{percentage(row[metric])} %", f"{label}, {task_name(row)}"))
-    if run.metrics:
-        last = run.metrics[-1]
-        if "loss" in last:
-            figures.append((f"{last['loss']:.3f}", "final loss"))
-        figures.append((f"{last['step']:,}", "steps"))
-        if "samples_seen" in last:
-            figures.append((f"{last['samples_seen']:,}", "pairs seen"))
-        if "seconds" in last:
-            figures.append((format_seconds(last["seconds"]), "training time"))
-        rate = _median_rate(run.metrics)
-        if rate is not None:
-            figures.append((f"{rate:,.0f}", "pairs per second (median)"))
+            figures.append((f"{percentage(row[metric])} %", f"{name}, {task_name(row)}"))
+    last = run.metrics[-1] if run.metrics else {}
+    for key, label, spell in (
+        ("loss", "final loss", "{:.3f}".format),
+        ("step", "steps", "{:,}".format),
+        ("samples_seen", "pairs seen", "{:,}".format),
+        ("seconds", "training time", format_seconds),
+    ):
+        if key in last:
+            figures.append((spell(last[key]), label))
+    rate = _median_rate(run.metrics)
+    if rate is not None:
+        figures.append((f"{rate:,.0f}", "pairs per second (median)"))
     return figures
 
 
@@ -99,7 +101,7 @@ def _median_rate(metrics: list[Row]) -> float | None:
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
     setting = run.setting
     pairs = [
-        ("data", f"{setting('data.path', '?')} ({setting('data.format', 'auto')})"),
+        ("data", f"{setting('data.path') or 'a mixture'} ({setting('data.format', 'auto')})"),
         ("evaluated on", _evaluated_on(setting("evaluations") or ())),
         ("batch size", setting("batch_size")),
         ("loss", setting("loss")),
@@ -194,11 +196,8 @@ def _quality_chart(evaluations: list[Row]) -> Chart | None:
     for (_, dataset, task), rows in series.items():
         part = dataset.rpartition("/")[2].replace("_", " ") if dataset.count("/") > 1 else ""
         of_part = f", {part}" if part and len(series) > 2 else ""
-        for metric, short in (
-            ("accuracy_top1", "top-1"),
-            ("image_to_text_recall_at_1", "R@1"),
-            ("image_to_text_recall_at_10", "R@10"),
-        ):
+        for metric, name in METRICS:
+            short = name.split()[-1]
             # For parts of a dataset, the figure that moves most is enough.
             if metric in rows[0] and not (of_part and short == "R@1"):
                 curve = _curve(rows, metric, f"{task} {short}{of_part}")
