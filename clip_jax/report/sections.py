@@ -6,6 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import flax
+import jax
+
 import clip_jax
 from clip_jax.errors import UserError
 from clip_jax.models.config import VitConfig
@@ -99,9 +102,10 @@ def _median_rate(metrics: list[Row]) -> float | None:
 
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
-    setting = run.setting
+    setting, devices = run.setting, jax.devices()
+    paths = setting("data.path") or ", ".join(part["path"] for part in setting("data.mixture", ()))
     pairs = [
-        ("data", f"{setting('data.path') or 'a mixture'} ({setting('data.format', 'auto')})"),
+        ("data", f"{paths or '?'} ({setting('data.format', 'auto')})"),
         ("evaluated on", _evaluated_on(setting("evaluations") or ())),
         ("batch size", setting("batch_size")),
         ("loss", setting("loss")),
@@ -111,8 +115,11 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
         ("tokenizer", _tokenizer(run)),
         ("seed", setting("seed")),
         ("devices in training", _devices(run.metrics)),
-        ("report made on", _this_machine()),
-        ("versions", _versions()),
+        ("report made on", f"{len(devices)} × {devices[0].device_kind}"),
+        (
+            "versions",
+            f"clip_jax {clip_jax.__version__}, jax {jax.__version__}, flax {flax.__version__}",
+        ),
     ]
     return [(name, str(value)) for name, value in pairs if value not in (None, "")]
 
@@ -138,20 +145,6 @@ def _devices(metrics: list[Row]) -> str:
     if row is None:
         return ""
     return f"{row['samples_per_second'] / row['samples_per_second_per_device']:.0f}"
-
-
-def _this_machine() -> str:
-    import jax
-
-    devices = jax.devices()
-    return f"{len(devices)} × {devices[0].device_kind}"
-
-
-def _versions() -> str:
-    import flax
-    import jax
-
-    return f"clip_jax {clip_jax.__version__}, jax {jax.__version__}, flax {flax.__version__}"
 
 
 def _curves(run: RunFiles) -> list[Chart]:
