@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from clip_jax.data.records import Source
 from clip_jax.data.sources.refine import RefinedSource
-from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.errors import DecodeError
 
 
@@ -28,11 +27,10 @@ def position_of(source: Source, index: int) -> str:
     """The file and byte if the source knows them, else the number of the record."""
     if isinstance(source, RefinedSource):
         return position_of(source.source, index)
-    if isinstance(source, MixtureSource):
-        for part in source.sources:
-            if index < len(part):
-                return position_of(part, index)
-            index -= len(part)
+    for part in getattr(source, "sources", ()):  # of a mixture
+        if index < len(part):
+            return position_of(part, index)
+        index -= len(part)
     position = getattr(source, "position", None)  # a method of tars
     return f"record {index}" if position is None else position(index)
 
@@ -41,9 +39,10 @@ def damaged_files(source: Source) -> dict[str, str]:
     """File -> the reason why some or all of its samples are missing, or may be."""
     if isinstance(source, RefinedSource):
         return damaged_files(source.source)
-    if isinstance(source, MixtureSource):
-        return {file: why for part in source.sources for file, why in damaged_files(part).items()}
-    return dict(getattr(source, "damaged", {}))
+    found = dict(getattr(source, "damaged", {}))  # of tars
+    for part in getattr(source, "sources", ()):
+        found |= damaged_files(part)
+    return found
 
 
 def describe_kinds(counts: Mapping[str, int]) -> str:

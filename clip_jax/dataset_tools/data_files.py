@@ -9,7 +9,6 @@ from clip_jax.data.records import Source
 from clip_jax.data.sources import reader_of
 from clip_jax.data.sources.columns import image_place
 from clip_jax.data.sources.refine import RefinedSource
-from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.files.patterns import expand_paths, is_remote
 
 
@@ -30,10 +29,8 @@ def state_of_files(source: Source, parts: Sequence[SourceConfig]) -> str | None:
 
     `parts`: the configuration of the source, or of each source of a mixture.
     """
-    source = source.source if isinstance(source, RefinedSource) else source
-    sources = source.sources if isinstance(source, MixtureSource) else (source,)
     digest, count = hashlib.blake2b(digest_size=16), 0
-    for part, config in zip(sources, parts, strict=True):
+    for part, config in zip(getattr(source, "sources", (source,)), parts, strict=True):
         inner = part.source if isinstance(part, RefinedSource) else part
         for name, place in _files(inner, os.path.expanduser(config.path), config.format):
             try:

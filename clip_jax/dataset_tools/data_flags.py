@@ -1,7 +1,6 @@
 """Flags of a command: its data, as a configuration of training has it, and the common ones."""
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from clip_jax.training.config import (
     default_config,
     to_dict,
 )
+from clip_jax.training.log.summary import read_config as read_run_config
 from clip_jax.training.source_flags import HELP
 
 _OVERRIDES = "config.KEY"  # shown in the help
@@ -105,18 +105,16 @@ def _changed(data: SourceConfig) -> dict[str, Any]:
 
 def run_config(folder: Path) -> TrainConfig:
     """The configuration in config.json of a run's folder. Raises UserError if there is none."""
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    values = read_run_config(folder)
+    if not values:
         raise UserError(
-            f"--config={folder}: is no run, {path.name} in it cannot be read ({error}); give a file"
-            " such as configs/quickstart.py, or the folder of a run"
-        ) from error
+            f"--config={folder}: is no run: it has no readable config.json; give a file such as"
+            " configs/quickstart.py, or the folder of a run"
+        )
     try:
         return build_config(values)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{folder / 'config.json'}: {error}") from error
 
 
 def open_data(config: TrainConfig, **changes: Any) -> Source:

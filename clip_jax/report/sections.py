@@ -6,6 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import flax
+import jax
+
 import clip_jax
 from clip_jax.errors import UserError
 from clip_jax.models.config import VitConfig
@@ -22,6 +25,12 @@ from clip_jax.training.log.summary import (
     row_size,
     task_name,
     used_columns,
+)
+
+METRICS = (
+    ("accuracy_top1", "zero-shot top-1"),
+    ("image_to_text_recall_at_1", "image→text R@1"),
+    ("image_to_text_recall_at_10", "image→text R@10"),
 )
 
 
@@ -67,26 +76,22 @@ def _figures(run: RunFiles) -> list[tuple[str, str]]:
     """(figure, label) pairs."""
     figures = []
     rows = last_evaluation(run.evaluations)
-    for metric, label in (
-        ("accuracy_top1", "zero-shot top-1"),
-        ("image_to_text_recall_at_1", "image→text R@1"),
-        ("image_to_text_recall_at_10", "image→text R@10"),
-    ):
+    for metric, name in METRICS:
         row = next((row for row in rows if metric in row), None)
         if row is not None:
-            figures.append((f"{percentage(row[metric])} %", f"{label}, {task_name(row)}"))
-    if run.metrics:
-        last = run.metrics[-1]
-        if "loss" in last:
-            figures.append((f"{last['loss']:.3f}", "final loss"))
-        figures.append((f"{last['step']:,}", "steps"))
-        if "samples_seen" in last:
-            figures.append((f"{last['samples_seen']:,}", "pairs seen"))
-        if "seconds" in last:
-            figures.append((format_seconds(last["seconds"]), "training time"))
-        rate = _median_rate(run.metrics)
-        if rate is not None:
-            figures.append((f"{rate:,.0f}", "pairs per second (median)"))
+            figures.append((f"{percentage(row[metric])} %", f"{name}, {task_name(row)}"))
+    last = run.metrics[-1] if run.metrics else {}
+    for key, label, spell in (
+        ("loss", "final loss", "{:.3f}".format),
+        ("step", "steps", "{:,}".format),
+        ("samples_seen", "pairs seen", "{:,}".format),
+        ("seconds", "training time", format_seconds),
+    ):
+        if key in last:
+            figures.append((spell(last[key]), label))
+    rate = _median_rate(run.metrics)
+    if rate is not None:
+        figures.append((f"{rate:,.0f}", "pairs per second (median)"))
     return figures
 
 
@@ -97,9 +102,10 @@ def _median_rate(metrics: list[Row]) -> float | None:
 
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
-    setting = run.setting
+    setting, devices = run.setting, jax.devices()
+    paths = setting("data.path") or ", ".join(part["path"] for part in setting("data.mixture", ()))
     pairs = [
-        ("data", f"{setting('data.path', '?')} ({setting('data.format', 'auto')})"),
+        ("data", f"{paths or '?'} ({setting('data.format', 'auto')})"),
         ("evaluated on", _evaluated_on(setting("evaluations") or ())),
         ("batch size", setting("batch_size")),
         ("loss", setting("loss")),
@@ -109,8 +115,11 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
         ("tokenizer", _tokenizer(run)),
         ("seed", setting("seed")),
         ("devices in training", _devices(run.metrics)),
-        ("report made on", _this_machine()),
-        ("versions", _versions()),
+        ("report made on", f"{len(devices)} × {devices[0].device_kind}"),
+        (
+            "versions",
+            f"clip_jax {clip_jax.__version__}, jax {jax.__version__}, flax {flax.__version__}",
+        ),
     ]
     return [(name, str(value)) for name, value in pairs if value not in (None, "")]
 
@@ -136,20 +145,6 @@ def _devices(metrics: list[Row]) -> str:
     if row is None:
         return ""
     return f"{row['samples_per_second'] / row['samples_per_second_per_device']:.0f}"
-
-
-def _this_machine() -> str:
-    import jax
-
-    devices = jax.devices()
-    return f"{len(devices)} × {devices[0].device_kind}"
-
-
-def _versions() -> str:
-    import flax
-    import jax
-
-    return f"clip_jax {clip_jax.__version__}, jax {jax.__version__}, flax {flax.__version__}"
 
 
 def _curves(run: RunFiles) -> list[Chart]:
@@ -194,11 +189,8 @@ def _quality_chart(evaluations: list[Row]) -> Chart | None:
     for (_, dataset, task), rows in series.items():
         part = dataset.rpartition("/")[2].replace("_", " ") if dataset.count("/") > 1 else ""
         of_part = f", {part}" if part and len(series) > 2 else ""
-        for metric, short in (
-            ("accuracy_top1", "top-1"),
-            ("image_to_text_recall_at_1", "R@1"),
-            ("image_to_text_recall_at_10", "R@10"),
-        ):
+        for metric, name in METRICS:
+            short = name.split()[-1]
             # For parts of a dataset, the figure that moves most is enough.
             if metric in rows[0] and not (of_part and short == "R@1"):
                 curve = _curve(rows, metric, f"{task} {short}{of_part}")

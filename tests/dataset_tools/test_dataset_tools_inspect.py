@@ -199,14 +199,22 @@ def test_mixtures_rules_and_cleaned_captions(tmp_path: Path, capsys: Capture) ->
     assert "from 9 captions" in ended.out
 
 
-def test_the_configuration_of_a_run(tmp_path: Path) -> None:
+def test_the_configuration_of_a_run(tmp_path: Path, capsys: Capture) -> None:
     with pytest.raises(UserError, match="is no run"):
         run_config(tmp_path)
     values = default_config()
-    values.data.path, values.steps, values.augmentation.flip_probability = "photos", 10, 0.25
+    values.data.path, values.steps = str(make_shards(tmp_path / "in", samples=5)), 10
+    values.data.filters.min_side, values.data.streaming = 50, True
     config = build_config(values)
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     assert run_config(tmp_path) == config
+    assert (
+        "5 samples: 0 good, 5 bad (5 image_filtered)"
+        in run(capsys, "verify", config=tmp_path, workers=0).out
+    ), "what streams in training is read by numbers here"
+    other = make_shards(tmp_path / "other", samples=3, side=60)
+    ended = run(capsys, "verify", config=tmp_path, data=other, workers=0)
+    assert "3 samples: 3 good, 0 bad" in ended.out, "by the same rules"
     (tmp_path / "config.json").write_text('{"data": {}, "augmentation": {"flip": 1}}')
     with pytest.raises(UserError, match=r"config\.json: unknown key 'config\.augmentation\.flip'"):
         run_config(tmp_path)
