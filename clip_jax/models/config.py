@@ -114,8 +114,11 @@ class _TransformerVision:
             _check_divides("vision.pool_heads", self.pool_heads, "vision.width", self.width)
         if self.pool == "queries":
             _check_divides("vision.pool_heads", self.pool_heads, "embed_dim", shared.embed_dim)
-        if self.rope != "none":
-            _check_divides("4 bands", 4, "head width", self.width // self.heads)
+        if self.rope != "none" and self.width // self.heads % 4:
+            raise UserError(
+                f"vision.rope={self.rope!r}: needs vision.width={self.width} over "
+                f"vision.heads={self.heads} to be a multiple of 4"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +232,8 @@ class FastVitConfig(_StagesVision):
         """Raises `UserError` for sizes that no tower can have."""
         self._check_stages(shared, "FastViT", more=True)
         _check_divides("vision.width", self.width, "vision.mlp_dim", self.mlp_dim)
-        _check_divides("head width", 32, "8 x vision.width", self.width * 8)
+        if self.width % 4:
+            raise UserError(f"vision.width={self.width}: a FastViT takes a multiple of 4")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -180,4 +180,4 @@ def unknown_field(key: str, known: Collection[str], hint: str = "") -> UserError
     """The error for a key that no field has: with `hint`, or the nearest known key."""
     near = difflib.get_close_matches(key, known, n=1)
     hint = hint or (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
-    return UserError(f"unknown field {key!r} of ClipConfig; {hint}")
+    return UserError(f"{key}: no field of ClipConfig; {hint}")

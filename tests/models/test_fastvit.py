@@ -122,7 +122,7 @@ def test_squeeze_is_a_quarter_in_steps_of_eight() -> None:
     [
         ({"image_size": 224}, "image_size=224: a FastViT takes a multiple of 64"),
         ({"vision__layers": (2, 2, 2)}, "a FastViT takes four or five stage depths"),
-        ({"vision__width": 90}, "must divide 8 x vision.width=720"),
+        ({"vision__width": 90}, "a FastViT takes a multiple of 4"),
         ({"vision__layer_scale": None}, "vision.layer_scale=None: must be a number"),
     ],
 )
