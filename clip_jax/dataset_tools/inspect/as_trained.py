@@ -100,7 +100,7 @@ def of_model(name: str, given: Tokenizer | None, given_name: str | None) -> AsTr
 
     Raises UserError if it is no model, or has no tokenizer and none is given.
     """
-    from clip_jax.weights.open_model import open_model
+    from clip_jax.weights.load import open_model
     from clip_jax.weights.resolve import resolve_source
 
     path = resolve_source(name)

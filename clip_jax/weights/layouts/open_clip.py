@@ -6,8 +6,9 @@ Models with their own text tower class ("custom text") have the same text names 
 timm's image towers are in `timm….py`.
 """
 
+import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from clip_jax.models.config import (
     BertConfig,
@@ -24,7 +25,7 @@ from clip_jax.weights.layouts.timm import timm_vit_rules
 from clip_jax.weights.layouts.timm_convnext import convnext_rules
 from clip_jax.weights.layouts.timm_fastvit import fastvit_rules
 from clip_jax.weights.layouts.timm_hybrid import hybrid_rules
-from clip_jax.weights.rules.table import Rule, affine, blocks, linear, under
+from clip_jax.weights.rules.table import Rule, Tensors, affine, blocks, linear, under
 
 # These files also hold tensors that are neither parameters nor running statistics.
 IGNORED = re.compile(
@@ -171,6 +172,12 @@ def open_clip_rules(config: ClipConfig, custom_text: bool | None = None) -> list
         *_vision_rules(config.vision, config.scan_layers),
         *(coca_rules(config) if config.decoder is not None else ()),
     ]
+
+
+def rules_of(tensors: Tensors) -> Callable[[ClipConfig], list[Rule]]:
+    """The table of a file, by where it has the text tower."""
+    custom = any(name.startswith("text.") for name in tensors.shapes)
+    return functools.partial(open_clip_rules, custom_text=custom)
 
 
 def coca_rules(config: ClipConfig) -> list[Rule]:
