@@ -12,6 +12,10 @@ from clip_jax.text.tokenizer import Tokenizer
 from clip_jax.weights.files.folders import newest_trainer_checkpoint, refuse_adapter
 from clip_jax.weights.files.tensors import find_weights, open_tensors
 from clip_jax.weights.layouts import dual_encoder, huggingface
+from clip_jax.weights.layouts.huggingface_config import (
+    config_from_huggingface,
+    config_to_huggingface,
+)
 from clip_jax.weights.layouts.layout import (
     Layout,
     Opened,
@@ -52,7 +56,7 @@ def _open_folder(path: Path, file: Path | None = None, root: Path | None = None)
         rules = functools.partial(dual_encoder.dual_encoder_rules, names=tensors.shapes)
         ignored = dual_encoder.IGNORED
     else:
-        config = huggingface.config_from_huggingface(document)
+        config = config_from_huggingface(document)
         rules, ignored = huggingface.huggingface_rules, huggingface.IGNORED
     config = _with_preprocessing(config, [folder for folder in (path, root) if folder])
 
@@ -86,7 +90,7 @@ def _with_preprocessing(config: ClipConfig, folders: list[Path]) -> ClipConfig:
 
 def _write(config: ClipConfig, tokenizer: Tokenizer | None) -> Written:
     end_of_text = None if tokenizer is None else tokenizer.eos_id
-    document = huggingface.config_to_huggingface(config, end_of_text=end_of_text)
+    document = config_to_huggingface(config, end_of_text=end_of_text)
     kind = {"metaclip_2": "clip"}.get(document["model_type"], document["model_type"])
     patch_size = getattr(config.vision, "patch_size", None)
     preprocessor = to_huggingface(image_fields(config), kind, patch_size)

@@ -18,8 +18,9 @@ from clip_jax.models.config import (
     image_fields,
     norm_eps,
 )
-from clip_jax.weights.layouts.open_clip import has_custom_text, has_timm_tower
+from clip_jax.weights.layouts.open_clip import has_custom_text
 from clip_jax.weights.layouts.open_clip_config import HF_TEXT, ROBERTA, TIMM_TOWERS
+from clip_jax.weights.layouts.timm import has_timm_tower
 from clip_jax.weights.rules.preprocessing import to_open_clip
 
 
