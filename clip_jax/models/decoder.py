@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.attention import NO_CONTEXT, BlockConfig, Context
-from clip_jax.models.config import DecoderConfig, SharedConfig, TextConfig
 from clip_jax.models.initializers import BlockInitializers
+from clip_jax.models.kinds import DecoderConfig, SharedConfig, TextConfig
 from clip_jax.models.text import past_mask, text_block_config
 from clip_jax.models.transformer import Block, stack
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from clip_jax.models.config import HybridConfig, SharedConfig, norm_eps
+from clip_jax.models.kinds import HybridConfig, SharedConfig, norm_eps
 from clip_jax.models.remat import rematerialized
 from clip_jax.models.resnet import BatchNorm
 from clip_jax.models.transformer import ACTIVATIONS

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.attention import BlockConfig, Context
-from clip_jax.models.config import SharedConfig, TextConfig, TransformerTextConfig
 from clip_jax.models.constraints import embed
+from clip_jax.models.kinds import SharedConfig, TextConfig, TransformerTextConfig
 from clip_jax.models.projection import project
 from clip_jax.models.transformer import stack
 

@@ -21,9 +21,9 @@ from clip_jax.models.attention import (
     BlockConfig,
     Context,
 )
-from clip_jax.models.config import SharedConfig
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import BlockInitializers
+from clip_jax.models.kinds import SharedConfig
 from clip_jax.models.remat import BLOCK_INPUT, rematerialized
 
 Array = jax.Array

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.attention import BlockConfig, Context
-from clip_jax.models.config import HybridConfig, SharedConfig, VitConfig, norm_eps
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import torch_uniform
+from clip_jax.models.kinds import HybridConfig, SharedConfig, VitConfig, norm_eps
 from clip_jax.models.pooling import AttentionPoolHead, QueryPool
 from clip_jax.models.projection import project
 from clip_jax.models.rope import rope_tables
@@ -44,8 +44,8 @@ def block_config(config: VitConfig | HybridConfig, shared: SharedConfig) -> Bloc
 
 def pool_config(config: VitConfig | HybridConfig, shared: SharedConfig) -> BlockConfig:
     """Options of a pool by learned queries."""
-    sizes = {"heads": config.pool_heads, "mlp_dim": config.pool_mlp_dim}
-    return dataclasses.replace(_plain_block(config, shared), **sizes)
+    plain = _plain_block(config, shared)
+    return dataclasses.replace(plain, heads=config.pool_heads, mlp_dim=config.pool_mlp_dim)
 
 
 class VisionTransformer(nn.Module):

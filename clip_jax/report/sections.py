@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import clip_jax
 from clip_jax.errors import UserError
-from clip_jax.models.config import VitConfig
+from clip_jax.models.kinds import VitConfig
 from clip_jax.report import page
 from clip_jax.report.charts import DARK, LIGHT, Chart, Curve, draw
 from clip_jax.report.gallery import gallery_sections

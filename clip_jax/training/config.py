@@ -23,7 +23,8 @@ from clip_jax.data.task_data import TaskData, TaskOptions
 from clip_jax.errors import UserError
 from clip_jax.images.augmentation import Augmentation
 from clip_jax.models.architectures import get_architecture
-from clip_jax.models.config import KINDS, ClipConfig, SharedConfig, override, part_fields
+from clip_jax.models.config import ClipConfig, override, part_fields
+from clip_jax.models.kinds import KINDS, SharedConfig
 from clip_jax.training.config_values import build, optional, to_config_dict
 
 

@@ -11,7 +11,7 @@ from clip_jax.errors import DecodeError, UserError
 from clip_jax.images.augmentation import Augmentation, training_image
 from clip_jax.images.decoding import decode
 from clip_jax.images.transform import ImageTransform
-from clip_jax.models.config import OPENAI_MEAN
+from clip_jax.models.kinds import OPENAI_MEAN
 
 
 def torchvision_rule(image: Image.Image, size: int) -> np.ndarray:

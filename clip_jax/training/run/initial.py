@@ -21,8 +21,9 @@ from jax.sharding import Mesh
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.config import KINDS, ClipConfig, differences
+from clip_jax.models.config import ClipConfig, differences
 from clip_jax.models.fields import Effect
+from clip_jax.models.kinds import KINDS
 from clip_jax.sharding import leaves_by_path
 from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
 from clip_jax.training.config import TrainConfig

@@ -7,8 +7,8 @@ from clip_jax.weights.rules.table import Rule, affine, attention, blocks, linear
 
 
 def _block() -> Iterator[Rule]:
-    query, key, value = (f"attention.self.{name}" for name in ("query", "key", "value"))
-    yield from attention(query, key, value, "attention.output.dense")
+    parts = [f"attention.self.{name}" for name in ("query", "key", "value")]
+    yield from attention(parts, "attention.output.dense")
     yield from affine("attention.output.LayerNorm", "attention_norm")
     yield from linear("intermediate.dense", "mlp/in")
     yield from linear("output.dense", "mlp/out")

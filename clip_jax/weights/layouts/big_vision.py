@@ -16,7 +16,8 @@ import numpy as np
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
-from clip_jax.models.config import ClipConfig, VitConfig, differences, override
+from clip_jax.models.config import ClipConfig, differences, override
+from clip_jax.models.kinds import VitConfig
 from clip_jax.weights.files.tensors import find_weights, open_tensors
 from clip_jax.weights.layouts.huggingface_config import siglip_config
 from clip_jax.weights.layouts.layout import Layout, Opened, tokenizer_in

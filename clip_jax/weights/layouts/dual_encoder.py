@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from clip_jax.errors import UserError
-from clip_jax.models.config import BertConfig, ClipConfig, VitConfig, override
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.kinds import BertConfig, VitConfig
 from clip_jax.weights.layouts.bert import bert_rules
 from clip_jax.weights.layouts.huggingface import BLOCK
 from clip_jax.weights.layouts.huggingface_config import Section
@@ -144,7 +145,7 @@ def _plain_block(old: bool) -> Iterator[Rule]:
         names, query = ("q", "k", "v"), "attention.{}_proj"
     out = "attention.output.dense" if old else "attention.o_proj"
     widen, narrow = ("intermediate.dense", "output.dense") if old else ("mlp.fc1", "mlp.fc2")
-    yield from attention(*(query.format(name) for name in names), out)
+    yield from attention([query.format(name) for name in names], out)
     yield from affine("layernorm_before", "attention_norm")
     yield from affine("layernorm_after", "mlp_norm")
     yield from linear(widen, "mlp/in")

@@ -6,7 +6,8 @@ except in SigLIP's pooling head, which stacks them on the first axis.
 
 import re
 
-from clip_jax.models.config import ClipConfig, VitConfig
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.kinds import VitConfig
 from clip_jax.weights.rules.table import (
     Rule,
     affine,
@@ -24,7 +25,7 @@ IGNORED = re.compile(r"\.embeddings\.position_ids$")
 MLP = (*linear("mlp.fc1", "mlp/in"), *linear("mlp.fc2", "mlp/out"))
 BLOCK = (
     *affine("layer_norm1", "attention_norm"),
-    *attention(*(f"self_attn.{name}_proj" for name in "qkv"), "self_attn.out_proj"),
+    *attention([f"self_attn.{name}_proj" for name in "qkv"], "self_attn.out_proj"),
     *affine("layer_norm2", "mlp_norm"),
     *MLP,
 )

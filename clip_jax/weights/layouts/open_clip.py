@@ -10,14 +10,8 @@ import functools
 import re
 from collections.abc import Callable, Iterator
 
-from clip_jax.models.config import (
-    BertConfig,
-    ClipConfig,
-    ConvNextConfig,
-    ResNetConfig,
-    VisionConfig,
-    VitConfig,
-)
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.kinds import BertConfig, ConvNextConfig, ResNetConfig, VisionConfig, VitConfig
 from clip_jax.weights.layouts.bert import open_clip_bert_rules
 from clip_jax.weights.layouts.timm import has_timm_tower, timm_rules
 from clip_jax.weights.rules.table import (
@@ -107,9 +101,11 @@ def _vit_rules(config: VitConfig, scanned: bool) -> Iterator[Rule]:
 
 
 def _vision_rules(tower: VisionConfig, scanned: bool) -> Iterator[Rule]:
-    if has_timm_tower(tower):
-        return timm_rules(tower, scanned)
-    return _resnet_rules(tower) if isinstance(tower, ResNetConfig) else _vit_rules(tower, scanned)
+    if isinstance(tower, ResNetConfig):
+        return _resnet_rules(tower)
+    if isinstance(tower, VitConfig) and not has_timm_tower(tower):
+        return _vit_rules(tower, scanned)
+    return timm_rules(tower, scanned)
 
 
 def _text_rules(config: ClipConfig) -> Iterator[Rule]:

@@ -5,17 +5,15 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.config import (
+from clip_jax.models.config import ClipConfig, effective_fields, image_fields
+from clip_jax.models.kinds import (
     BertConfig,
-    ClipConfig,
     ConvNextConfig,
     FastVitConfig,
     HybridConfig,
     ResNetConfig,
     TransformerTextConfig,
     VitConfig,
-    effective_fields,
-    image_fields,
     norm_eps,
 )
 from clip_jax.weights.layouts.open_clip import has_custom_text

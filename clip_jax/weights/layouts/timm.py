@@ -7,7 +7,9 @@ under `visual.head.`; "linear_bias" is the trunk's own head.
 
 from collections.abc import Callable, Iterator
 
-from clip_jax.models.config import (
+from clip_jax.models.fastvit import ATTENTION_FROM, entry_squeeze
+from clip_jax.models.hybrid import INVERTED_DEPTHS
+from clip_jax.models.kinds import (
     ConvNextConfig,
     FastVitConfig,
     HybridConfig,
@@ -15,8 +17,6 @@ from clip_jax.models.config import (
     VisionConfig,
     VitConfig,
 )
-from clip_jax.models.fastvit import ATTENTION_FROM, entry_squeeze
-from clip_jax.models.hybrid import INVERTED_DEPTHS
 from clip_jax.weights.rules.table import (
     Rule,
     affine,

@@ -116,11 +116,9 @@ def attention_out(theirs: str, ours: str = "attention") -> tuple[Rule, ...]:
     return kernel, Rule(f"{theirs}.bias", f"{ours}/out_bias")
 
 
-def attention(
-    query: str, key: str, value: str, out: str, ours: str = "attention"
-) -> Iterator[Rule]:
-    """Rules of an attention whose query, key and value are Linear layers of these names."""
-    for index, theirs in enumerate((query, key, value)):
+def attention(parts: Iterable[str], out: str, ours: str = "attention") -> Iterator[Rule]:
+    """Rules of an attention whose query, key and value are Linear layers called `parts`."""
+    for index, theirs in enumerate(parts):
         part = (slice(None), index)
         yield Rule(f"{theirs}.weight", f"{ours}/query_key_value", "into_heads", part)
         yield Rule(f"{theirs}.bias", f"{ours}/query_key_value_bias", "flat", (index,))
