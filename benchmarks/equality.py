@@ -22,7 +22,8 @@ import numpy as np
 from absl import app, flags
 
 from clip_jax import sharding
-from clip_jax.models.config import ClipConfig, TransformerTextConfig, VitConfig
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.kinds import TransformerTextConfig, VitConfig
 from clip_jax.models.two_tower import TwoTower, init_params, normalize_images
 from clip_jax.training.step.gradient import Objective, loss_gradient
 

@@ -33,7 +33,7 @@ from clip_jax.models.generation import (
 from clip_jax.models.two_tower import TwoTower, count_trainable, l2_normalize, normalize_images
 from clip_jax.sharding import batch_sharding, make_mesh, replicated
 from clip_jax.text.tokenizer import Tokenizer
-from clip_jax.weights.load import NoTokenizerError
+from clip_jax.weights.layouts.layout import NoTokenizerError
 from clip_jax.weights.save import save_model
 
 logger = logging.getLogger(__name__)

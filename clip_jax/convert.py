@@ -17,8 +17,8 @@ _SOURCE = flags.DEFINE_string(
     None,
     "What clip_jax.load takes: a folder, a file of weights, a run, a hub id, a URL (gs://, s3://).",
 )
-_FORMAT = flags.DEFINE_enum(
-    "format", "clip_jax", ["clip_jax", "huggingface", "open_clip"], "Layout to write."
+_FORMAT = flags.DEFINE_string(
+    "format", "clip_jax", "Layout to write: clip_jax, huggingface or open_clip."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write: new, empty, or a model's.")
 _ARCHITECTURE = flags.DEFINE_string(
@@ -49,8 +49,8 @@ def main() -> int:
     from clip_jax.models.two_tower import count_trainable
     from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
     from clip_jax.weights.fitting import fitting
-    from clip_jax.weights.load import NoTokenizerError
-    from clip_jax.weights.open_model import open_model
+    from clip_jax.weights.layouts.layout import NoTokenizerError
+    from clip_jax.weights.load import open_model
     from clip_jax.weights.resolve import resolve_source
     from clip_jax.weights.save import check_output, save_model
 

@@ -15,8 +15,7 @@ from clip_jax.models.two_tower import init_params
 from clip_jax.sharding import make_mesh
 from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
 from clip_jax.weights.fitting import fit_tokenizer, fitting
-from clip_jax.weights.load import on_mesh
-from clip_jax.weights.open_model import open_model
+from clip_jax.weights.load import on_mesh, open_model
 from clip_jax.weights.resolve import resolve_source
 
 

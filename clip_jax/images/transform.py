@@ -14,7 +14,7 @@ from clip_jax.arguments import POSITIVE, Checked, Range
 from clip_jax.errors import UserError
 from clip_jax.images.decoding import ImageLike, decode
 from clip_jax.images.resampling import INTERPOLATIONS, interpolation_filter
-from clip_jax.models.config import OPENAI_MEAN, OPENAI_STD
+from clip_jax.models.kinds import OPENAI_MEAN, OPENAI_STD
 
 RESIZES = ("shortest", "longest", "squash")
 

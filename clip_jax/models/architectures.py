@@ -15,17 +15,15 @@ from typing import Any
 from clip_jax.arguments import shown
 from clip_jax.errors import UserError
 from clip_jax.models.architectures_timm import convnext, mobileclip, vitamin
-from clip_jax.models.config import (
+from clip_jax.models.config import ClipConfig, effective_fields, override
+from clip_jax.models.fields import FUNCTION
+from clip_jax.models.kinds import (
     BertConfig,
-    ClipConfig,
     DecoderConfig,
     ResNetConfig,
     TransformerTextConfig,
     VitConfig,
-    effective_fields,
-    override,
 )
-from clip_jax.models.fields import FUNCTION
 from clip_jax.models.rows import Shape, row, text, vit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

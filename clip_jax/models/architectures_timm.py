@@ -3,13 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from clip_jax.models.config import (
-    ClipConfig,
-    ConvNextConfig,
-    FastVitConfig,
-    HybridConfig,
-    TransformerTextConfig,
-)
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.kinds import ConvNextConfig, FastVitConfig, HybridConfig, TransformerTextConfig
 from clip_jax.models.rows import row, text, vit
 
 _CONVNEXT_DEPTHS = {

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.attention import Context
-from clip_jax.models.config import BertConfig, SharedConfig
 from clip_jax.models.constraints import embed
+from clip_jax.models.kinds import BertConfig, SharedConfig
 from clip_jax.models.projection import project
 from clip_jax.models.text import text_block_config
-from clip_jax.models.transformer import Transformer
+from clip_jax.models.transformer import stack
 
 
 def position_ids(tokens_BL: jax.Array, config: BertConfig) -> jax.Array:
@@ -56,13 +56,8 @@ class BertTextTransformer(nn.Module):
         x_BLD += jnp.take(positions, rows_BL, axis=0)
         x_BLD += table("token_types", config.token_types)[0]  # a single text has type 0
         norm = nn.LayerNorm(shared.norm_eps, dtype=dtype, name="embedding_norm")
-        x_BLD = Transformer(
-            layers=config.layers,
-            config=text_block_config(config, shared),
-            scan_layers=shared.scan_layers,
-            remat=shared.remat,
-            name="transformer",
-        )(norm(x_BLD), Context(mask=real_BL[:, None, None, :]))
+        blocks = stack(config.layers, text_block_config(config, shared), shared)
+        x_BLD = blocks(norm(x_BLD), Context(mask=real_BL[:, None, None, :]))
 
         pooled_BD = self._pool(x_BLD, real_BL)
         hidden = (width + shared.embed_dim) // 2

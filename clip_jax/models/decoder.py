@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.attention import NO_CONTEXT, BlockConfig, Context
-from clip_jax.models.config import DecoderConfig, SharedConfig, TextConfig
 from clip_jax.models.initializers import BlockInitializers
+from clip_jax.models.kinds import DecoderConfig, SharedConfig, TextConfig
 from clip_jax.models.text import past_mask, text_block_config
-from clip_jax.models.transformer import Block, Transformer
+from clip_jax.models.transformer import Block, stack
 
 
 def decoder_block_config(
@@ -70,14 +70,9 @@ class CaptionDecoder(nn.Module):
     ) -> jax.Array:
         config, shared, dtype = self.config, self.shared, jnp.dtype(self.shared.dtype)
         mask = None if position is None else past_mask(length, position)
-        x_RLD = Transformer(
-            layers=config.layers,
-            config=decoder_block_config(config, self.text, shared),
-            scan_layers=shared.scan_layers,
-            remat=shared.remat,
-            block=CaptionBlock,
-            name="transformer",
-        )(x_RLD, Context(mask=mask, memory_BNC=memory_BNC, position=position))
+        block = decoder_block_config(config, self.text, shared)
+        blocks = stack(config.layers, block, shared, CaptionBlock)
+        x_RLD = blocks(x_RLD, Context(mask=mask, memory_BNC=memory_BNC, position=position))
         x_RLD = nn.LayerNorm(shared.norm_eps, dtype=dtype, name="final_norm")(x_RLD)
         width = x_RLD.shape[-1]
         init, shape = nn.initializers.normal(width**-0.5), (width, config.vocab_size)

@@ -42,7 +42,7 @@ class About(NamedTuple):
     only_if: Mapping[str, Collection[Any]] = {}
 
 
-def field(effect: Effect, default: Any, about: Mapping[str, Any]) -> Any:
+def field(effect: Effect, default: Any, **about: Any) -> Any:
     """A dataclass field; `about` has limits by name, and under other names its conditions."""
     limits = {key: value for key, value in about.items() if key in About._fields}
     only_if = {key: value for key, value in about.items() if key not in About._fields}
@@ -50,39 +50,13 @@ def field(effect: Effect, default: Any, about: Mapping[str, Any]) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def shape(default: Any, **about: Any) -> Any:
-    """A field that changes the shapes of parameters."""
-    return field("shape", default, about)
-
-
-def function(default: Any, **about: Any) -> Any:
-    """A field that changes what a model computes from the same parameters."""
-    return field("function", default, about)
-
-
-def resizable(default: Any, **about: Any) -> Any:
-    """A size that a stored model can be given anew."""
-    return field("resize", default, about)
-
-
-def start(default: Any, **about: Any) -> Any:
-    """A field that only changes initial parameters."""
-    return field("start", default, about)
-
-
-def image(default: Any, **about: Any) -> Any:
-    """A field of the preparation of images."""
-    return field("image", default, {"tower": "vision", **about})
-
-
-def training(default: Any, **about: Any) -> Any:
-    """A field that only matters in training."""
-    return field("training", default, about)
-
-
-def computing(default: Any, **about: Any) -> Any:
-    """A field that changes how a model is computed, but not what."""
-    return field("computing", default, about)
+shape = functools.partial(field, "shape")
+function = functools.partial(field, "function")
+resizable = functools.partial(field, "resize")
+start = functools.partial(field, "start")
+image = functools.partial(field, "image", tower="vision")
+training = functools.partial(field, "training")
+computing = functools.partial(field, "computing")
 
 
 def about_of(declared: "dataclasses.Field[Any]") -> About:
@@ -180,4 +154,4 @@ def unknown_field(key: str, known: Collection[str], hint: str = "") -> UserError
     """The error for a key that no field has: with `hint`, or the nearest known key."""
     near = difflib.get_close_matches(key, known, n=1)
     hint = hint or (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
-    return UserError(f"unknown field {key!r} of ClipConfig; {hint}")
+    return UserError(f"{key}: no field of ClipConfig; {hint}")

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from clip_jax.models.config import HybridConfig, SharedConfig, norm_eps
+from clip_jax.models.kinds import HybridConfig, SharedConfig, norm_eps
 from clip_jax.models.remat import rematerialized
 from clip_jax.models.resnet import BatchNorm
 from clip_jax.models.transformer import ACTIVATIONS
@@ -141,8 +141,4 @@ class HybridTransformer(VisionTransformer):
         if config.positions:
             positions = self.param("positions", init, (x_BLD.shape[1], width), jnp.float32)
             x_BLD += positions.astype(x_BLD.dtype)
-        if config.class_token:
-            class_token = self.param("class_token", init, (width,), jnp.float32)
-            class_B1D = jnp.broadcast_to(class_token.astype(x_BLD.dtype), (len(x_BLD), 1, width))
-            x_BLD = jnp.concatenate([class_B1D, x_BLD], axis=1)
-        return x_BLD
+        return self._with_class_token(x_BLD)

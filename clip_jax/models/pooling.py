@@ -5,21 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.attention import Attention, BlockConfig, Context
-from clip_jax.models.config import HybridConfig, SharedConfig, VitConfig, norm_eps
 from clip_jax.models.initializers import BlockInitializers
 from clip_jax.models.transformer import Mlp
-
-
-def _block_config(config: VitConfig | HybridConfig, shared: SharedConfig) -> BlockConfig:
-    return BlockConfig(
-        heads=config.pool_heads,
-        mlp_dim=config.pool_mlp_dim,
-        activation=config.activation,
-        norm_eps=norm_eps(config, shared),
-        dtype=jnp.dtype(shared.dtype),
-        init=config.init,
-        attention=shared.attention,
-    )
 
 
 class AttentionPoolHead(nn.Module):
@@ -28,12 +15,11 @@ class AttentionPoolHead(nn.Module):
     This is the "MAP head" of Zhai et al. 2022 (Scaling Vision Transformers) that SigLIP uses.
     """
 
-    config: VitConfig | HybridConfig
-    shared: SharedConfig
+    config: BlockConfig
 
     @nn.compact
     def __call__(self, tokens_BND: jax.Array) -> jax.Array:
-        block, width = _block_config(self.config, self.shared), tokens_BND.shape[-1]
+        block, width = self.config, tokens_BND.shape[-1]
         inits = BlockInitializers(block.init, width, block.mlp_dim, layers=1)
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, width), jnp.float32)
         probe_B1D = jnp.broadcast_to(probe.astype(block.dtype), (len(tokens_BND), 1, width))
@@ -46,13 +32,13 @@ class AttentionPoolHead(nn.Module):
 class QueryPool(nn.Module):
     """(B, N, C) -> (B, Q, embed_dim): Q learned queries attend to all tokens (CoCa)."""
 
-    config: VitConfig | HybridConfig
-    shared: SharedConfig
+    config: BlockConfig
+    width: int  # embed_dim
+    count: int  # Q
 
     @nn.compact
     def __call__(self, tokens_BNC: jax.Array) -> jax.Array:
-        config, block = self.config, _block_config(self.config, self.shared)
-        width, count = self.shared.embed_dim, config.pool_queries
+        block, width, count = self.config, self.width, self.count
         inits = BlockInitializers(block.init, width, block.mlp_dim, layers=1)
         queries = self.param("queries", nn.initializers.normal(1.0), (count, width), jnp.float32)
 

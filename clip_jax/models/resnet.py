@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax.models.config import ResNetConfig, SharedConfig
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import torch_uniform
+from clip_jax.models.kinds import ResNetConfig, SharedConfig
 from clip_jax.models.remat import rematerialized
 
 BATCH_STATISTICS = "batch_statistics"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clip_jax.models.config import HybridConfig, VitConfig
+from clip_jax.models.kinds import HybridConfig, VitConfig
 
 TEMPERATURE = 10_000.0
 

@@ -2,13 +2,8 @@
 
 from typing import Any
 
-from clip_jax.models.config import (
-    ClipConfig,
-    TextConfig,
-    TransformerTextConfig,
-    VisionConfig,
-    VitConfig,
-)
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.kinds import TextConfig, TransformerTextConfig, VisionConfig, VitConfig
 
 # width, layers, heads, and the width of the MLP if it is not 4 × width
 Shape = tuple[int, int, int] | tuple[int, int, int, int]

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.attention import BlockConfig, Context
-from clip_jax.models.config import SharedConfig, TextConfig, TransformerTextConfig
 from clip_jax.models.constraints import embed
+from clip_jax.models.kinds import SharedConfig, TextConfig, TransformerTextConfig
 from clip_jax.models.projection import project
-from clip_jax.models.transformer import Transformer
+from clip_jax.models.transformer import stack
 
 
 def pool_positions(tokens_BL: jax.Array, config: TransformerTextConfig) -> jax.Array:
@@ -83,13 +83,8 @@ class TextTransformer(nn.Module):
             context = Context(mask=mask, position=position)
             x_BLD = jax.lax.dynamic_slice_in_dim(x_BLD, position, 1, axis=1)
 
-        x_BLD = Transformer(
-            layers=config.layers,
-            config=text_block_config(config, shared),
-            scan_layers=shared.scan_layers,
-            remat=shared.remat,
-            name="transformer",
-        )(x_BLD, context)
+        blocks = stack(config.layers, text_block_config(config, shared), shared)
+        x_BLD = blocks(x_BLD, context)
 
         if position is not None:
             return x_BLD

@@ -23,6 +23,7 @@ from clip_jax.models.attention import (
 )
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import BlockInitializers
+from clip_jax.models.kinds import SharedConfig
 from clip_jax.models.remat import BLOCK_INPUT, rematerialized
 
 Array = jax.Array
@@ -150,3 +151,10 @@ class Transformer(nn.Module):
         for index in range(self.layers):
             x_BLD, _ = block(self.config, inits, name=f"blocks_{index}")(x_BLD, context)
         return x_BLD
+
+
+def stack(
+    layers: int, config: BlockConfig, shared: SharedConfig, block: type[nn.Module] = Block
+) -> Transformer:
+    """The blocks of a tower, called "transformer" in the module that makes them."""
+    return Transformer(layers, config, shared.scan_layers, shared.remat, block, name="transformer")

@@ -1,5 +1,6 @@
 """Vision Transformer image tower (Dosovitskiy et al. 2021; CLIP paper section 2.4)."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -7,17 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.models.attention import BlockConfig, Context
-from clip_jax.models.config import HybridConfig, SharedConfig, VitConfig, norm_eps
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import torch_uniform
+from clip_jax.models.kinds import HybridConfig, SharedConfig, VitConfig, norm_eps
 from clip_jax.models.pooling import AttentionPoolHead, QueryPool
 from clip_jax.models.projection import project
 from clip_jax.models.rope import rope_tables
-from clip_jax.models.transformer import Transformer
+from clip_jax.models.transformer import stack
 
 
-def block_config(config: VitConfig | HybridConfig, shared: SharedConfig) -> BlockConfig:
-    """Options of the image tower's blocks."""
+def _plain_block(config: VitConfig | HybridConfig, shared: SharedConfig) -> BlockConfig:
+    """Options that the tower's blocks and its pool share."""
     return BlockConfig(
         heads=config.heads,
         mlp_dim=config.mlp_dim,
@@ -25,13 +26,26 @@ def block_config(config: VitConfig | HybridConfig, shared: SharedConfig) -> Bloc
         norm_eps=norm_eps(config, shared),
         dtype=jnp.dtype(shared.dtype),
         init=config.init,
+        attention=shared.attention,
+    )
+
+
+def block_config(config: VitConfig | HybridConfig, shared: SharedConfig) -> BlockConfig:
+    """Options of the image tower's blocks."""
+    return dataclasses.replace(
+        _plain_block(config, shared),
         norm=config.block_norm,
         mlp=config.mlp,
         inner_norm=config.inner_norm,
         key_bias=config.key_bias,
         layer_scale=config.layer_scale,
-        attention=shared.attention,
     )
+
+
+def pool_config(config: VitConfig | HybridConfig, shared: SharedConfig) -> BlockConfig:
+    """Options of a pool by learned queries."""
+    plain = _plain_block(config, shared)
+    return dataclasses.replace(plain, heads=config.pool_heads, mlp_dim=config.pool_mlp_dim)
 
 
 class VisionTransformer(nn.Module):
@@ -64,13 +78,7 @@ class VisionTransformer(nn.Module):
         if config.rope != "none":
             cosine, sine = rope_tables(config, shared.image_size)
             context = Context(rope=(jnp.asarray(cosine), jnp.asarray(sine)))
-        x_BLD = Transformer(
-            layers=config.layers,
-            config=block_config(config, shared),
-            scan_layers=shared.scan_layers,
-            remat=shared.remat,
-            name="transformer",
-        )(x_BLD, context)
+        x_BLD = stack(config.layers, block_config(config, shared), shared)(x_BLD, context)
         pooled_BD, memory_BNC = self._pool(x_BLD, with_memory)
         if config.pooler:
             init = nn.initializers.normal(0.02)
@@ -105,12 +113,19 @@ class VisionTransformer(nn.Module):
             zeros = nn.initializers.zeros
             bias = self.param("patch_embedding_bias", zeros, (width,), jnp.float32)
             x_BLD += bias.astype(dtype)
-        if config.class_token:
-            class_token = self.param("class_token", token_init, (width,), jnp.float32)
-            class_B1D = jnp.broadcast_to(class_token.astype(dtype), (batch, 1, width))
-            x_BLD = jnp.concatenate([class_B1D, x_BLD], axis=1)
+        x_BLD = self._with_class_token(x_BLD)
         positions = self.param("positions", token_init, (x_BLD.shape[1], width), jnp.float32)
         return x_BLD + positions.astype(dtype)
+
+    def _with_class_token(self, x_BLD: jax.Array) -> jax.Array:
+        """Puts the class token, if there is one, before the patches."""
+        batch, _, width = x_BLD.shape
+        if not self.config.class_token:
+            return x_BLD
+        init = nn.initializers.normal(width**-0.5)
+        class_token = self.param("class_token", init, (width,), jnp.float32).astype(x_BLD.dtype)
+        class_B1D = jnp.broadcast_to(class_token, (batch, 1, width))
+        return jnp.concatenate([class_B1D, x_BLD], axis=1)
 
     def _drop_patches(self, x_BLD: jax.Array, rows_B: jax.Array) -> jax.Array:
         """Keeps a random share of the patches, (B, L, D) -> (B, L', D); Li et al. 2023, FLIP.
@@ -137,11 +152,14 @@ class VisionTransformer(nn.Module):
         config, shared = self.config, self.shared
         post_norm = self._norm("post_norm")
         if config.pool == "queries":
-            pooled = post_norm(QueryPool(config, shared, name="query_pool")(x_BLD))
+            block, count = pool_config(config, shared), config.pool_queries
+            pool = QueryPool(block, shared.embed_dim, count, name="query_pool")
+            pooled = post_norm(pool(x_BLD))
             return pooled[:, 0], pooled[:, 1:]
         if config.pool == "attention":
             x_BLD = post_norm(x_BLD)
-            return AttentionPoolHead(config, shared, name="attention_pool")(x_BLD), x_BLD
+            head = AttentionPoolHead(pool_config(config, shared), name="attention_pool")
+            return head(x_BLD), x_BLD
         first = int(config.class_token)
         if config.pool == "average":
             # LayerNorm acts on each token alone, but does not commute with the mean.

@@ -11,7 +11,7 @@ import jax
 
 import clip_jax
 from clip_jax.errors import UserError
-from clip_jax.models.config import VitConfig
+from clip_jax.models.kinds import VitConfig
 from clip_jax.report.charts import Chart, Curve
 from clip_jax.report.gallery import gallery_sections
 from clip_jax.report.inputs import RunFiles

@@ -23,7 +23,8 @@ from clip_jax.data.task_data import TaskData, TaskOptions
 from clip_jax.errors import UserError
 from clip_jax.images.augmentation import Augmentation
 from clip_jax.models.architectures import get_architecture
-from clip_jax.models.config import KINDS, ClipConfig, SharedConfig, part_fields
+from clip_jax.models.config import ClipConfig, override, part_fields
+from clip_jax.models.kinds import KINDS, SharedConfig
 from clip_jax.training.config_values import build, optional, to_config_dict
 
 
@@ -170,10 +171,11 @@ class ModelConfig:
 
     def architecture(self) -> ClipConfig:
         """Returns the resolved row; raises `UserError` for an unknown name or field."""
+        row = get_architecture(self.name)
         try:
-            return get_architecture(self.name, **self.overrides)
+            return override(row, **self.overrides)
         except UserError as error:
-            raise UserError(f"config.model: {error}") from error
+            raise UserError(f"config.model.{error}") from error
 
     @classmethod
     def config_dict(cls) -> config_dict.ConfigDict:
@@ -197,17 +199,21 @@ class ModelConfig:
     def from_values(cls, values: dict[str, Any], where: str) -> ModelConfig:
         """Builds it from the group `config.model`; None leaves a field unchanged."""
         del where
+        overrides = _given(values)
+        return cls(overrides.pop("name", cls().name), overrides)
 
-        def as_tuple(value: Any) -> Any:  # JSON has lists
-            return tuple(value) if isinstance(value, list) else value
 
-        overrides: dict[str, Any] = {}
-        for key, value in values.items():
-            if isinstance(value, dict):
-                value = {name: as_tuple(v) for name, v in value.items() if v is not None}
-            if key != "name" and value not in (None, {}):
-                overrides[key] = as_tuple(value)
-        return cls(values.get("name", cls().name), overrides)
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """The values that are set, lists as tuples; a group without any is left out."""
+    result = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            value = _given(value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        if value not in (None, {}):
+            result[key] = value
+    return result
 
 
 @dataclasses.dataclass(frozen=True)

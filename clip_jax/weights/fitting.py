@@ -4,7 +4,8 @@ import logging
 from typing import Any
 
 from clip_jax.errors import UserError
-from clip_jax.models.config import BertConfig, ClipConfig, override
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.kinds import BertConfig
 from clip_jax.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

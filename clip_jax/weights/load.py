@@ -1,13 +1,10 @@
-"""Recognition of a model on disk: its layout, configuration, tokenizer and weights."""
+"""Recognition of a model on disk, and reading of its parameters: any layout, a training run, or one
+of its checkpoints."""
 
 import dataclasses
 import functools
-import json
-import logging
 import math
-import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +14,35 @@ from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 from clip_jax.errors import UserError
-from clip_jax.models.architectures import get_architecture, same_function
-from clip_jax.models.config import ClipConfig, override
-from clip_jax.sharding import leaf_spec
-from clip_jax.text.huggingface_files import has_tokenizer, load_huggingface_tokenizer
-from clip_jax.text.tokenizer import OPENAI_VOCAB_SIZE, Tokenizer, get_tokenizer
-from clip_jax.weights.files.folders import inventory, newest_trainer_checkpoint, refuse_adapter
-from clip_jax.weights.files.tensors import find_weights, is_index, open_tensors
+from clip_jax.models.architectures import same_function
+from clip_jax.models.config import ClipConfig
+from clip_jax.sharding import leaf_spec, leaves_by_path
+from clip_jax.text.tokenizer import Tokenizer
+from clip_jax.weights.files.folders import inventory
 from clip_jax.weights.fitting import fitting
-from clip_jax.weights.layouts import big_vision, dual_encoder, huggingface, open_clip, openai
-from clip_jax.weights.layouts.bundle import bundle_rules, is_bundle, open_bundle
-from clip_jax.weights.layouts.open_clip_config import config_from_open_clip
-from clip_jax.weights.rules.preprocessing import from_huggingface
-from clip_jax.weights.rules.table import Place, Rule, Tensors, read_params
-
-OPEN_CLIP_CONFIG = "open_clip_config.json"
-OPEN_CLIP_WEIGHTS = (
-    "open_clip_model.safetensors",
-    "model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "pytorch_model.bin",
+from clip_jax.weights.layouts import layouts
+from clip_jax.weights.layouts.bundle import (
+    bundle_rules,
+    is_bundle,
+    is_whole,
+    tokenizer_from_identity,
 )
-HUGGING_FACE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-BARE_WEIGHTS = (*OPEN_CLIP_WEIGHTS, "model.pt", "model.npz")
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")
+from clip_jax.weights.layouts.checkpoint import (
+    DamagedCheckpoint,
+    checkpoints_in,
+    is_checkpoint,
+    read_identity,
+    read_params,
+)
+from clip_jax.weights.layouts.layout import Opened
+from clip_jax.weights.rules.table import ArrayTensors, Place, Rule
+from clip_jax.weights.rules.table import read_params as read_tensors
+
 LARGE_MODEL = 300_000_000  # scalars; smaller ones load in a second or two
-NOTHING = re.compile(r"(?!)")
-
-logger = logging.getLogger(__name__)
 
 
-class NoTokenizerError(UserError):
-    """A source without tokenizer files, when OpenAI's, its fallback, are not available either."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A model recognised on disk, of which only names and shapes have been read."""
-
-    layout: str  # "clip_jax", "huggingface", "open_clip", "openai" or "big_vision"
-    path: Path
-    config: ClipConfig  # the source's own, before any override
-    tensors: Tensors
-    rules: Callable[[ClipConfig], list[Rule]]
-    tokenizer: Callable[[], Tokenizer | None]
-    ignored: re.Pattern[str] = NOTHING
-    says_sizes: bool = True  # False: only the architecture's name is known
+class Source(Opened):
+    """An opened model whose parameters can be read."""
 
     def params(self, config: ClipConfig, dtype: str, place: Place, show: bool | None = None) -> Any:
         """The parameters in `dtype` and in the layout of `config`; each leaf goes through `place`.
@@ -77,7 +57,7 @@ class Source:
             for rule in self.rules(config)
         ]
         with tqdm(total=size, unit_scale=True, desc="loading", disable=not show) as bar:
-            return read_params(config, table, self.tensors, self.ignored, dtype, place, bar.update)
+            return read_tensors(config, table, self.tensors, self.ignored, dtype, place, bar.update)
 
     def _may_resize(self, rule: Rule, config: ClipConfig) -> bool:
         """Whether to interpolate a table: if another size was requested, or the source states none.
@@ -111,215 +91,95 @@ def on_mesh(mesh: Mesh) -> Place:
     return place
 
 
-def open_source(path: Path, architecture: str | None = None) -> Source:
-    """Recognises the model at `path`. `architecture`: for files that do not state their own.
+def open_model(path: Path, architecture: str | None = None) -> Source:
+    """Recognises, without reading it, the model at a path: any layout, or a training checkpoint.
 
-    Raises `UserError` naming what was looked for and what was found.
+    `architecture` is for files that do not state their own. Raises `UserError` naming what was
+    looked for and what was found.
     """
+    if path.is_dir() and not is_bundle(path / "model") and not is_bundle(path):
+        checkpoints = _find_checkpoints(path)
+        if checkpoints:
+            return _open_newest(checkpoints, path)
     try:
-        opened = _open_directory if path.is_dir() else _open_file
-        source = opened(path, architecture)
+        return _open(path, architecture)
+    except UserError as error:
+        run = path.parent if path.name == "model" else path
+        if not is_bundle(run / "model") or is_whole(run / "model"):
+            raise
+        instead, _ = _first_readable(checkpoints_in(run / "checkpoints"))
+        if instead is None:
+            raise
+        reason = str(error).removesuffix("; download it again")  # a training run was not downloaded
+    raise UserError(
+        f"{reason}; give {instead.path}, the newest checkpoint that can be read, or run the "
+        "training command again, which exports again"
+    )
+
+
+def _open(path: Path, architecture: str | None) -> Source:
+    """Opens a model in the first layout that recognises it, under the name of its function."""
+    try:
+        opened = next((x for layout in layouts() if (x := layout.open(path, architecture))), None)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if source.config.name == "custom":
-        named = dataclasses.replace(source.config, name=same_function(source.config))
-        source = dataclasses.replace(source, config=named)
-    return source
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: is no JSON object")
-    return value
-
-
-def _open_directory(path: Path, architecture: str | None) -> Source:
-    for folder in (path, path / "model"):
-        if is_bundle(folder):
-            return _bundle(folder)
-    if (path / OPEN_CLIP_CONFIG).is_file():
-        return _open_clip_directory(path)
-    bare = find_weights(path, BARE_WEIGHTS)
-    if bare is None:
-        refuse_adapter(path)
-        checkpoint = newest_trainer_checkpoint(path, HUGGING_FACE_WEIGHTS)
-        if checkpoint is not None:
-            return _hugging_face_directory(checkpoint, root=path)
-    if (path / "config.json").is_file():
-        return _hugging_face_directory(path)
-    if bare is not None:
-        return _open_file(bare, architecture)
-    raise UserError(
-        f"{path}: no model found; looked for an export or run of clip_jax (model/, checkpoints/), "
-        f"Hugging Face's config.json, {OPEN_CLIP_CONFIG}, or weights such as model.safetensors "
-        f"or pytorch_model.bin; there is: {inventory(path)}"
-    )
-
-
-def _bundle(folder: Path) -> Source:
-    config, tensors, tokenizer = open_bundle(folder)
-    rules = functools.partial(bundle_rules, config)
-    return Source("clip_jax", folder, config, tensors, rules, tokenizer)
-
-
-def _weights_in(path: Path, names: tuple[str, ...]) -> Tensors:
-    file = find_weights(path, names)
-    if file is None:
-        refuse_adapter(path)
+    if opened is None:
         raise UserError(
-            f"{path}: has a configuration but no weights (looked for {' and '.join(names)}, their "
-            f"shards and variants); there is: {inventory(path)}"
+            f"{path}: no model found; looked for an export or run of clip_jax (model/, "
+            "checkpoints/), Hugging Face's config.json, open_clip_config.json, or weights such as "
+            f"model.safetensors or pytorch_model.bin; there is: {inventory(path)}"
         )
-    if file.name.split(".index")[0] not in names:  # for example model.fp16.safetensors
-        logger.warning("%s: has no %s; took %s", path, " or ".join(names), file.name)
-    return open_tensors(file)
+    if opened.config.name == "custom":
+        named = dataclasses.replace(opened.config, name=same_function(opened.config))
+        opened = dataclasses.replace(opened, config=named)
+    return Source(**vars(opened))
 
 
-def _open_clip_directory(path: Path, file: Path | None = None) -> Source:
-    document = _read_json(path / OPEN_CLIP_CONFIG)
-    if not isinstance(document.get("model_cfg"), dict):
-        raise UserError(f"{path / OPEN_CLIP_CONFIG}: has no object model_cfg")
-    config = config_from_open_clip(document)
-    tensors = open_tensors(file) if file else _weights_in(path, OPEN_CLIP_WEIGHTS)
-    text_cfg = document["model_cfg"].get("text_cfg") or {}
-    options = text_cfg.get("tokenizer_kwargs") or {}
-    if not isinstance(options, dict):
-        raise UserError(
-            f"{path / OPEN_CLIP_CONFIG}: tokenizer_kwargs={options!r}: must be an object"
-        )
-    return Source(
-        "open_clip",
-        path,
-        config,
-        tensors,
-        _open_clip_rules(tensors),
-        lambda: _tokenizer(
-            path, config, options.get("clean"), bool(options.get("strip_sep_token", False))
-        ),
-        open_clip.IGNORED,
-    )
+def _find_checkpoints(source: Path) -> list[Path]:
+    """The given checkpoint and earlier ones, or all checkpoints of a run, newest first."""
+    if is_checkpoint(source):
+        steps = checkpoints_in(source.parent) if source.name.isdigit() else []
+        return [source, *(path for path in steps if int(path.name) < int(source.name))]
+    for folder in (source / "checkpoints", source):
+        found = checkpoints_in(folder)
+        # Only its location identifies an empty folder as a checkpoint.
+        is_ours = folder.name == "checkpoints" or any(is_checkpoint(path) for path in found)
+        if found and is_ours:
+            return found
+    return []
 
 
-def _open_clip_rules(tensors: Tensors) -> Callable[[ClipConfig], list[Rule]]:
-    custom = any(name.startswith("text.") for name in tensors.shapes)
-    return lambda config: open_clip.open_clip_rules(config, custom)
+def _open_newest(checkpoints: list[Path], source: Path) -> Source:
+    """Opens the first. If it is damaged, raises `UserError` naming the next readable one."""
+    found, reasons = _first_readable(checkpoints)
+    if found is not None and not reasons:
+        return found
+    if found is not None:
+        raise UserError(f"{reasons[0]}; give {found.path}, the newest one that can be read")
+    if source == checkpoints[0]:
+        raise UserError(reasons[0])
+    raise UserError(f"no checkpoint of {source} can be read: {'; '.join(reasons)}")
 
 
-def _hugging_face_directory(
-    path: Path, file: Path | None = None, root: Path | None = None
-) -> Source:
-    """Opens Hugging Face's layout; tokenizer and image transform may come from `root`."""
-    document = _read_json(path / "config.json")
-    tensors = open_tensors(file) if file else _weights_in(path, HUGGING_FACE_WEIGHTS)
-    rules: Callable[[ClipConfig], list[Rule]]
-    if document.get("model_type") == "vision-text-dual-encoder":
-        config = dual_encoder.config_from_dual_encoder(document)
-        rules = functools.partial(dual_encoder.dual_encoder_rules, names=tensors.shapes)
-        ignored = dual_encoder.IGNORED
-    else:
-        config = huggingface.config_from_huggingface(document)
-        rules, ignored = huggingface.huggingface_rules, huggingface.IGNORED
-    names = ("preprocessor_config.json", "processor_config.json")
-    for about_path in [folder / name for folder in (path, root) if folder for name in names]:
-        name = about_path.name
-        about = _read_json(about_path) if about_path.is_file() else {}
-        # transformers 5 writes processor_config.json for text-only processors too.
-        if about if name == "preprocessor_config.json" else "image_processor" in about:
-            try:
-                image = from_huggingface(about)
-            except UserError as error:
-                raise UserError(f"{about_path}: {error}") from error
-            size = image.pop("image_size", config.image_size)
-            if config.vision.grid(size) != config.vision_grid:
-                raise UserError(
-                    f"{about_path}: images of {size} pixels, but config.json says "
-                    f"image_size={config.image_size}"
-                )
-            config = override(config, **image)
-            break
-    return Source(
-        "huggingface",
-        path,
-        config,
-        tensors,
-        rules,
-        lambda: _tokenizer(path if root is None or has_tokenizer(path) else root, config),
-        ignored,
-    )
-
-
-def _open_file(path: Path, architecture: str | None) -> Source:
-    """Opens a weight file with the configuration beside it, or that of `architecture`."""
-    if path.suffix not in WEIGHT_SUFFIXES and not is_index(path):
-        raise UserError(
-            f"{path}: not a file of weights (accepted: {', '.join(WEIGHT_SUFFIXES)}, or a folder)"
-        )
-    beside = path.parent
-    if architecture is None and path.suffix != ".npz":
-        if (beside / OPEN_CLIP_CONFIG).is_file():
-            return _open_clip_directory(beside, path)
-        if is_bundle(beside):
-            return _bundle(beside)
-        if (beside / "config.json").is_file():
-            return _hugging_face_directory(beside, path)
-    tensors = open_tensors(path)
-    rules, ignored = _open_clip_rules(tensors), open_clip.IGNORED
-    if path.suffix == ".npz":
-        layout = "big_vision"
-        config = big_vision.config_from_big_vision(tensors.shapes, architecture)
-        tensors = big_vision.merge_position_tables(tensors)
-        rules = functools.partial(big_vision.big_vision_rules, names=tensors.shapes)
-        ignored = big_vision.IGNORED
-    elif architecture is not None:
-        layout, config = "open_clip", get_architecture(architecture)
-    elif "input_resolution" in tensors.shapes:  # only in OpenAI's own archives
-        layout, config = "openai", openai.config_from_shapes(tensors.shapes, str(path))
-    else:
-        raise UserError(f"{path}: a bare state dictionary; {_which_architecture(tensors, path)}")
-    return Source(
-        layout,
-        path,
-        config,
-        tensors,
-        rules,
-        lambda: _tokenizer(beside, config),
-        ignored,
-        says_sizes=architecture is None,
-    )
-
-
-def _which_architecture(tensors: Tensors, path: Path) -> str:
-    """A hint naming the architectures that fit; shapes do not show the activation, so none is
-    chosen."""
-    if not openai.looks_native(tensors.shapes):
-        return "give architecture= (clip_jax.list_models() has the names)"
-    try:
-        like = same_function(openai.config_from_shapes(tensors.shapes, str(path)))
-    except UserError:
-        like = "custom"
-    if like == "custom":
-        return "give architecture= (no known name has these shapes)"
-    plain = like.removesuffix("-quickgelu")
-    return f"give architecture={plain!r}, or {like!r} if it was trained with quick GELU"
-
-
-def _tokenizer(
-    folder: Path, config: ClipConfig, cleaning: str | None = None, strip_sep_token: bool = False
-) -> Tokenizer | None:
-    """The folder's tokenizer; without one, OpenAI's BPE if vocab_size is 49,408."""
-    found = load_huggingface_tokenizer(
-        folder,
-        context_length=config.context_length,
-        cleaning=cleaning,
-        strip_sep_token=strip_sep_token,
-    )
-    if found is None and config.vocab_size == OPENAI_VOCAB_SIZE:
+def _first_readable(checkpoints: list[Path]) -> tuple[Source | None, list[str]]:
+    """The first with readable parameters, and the errors of those before it."""
+    reasons: list[str] = []
+    for path in checkpoints:
         try:
-            return get_tokenizer("clip_bpe")
-        except UserError as error:
-            raise NoTokenizerError(str(error)) from error
-    return found
+            return _open_checkpoint(path), reasons
+        except DamagedCheckpoint as error:
+            reasons.append(str(error))
+    return None, reasons
+
+
+def _open_checkpoint(directory: Path) -> Source:
+    identity = read_identity(directory)
+    config = ClipConfig.from_dict(identity["architecture"])
+    return Source(
+        layout="clip_jax",
+        path=directory,
+        config=config,
+        tensors=ArrayTensors(leaves_by_path(read_params(directory)), directory),
+        rules=functools.partial(bundle_rules, config),
+        tokenizer=lambda: tokenizer_from_identity(identity),
+    )

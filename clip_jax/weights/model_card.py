@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from clip_jax.models.config import ClipConfig, VitConfig
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.kinds import VitConfig
 from clip_jax.models.two_tower import count_trainable
 from clip_jax.text.tokenizer import Tokenizer
 

@@ -9,7 +9,6 @@ import pytest
 from coca_golden import NAMES, golden
 from tiny_clip import changed, to_state_dict
 
-from clip_jax import count_parameters
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.decoder import caption_loss
@@ -17,13 +16,6 @@ from clip_jax.models.two_tower import TwoTower, init_params
 from clip_jax.weights.layouts.open_clip import coca_rules
 
 pytestmark = pytest.mark.slow
-
-COUNTS = {
-    "coca_ViT-B-32": 253_560_065,
-    "coca_ViT-L-14": 638_450_177,
-    "coca_base": 440_337_409,
-    "coca_roberta-ViT-B-32": 420_371_713,
-}
 
 
 @functools.cache
@@ -52,11 +44,6 @@ def assert_parity(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert np.abs(ours - theirs).max() <= 2e-5
     norms = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
     assert ((ours * theirs).sum(-1) / norms).min() >= 0.999999
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_parameter_count(name: str) -> None:
-    assert count_parameters(name) == COUNTS[name]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -164,7 +164,11 @@ def test_overrides_change_the_count() -> None:
         ("RN50", {"vision__layers": 12}, "vision.layers=12: must be whole numbers, one a stage"),
         ("RN50", {"vision__layers": (1, 2)}, "a ResNet takes four stage depths"),
         ("RN50", {"vision__rope": "yx"}, "a resnet has none; vit and hybrid do"),
-        ("ViT-B-32", {"vision__widht": 8}, "'vision.widht' of ClipConfig; did you mean 'vision.w"),
+        (
+            "ViT-B-32",
+            {"vision__widht": 8},
+            "vision.widht: no field of ClipConfig; did you mean 'vision.w",
+        ),
         ("ViT-B-32", {"vision_width": 8}, "did you mean 'vision.width'?"),
         ("ViT-B-32", {"vision__kind": "resnt"}, "choose one of vit, hybrid, resnet, convnext"),
         ("ViT-B-32", {"vision": 5}, "vision=5: must be a dict of fields"),

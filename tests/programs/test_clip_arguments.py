@@ -14,7 +14,7 @@ from PIL import Image
 
 from clip_jax.clip import Clip
 from clip_jax.errors import DecodeError, UserError
-from clip_jax.evaluation.prompts import get_templates, read_classnames
+from clip_jax.evaluation.prompts import get_templates
 from clip_jax.evaluation.retrieval import caption_labels, evaluate_retrieval, retrieval_recalls
 from clip_jax.evaluation.zero_shot import evaluate_zero_shot, zero_shot_classifier
 
@@ -393,58 +393,6 @@ def test_the_k_of_recalls(ks: Any) -> None:
         retrieval_recalls(embeds, embeds, [0, 1, 2], ks)
     for good in ((1, 2), [1, 2], np.array([1, 2]), iter((1, 2))):
         assert retrieval_recalls(embeds, embeds, [0, 1, 2], good)["image_to_text_recall_at_2"] == 1
-
-
-# --- Paths --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's home folder; the current folder is another."""
-    (tmp_path / "home").mkdir()
-    (tmp_path / "here").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "home"
-
-
-@pytest.mark.parametrize("kind", [str, Path, lambda text: PathOf(Path(text))])
-def test_home_in_paths(clip: Clip, path: Path, home: Path, kind: Callable[[str], Any]) -> None:
-    bare = Clip(clip.config, clip.params)
-    bare.save(kind("~/models/x"))
-    assert (home / "models" / "x" / "config.json").is_file()
-    (home / "t.txt").write_text("a {}\nthe {}\n")
-    assert get_templates(kind("~/t.txt")) == ("a {}", "the {}")
-    assert read_classnames(kind("~/t.txt")) == ("a {}", "the {}")
-    (home / "a.png").write_bytes(path.read_bytes())
-    np.testing.assert_array_equal(clip.encode_image([kind("~/a.png")]), clip.encode_image([path]))
-    assert list((home.parent / "here").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("directory", "message"),
-    [
-        ("", "is not a path"),
-        (" ", "is not a path"),
-        ("a\0b", "is not a path"),
-        (None, "must be a path"),
-        (5, "must be a path"),
-        ("gs://bucket/x", "is a URL; give a path on this machine"),
-        ("~nobody_of_this_name/x", "~nobody_of_this_name is the home of no user here"),
-        ("file.txt", "is a file; give a new or empty folder"),
-        (b"file.txt", "is a file"),
-        ("file.txt/below", "cannot be written"),
-    ],
-)
-def test_where_nothing_can_be_saved(clip: Clip, home: Path, directory: Any, message: str) -> None:
-    here = home.parent / "here"
-    (here / "file.txt").write_text("mine")
-    bare = Clip(clip.config, clip.params)
-    for format in ("clip_jax", "huggingface", "open_clip"):
-        with pytest.raises(UserError, match=message):
-            bare.save(directory, format)
-    assert [entry.name for entry in here.iterdir()] == ["file.txt"]
-    assert (here / "file.txt").read_text() == "mine"
 
 
 def test_tables_are_no_lists(clip: Clip, path: Path) -> None:

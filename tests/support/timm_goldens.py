@@ -80,7 +80,7 @@ def load(name: str, vision: dict[str, Any]) -> Golden:
         text__heads=text["heads"],
         text__mlp_dim=4 * text["width"],
         text__causal=not text.get("no_causal_mask", False),
-        **vision,
+        vision=vision,
     )
     return Golden(config, arrays)
 

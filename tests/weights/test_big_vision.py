@@ -13,11 +13,11 @@ from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import TwoTower
 from clip_jax.weights.files.tensors import open_tensors
 from clip_jax.weights.layouts.big_vision import (
-    IGNORED,
     big_vision_rules,
     config_from_big_vision,
     merge_position_tables,
 )
+from clip_jax.weights.layouts.layout import NOTHING
 from clip_jax.weights.rules.table import KINDS, ArrayTensors, our_shapes, read_params, write_tensors
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 def read(file: Arrays, config: ClipConfig):
     tensors = merge_position_tables(ArrayTensors(file))
-    return read_params(config, big_vision_rules(config, tensors.shapes), tensors, IGNORED)
+    return read_params(config, big_vision_rules(config, tensors.shapes), tensors, NOTHING)
 
 
 def our_outputs(config: ClipConfig, params, images, tokens) -> Arrays:
@@ -253,5 +253,5 @@ def test_an_npz_of_a_training_run(tmp_path):
     np.savez(tmp_path / "run.npz", **run, **{"opt/0/count": np.zeros(1)})
     tensors = merge_position_tables(open_tensors(tmp_path / "run.npz"))
     config = config_from_big_vision(tensors.shapes)
-    found = read_params(config, big_vision_rules(config, tensors.shapes), tensors, IGNORED)
+    found = read_params(config, big_vision_rules(config, tensors.shapes), tensors, NOTHING)
     assert_same_params(found, read(file, config))

@@ -13,11 +13,10 @@ from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES, get_architecture
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import TwoTower
-from clip_jax.weights.layouts.huggingface import (
-    IGNORED,
+from clip_jax.weights.layouts.huggingface import IGNORED, huggingface_rules
+from clip_jax.weights.layouts.huggingface_config import (
     config_from_huggingface,
     config_to_huggingface,
-    huggingface_rules,
 )
 from clip_jax.weights.rules.positions import resize_grid, resize_line
 from clip_jax.weights.rules.table import ArrayTensors, read_params, write_tensors

@@ -14,7 +14,7 @@ import clip_jax
 from clip_jax.errors import UserError
 from clip_jax.text.huggingface_export import to_huggingface_files
 from clip_jax.weights.files.safetensors_writer import save_safetensors
-from clip_jax.weights.open_model import open_model
+from clip_jax.weights.load import open_model
 
 
 def error_of(source: Any, **options: Any) -> str:

@@ -41,7 +41,7 @@ from clip_jax.training.step.state import TrainState
 from clip_jax.training.step.update import make_train_step
 from clip_jax.weights.files.tensors import open_tensors
 from clip_jax.weights.layouts import open_clip_config
-from clip_jax.weights.layouts.open_clip import has_timm_tower
+from clip_jax.weights.layouts.timm import has_timm_tower
 
 sys.path.append(str(TESTS / "oracle"))
 

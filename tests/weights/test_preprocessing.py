@@ -8,7 +8,7 @@ from pictures import photo
 
 from clip_jax.errors import UserError
 from clip_jax.images.transform import ImageTransform
-from clip_jax.models.config import OPENAI_MEAN, OPENAI_STD
+from clip_jax.models.kinds import OPENAI_MEAN, OPENAI_STD
 from clip_jax.weights.rules.preprocessing import (
     from_huggingface,
     from_open_clip,

@@ -5,29 +5,18 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from tiny_clip import assert_same_params, tiny
+from wrapped import FILES, State, error_of, prefixed, written
 
 import clip_jax
 from clip_jax.clip import Clip
-from clip_jax.errors import UserError
 from clip_jax.weights.files.safetensors_writer import save_safetensors
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
-
-State = dict[str, Any]
-FILES = {
-    "huggingface": ("model.safetensors", "pytorch_model.bin"),
-    "open_clip": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
-}
-
-
-def prefixed(prefix: str) -> Callable[[State], State]:
-    return lambda state: {prefix + name: value for name, value in state.items()}
 
 
 def compiled_tower(state: State) -> State:
@@ -94,15 +83,6 @@ def clip() -> Clip:
     return tiny()
 
 
-def written(clip: Clip, folder: Path, layout: str) -> State:
-    """Writes the model without its weights; returns them."""
-    clip.save(folder, layout)
-    path = folder / FILES[layout][0]
-    state = load_file(path)
-    path.unlink()
-    return state
-
-
 @pytest.mark.parametrize("layout", list(FILES))
 @pytest.mark.parametrize("name", list(WRAPPERS))
 def test_prefixes_are_taken_off(clip, name, layout, tmp_path, caplog):
@@ -138,11 +118,13 @@ def test_dictionaries_are_opened(clip, name, layout, zipped, tmp_path, caplog):
         assert "left out 1 tensors beside the model (loss.weight)" in caplog.text
 
 
-def test_openai_state_dictionary_by_architecture(tmp_path):
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_openai_state_dictionary_by_architecture(shape, tmp_path):
     """A bare file, as of a trainer of OpenAI's own class; heads are 64 wide there."""
     sizes = {"vision__width": 64, "vision__heads": 1, "text__width": 64, "text__heads": 1}
     clip = tiny(**sizes)
     state = written(clip, tmp_path / "m", "open_clip")
+    state["logit_scale"] = state["logit_scale"].reshape(shape)
     about = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(12)}
     about["vocab_size"] = torch.tensor(60)
     torch.save({"model": prefixed("module.")({**state, **about})}, tmp_path / "clip.pt")
@@ -207,132 +189,7 @@ def test_arguments_beside_the_weights(clip, tmp_path):
     assert_same_params(clip.params, clip_jax.load(tmp_path / "m").params)
 
 
-# --- Files with other names ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layout", ["huggingface", "open_clip"])
-@pytest.mark.parametrize(
-    "rename",
-    [
-        lambda name: name.replace(".safetensors", ".fp16.safetensors", 1),
-        lambda name: name.replace(".safetensors", ".bf16.safetensors", 1),
-    ],
-)
-def test_one_variant(clip, layout, rename, tmp_path, caplog):
-    folder = tmp_path / "m"
-    clip.save(folder, layout)
-    (plain,) = folder.glob("*.safetensors")
-    plain.rename(folder / rename(plain.name))
-    assert_same_params(clip.params, clip_jax.load(folder).params)
-    assert caplog.text.count("; took ") == 1
-    clip.save(tmp_path / "other", layout)
-    (tmp_path / "other" / plain.name).rename(folder / plain.name)  # the plain one comes first
-    (folder / rename(plain.name)).write_bytes(b"")
-    assert_same_params(clip.params, clip_jax.load(folder).params)
-
-
-@pytest.mark.parametrize(
-    "index",
-    ["model.safetensors.index.fp16.json", "model.fp16.safetensors.index.json"],
-)
-def test_variant_in_shards(clip, index, tmp_path):
-    folder = tmp_path / "m"
-    clip.save(folder, "huggingface")
-    tensors = {k: v.numpy() for k, v in load_file(folder / "model.safetensors").items()}
-    save_safetensors(folder / "model.safetensors", tensors, max_shard_bytes=20_000)
-    path = folder / "model.safetensors.index.json"
-    about = json.loads(path.read_text())
-    path.unlink()
-    for shard in folder.glob("model-*.safetensors"):
-        shard.rename(folder / shard.name.replace("model-", "model.fp16-"))
-    names = {
-        key: file.replace("model-", "model.fp16-") for key, file in about["weight_map"].items()
-    }
-    (folder / index).write_text(json.dumps({"weight_map": names}))
-    assert_same_params(clip.params, clip_jax.load(folder).params)
-    assert_same_params(clip.params, clip_jax.load(folder / index).params)
-
-
-def test_transformers_writes_the_variant(clip, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    clip.save(tmp_path / "m", "huggingface")
-    model = transformers.CLIPModel.from_pretrained(tmp_path / "m")
-    for options in ({}, {"max_shard_size": "20KB"}):
-        folder = tmp_path / f"v{len(options)}"
-        model.save_pretrained(folder, variant="fp16", **options)
-        assert not (folder / "model.safetensors").exists()
-        assert_same_params(clip.params, clip_jax.load(folder).params)
-
-
-def test_several_variants_are_a_question(clip, tmp_path):
-    folder = tmp_path / "m"
-    clip.save(folder, "huggingface")
-    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
-    (folder / "model.bf16.safetensors").write_bytes(b"")
-    message = error_of(folder)
-    assert "several variants" in message
-    assert "model.bf16.safetensors, model.fp16.safetensors" in message
-    assert_same_params(clip.params, clip_jax.load(folder / "model.fp16.safetensors").params)
-
-
-def test_torch_shards(clip, tmp_path):
-    folder = tmp_path / "m"
-    state = prefixed("model.")(written(clip, folder, "huggingface"))
-    names = list(state)
-    weight_map = {}
-    for n in range(3):
-        file = f"pytorch_model-0000{n + 1}-of-00003.bin"
-        part = {name: state[name] for name in names[n::3]}
-        torch.save(part, folder / file)
-        weight_map |= dict.fromkeys(part, file)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert_same_params(clip.params, clip_jax.load(folder).params)
-
-
-# --- Trainer's output ---------------------------------------------------------------------------
-
-
-def test_trainers_output_root(clip, tmp_path, caplog):
-    root, other = tmp_path / "out", tiny(embed_dim=8)
-    for step, model in ((500, other), (1000, clip), (90, other)):
-        model.save(root / f"checkpoint-{step}", "huggingface")
-    (root / "checkpoint-2000").mkdir()  # being written, or broken off
-    (root / "runs").mkdir()
-    assert_same_params(clip.params, clip_jax.load(root).params)
-    assert "checkpoint-1000; also there: checkpoint-500, checkpoint-90" in caplog.text
-    (root / "config.json").write_bytes((root / "checkpoint-500" / "config.json").read_bytes())
-    assert_same_params(clip.params, clip_jax.load(root).params)
-    weights = root / "checkpoint-500" / "model.safetensors"
-    (root / "model.safetensors").write_bytes(weights.read_bytes())  # its own comes first
-    assert_same_params(other.params, clip_jax.load(root).params)
-
-
-def test_trainers_root_has_what_its_checkpoints_lack(clip, tmp_path):
-    """Trainer keeps no processor beside the weights unless it is given one."""
-    root = tmp_path / "out"
-    clip.save(root / "checkpoint-5", "huggingface")
-    preprocessor = root / "checkpoint-5" / "preprocessor_config.json"
-    about = json.loads(preprocessor.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}
-    preprocessor.unlink()
-    (root / "preprocessor_config.json").write_text(json.dumps(about))
-    symbols = ["a</w>", *(f"x{n}" for n in range(57)), "<|startoftext|>", "<|endoftext|>"]
-    (root / "vocab.json").write_text(json.dumps({s: n for n, s in enumerate(symbols)}))
-    (root / "merges.txt").write_text("#version: 0.2\n")
-    loaded = clip_jax.load(root)
-    assert loaded.config.image_mean == (0.1, 0.2, 0.3)
-    assert loaded.tokenizer("a")[0, :3].tolist() == [58, 0, 59]
-
-
 # --- Refusals -----------------------------------------------------------------------------------
-
-
-def error_of(source: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        clip_jax.load(source)
-    message = str(caught.value).replace(str(source), "SOURCE")
-    assert "\n" not in message
-    assert len(message) < 400, (len(message), message)
-    return message
 
 
 def adapter(state: State) -> State:
@@ -408,64 +265,6 @@ def test_folders_say_what_they_hold(clip, tmp_path):
 # --- The scale ----------------------------------------------------------------------------------
 
 
-SHAPES = [(), (1,), (1, 1)]
-
-
-def reshaped(state: State, shape: tuple[int, ...]) -> State:
-    return {n: x.reshape(shape) if n.startswith("logit_") else x for n, x in state.items()}
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("bias", [None, -3.0])
-@pytest.mark.parametrize("announced", [False, True])
-def test_scale_of_any_shape_in_open_clips_layout(shape, bias, announced, tmp_path):
-    clip = tiny(logit_bias_init=bias)
-    folder = tmp_path / "m"
-    state = reshaped(written(clip, folder, "open_clip"), shape)
-    if announced:
-        path = folder / "open_clip_config.json"
-        document = json.loads(path.read_text())
-        document["model_cfg"] |= {"nonscalar_logit_scale": True, "nonscalar_logit_bias": True}
-        path.write_text(json.dumps(document))
-    torch.save(state, folder / "open_clip_pytorch_model.bin")
-    loaded = clip_jax.load(folder)
-    assert_same_params(clip.params, loaded.params)
-    (folder / "open_clip_pytorch_model.bin").unlink()
-    tensors = {name: value.numpy() for name, value in state.items()}
-    save_safetensors(folder / "open_clip_model.safetensors", tensors)
-    assert_same_params(clip.params, clip_jax.load(folder).params)
-    loaded.save(tmp_path / "back", "open_clip")
-    back = load_file(tmp_path / "back" / "open_clip_model.safetensors")
-    assert {back[n].shape for n in back if n.startswith("logit_")} == {()}
-    assert "nonscalar" not in (tmp_path / "back" / "open_clip_config.json").read_text()
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("layout", ["clip_jax", "huggingface", "siglip", "openai"])
-def test_scale_of_any_shape_in_the_other_layouts(shape, layout, tmp_path):
-    folder, wide = tmp_path / "m", {}
-    if layout == "openai":
-        wide = {"vision__width": 64, "vision__heads": 1, "text__width": 64, "text__heads": 1}
-    clip = siglip() if layout == "siglip" else tiny(**wide)
-    if layout == "openai":
-        state = reshaped(written(clip, folder, "open_clip"), shape)
-        about = {n: torch.tensor(1) for n in ("input_resolution", "context_length", "vocab_size")}
-        torch.save({**state, **about}, tmp_path / "clip.pt")
-        assert_same_params(clip.params, clip_jax.load(tmp_path / "clip.pt").params)
-        return
-    format = "huggingface" if layout == "siglip" else layout
-    clip.save(folder, format)
-    path = folder / "model.safetensors"
-    normal = {n: x.shape for n, x in load_file(path).items() if n.startswith("logit_")}
-    state = reshaped(load_file(path), shape)
-    save_safetensors(path, {name: value.numpy() for name, value in state.items()})
-    loaded = clip_jax.load(folder)
-    assert_same_params(clip.params, loaded.params)
-    loaded.save(tmp_path / "back", format)
-    back = load_file(tmp_path / "back" / "model.safetensors")
-    assert {n: x.shape for n, x in back.items() if n.startswith("logit_")} == normal
-
-
 def siglip() -> Clip:
     from tiny_clip import TINY, nested, random_params
 
@@ -474,6 +273,43 @@ def siglip() -> Clip:
     fields = TINY | {"embed_dim": 32, "vision__width": 32, "text__width": 32}
     config = siglip_config(**nested(fields))
     return Clip(config, random_params(config))
+
+
+SCALED: dict[str, tuple[str, Callable[[], Clip]]] = {
+    "clip_jax": ("clip_jax", tiny),
+    "huggingface": ("huggingface", tiny),
+    "siglip": ("huggingface", siglip),
+    "open_clip": ("open_clip", tiny),
+    "open_clip with a bias": ("open_clip", lambda: tiny(logit_bias_init=-3.0)),
+}
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("name", SCALED)
+def test_scale_of_any_shape(shape, name, tmp_path):
+    format, make = SCALED[name]
+    clip, folder = make(), tmp_path / "m"
+    clip.save(folder, format)
+    (path,) = folder.glob("*.safetensors")
+    state = load_file(path)
+    normal = {n: x.shape for n, x in state.items() if n.startswith("logit_")}
+    state = {n: x.reshape(shape) if n in normal else x for n, x in state.items()}
+    save_safetensors(path, {n: x.numpy() for n, x in state.items()})
+    assert_same_params(clip.params, clip_jax.load(folder).params)
+    if format == "open_clip":  # and where it says so
+        config = folder / "open_clip_config.json"
+        document = json.loads(config.read_text())
+        document["model_cfg"] |= {"nonscalar_logit_scale": True, "nonscalar_logit_bias": True}
+        config.write_text(json.dumps(document))
+        path.unlink()
+        torch.save(state, folder / "open_clip_pytorch_model.bin")
+    loaded = clip_jax.load(folder)
+    assert_same_params(clip.params, loaded.params)
+    loaded.save(tmp_path / "back", format)
+    back = load_file(tmp_path / "back" / path.name)
+    assert {n: x.shape for n, x in back.items() if n in normal} == normal
+    documents = "".join(path.read_text() for path in (tmp_path / "back").glob("*.json"))
+    assert "nonscalar" not in documents
 
 
 def test_two_numbers_are_no_scale(clip, tmp_path):

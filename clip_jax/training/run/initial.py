@@ -21,15 +21,15 @@ from jax.sharding import Mesh
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.config import KINDS, ClipConfig, differences
+from clip_jax.models.config import ClipConfig, differences
 from clip_jax.models.fields import Effect
+from clip_jax.models.kinds import KINDS
 from clip_jax.sharding import leaves_by_path
 from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
 from clip_jax.training.config import TrainConfig
 from clip_jax.training.step.parameter_groups import matching
 from clip_jax.training.step.state import TrainState, abstract_state, create_state
-from clip_jax.weights.load import Source
-from clip_jax.weights.open_model import open_model
+from clip_jax.weights.load import Source, open_model
 from clip_jax.weights.resolve import resolve_source
 from clip_jax.weights.rules.table import Rule, Shape, Tensors
 

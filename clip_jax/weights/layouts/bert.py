@@ -3,17 +3,12 @@
 from collections.abc import Iterator
 
 from clip_jax.models.config import ClipConfig
-from clip_jax.weights.rules.table import Rule, affine, blocks, linear, under
-
-KERNEL, BIAS = "attention/query_key_value", "attention/query_key_value_bias"
+from clip_jax.weights.rules.table import Rule, affine, attention, blocks, linear, under
 
 
 def _block() -> Iterator[Rule]:
-    for index, name in enumerate(("query", "key", "value")):
-        yield Rule(f"attention.self.{name}.weight", KERNEL, "into_heads", (slice(None), index))
-        yield Rule(f"attention.self.{name}.bias", BIAS, "flat", (index,))
-    yield Rule("attention.output.dense.weight", "attention/out", "out_of_heads")
-    yield Rule("attention.output.dense.bias", "attention/out_bias")
+    parts = [f"attention.self.{name}" for name in ("query", "key", "value")]
+    yield from attention(parts, "attention.output.dense")
     yield from affine("attention.output.LayerNorm", "attention_norm")
     yield from linear("intermediate.dense", "mlp/in")
     yield from linear("output.dense", "mlp/out")
@@ -22,18 +17,13 @@ def _block() -> Iterator[Rule]:
 
 def bert_rules(config: ClipConfig, prefix: str) -> list[Rule]:
     """The tower without its projection; names under `prefix` ("text_model.")."""
+    layers = config.text.layers
     rules = [
         Rule("embeddings.word_embeddings.weight", "text/token_embedding"),
         Rule("embeddings.position_embeddings.weight", "text/positions"),
         Rule("embeddings.token_type_embeddings.weight", "text/token_types"),
         *affine("embeddings.LayerNorm", "text/embedding_norm"),
-        *blocks(
-            _block(),
-            "encoder.layer.{}.",
-            "text/transformer",
-            config.text.layers,
-            config.scan_layers,
-        ),
+        *blocks(_block(), "encoder.layer.{}.", "text/transformer", layers, config.scan_layers),
     ]
     if config.text.pool == "pooler":
         rules += linear("pooler.dense", "text/pooler")

@@ -5,20 +5,23 @@ transposed. The blocks of a tower are `encoderblock_0`, `encoderblock_1`, …, o
 `encoderblock` whose tensors have a leading axis of layers.
 """
 
+import functools
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
-from clip_jax.models.config import ClipConfig, VitConfig, differences, override
+from clip_jax.models.config import ClipConfig, differences, override
+from clip_jax.models.kinds import VitConfig
+from clip_jax.weights.files.tensors import find_weights, open_tensors
 from clip_jax.weights.layouts.huggingface_config import siglip_config
+from clip_jax.weights.layouts.layout import Layout, Opened, tokenizer_in
 from clip_jax.weights.rules.table import Rule, Shape, Tensors, blocks, under
-
-IGNORED = re.compile(r"(?!)")  # these files hold nothing but parameters
 
 IMAGE_POSITIONS, TEXT_POSITIONS = "img/pos_embedding", "txt/pos_embedding"
 SECOND_POSITIONS = "txt/Encoder_0/pos_embedding"
@@ -199,6 +202,28 @@ def config_from_big_vision(
             f"architecture={architecture!r} has {path}={ours!r}, but the file {theirs!r}"
         )
     return override(named, vision={"naflex": naflex})
+
+
+def _open(path: Path, architecture: str | None) -> Opened | None:
+    """Opens an `.npz`, or a folder whose weights are in one."""
+    file = find_weights(path, ("model.npz",)) if path.is_dir() else path
+    if file is None or file.suffix != ".npz":
+        return None
+    tensors = open_tensors(file)
+    config = config_from_big_vision(tensors.shapes, architecture)
+    tensors = merge_position_tables(tensors)
+    return Opened(
+        "big_vision",
+        file,
+        config,
+        tensors,
+        functools.partial(big_vision_rules, names=tensors.shapes),
+        lambda: tokenizer_in(file.parent, config),
+        says_sizes=architecture is None,
+    )
+
+
+LAYOUT = Layout("big_vision", _open, rank=2)
 
 
 def _config_from_shapes(shapes: Mapping[str, Shape], naflex: bool) -> ClipConfig:

@@ -5,9 +5,9 @@ DIR/model.safetensors    parameters, their tree paths joined by "/"
 DIR/tokenizer/           the tokenizer's configuration and its own files
 """
 
+import functools
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from clip_jax.sharding import leaves_by_path
 from clip_jax.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, tokenizer_from_files
 from clip_jax.weights.files.safetensors_writer import save_safetensors
 from clip_jax.weights.files.tensors import open_tensors
-from clip_jax.weights.rules.table import Rule, Tensors, our_shapes
+from clip_jax.weights.layouts.layout import Layout, Opened, folder_and_file
+from clip_jax.weights.rules.table import Rule, our_shapes
 
 VERSION = 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
@@ -105,17 +106,13 @@ def is_whole(directory: Path) -> bool:
     Exports of training runs always have a tokenizer. The size of the weight file is checked.
     """
     try:
-        _, _, tokenizer = open_bundle(directory)
-        return tokenizer() is not None
+        return open_bundle(directory).tokenizer() is not None
     except UserError:
         return False
 
 
-def open_bundle(
-    directory: Path,
-) -> tuple[ClipConfig, Tensors, Callable[[], Tokenizer | None]]:
-    """Configuration, tensors and tokenizer of a folder written by `write_bundle`; the last two are
-    read on use. Raises `UserError` naming the damaged file."""
+def open_bundle(directory: Path) -> Opened:
+    """The model in a folder of `write_bundle`. Raises `UserError` naming a damaged file."""
     about = _read_about(directory)
     if about.get("version") != VERSION:
         raise UserError(
@@ -130,7 +127,19 @@ def open_bundle(
         config = ClipConfig.from_dict(about.get("architecture", {}))
     except UserError as error:
         raise UserError(f"{directory / CONFIG}: {error}") from error
-    return config, open_tensors(directory / WEIGHTS), tokenizer
+    rules = functools.partial(bundle_rules, config)
+    tensors = open_tensors(directory / WEIGHTS)
+    return Opened("clip_jax", directory, config, tensors, rules, tokenizer)
+
+
+def _open(path: Path, architecture: str | None) -> Opened | None:
+    """Opens an export, or that of a training run."""
+    place = folder_and_file(path, architecture)
+    folders = () if place is None else (place[0], path / "model")
+    return next((open_bundle(folder) for folder in folders if is_bundle(folder)), None)
+
+
+LAYOUT = Layout("clip_jax", _open)
 
 
 def bundle_rules(stored: ClipConfig, config: ClipConfig) -> list[Rule]:

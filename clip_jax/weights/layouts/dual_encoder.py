@@ -9,11 +9,12 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from clip_jax.errors import UserError
-from clip_jax.models.config import BertConfig, ClipConfig, VitConfig, override
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.kinds import BertConfig, VitConfig
 from clip_jax.weights.layouts.bert import bert_rules
 from clip_jax.weights.layouts.huggingface import BLOCK
 from clip_jax.weights.layouts.huggingface_config import Section
-from clip_jax.weights.rules.table import Rule, affine, blocks, linear
+from clip_jax.weights.rules.table import Rule, affine, attention, blocks, linear
 
 IGNORED = re.compile(r"\.embeddings\.(position_ids|token_type_ids)$")
 # transformers' defaults for keys that config.json leaves out.
@@ -139,15 +140,12 @@ def _plain_vision(theirs: str) -> Iterator[Rule]:
 
 def _plain_block(old: bool) -> Iterator[Rule]:
     """Rules of a `ViTModel` block; `old` means the names before transformers 5."""
-    query = "attention.attention.{}" if old else "attention.{}_proj"
+    names, query = ("query", "key", "value"), "attention.attention.{}"
+    if not old:
+        names, query = ("q", "k", "v"), "attention.{}_proj"
     out = "attention.output.dense" if old else "attention.o_proj"
     widen, narrow = ("intermediate.dense", "output.dense") if old else ("mlp.fc1", "mlp.fc2")
-    for index, name in enumerate(("query", "key", "value") if old else ("q", "k", "v")):
-        theirs, ours = query.format(name), "attention/query_key_value"
-        yield Rule(f"{theirs}.weight", ours, "into_heads", (slice(None), index))
-        yield Rule(f"{theirs}.bias", f"{ours}_bias", "flat", (index,))
-    yield Rule(f"{out}.weight", "attention/out", "out_of_heads")
-    yield Rule(f"{out}.bias", "attention/out_bias")
+    yield from attention([query.format(name) for name in names], out)
     yield from affine("layernorm_before", "attention_norm")
     yield from affine("layernorm_after", "mlp_norm")
     yield from linear(widen, "mlp/in")

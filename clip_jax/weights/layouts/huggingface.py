@@ -5,39 +5,27 @@ except in SigLIP's pooling head, which stacks them on the first axis.
 """
 
 import re
-from collections.abc import Iterator
 
-from clip_jax.models.config import ClipConfig, VitConfig
-from clip_jax.weights.layouts.huggingface_config import (
-    config_from_huggingface,
-    config_to_huggingface,
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.kinds import VitConfig
+from clip_jax.weights.rules.table import (
+    Rule,
+    affine,
+    attention,
+    attention_out,
+    blocks,
+    linear,
+    under,
 )
-from clip_jax.weights.rules.table import Rule, affine, blocks, linear, under
-
-__all__ = ["IGNORED", "config_from_huggingface", "config_to_huggingface", "huggingface_rules"]
 
 # Files from before 2023 hold the position indices as buffers.
 IGNORED = re.compile(r"\.embeddings\.position_ids$")
 
 
-def _attention(theirs: str, ours: str) -> Iterator[Rule]:
-    for index, part in enumerate("qkv"):
-        name = f"{theirs}.{part}_proj"
-        at = (slice(None), index)
-        yield Rule(f"{name}.weight", f"{ours}/query_key_value", "into_heads", at=at)
-        yield Rule(f"{name}.bias", f"{ours}/query_key_value_bias", "flat", at=(index,))
-    yield from _out(theirs, ours)
-
-
-def _out(theirs: str, ours: str) -> Iterator[Rule]:
-    yield Rule(f"{theirs}.out_proj.weight", f"{ours}/out", "out_of_heads")
-    yield Rule(f"{theirs}.out_proj.bias", f"{ours}/out_bias")
-
-
 MLP = (*linear("mlp.fc1", "mlp/in"), *linear("mlp.fc2", "mlp/out"))
 BLOCK = (
     *affine("layer_norm1", "attention_norm"),
-    *_attention("self_attn", "attention"),
+    *attention([f"self_attn.{name}_proj" for name in "qkv"], "self_attn.out_proj"),
     *affine("layer_norm2", "mlp_norm"),
     *MLP,
 )
@@ -45,7 +33,7 @@ POOL_HEAD = (
     Rule("probe", "probe", "one_more_axis"),
     Rule("attention.in_proj_weight", "attention/query_key_value", "into_heads"),
     Rule("attention.in_proj_bias", "attention/query_key_value_bias", "flat"),
-    *_out("attention", "attention"),
+    *attention_out("attention.out_proj"),
     *affine("layernorm", "mlp_norm"),
     *MLP,
 )

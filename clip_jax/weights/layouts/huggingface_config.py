@@ -8,17 +8,15 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.config import (
-    ClipConfig,
+from clip_jax.models.config import ClipConfig, differences, override
+from clip_jax.models.fields import FUNCTION
+from clip_jax.models.kinds import (
     TextConfig,
     TransformerTextConfig,
     VisionConfig,
     VitConfig,
-    differences,
     norm_eps,
-    override,
 )
-from clip_jax.models.fields import FUNCTION
 
 # transformers' defaults for keys that config.json leaves out.
 _CLIP_TEXT: dict[str, Any] = {

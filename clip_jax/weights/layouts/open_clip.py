@@ -3,39 +3,33 @@
 Names are those of the released code (`visual.…`, `transformer.resblocks.N.…`); matrices are
 (out, in), convolutions (out, in, h, w), and query, key and value are stacked on the first axis.
 Models with their own text tower class ("custom text") have the same text names under `text.`;
-timm's image towers are in `timm….py`.
+timm's image towers are in `timm.py`.
 """
 
+import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 
-from clip_jax.models.config import (
-    BertConfig,
-    ClipConfig,
-    ConvNextConfig,
-    FastVitConfig,
-    HybridConfig,
-    ResNetConfig,
-    VisionConfig,
-    VitConfig,
-)
+from clip_jax.models.config import ClipConfig
+from clip_jax.models.kinds import BertConfig, ConvNextConfig, ResNetConfig, VisionConfig, VitConfig
 from clip_jax.weights.layouts.bert import open_clip_bert_rules
-from clip_jax.weights.layouts.timm import timm_vit_rules
-from clip_jax.weights.layouts.timm_convnext import convnext_rules
-from clip_jax.weights.layouts.timm_fastvit import fastvit_rules
-from clip_jax.weights.layouts.timm_hybrid import hybrid_rules
-from clip_jax.weights.rules.table import Rule, affine, blocks, linear, under
+from clip_jax.weights.layouts.timm import has_timm_tower, timm_rules
+from clip_jax.weights.rules.table import (
+    Rule,
+    Tensors,
+    affine,
+    attention_out,
+    batch_norm,
+    blocks,
+    linear,
+    under,
+)
 
 # These files also hold tensors that are neither parameters nor running statistics.
 IGNORED = re.compile(
     r"(^|\.)(num_batches_tracked|attn_mask|position_ids|token_type_ids)$"
     r"|^(input_resolution|context_length|vocab_size)$"
 )
-
-
-def _batch_norm(theirs: str, ours: str) -> tuple[Rule, ...]:
-    statistics = ("running_mean", "mean"), ("running_var", "var")
-    return *affine(theirs, ours), *(Rule(f"{theirs}.{a}", f"{ours}/{b}") for a, b in statistics)
 
 
 def _convolution(theirs: str, ours: str) -> Rule:
@@ -49,8 +43,7 @@ def block_rules(layer_scale: bool = False) -> tuple[Rule, ...]:
         *affine("ln_1", "attention_norm"),
         Rule("attn.in_proj_weight", "attention/query_key_value", "into_heads"),
         Rule("attn.in_proj_bias", "attention/query_key_value_bias", "flat"),
-        Rule("attn.out_proj.weight", "attention/out", "out_of_heads"),
-        Rule("attn.out_proj.bias", "attention/out_bias"),
+        *attention_out("attn.out_proj"),
         *affine("ln_2", "mlp_norm"),
         *linear("mlp.c_fc", "mlp/in"),
         *linear("mlp.c_proj", "mlp/out"),
@@ -60,7 +53,7 @@ def block_rules(layer_scale: bool = False) -> tuple[Rule, ...]:
 
 RESNET = (
     *(_convolution(f"visual.conv{i}", f"vision/stem_conv{i}") for i in (1, 2, 3)),
-    *(rule for i in (1, 2, 3) for rule in _batch_norm(f"visual.bn{i}", f"vision/stem_norm{i}")),
+    *(rule for i in (1, 2, 3) for rule in batch_norm(f"visual.bn{i}", f"vision/stem_norm{i}")),
     Rule(
         "visual.attnpool.positional_embedding",
         "vision/attention_pool/positions",
@@ -74,11 +67,11 @@ RESNET = (
 )
 BOTTLENECK = (
     *(_convolution(f"conv{i}", f"conv{i}") for i in (1, 2, 3)),
-    *(rule for i in (1, 2, 3) for rule in _batch_norm(f"bn{i}", f"norm{i}")),
+    *(rule for i in (1, 2, 3) for rule in batch_norm(f"bn{i}", f"norm{i}")),
 )
 SHORTCUT = (
     _convolution("downsample.0", "shortcut"),
-    *_batch_norm("downsample.1", "shortcut_norm"),
+    *batch_norm("downsample.1", "shortcut_norm"),
 )
 
 
@@ -107,24 +100,12 @@ def _vit_rules(config: VitConfig, scanned: bool) -> Iterator[Rule]:
     )
 
 
-def has_timm_tower(tower: VisionConfig) -> bool:
-    """Whether open_clip takes an image tower from timm."""
-    if isinstance(tower, VitConfig):
-        native = tower.class_token and not tower.patch_bias
-        return not (native and tower.projection != "linear_bias" and tower.rope == "none")
-    return not isinstance(tower, ResNetConfig)
-
-
-def _vision_rules(tower: VisionConfig, scanned: bool) -> Iterable[Rule]:
+def _vision_rules(tower: VisionConfig, scanned: bool) -> Iterator[Rule]:
     if isinstance(tower, ResNetConfig):
         return _resnet_rules(tower)
-    if isinstance(tower, ConvNextConfig):
-        return convnext_rules(tower)
-    if isinstance(tower, HybridConfig):
-        return hybrid_rules(tower, scanned)
-    if isinstance(tower, FastVitConfig):
-        return fastvit_rules(tower)
-    return (timm_vit_rules if has_timm_tower(tower) else _vit_rules)(tower, scanned)
+    if isinstance(tower, VitConfig) and not has_timm_tower(tower):
+        return _vit_rules(tower, scanned)
+    return timm_rules(tower, scanned)
 
 
 def _text_rules(config: ClipConfig) -> Iterator[Rule]:
@@ -173,6 +154,12 @@ def open_clip_rules(config: ClipConfig, custom_text: bool | None = None) -> list
     ]
 
 
+def rules_of(tensors: Tensors) -> Callable[[ClipConfig], list[Rule]]:
+    """The table of a file, by where it has the text tower."""
+    custom = any(name.startswith("text.") for name in tensors.shapes)
+    return functools.partial(open_clip_rules, custom_text=custom)
+
+
 def coca_rules(config: ClipConfig) -> list[Rule]:
     """`text.cls_emb`, `visual.attn_pool.…` and `text_decoder.…`, as far as `config` has them."""
     rules: list[Rule] = []
@@ -197,8 +184,7 @@ def _pool_rules(config: ClipConfig) -> Iterator[Rule]:
         for index, name in enumerate(("k_proj_weight", "v_proj_weight")):
             yield Rule(f"attn.{name}", "attention/key_value", "into_heads", at=(slice(None), index))
     yield Rule("attn.in_proj_bias", "attention/query_key_value_bias", "flat")
-    yield Rule("attn.out_proj.weight", "attention/out", "out_of_heads")
-    yield Rule("attn.out_proj.bias", "attention/out_bias")
+    yield from attention_out("attn.out_proj")
 
 
 def _decoder_rules(layers: int, scanned: bool) -> Iterator[Rule]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.config import ClipConfig, norm_eps, override
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.kinds import norm_eps
 from clip_jax.weights.rules.preprocessing import from_open_clip
 
 # timm's name of an image tower -> one of our rows with that tower. Every row's tower is listed,

@@ -5,21 +5,20 @@ from typing import Any
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.config import (
+from clip_jax.models.config import ClipConfig, effective_fields, image_fields
+from clip_jax.models.kinds import (
     BertConfig,
-    ClipConfig,
     ConvNextConfig,
     FastVitConfig,
     HybridConfig,
     ResNetConfig,
     TransformerTextConfig,
     VitConfig,
-    effective_fields,
-    image_fields,
     norm_eps,
 )
-from clip_jax.weights.layouts.open_clip import has_custom_text, has_timm_tower
+from clip_jax.weights.layouts.open_clip import has_custom_text
 from clip_jax.weights.layouts.open_clip_config import HF_TEXT, ROBERTA, TIMM_TOWERS
+from clip_jax.weights.layouts.timm import has_timm_tower
 from clip_jax.weights.rules.preprocessing import to_open_clip
 
 

@@ -7,13 +7,8 @@ with x·sigmoid(1.702 x).
 from collections.abc import Iterable, Mapping
 
 from clip_jax.errors import UserError
-from clip_jax.models.config import (
-    ClipConfig,
-    ResNetConfig,
-    TransformerTextConfig,
-    VitConfig,
-    override,
-)
+from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.kinds import ResNetConfig, TransformerTextConfig, VitConfig
 
 Shape = tuple[int, ...]
 MARKS = ("visual.conv1.weight", "token_embedding.weight", "text_projection", "ln_final.weight")

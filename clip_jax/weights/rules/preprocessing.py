@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.errors import UserError
-from clip_jax.models.config import OPENAI_MEAN, OPENAI_STD
+from clip_jax.models.kinds import OPENAI_MEAN, OPENAI_STD
 
 _HALF = (0.5, 0.5, 0.5)
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's constants

@@ -96,12 +96,33 @@ def affine(theirs: str, ours: str) -> tuple[Rule, ...]:
     return Rule(f"{theirs}.weight", f"{ours}/scale"), Rule(f"{theirs}.bias", f"{ours}/bias")
 
 
+def batch_norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Rules of a batch normalisation: gain, offset and running statistics."""
+    statistics = (("running_mean", "mean"), ("running_var", "var"))
+    return *affine(theirs, ours), *(Rule(f"{theirs}.{a}", f"{ours}/{b}") for a, b in statistics)
+
+
 def linear(theirs: str, ours: str) -> tuple[Rule, ...]:
     """Rules of a Linear layer with a bias."""
     return (
         Rule(f"{theirs}.weight", f"{ours}/kernel", "matrix"),
         Rule(f"{theirs}.bias", f"{ours}/bias"),
     )
+
+
+def attention_out(theirs: str, ours: str = "attention") -> tuple[Rule, ...]:
+    """Rules of an attention's output projection."""
+    kernel = Rule(f"{theirs}.weight", f"{ours}/out", "out_of_heads")
+    return kernel, Rule(f"{theirs}.bias", f"{ours}/out_bias")
+
+
+def attention(parts: Iterable[str], out: str, ours: str = "attention") -> Iterator[Rule]:
+    """Rules of an attention whose query, key and value are Linear layers called `parts`."""
+    for index, theirs in enumerate(parts):
+        part = (slice(None), index)
+        yield Rule(f"{theirs}.weight", f"{ours}/query_key_value", "into_heads", part)
+        yield Rule(f"{theirs}.bias", f"{ours}/query_key_value_bias", "flat", (index,))
+    yield from attention_out(out, ours)
 
 
 def under(
