@@ -51,8 +51,8 @@ class Search:
 
     def __init__(self, run: Run, report: Report, seconds: float):
         self.target = run.target
-        self.values = flatten_dict(to_dict(run.config), keep_empty_nodes=True, sep=".")
-        self.values["model.remat"] = run.architecture.remat
+        self.values = flatten_dict(to_dict(run.config), keep_empty_nodes=True)
+        self.values["model", "remat"] = run.architecture.remat
         self.seconds = seconds
         self.begun = time.monotonic()
         self.slowest: float = report["compile_seconds"] or 0.0
@@ -61,7 +61,9 @@ class Search:
 
     def attempt(self, changes: Changes) -> Trial | None:
         """The run with these changes; None if it is impossible or time is over."""
-        shown = flags({k: v for k, v in sorted(changes.items()) if self.values[k] != v})
+        values = {tuple(key.split(".")): value for key, value in sorted(changes.items())}
+        differing = {path: v for path, v in values.items() if self.values[path] != v}
+        shown = flags({".".join(path): value for path, value in differing.items()})
         if shown in self.tried:
             return self.tried[shown]._replace(changes=changes)
         elapsed = time.monotonic() - self.begun
@@ -69,7 +71,7 @@ class Search:
             return None
         print(f"trying {shown} ({elapsed / 60:.1f} of {self.seconds / 60:g} min)", file=sys.stderr)
         try:
-            config = build_config(unflatten_dict(self.values | changes, sep="."))
+            config = build_config(unflatten_dict(self.values | values))
             run = plan_run(config, self.target)
             report = preflight(run, evaluation=False)
         except UserError as error:
