@@ -98,7 +98,7 @@ def _part(part: str, now: Any, value: Any) -> Any:
         raise UserError(f"{part}={value!r}: must be a dict of fields, such as {{'width': 64}}")
     changes = dict(value)
     kind = changes.pop("kind", None if len(kinds) > 1 else "") or getattr(now, "kind", "")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise UserError(f"{part}.kind={kind!r}: choose one of {', '.join(kinds)}")
     cls = kinds[kind]
     known = [declared.name for declared in dataclasses.fields(cls)]
