@@ -1,4 +1,4 @@
-"""CoCa's caption decoder and its loss (Yu et al. 2022, section 3.2).
+"""CoCa's caption decoder (Yu et al. 2022, section 3.2).
 
 Shape letters: B images, R rows of tokens (a multiple of B, those of an image adjacent), L tokens,
 D width, N tokens of the image memory, C memory width, V vocabulary.
@@ -78,16 +78,3 @@ class CaptionDecoder(nn.Module):
         init, shape = nn.initializers.normal(width**-0.5), (width, config.vocab_size)
         head = self.param("head", init, shape, jnp.float32)
         return (x_RLD @ head.astype(dtype)).astype(jnp.float32)
-
-
-def caption_loss(logits_BLV: jax.Array, labels_BL: jax.Array, pad_id: int) -> jax.Array:
-    """Mean cross-entropy over labels other than `pad_id`: (B, L, V), (B, L) int -> () float32.
-
-    The logits at a label are those at the token before it: `caption_logits(images, tokens)[:, :-1]`
-    with `tokens[:, 1:]` (section 3.1, equation 3). A batch of padding alone has loss 0.
-    """
-    logits_BLV = logits_BLV.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits_BLV, labels_BL[..., None], axis=-1)[..., 0]
-    losses_BL = jax.nn.logsumexp(logits_BLV, axis=-1) - chosen
-    counts_BL = labels_BL != pad_id
-    return jnp.sum(losses_BL, where=counts_BL) / jnp.maximum(counts_BL.sum(), 1)

@@ -188,10 +188,7 @@ class ModelConfig:
             if field.name != "name":
                 result[field.name] = optional()
         for part in KINDS:
-            group = config_dict.ConfigDict()
-            for name in part_fields(part):
-                group[name] = optional()
-            result[part] = group
+            result[part] = config_dict.ConfigDict({name: optional() for name in part_fields(part)})
         result.lock()
         return result
 

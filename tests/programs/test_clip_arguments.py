@@ -66,14 +66,6 @@ class OnlyReads:
             return self._file.read()
 
 
-class PathOf:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __fspath__(self) -> str:
-        return str(self._path)
-
-
 def written(path: Path) -> io.BytesIO:
     """As a program leaves it that has just written a picture: at the end."""
     buffer = io.BytesIO()
@@ -85,7 +77,6 @@ def written(path: Path) -> io.BytesIO:
 ONE_IMAGE: dict[str, Callable[[Path, np.ndarray], Any]] = {
     "path": lambda path, pixels: path,
     "string": lambda path, pixels: str(path),
-    "path-like": lambda path, pixels: PathOf(path),
     "directory entry": lambda path, pixels: next(iter(os.scandir(path.parent))),
     "bytes": lambda path, pixels: path.read_bytes(),
     "bytearray": lambda path, pixels: bytearray(path.read_bytes()),
@@ -254,9 +245,6 @@ def test_yes_or_no(clip: Clip, name: str, value: Any) -> None:
         for method in (clip.logits, clip.classify):
             with pytest.raises(UserError, match=f"^{name}=.*: must be True or False$"):
                 method([], ["a"], truncate=value)
-
-
-# --- Names and texts ----------------------------------------------------------------------------
 
 
 # Two strings each, in this order.
