@@ -98,10 +98,8 @@ def evaluate_zero_shot(
     Raises:
       UserError: no images, a label outside the classes, an embedding that is not finite.
     """
-    classnames = check_classnames(classnames)
     classifier = zero_shot_classifier(embed_text, classnames, templates, texts_per_call)
-    num_classes = len(classnames)
-    num_images = 0
+    num_classes, num_images = classifier.shape[1], 0
     top1, top5, all_labels = [], [], []
     for images, labels in batches:
         labels = _check_labels(labels, len(images), num_classes)

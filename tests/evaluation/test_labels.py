@@ -282,36 +282,31 @@ def write_json_lines(folder: Path, labels: Sequence[Any]) -> Path:
     return folder / "data.jsonl"
 
 
-def write_tar_json(folder: Path, labels: Sequence[Any]) -> Path:
-    samples = []
-    for number, label in enumerate(labels):
-        fields = {} if label is ABSENT else {"class": label}
-        samples.append((str(number), {"png": PNG, "json": json.dumps(fields).encode()}))
-    write_shard(folder / "data.tar", samples)
-    return folder / "data.tar"
-
-
-def write_tar_cls(folder: Path, labels: Sequence[str | bytes]) -> Path:
-    samples = []
-    for number, label in enumerate(labels):
-        members = {"png": PNG}
-        if label is not ABSENT:
-            members["cls"] = label if isinstance(label, bytes) else label.encode()
-        samples.append((str(number), members))
-    write_shard(folder / "data.tar", samples)
-    return folder / "data.tar"
-
-
-def write_tar_member(folder: Path, labels: Sequence[str | bytes]) -> Path:
+def write_tar(folder: Path, labels: Sequence[Any], member: str) -> Path:
+    """A member of that name holds the label; it has none for an absent one."""
     samples = []
     for number, label in enumerate(labels):
         members = {"png": PNG, "txt": b"a caption"}
         if label is not ABSENT:
-            members["class"] = label if isinstance(label, bytes) else label.encode()
+            members[member] = label if isinstance(label, bytes) else label.encode()
         samples.append((str(number), members))
     write_shard(folder / "data.tar", samples)
-    open_source(folder / "data.tar")  # has made an index that knows of no labels
     return folder / "data.tar"
+
+
+def write_tar_json(folder: Path, labels: Sequence[Any]) -> Path:
+    fields = ({} if label is ABSENT else {"class": label} for label in labels)
+    return write_tar(folder, [json.dumps(each) for each in fields], "json")
+
+
+def write_tar_cls(folder: Path, labels: Sequence[Any]) -> Path:
+    return write_tar(folder, labels, "cls")
+
+
+def write_tar_member(folder: Path, labels: Sequence[Any]) -> Path:
+    path = write_tar(folder, labels, "class")
+    open_source(path)  # has made an index that knows of no labels
+    return path
 
 
 def write_parquet(folder: Path, labels: Sequence[Any]) -> Path:
@@ -352,20 +347,6 @@ def write_tfds(folder: Path, labels: Sequence[Any], feature: Any) -> Path:
     features = tfds.features.FeaturesDict(
         {"image": tfds.features.Image(shape=(None, None, 3)), "class": feature(tfds.features)}
     )
-    with tfds.core.registered.skip_registration():
-
-        class LabelSet(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
-
-            def _info(self):
-                return tfds.core.DatasetInfo(builder=self, features=features)
-
-            def _split_generators(self, _):
-                return {"test": iter([])}
-
-            def _generate_examples(self):
-                yield from ()
-
     folder = folder / "label_set" / "1.0.0"
     folder.mkdir(parents=True)
     info = {

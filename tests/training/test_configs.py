@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -26,24 +27,30 @@ LARGE = [path for path in CONFIGS if "training.recipes" in path.read_text(encodi
 
 
 @functools.cache
-def load(path: Path, **changes: object) -> TrainConfig:
+def module_of(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
+    return module
+
+
+def load(path: Path, **changes: object) -> TrainConfig:
+    config = module_of(path).get_config()
     if not config.data.path:
         config.data.path = "shards/{00000..41455}.tar"
-    for key, value in changes.items():
-        config[key] = value
+    config.update_from_flattened_dict(changes)
     return build_config(config)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_snapshot(path: Path) -> None:
-    """The resolved configuration and architecture are those under review."""
+    """The resolved configuration and architecture are those under review; it can be read back."""
     config = load(path)
+    assert build_config(json.loads(json.dumps(to_dict(config)))) == config
+    for overrides in getattr(module_of(path), "sweep", list)():
+        load(path, **overrides)
     resolved = {"config": to_dict(config), "architecture": config.model.architecture().to_dict()}
     resolved = json.loads(json.dumps(resolved))
     golden = GOLDEN / f"{path.stem}.json"

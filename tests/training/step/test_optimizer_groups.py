@@ -80,11 +80,10 @@ def test_every_leaf_is_trained_as_by_an_adamw_of_its_own() -> None:
         np.testing.assert_allclose(ours, expected[path], rtol=1e-5, atol=1e-8, err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion"])
-def test_decay_is_the_same_under_every_optimizer(name: str) -> None:
+def test_decay_is_that_of_adamw_under_another_optimizer() -> None:
     """-rate·decay·w beside the update without decay; lion's own would be another."""
     grads, params = [random_params(VIT, seed) for seed in range(2)], random_params(VIT, 2)
-    settings: dict[str, Any] = {"name": name, "learning_rate": 0.1, "warmup_steps": 0}
+    settings: dict[str, Any] = {"name": "lion", "learning_rate": 0.1, "warmup_steps": 0}
     with_decay = updates(OptimizerConfig(**settings, weight_decay=0.4), grads, params)
     without = updates(OptimizerConfig(**settings, weight_decay=0.0), grads, params)
     rate = learning_rate_schedule(OptimizerConfig(**settings), 10)(1)
