@@ -79,8 +79,8 @@ class TowerOptimizerConfig(Checked):
 class OptimizerConfig(Checked):
     """AdamW with linear warm-up and cosine decay to 0 (CLIP paper table 18)."""
 
-    # Of training.step.named_optimizer.OPTIMIZERS: adafactor, ademamix, lamb, lars, lion, muon, sgd;
-    # a configuration file may add to them.
+    # Or adafactor, ademamix, lamb, lars, lion, muon or sgd; a configuration file may add others to
+    # training.step.named_optimizer.OPTIMIZERS.
     name: str = "adamw"
     options: dict[str, Any] | None = None  # its further arguments, such as {"momentum": 0.9}
     learning_rate: Annotated[float, POSITIVE] = 5e-4  # peak

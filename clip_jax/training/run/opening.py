@@ -85,7 +85,7 @@ class Run:
         }
 
 
-# What a run starts with: the checkpoint's metadata, if any; architecture, tokenizer, state.
+# Start of a run: the checkpoint's metadata, if there is one; architecture, tokenizer, state.
 _Start = tuple[dict[str, Any] | None, ClipConfig, Tokenizer, TrainState]
 
 
