@@ -150,6 +150,9 @@ def _explain(error: Exception, argv: list[str]) -> str:
     for argument in argv[1:]:
         key = argument.lstrip("-").split("=")[0]
         if key.startswith("config.") and key not in known:
+            whole = key.partition("[")[0]
+            if whole in known and isinstance(error, IndexError):
+                return f"{key}: the file has no such group; give all as --{whole}=({{…}}, {{…}})"
             return unknown_key(key, known)
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
     if path and not Path(path.partition(":")[0]).exists():

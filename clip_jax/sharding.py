@@ -83,14 +83,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = Non
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def batch_spec() -> PartitionSpec:
-    """Returns the spec of a batch: leading axis over data and fsdp, the rest whole."""
-    return PartitionSpec(BATCH_AXES)
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns `batch_spec` on a mesh."""
-    return NamedSharding(mesh, batch_spec())
+    """Returns the sharding of a batch: leading axis over data and fsdp, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -75,7 +75,7 @@ def main() -> int:
         from clip_jax.training.run.loop import train
 
         if _EXPLAIN_SHARDING.value or workdir is None:
-            from clip_jax.training.run.explain import explain_sharding
+            from clip_jax.training.run.opening import explain_sharding
 
             text = explain_sharding(config)
             if jax.process_index() == 0:

@@ -118,8 +118,13 @@ def read_labels(source: LabelledRecords, data: TaskData) -> Labels:
         _check_numbers(labels, names, data)
         numbers_of = {x.text: x.number for x in labels if x.number is not None}
     numbers = [UNLABELLED if label is None else numbers_of[label.text] for label in found]
-    if read_as == "names":
-        numbers, names = _distinct(numbers, names)
+    if read_as == "names":  # equal names are one class, whose labels have its first line
+        first: dict[str, int] = {}
+        for line, name in enumerate(names):
+            first.setdefault(unicodedata.normalize("NFC", name), line)
+        number_of = {line: number for number, line in enumerate(first.values())}
+        numbers = [number_of.get(line, UNLABELLED) for line in numbers]
+        names = tuple(names[line] for line in first.values())
     return Labels(np.asarray(numbers, np.int64), names, read_as, len(missing), tuple(notes))
 
 
@@ -324,21 +329,6 @@ def _check_numbers(labels: Sequence[_Label], names: Sequence[str], data: TaskDat
     largest = max(label.number or 0 for label in labels)
     if largest >= len(names):
         raise UserError(f"{data.classnames}: has {len(names)} names, but a label is {largest}")
-
-
-def _distinct(numbers: Sequence[int], names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
-    """Merges classes of equal name; a label gets the number of its name's first line."""
-    first: dict[str, int] = {}
-    kept: list[str] = []
-    number_of: list[int] = []
-    for name in names:
-        form = unicodedata.normalize("NFC", name)
-        if form not in first:
-            first[form] = len(kept)
-            kept.append(name)
-        number_of.append(first[form])
-    moved = [UNLABELLED if n == UNLABELLED else number_of[n] for n in numbers]
-    return moved, tuple(kept)
 
 
 def _list(texts: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ items counts with the probability that a random order of the tied items puts a p
 top k. So constant embeddings score exactly chance, and the order of the data never matters.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import jax
@@ -81,52 +81,6 @@ def retrieval_recalls(
         "num_image_queries": _selected(image_query_mask, num_images).size,
         "num_text_queries": _selected(text_query_mask, num_texts).size,
     }
-
-
-def evaluate_retrieval(
-    embed_image: Callable[[np.ndarray], np.ndarray],
-    embed_text: Callable[[list[str]], np.ndarray],
-    image_batches: Iterable[np.ndarray],
-    texts: Iterable[str],
-    image_of_text,
-    ks: Sequence[int] = DEFAULT_KS,
-    *,
-    equal_texts_are_positives: bool = False,
-    image_query_mask=None,
-    text_query_mask=None,
-    texts_per_call: int = 1024,
-) -> dict[str, float]:
-    """Computes `retrieval_recalls` for a model given as its two functions.
-
-    Args:
-      embed_image: uint8 (n, S, S, 3) -> float32 (n, D), L2-normalised.
-      embed_text: list of n strings -> float32 (n, D), L2-normalised.
-      image_batches: uint8 (n, S, S, 3) each; images are numbered in this order.
-      texts: the captions (T).
-      image_of_text: int (T,), the number of each caption's image.
-      ks, image_query_mask, text_query_mask: see `retrieval_recalls`.
-      equal_texts_are_positives: a caption is a positive of every image that has one with its text.
-      texts_per_call: captions per call of `embed_text`.
-    """
-    texts = text_list(texts, "texts", "a cat on a mat")
-    texts_per_call = whole_number(texts_per_call, "texts_per_call")
-    ks = _check_ks(ks)
-    image_embeds = [np.asarray(embed_image(images)) for images in image_batches]
-    text_embeds = [
-        np.asarray(embed_text(texts[i : i + texts_per_call]))
-        for i in range(0, len(texts), texts_per_call)
-    ]
-    if not image_embeds or not text_embeds:
-        raise UserError("retrieval: there are no images or no texts to evaluate on")
-    return retrieval_recalls(
-        np.concatenate(image_embeds),
-        np.concatenate(text_embeds),
-        image_of_text,
-        ks,
-        texts=texts if equal_texts_are_positives else None,
-        image_query_mask=image_query_mask,
-        text_query_mask=text_query_mask,
-    )
 
 
 def caption_labels(

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ def retrieval(embedders: Embedders, data: TaskData) -> list[Row]:
     return [{**_dataset(source, data), **metrics}]
 
 
-def _glyph_letters(embedders: Embedders, split: str) -> list[Row]:
+def _glyph_letters(split: str, embedders: Embedders, _: TaskData) -> list[Row]:
     source = glyphs.open_glyphs(split)
     chosen = [i for i, c in enumerate(source.codepoints) if glyphs.is_ascii_letter(int(c))]
     names = [source.names[i] for i in chosen]
@@ -135,7 +136,7 @@ def _glyph_letters(embedders: Embedders, split: str) -> list[Row]:
     return [{"dataset": f"glyphs/{split}", **metrics}]
 
 
-def _glyph_retrieval(embedders: Embedders, split: str) -> list[Row]:
+def _glyph_retrieval(split: str, embedders: Embedders, _: TaskData) -> list[Row]:
     source = glyphs.open_glyphs(split)
     images = np.stack([embedders.transform(source[i].image) for i in range(len(source))])
     image_embeds = embedders.embed_image(images)
@@ -160,12 +161,10 @@ def _glyph_retrieval(embedders: Embedders, split: str) -> list[Row]:
 TASKS: dict[str, Task] = {
     "zero_shot": Task(zero_shot, open_labelled, _check_labelled),
     "retrieval": Task(retrieval, open_captioned),
-    "glyphs/letters": Task(lambda embedders, _: _glyph_letters(embedders, "test")),
-    "glyphs/retrieval": Task(lambda embedders, _: _glyph_retrieval(embedders, "test")),
-    "glyphs_validation/letters": Task(lambda embedders, _: _glyph_letters(embedders, "validation")),
-    "glyphs_validation/retrieval": Task(
-        lambda embedders, _: _glyph_retrieval(embedders, "validation")
-    ),
+    "glyphs/letters": Task(partial(_glyph_letters, "test")),
+    "glyphs/retrieval": Task(partial(_glyph_retrieval, "test")),
+    "glyphs_validation/letters": Task(partial(_glyph_letters, "validation")),
+    "glyphs_validation/retrieval": Task(partial(_glyph_retrieval, "validation")),
 }
 
 

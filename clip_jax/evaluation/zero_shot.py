@@ -9,24 +9,24 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from clip_jax.arguments import text_list, whole_number
+from clip_jax.arguments import text_list
 from clip_jax.errors import UserError
 from clip_jax.evaluation.prompts import Templates, get_templates
+
+TEXTS_PER_CALL = 1024  # prompts that are embedded at once
 
 
 def zero_shot_classifier(
     embed_text: Callable[[list[str]], np.ndarray],
     classnames: Iterable[str],
     templates: Templates = "openai",
-    texts_per_call: int = 1024,
 ) -> np.ndarray:
     """Builds a classifier from C class names and K templates: float32 (D, C), unit columns.
 
     Args:
-      embed_text: list of n strings -> float32 (n, D); normalised again in any case.
+      embed_text: list of n <= 1024 strings -> float32 (n, D); normalised again in any case.
       classnames: names for the templates' "{}"; any ordered iterable, but not a single string.
       templates: anything that `get_templates` takes.
-      texts_per_call: prompts per call of `embed_text`; all C·K are encoded in order.
 
     Raises:
       UserError: no class names, an invalid name or template, or an embedding that is zero or not
@@ -34,12 +34,11 @@ def zero_shot_classifier(
     """
     templates = get_templates(templates)
     classnames = check_classnames(classnames)
-    texts_per_call = whole_number(texts_per_call, "texts_per_call")
     # A class name or template may hold other braces, which str.format would choke on.
     prompts = [t.replace("{}", name) for name in classnames for t in templates]
     sums: np.ndarray | None = None
-    for start in range(0, len(prompts), texts_per_call):
-        chunk = prompts[start : start + texts_per_call]
+    for start in range(0, len(prompts), TEXTS_PER_CALL):
+        chunk = prompts[start : start + TEXTS_PER_CALL]
         embeds = np.asarray(embed_text(chunk), np.float64)
         if sums is None:
             sums = np.zeros((len(classnames), embeds.shape[-1]))
@@ -75,7 +74,6 @@ def evaluate_zero_shot(
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     classnames: Iterable[str],
     templates: Templates = "openai",
-    texts_per_call: int = 1024,
 ) -> dict[str, float]:
     """Measures the zero-shot accuracy of a model given as its two functions.
 
@@ -88,7 +86,6 @@ def evaluate_zero_shot(
       batches: (images uint8 (n, S, S, 3), labels int (n,)) each; n may differ from batch to batch.
       classnames: name of class 0, 1, …, C − 1.
       templates: anything that `get_templates` takes.
-      texts_per_call: see `zero_shot_classifier`.
 
     Returns:
       `accuracy_top1`, `accuracy_top5` (only with at least five classes),
@@ -98,10 +95,8 @@ def evaluate_zero_shot(
     Raises:
       UserError: no images, a label outside the classes, an embedding that is not finite.
     """
-    classnames = check_classnames(classnames)
-    classifier = zero_shot_classifier(embed_text, classnames, templates, texts_per_call)
-    num_classes = len(classnames)
-    num_images = 0
+    classifier = zero_shot_classifier(embed_text, classnames, templates)
+    num_classes, num_images = classifier.shape[1], 0
     top1, top5, all_labels = [], [], []
     for images, labels in batches:
         labels = _check_labels(labels, len(images), num_classes)

@@ -19,8 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.errors import UserError
-from clip_jax.losses import gathered, ring
 from clip_jax.losses.blocks import Result, matmul
+from clip_jax.losses.implementations import (
+    gathered_sigmoid,
+    gathered_softmax,
+    ring_sigmoid,
+    ring_softmax,
+)
 from clip_jax.losses.split import Split, ambient_split
 from clip_jax.models.two_tower import CLIPOutput
 
@@ -124,12 +129,12 @@ LOSSES: dict[str, Loss] = {
 
 # The sigmoid loss has no use for stored logits, so its dense and chunked are the same.
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Result]] = {
-    ("softmax", "dense"): partial(gathered.softmax, keep_logits=True),
-    ("softmax", "chunked"): partial(gathered.softmax, keep_logits=False),
-    ("softmax", "ring"): ring.softmax,
-    ("sigmoid", "dense"): gathered.sigmoid,
-    ("sigmoid", "chunked"): gathered.sigmoid,
-    ("sigmoid", "ring"): ring.sigmoid,
+    ("softmax", "dense"): partial(gathered_softmax, keep_logits=True),
+    ("softmax", "chunked"): partial(gathered_softmax, keep_logits=False),
+    ("softmax", "ring"): ring_softmax,
+    ("sigmoid", "dense"): gathered_sigmoid,
+    ("sigmoid", "chunked"): gathered_sigmoid,
+    ("sigmoid", "ring"): ring_sigmoid,
 }
 
 

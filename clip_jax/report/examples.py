@@ -156,8 +156,10 @@ def _own_gallery(run: RunFiles, transform: ImageTransform) -> Gallery:
 def _open_own(run: RunFiles) -> tuple[TaskData, Source, str]:
     """The user's images, preferably those held out for evaluation, and a description of them."""
     config = build_config(run.config)
-    evaluated = (each.task_data() for each in config.evaluations if each.data.path)
-    data, training = next(evaluated, TaskData()), config.data
+    evaluations = [each for each in config.evaluations if each.data.path]
+    evaluations.sort(key=lambda each: each.task != "zero_shot")  # whose labels make a quiz
+    data = evaluations[0].task_data() if evaluations else TaskData()
+    training = config.data
     if data.path and data.path != training.path:
         return data, open_labelled(data), f"held-out images of {data.path}"
     seen = open_refined(training, label_column=data.label_key)

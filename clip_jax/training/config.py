@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from ml_collections import config_dict
@@ -80,8 +80,8 @@ class TowerOptimizerConfig(Checked):
 class OptimizerConfig(Checked):
     """AdamW with linear warm-up and cosine decay to 0 (CLIP paper table 18)."""
 
-    # Of training.step.named_optimizer.OPTIMIZERS: adafactor, ademamix, lamb, lars, lion, muon, sgd;
-    # a configuration file may add to them.
+    # Or adafactor, ademamix, lamb, lars, lion, muon or sgd; a configuration file may add others to
+    # training.step.named_optimizer.OPTIMIZERS.
     name: str = "adamw"
     options: dict[str, Any] | None = None  # its further arguments, such as {"momentum": 0.9}
     learning_rate: Annotated[float, POSITIVE] = 5e-4  # peak
@@ -276,28 +276,20 @@ def _with_inherited(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(data, dict):
         return values
     shared = {key: value for key, value in data.items() if key in _SHARED}
-    parts = tuple(_inheriting(part, shared) for part in _items(data.get("mixture")))
-    sources = parts or (data,)
-    evaluations = [
-        {**group, "data": _evaluation_data(group.get("data", {}), data, sources)}
-        if isinstance(group, dict)
-        else group
-        for group in _items(values.get("evaluations"))
-    ]
-    changes: dict[str, Any] = {}
-    if parts:
-        changes["data"] = {**data, "mixture": parts}
-    if evaluations:
-        changes["evaluations"] = evaluations
-    return values | changes
+    mixture = _each(data.get("mixture", ()), lambda part: shared | part)
+
+    def evaluation(group: dict[str, Any]) -> dict[str, Any]:
+        return group | {"data": _evaluation_data(group.get("data", {}), data, mixture or (data,))}
+
+    evaluations = _each(values.get("evaluations", ()), evaluation)
+    return values | {"data": data | {"mixture": mixture}, "evaluations": evaluations}
 
 
-def _items(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else ()
-
-
-def _inheriting(group: Any, shared: dict[str, Any]) -> Any:
-    return {**shared, **group} if isinstance(group, dict) else group
+def _each(groups: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Changes each group of a tuple; what is no group stays for `build` to refuse."""
+    if not isinstance(groups, list | tuple):
+        return groups
+    return tuple(change(group) if isinstance(group, dict) else group for group in groups)
 
 
 def _evaluation_data(own: Any, data: dict[str, Any], sources: Sequence[Any]) -> Any:
@@ -305,10 +297,11 @@ def _evaluation_data(own: Any, data: dict[str, Any], sources: Sequence[Any]) -> 
     if not isinstance(own, dict) or not own.get("path"):
         return own
     inherited = {key: data[key] for key in _OF_READING if key in data}
-    columns = {"caption_weights"} if "caption_column" in own else set()
-    if _format_of(own) not in map(_format_of, sources):
-        columns = set(_COLUMNS)
-    return {key: value for key, value in inherited.items() if key not in columns} | own
+    left_out: Sequence[str] = ("caption_weights",) if "caption_column" in own else ()
+    has_columns = any(data.get(key) for key in _COLUMNS)
+    if has_columns and _format_of(own) not in map(_format_of, sources):
+        left_out = _COLUMNS
+    return {key: value for key, value in inherited.items() if key not in left_out} | own
 
 
 def _format_of(source: Any) -> str | None:

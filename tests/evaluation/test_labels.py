@@ -1,25 +1,18 @@
 """Labels: each form has one meaning in every format, and names or numbers is decided once."""
 
-import dataclasses
-import json
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pictures import encode, photo
-from shards import write_shard
 
-from clip_jax.data.sources import open_source
-from clip_jax.data.sources.refine import open_refined
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation.labels import UNLABELLED, Labels, read_labels
 
-PNG = encode(photo(8, 6), "PNG")
 LINES = ("zero", "one", "two", "three", "four", "five")  # a file of names
 
 
@@ -212,12 +205,6 @@ def test_names_or_numbers(
         assert note in said
 
 
-def test_the_order_of_names_does_not_change_what_a_label_means(tmp_path: Path) -> None:
-    for names in (["0", "1", "7"], ["7", "1", "0"], ["1", "7", "0"]):
-        found = read(["0", "7", "1"], tmp_path, names)
-        assert [found.names[number] for number in found.numbers] == ["0", "7", "1"]
-
-
 def test_what_the_user_decides(tmp_path: Path) -> None:
     assert read(["0", "1"], tmp_path, ["1", "0"], labels="numbers").numbers.tolist() == [0, 1]
     found = read([0, 1], tmp_path, None, labels="names")
@@ -249,219 +236,3 @@ def test_equal_names_are_one_class_to_labels_that_are_names(
     assert "in lines" in labels.notes[0]
     # Numbers stay those of lines.
     assert read([0, 1], tmp_path, names).names == tuple(names)
-
-
-# How each format stores labels: (name, labels, how, the file of names -> meanings).
-def write_folder(folder: Path, labels: Sequence[str]) -> Path:
-    for number, label in enumerate(labels):
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        (folder / label / f"{number}.png").write_bytes(PNG)
-    return folder
-
-
-def write_images(folder: Path, count: int) -> None:
-    folder.mkdir(parents=True)
-    for number in range(count):
-        (folder / f"{number}.png").write_bytes(PNG)
-
-
-def write_csv(folder: Path, labels: Sequence[str]) -> Path:
-    write_images(folder, len(labels))
-    rows = "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels))
-    (folder / "data.csv").write_text(f"filepath,class\n{rows}", encoding="utf-8")
-    return folder / "data.csv"
-
-
-def write_json_lines(folder: Path, labels: Sequence[Any]) -> Path:
-    write_images(folder, len(labels))
-    rows = [{"image": f"{n}.png", "class": label} for n, label in enumerate(labels)]
-    for row in rows:
-        if row["class"] is ABSENT:
-            del row["class"]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "data.jsonl"
-
-
-def write_tar_json(folder: Path, labels: Sequence[Any]) -> Path:
-    samples = []
-    for number, label in enumerate(labels):
-        fields = {} if label is ABSENT else {"class": label}
-        samples.append((str(number), {"png": PNG, "json": json.dumps(fields).encode()}))
-    write_shard(folder / "data.tar", samples)
-    return folder / "data.tar"
-
-
-def write_tar_cls(folder: Path, labels: Sequence[str | bytes]) -> Path:
-    samples = []
-    for number, label in enumerate(labels):
-        members = {"png": PNG}
-        if label is not ABSENT:
-            members["cls"] = label if isinstance(label, bytes) else label.encode()
-        samples.append((str(number), members))
-    write_shard(folder / "data.tar", samples)
-    return folder / "data.tar"
-
-
-def write_tar_member(folder: Path, labels: Sequence[str | bytes]) -> Path:
-    samples = []
-    for number, label in enumerate(labels):
-        members = {"png": PNG, "txt": b"a caption"}
-        if label is not ABSENT:
-            members["class"] = label if isinstance(label, bytes) else label.encode()
-        samples.append((str(number), members))
-    write_shard(folder / "data.tar", samples)
-    open_source(folder / "data.tar")  # has made an index that knows of no labels
-    return folder / "data.tar"
-
-
-def write_parquet(folder: Path, labels: Sequence[Any]) -> Path:
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
-    folder.mkdir(parents=True)
-    table = pa.table({"image": pa.array([PNG] * len(labels)), "class": pa.array(labels)})
-    pq.write_table(table, folder / "data.parquet")
-    return folder / "data.parquet"
-
-
-def write_datasets(folder: Path, labels: Sequence[Any], feature: Any = None) -> Path:
-    datasets = pytest.importorskip("datasets")
-    datasets.disable_progress_bars()
-    images = [{"bytes": PNG, "path": None}] * len(labels)
-    table = datasets.Dataset.from_dict({"image": images, "class": list(labels)})
-    table = table.cast_column("image", datasets.Image())
-    if feature is not None:
-        table = table.cast_column("class", feature)
-    table.save_to_disk(str(folder))
-    return folder
-
-
-def write_class_labels(folder: Path, labels: Sequence[Any]) -> Path:
-    datasets = pytest.importorskip("datasets")
-    return write_datasets(folder, labels, datasets.ClassLabel(names=["cat", "owl", COMPOSED]))
-
-
-def write_tfds(folder: Path, labels: Sequence[Any], feature: Any) -> Path:
-    """As TFDS lays it out; the records are written by hand, for it refuses -1 itself."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    pytest.importorskip("array_record")
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    from clip_jax.data.sources.tf_example import make_example
-
-    features = tfds.features.FeaturesDict(
-        {"image": tfds.features.Image(shape=(None, None, 3)), "class": feature(tfds.features)}
-    )
-    with tfds.core.registered.skip_registration():
-
-        class LabelSet(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
-
-            def _info(self):
-                return tfds.core.DatasetInfo(builder=self, features=features)
-
-            def _split_generators(self, _):
-                return {"test": iter([])}
-
-            def _generate_examples(self):
-                yield from ()
-
-    folder = folder / "label_set" / "1.0.0"
-    folder.mkdir(parents=True)
-    info = {
-        "name": "label_set",
-        "version": "1.0.0",
-        "fileFormat": "array_record",
-        "moduleName": "label_set",
-        "splits": [
-            {
-                "name": "test",
-                "shardLengths": [str(len(labels))],
-                "numBytes": "1",
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-            }
-        ],
-    }
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    features.save_config(str(folder))
-    writer = ArrayRecordWriter(
-        str(folder / "label_set-test.array_record-00000-of-00001"), "group_size:1"
-    )
-    for label in labels:
-        value = label.encode() if isinstance(label, str) else label
-        writer.write(make_example({"image": [PNG], "class": [value]}))
-    writer.close()
-    return folder
-
-
-def write_tfds_classes(folder: Path, labels: Sequence[int]) -> Path:
-    names = ["cat", "owl", COMPOSED]
-    return write_tfds(folder, labels, lambda features: features.ClassLabel(names=names))
-
-
-def write_tfds_numbers(folder: Path, labels: Sequence[int]) -> Path:
-    return write_tfds(folder, labels, lambda features: features.Scalar(np.int64))
-
-
-def write_tfds_texts(folder: Path, labels: Sequence[str]) -> Path:
-    return write_tfds(folder, labels, lambda features: features.Text())
-
-
-Write = Callable[[Path, Sequence[Any]], Path]
-# (how it is written, the labels, what each means).
-STORED: dict[str, tuple[Write, list[Any], list[Any]]] = {
-    "folder, names": (write_folder, ["cat", DECOMPOSED, "T-shirt"], ["cat", COMPOSED, "T shirt"]),
-    "folder, digits": (write_folder, ["2", "5", "03"], [2, 5, 3]),
-    "csv, names": (write_csv, ["cat", "", " owl ", DECOMPOSED], ["cat", None, "owl", COMPOSED]),
-    "csv, digits": (write_csv, ["2", "-1", "3.0", "", "03"], [2, None, 3, None, 3]),
-    "jsonl, names": (write_json_lines, ["cat", None, ABSENT, ""], ["cat", None, None, None]),
-    "jsonl, numbers": (
-        write_json_lines,
-        [2, 3.0, True, "4", None, math.nan, -1, ABSENT],
-        [2, 3, 1, 4, None, None, None, None],
-    ),
-    "tar json, names": (write_tar_json, ["cat", None, DECOMPOSED], ["cat", None, COMPOSED]),
-    "tar json, numbers": (
-        write_tar_json,
-        [2, 3.0, False, "4", None, math.nan, -1, ABSENT],
-        [2, 3, 0, 4, None, None, None, None],
-    ),
-    "tar cls, names": (write_tar_cls, ["cat\n", b"", DECOMPOSED], ["cat", None, COMPOSED]),
-    "tar cls, no text": (write_tar_cls, ["2", b"\xff\xfe", "0"], [2, None, 0]),
-    "tar member, names": (write_tar_member, ["cat\n", ABSENT, b"\xff"], ["cat", None, None]),
-    "tar cls, digits": (write_tar_cls, ["2", "3\n", "-1", ABSENT], [2, 3, None, None]),
-    "parquet, names": (write_parquet, ["cat", None, " ", "owl"], ["cat", None, None, "owl"]),
-    "parquet, ints": (write_parquet, [2, None, -1, 0], [2, None, None, 0]),
-    "parquet, floats": (write_parquet, [2.0, math.nan, None, 0.0], [2, None, None, 0]),
-    "parquet, bools": (write_parquet, [True, False, None], [1, 0, None]),
-    "parquet, bytes": (write_parquet, [b"cat", b"", b"\xff\xff"], ["cat", None, None]),
-    "datasets, classes": (write_class_labels, [0, 2, -1, None], ["cat", COMPOSED, None, None]),
-    "datasets, ints": (write_datasets, [2, None, -1], [2, None, None]),
-    "datasets, floats": (write_datasets, [2.0, math.nan, None], [2, None, None]),
-    "datasets, names": (write_datasets, ["cat", None, ""], ["cat", None, None]),
-    "datasets, bools": (write_datasets, [True, False], [1, 0]),
-    "tfds, classes": (write_tfds_classes, [0, 2, -1], ["cat", COMPOSED, None]),
-    "tfds, ints": (write_tfds_numbers, [2, 0, -1], [2, 0, None]),
-    "tfds, texts": (write_tfds_texts, ["cat", "", DECOMPOSED], ["cat", None, COMPOSED]),
-}
-
-
-@pytest.mark.parametrize(("write", "stored", "meanings"), STORED.values(), ids=STORED)
-def test_a_form_means_the_same_in_every_format(
-    write: Write, stored: list[Any], meanings: list[Any], tmp_path: Path
-) -> None:
-    key = "cls" if write is write_tar_cls else "class"
-    data = TaskData(path=str(write(tmp_path / "data", stored)), label_key=key)
-    if any(isinstance(meaning, int) for meaning in meanings):
-        (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in LINES))
-        data = dataclasses.replace(data, classnames=str(tmp_path / "names.txt"))
-    source = open_refined(data, needs_captions=False, label_column=key, preferred_splits=("test",))
-    assert len(source) == len(stored)
-    labels = read_labels(source, data)
-    wanted: list[Any] = sorted(meanings) if write is write_folder else meanings  # by name there
-    found = [
-        None if number == UNLABELLED else number if data.classnames else labels.names[number]
-        for number in labels.numbers.tolist()
-    ]
-    assert (sorted(found) if write is write_folder else found) == wanted
-    assert labels.num_unlabelled == meanings.count(None)

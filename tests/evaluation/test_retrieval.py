@@ -13,7 +13,7 @@ from places import REPOSITORY, SUPPORT
 
 from clip_jax.errors import UserError
 from clip_jax.evaluation import retrieval
-from clip_jax.evaluation.retrieval import evaluate_retrieval, recall_at_k, retrieval_recalls
+from clip_jax.evaluation.retrieval import recall_at_k, retrieval_recalls
 
 KS = (1, 5, 10)
 
@@ -208,28 +208,7 @@ def check_no_communication():
     assert f"f32[{retrieval.QUERIES_PER_BLOCK},8]" in text  # one device's share of the queries
 
 
-# --- The evaluator and a user's mistakes --------------------------------------------------------
-
-
-def test_evaluate_retrieval():
-    images, texts, image_of_text = several_captions(25, 60, 8, 5)
-    pixels = np.arange(25, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 2, 2, 3), np.uint8)
-    calls = []
-
-    def embed_text(strings):
-        calls.append(len(strings))
-        return texts[[int(s) for s in strings]]
-
-    got = evaluate_retrieval(
-        lambda batch: images[batch[:, 0, 0, 0]],
-        embed_text,
-        (pixels[i : i + 10] for i in range(0, 25, 10)),
-        [str(t) for t in range(60)],
-        image_of_text,
-        texts_per_call=32,
-    )
-    assert got == retrieval_recalls(images, texts, image_of_text)
-    assert calls == [32, 28]
+# --- A user's mistakes ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -257,8 +236,3 @@ def test_mistakes_are_named(change, message):
     }
     with pytest.raises(UserError, match=message):
         retrieval_recalls(**{**good, **change})
-
-
-def test_nothing_to_evaluate():
-    with pytest.raises(UserError, match="no images"):
-        evaluate_retrieval(lambda x: x, lambda t: np.ones((len(t), 2)), [], ["a"], [0])

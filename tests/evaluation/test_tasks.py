@@ -1,13 +1,13 @@
 """Tasks: labels from data, seen and unseen names, and real photos where they are at hand."""
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import encode
 from PIL import Image
+from shards import write_shard
 
 from clip_jax.errors import UserError
 from clip_jax.evaluation.tasks import Embedders, TaskData, check_task, run_task
@@ -37,19 +37,13 @@ EMBEDDERS = Embedders(embed_image, embed_text, ImageTransform(image_size=8))
 
 def shard(path: Path, labels: list[dict]) -> Path:
     """A tar of plain squares; each label is the JSON of one sample."""
-    with tarfile.open(path, "w") as archive:
-        for index, label in enumerate(labels):
-            picture = io.BytesIO()
-            Image.new("RGB", (12, 10), COLOURS[label["class"]]).save(picture, "PNG")
-            members = {
-                "png": picture.getvalue(),
-                "txt": f"a {label['class']} square".encode(),
-                "json": json.dumps(label).encode(),
-            }
-            for extension, data in members.items():
-                info = tarfile.TarInfo(f"{index:06d}.{extension}")
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
+    content = []
+    for index, label in enumerate(labels):
+        square = encode(Image.new("RGB", (12, 10), COLOURS[label["class"]]), "PNG")
+        text = f"a {label['class']} square".encode()
+        members = {"png": square, "txt": text, "json": json.dumps(label).encode()}
+        content.append((f"{index:06d}", members))
+    write_shard(path, content)
     return path
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from clip_jax.errors import UserError
+from clip_jax.evaluation import zero_shot
 from clip_jax.evaluation.prompts import get_templates, read_classnames
 from clip_jax.evaluation.zero_shot import evaluate_zero_shot, top_k_hits, zero_shot_classifier
 
@@ -104,7 +105,8 @@ def test_read_classnames(tmp_path):
 
 
 @pytest.mark.parametrize("texts_per_call", [1, 7, 1024])
-def test_classifier_is_the_definition(texts_per_call):
+def test_classifier_is_the_definition(texts_per_call, monkeypatch):
+    monkeypatch.setattr(zero_shot, "TEXTS_PER_CALL", texts_per_call)
     templates = get_templates("openai_simple")
     seen = []
 
@@ -113,7 +115,7 @@ def test_classifier_is_the_definition(texts_per_call):
         assert len(strings) <= texts_per_call
         return 3.0 * embed_text(strings)  # the length must not matter
 
-    classifier = zero_shot_classifier(embed, CLASSES, templates, texts_per_call)
+    classifier = zero_shot_classifier(embed, CLASSES, templates)
     assert classifier.shape == (16, 6)
     assert classifier.dtype == np.float32
     assert len(seen) == 42

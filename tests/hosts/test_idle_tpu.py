@@ -89,22 +89,12 @@ USES = {
 
 
 @needs_libtpu
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("use", [*USES, "with plugins", "no choice"])
 def test_python_is_silent(use: str, tmp_path: Path) -> None:
-    result = run("-c", USES[use], cwd=tmp_path)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "cpu\n", "")
-
-
-@needs_libtpu
-def test_python_is_silent_where_jax_has_plugins(tmp_path: Path) -> None:
     (tmp_path / "jax_plugins").mkdir()
-    result = run("-c", USES["first"], cwd=tmp_path, path=str(tmp_path))
-    assert (result.returncode, result.stdout, result.stderr) == (0, "cpu\n", "")
-
-
-@needs_libtpu
-def test_an_empty_choice_is_none(tmp_path: Path) -> None:
-    result = run("-c", USES["first"], cwd=tmp_path, JAX_PLATFORMS="")
+    environment = {"with plugins": {"path": str(tmp_path)}, "no choice": {"JAX_PLATFORMS": ""}}
+    code = USES.get(use, USES["first"])
+    result = run("-c", code, cwd=REPOSITORY, **environment.get(use, {}))
     assert (result.returncode, result.stdout, result.stderr) == (0, "cpu\n", "")
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from clip_jax.errors import UserError
 from clip_jax.losses import DEFAULT, sigmoid_loss, similarity_logits, softmax_loss
-from clip_jax.sharding import batch_sharding, make_mesh, replicated
 from clip_jax.training.config import TrainConfig
 
 SCALES = (1.0, 10.0, 100.0)
@@ -88,68 +87,6 @@ def test_gradient_is_the_finite_difference_of_float64(name: str, scale: float) -
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=tolerance)
 
 
-def test_softmax_does_not_know_a_bias() -> None:
-    """A shift of all logits cancels, which is why CLIP has none."""
-    inputs = in_float64(arguments(9, 10.0))
-    np.testing.assert_allclose(reference_softmax(*inputs), reference_softmax(*inputs[:3]))
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_permutation_of_the_pairs(name: str) -> None:
-    """The loss does not change, its gradients are permuted alike."""
-    loss, _ = LOSSES[name]
-    images, texts, scale, bias = arguments(24, 10.0)
-    order = np.random.default_rng(1).permutation(24)
-    value_and_grad = jax.value_and_grad(loss, argnums=(0, 1))
-    value, gradients = value_and_grad(images, texts, scale, bias)
-    permuted, permuted_gradients = value_and_grad(images[order], texts[order], scale, bias)
-    np.testing.assert_allclose(permuted, value, rtol=1e-6)
-    for gradient, other in zip(gradients, permuted_gradients, strict=True):
-        np.testing.assert_allclose(other, gradient[order], rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_images_and_texts_may_be_exchanged(name: str) -> None:
-    loss, _ = LOSSES[name]
-    images, texts, scale, bias = arguments(24, 10.0)
-    swapped = loss(texts, images, scale, bias)
-    np.testing.assert_allclose(swapped, loss(images, texts, scale, bias), rtol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(8, 1), (1, 8), (4, 2)], ids="data{0[0]}-fsdp{0[1]}".format)
-@pytest.mark.parametrize("name", LOSSES)
-def test_one_and_eight_devices_agree(name: str, shape: tuple[int, int]) -> None:
-    """Value and gradients over embeddings that are split over the mesh: negatives are global."""
-    loss, _ = LOSSES[name]
-    inputs = arguments(64, 10.0)
-    results = []
-    for data, fsdp, devices in ((1, 1, jax.devices()[:1]), (*shape, jax.devices()[:8])):
-        mesh = make_mesh(data=data, fsdp=fsdp, devices=devices)
-        split, whole = batch_sharding(mesh), replicated(mesh)
-        shardings = (split, split, whole, whole)
-        placed = [jax.device_put(x, s) for x, s in zip(inputs, shardings, strict=True)]
-        function = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))
-        result = jax.jit(function, out_shardings=(whole, shardings))(*placed)
-        assert len(result[1][0].sharding.device_set) == data * fsdp
-        results.append(jax.device_get(result))
-    (value, gradients), (other_value, other_gradients) = results
-    np.testing.assert_allclose(other_value, value, rtol=1e-6)
-    for gradient, other in zip(gradients, other_gradients, strict=True):
-        np.testing.assert_allclose(other, gradient, rtol=0, atol=1e-6 * np.abs(gradient).max())
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_memory_of_value_and_gradient(name: str) -> None:
-    """At most two B×B float32 matrices live at once: the logits and their gradient."""
-    rows = 2048
-    shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in arguments(2, 1.0)]
-    shapes[:2] = [jax.ShapeDtypeStruct((rows, 64), jnp.float32)] * 2
-    loss, _ = LOSSES[name]
-    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*shapes).compile()
-    matrices = compiled.memory_analysis().temp_size_in_bytes / (4 * rows**2)
-    assert matrices < 2.1
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_half_precision_embeddings_are_compared_in_float32(name: str) -> None:
     loss, reference = LOSSES[name]
@@ -159,18 +96,6 @@ def test_half_precision_embeddings_are_compared_in_float32(name: str) -> None:
     assert value.dtype == jnp.float32
     exact = [np.asarray(x, np.float64) for x in halves]
     np.testing.assert_allclose(value, reference(*exact, scale, bias), rtol=1e-6)
-
-
-def test_matching_pairs_at_the_largest_scale() -> None:
-    """Orthogonal pairs at scale 100: the loss is 0 to the last bits, and never NaN."""
-    identity = np.eye(8, dtype=np.float32)
-    value, gradient = jax.value_and_grad(softmax_loss)(identity, identity, 100.0)
-    assert abs(value) < 1e-5
-    assert np.abs(gradient).max() < 1e-5
-    # Every pair wrong, far beyond what exp holds: still finite.
-    value, gradient = jax.value_and_grad(softmax_loss)(identity, -identity, 1000.0)
-    np.testing.assert_allclose(value, 1000 + np.log(7), rtol=1e-6)
-    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(("images", "texts"), [((6, 4), (3, 4)), ((4, 4), (1, 4)), ((4,), (4,))])

@@ -15,7 +15,7 @@ from PIL import Image
 from clip_jax.clip import Clip
 from clip_jax.errors import DecodeError, UserError
 from clip_jax.evaluation.prompts import get_templates
-from clip_jax.evaluation.retrieval import caption_labels, evaluate_retrieval, retrieval_recalls
+from clip_jax.evaluation.retrieval import caption_labels, retrieval_recalls
 from clip_jax.evaluation.zero_shot import evaluate_zero_shot, zero_shot_classifier
 
 SIZE = 32
@@ -230,8 +230,6 @@ def test_batch_sizes(clip: Clip, pixels: np.ndarray, value: Any) -> None:
             clip.encode_image(images, batch_size=value)
     with pytest.raises(UserError, match=message):
         clip.encode_text(["a"], batch_size=value)
-    with pytest.raises(UserError, match=r"^texts_per_call=.*whole number"):
-        zero_shot_classifier(clip.encode_text, ["a"], "photo", texts_per_call=value)
 
 
 @pytest.mark.parametrize("value", ["False", "yes", 2, 1.5, [], [True]])
@@ -314,7 +312,6 @@ def takers(clip: Clip) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     yield "texts", clip.encode_text
     yield "texts", lambda x: clip.logits(image, x)
     yield "texts", clip.text_features
-    yield "texts", lambda x: evaluate_retrieval(*both, [image], x, [0])
     embeds = np.eye(2, dtype=np.float32)
     yield "texts", lambda x: retrieval_recalls(embeds, embeds, [0, 1], texts=x)
     yield "texts", lambda x: caption_labels(x, np.arange(2), 2)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 
 from clip_jax import command_line
 from clip_jax.errors import UserError
@@ -59,3 +60,16 @@ def test_a_result_on_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: --output=x: cannot be written (File too large); raise")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("result.json", "{}")]
+
+
+def test_evaluations_as_flags() -> None:
+    file = str(REPOSITORY / "configs" / "quickstart.py")
+    group = {"task": "zero_shot", "data": {"path": "photos/test"}}
+    whole = command_line.read_config(file, [f"--config.evaluations=({group},)"])
+    assert whole.evaluations == (group,)
+    one = command_line.read_config(file, ["--config.evaluations[1].every_steps=5"])
+    assert [each["every_steps"] for each in one.evaluations] == [700, 5]
+    with pytest.raises(UserError, match=r"config\.evaluations\[7\]\.task: the file has no such"):
+        command_line.read_config(file, ["--config.evaluations[7].task=x"])
+    with pytest.raises(UserError, match=r"unknown key 'config\.evaluation\.tasks'; did you mean"):
+        command_line.read_config(file, ["--config.evaluation.tasks=('x',)"])

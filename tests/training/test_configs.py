@@ -10,13 +10,15 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 from places import REPOSITORY
 
+from clip_jax.models.config import ClipConfig
 from clip_jax.sharding import check_batch, make_mesh
-from clip_jax.training.config import TrainConfig, build_config, to_dict
+from clip_jax.training.config import TrainConfig, build_config, flat_values, to_dict
 from clip_jax.training.step.compiled import abstract_batch, abstract_run_state, jit_train_step
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.py"))
@@ -26,35 +28,57 @@ LARGE = [path for path in CONFIGS if "training.recipes" in path.read_text(encodi
 
 
 @functools.cache
-def load(path: Path, **changes: object) -> TrainConfig:
+def module_of(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
+    return module
+
+
+def load(path: Path, **changes: object) -> TrainConfig:
+    config = module_of(path).get_config()
     if not config.data.path:
         config.data.path = "shards/{00000..41455}.tar"
-    for key, value in changes.items():
-        config[key] = value
+    config.update_from_flattened_dict(changes)
     return build_config(config)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_snapshot(path: Path) -> None:
-    """The resolved configuration and architecture are those under review."""
+    """It differs from the defaults in what is under review; and it can be read back."""
     config = load(path)
-    resolved = {"config": to_dict(config), "architecture": config.model.architecture().to_dict()}
-    resolved = json.loads(json.dumps(resolved))
-    golden = GOLDEN / f"{path.stem}.json"
+    assert build_config(json.loads(json.dumps(to_dict(config)))) == config
+    for overrides in getattr(module_of(path), "sweep", list)():
+        load(path, **overrides)
+    defaults = resolved(TrainConfig(), ClipConfig())
+    ours = resolved(config, config.model.architecture())
+    changed = {key: value for key, value in ours.items() if defaults.get(key, ...) != value}
+    assert_snapshot(path.stem, changed)
+
+
+def test_snapshot_of_the_defaults() -> None:
+    assert_snapshot("defaults", resolved(TrainConfig(), ClipConfig()))
+
+
+def resolved(config: TrainConfig, architecture: ClipConfig) -> dict[str, Any]:
+    """Dotted keys of a run and of its architecture."""
+    values = {"config": to_dict(config), "architecture": architecture.to_dict()}
+    return flat_values(json.loads(json.dumps(values)))
+
+
+def assert_snapshot(name: str, values: dict[str, Any]) -> None:
+    golden = GOLDEN / f"{name}.json"
     if os.environ.get("GOLDEN") == "write":
-        golden.parent.mkdir(parents=True, exist_ok=True)
-        golden.write_text(json.dumps(resolved, indent=1) + "\n", encoding="utf-8")
-    assert resolved == json.loads(golden.read_text(encoding="utf-8"))
+        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(values[key])}" for key in values)
+        golden.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    assert values == json.loads(golden.read_text(encoding="utf-8"))
 
 
 def test_no_snapshot_is_left_over() -> None:
-    assert {path.stem for path in GOLDEN.glob("*.json")} == {path.stem for path in CONFIGS}
+    names = {path.stem for path in CONFIGS} | {"defaults"}
+    assert {path.stem for path in GOLDEN.glob("*.json")} == names
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -12,109 +12,16 @@ from clip_jax.files.text_encoding import utf16_problem
 # The name of a set of templates, the path of a file of them, or the templates themselves.
 Templates = str | os.PathLike[str] | Iterable[str]
 
-# The 80 ImageNet templates of Radford et al. 2021, section 3.1.4, in the order of OpenAI's
-# notebook Prompt_Engineering_for_ImageNet.ipynb (github.com/openai/CLIP, MIT).
-OPENAI_TEMPLATES = (
-    "a bad photo of a {}.",
-    "a photo of many {}.",
-    "a sculpture of a {}.",
-    "a photo of the hard to see {}.",
-    "a low resolution photo of the {}.",
-    "a rendering of a {}.",
-    "graffiti of a {}.",
-    "a bad photo of the {}.",
-    "a cropped photo of the {}.",
-    "a tattoo of a {}.",
-    "the embroidered {}.",
-    "a photo of a hard to see {}.",
-    "a bright photo of a {}.",
-    "a photo of a clean {}.",
-    "a photo of a dirty {}.",
-    "a dark photo of the {}.",
-    "a drawing of a {}.",
-    "a photo of my {}.",
-    "the plastic {}.",
-    "a photo of the cool {}.",
-    "a close-up photo of a {}.",
-    "a black and white photo of the {}.",
-    "a painting of the {}.",
-    "a painting of a {}.",
-    "a pixelated photo of the {}.",
-    "a sculpture of the {}.",
-    "a bright photo of the {}.",
-    "a cropped photo of a {}.",
-    "a plastic {}.",
-    "a photo of the dirty {}.",
-    "a jpeg corrupted photo of a {}.",
-    "a blurry photo of the {}.",
-    "a photo of the {}.",
-    "a good photo of the {}.",
-    "a rendering of the {}.",
-    "a {} in a video game.",
-    "a photo of one {}.",
-    "a doodle of a {}.",
-    "a close-up photo of the {}.",
-    "a photo of a {}.",
-    "the origami {}.",
-    "the {} in a video game.",
-    "a sketch of a {}.",
-    "a doodle of the {}.",
-    "a origami {}.",
-    "a low resolution photo of a {}.",
-    "the toy {}.",
-    "a rendition of the {}.",
-    "a photo of the clean {}.",
-    "a photo of a large {}.",
-    "a rendition of a {}.",
-    "a photo of a nice {}.",
-    "a photo of a weird {}.",
-    "a blurry photo of a {}.",
-    "a cartoon {}.",
-    "art of a {}.",
-    "a sketch of the {}.",
-    "a embroidered {}.",
-    "a pixelated photo of a {}.",
-    "itap of the {}.",
-    "a jpeg corrupted photo of the {}.",
-    "a good photo of a {}.",
-    "a plushie {}.",
-    "a photo of the nice {}.",
-    "a photo of the small {}.",
-    "a photo of the weird {}.",
-    "the cartoon {}.",
-    "art of the {}.",
-    "a drawing of the {}.",
-    "a photo of the large {}.",
-    "a black and white photo of a {}.",
-    "the plushie {}.",
-    "a dark photo of a {}.",
-    "itap of a {}.",
-    "graffiti of the {}.",
-    "a toy {}.",
-    "itap of my {}.",
-    "a photo of a cool {}.",
-    "a photo of a small {}.",
-    "a tattoo of the {}.",
-)
-
-# The seven templates that forward selection picked from the 80, in the same notebook.
-OPENAI_SIMPLE_TEMPLATES = (
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
-
-NAMED_TEMPLATES: dict[str, tuple[str, ...]] = {
-    "openai": OPENAI_TEMPLATES,
-    "openai_simple": OPENAI_SIMPLE_TEMPLATES,
+_FOLDER = Path(__file__).parent
+# Name -> its templates, or the file that holds them. Both files are of OpenAI's notebook
+# Prompt_Engineering_for_ImageNet.ipynb (github.com/openai/CLIP, MIT): the 80 of Radford et al.
+# 2021, section 3.1.4, in its order, and the seven that forward selection picked from them.
+NAMED_TEMPLATES: dict[str, Path | tuple[str, ...]] = {
+    "openai": _FOLDER / "openai.txt",
+    "openai_simple": _FOLDER / "openai_simple.txt",
     "photo": ("a photo of a {}.",),
     "none": ("{}",),
 }
-
 
 _ACCEPTED = (
     f"accepted are {', '.join(NAMED_TEMPLATES)}, the path of a text file with one template a line,"
@@ -134,8 +41,9 @@ def get_templates(templates: Templates) -> tuple[str, ...]:
       UserError: unknown name, unreadable file, no template, or one without exactly one "{}".
     """
     if isinstance(templates, str | os.PathLike):
-        if (named := NAMED_TEMPLATES.get(os.fspath(templates))) is not None:
-            return named
+        named = NAMED_TEMPLATES.get(os.fspath(templates))
+        if named is not None:
+            return read_lines(named) if isinstance(named, Path) else named
         origin, found = _templates_of_file(templates)
     elif templates is None:
         raise UserError(f"templates=None: {_ACCEPTED}")

@@ -38,10 +38,6 @@ class JsonLines:
         write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed in close)
 
-    def append(self, row: Row) -> None:
-        """Writes one row immediately."""
-        self.extend([row])
-
     def extend(self, rows: list[Row]) -> None:
         """Writes rows that belong together at once, so that a kill leaves all or none of them.
 
@@ -147,7 +143,7 @@ class RunLog:
     def log_metrics(self, row: Row) -> None:
         """Logs one step."""
         if self.enabled:
-            self.metrics.append(row)
+            self.metrics.extend([row])
             self._to_board("train", row)
 
     def log_evaluations(self, rows: list[Row]) -> None:

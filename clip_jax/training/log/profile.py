@@ -11,10 +11,8 @@ from typing import Any
 import jax
 
 from clip_jax.errors import UserError
-from clip_jax.sharding import leaves_by_path
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-_MAX_NAMED = 3  # changes in one warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +90,8 @@ class CompileWatch:
 
     def __init__(self, name: str):
         self.seconds = 0.0
-        self.recompilations = 0
         self._name = name
         self._count = 0
-        self._seen = 0
-        self._signature: dict[str, str] = {}
         self._warned = False
 
     def __enter__(self) -> CompileWatch:
@@ -111,41 +106,18 @@ class CompileWatch:
             self.seconds += duration_secs
             self._count += about.get("fun_name") in (self._name, f"jit({self._name})")
 
-    def called(self, step: int, *arguments: Any) -> None:
-        """Warns of a second compilation; call it with the program's arguments after each call.
+    @property
+    def recompilations(self) -> int:
+        return max(0, self._count - 1)
 
-        The arguments may have been donated.
-        """
-        if self._count == self._seen:
-            return
-        if self._seen:
-            self.recompilations += self._count - self._seen
-        self._seen = self._count
-        before, self._signature = self._signature, _signature(arguments)
-        if not before or self._warned:
-            return
-        self._warned = True
-        now = self._signature
-        changed = [
-            f"{key}: {before.get(key)} -> {now.get(key)}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if len(changed) > _MAX_NAMED:
-            changed[_MAX_NAMED:] = [f"and {len(changed) - _MAX_NAMED} more"]
-        logging.warning(
-            "step %d: the training step was compiled again, because of %s",
-            step,
-            ", ".join(changed) or "nothing in the shapes and shardings of its arguments",
-        )
-
-
-def _signature(arguments: Any) -> dict[str, str]:
-    """Maps the path of each array to its dtype, shape and sharding."""
-    return {
-        path: f"{leaf.dtype}{list(leaf.shape)} {getattr(leaf.sharding, 'spec', leaf.sharding)}"
-        for path, leaf in leaves_by_path(arguments).items()
-    }
+    def called(self, step: int) -> None:
+        """Warns of the first recompilation; call it after each call of the program."""
+        if self.recompilations and not self._warned:
+            self._warned = True
+            logging.warning(
+                "step %d: the training step was compiled again; see JAX_EXPLAIN_CACHE_MISSES=1",
+                step,
+            )
 
 
 def write_hlo(compiled: Any, directory: Path) -> None:

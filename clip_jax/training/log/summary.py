@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -80,39 +81,25 @@ def format_rows(rows: list[Row]) -> str:
 
 
 def _table_lines(rows: list[Row], columns: list[Column]) -> list[str]:
-    groups: dict[str, list[Column]] = {}
-    for column in columns:
-        groups.setdefault(column.group, []).append(column)
-    width = {column: max(5, len(column.title)) for column in columns}
-    group_width = {
-        group: sum(width[column] + 1 for column in members) - 1 for group, members in groups.items()
-    }
-    sizes = [row_size(row) for row in rows]
-    size_width = max(map(len, sizes))
-    right = sum(w + 2 for w in group_width.values()) + 2 + size_width
-    tasks = [task_name(row) for row in rows]
-    task_width = max(map(len, [*tasks, "task"]))
-    room = max(len("dataset"), WIDTH - right - task_width - 2)
-    datasets = [_shorten(str(row.get("dataset", "")), room) for row in rows]
-    left = task_width + 2 + max(map(len, [*datasets, "dataset"]))
-
-    def line(task: str, dataset: str, cells: list[str], size: str) -> str:
-        name = f"{task:<{task_width}}  {dataset}"
-        return f"{name:<{left}}  " + "  ".join(cells) + f"  {size:>{size_width}}"
-
-    def group_cells(text_of: Any) -> list[str]:
-        return [
-            " ".join(f"{text_of(column):>{width[column]}}" for column in members)
-            for members in groups.values()
-        ]
-
-    heads = [f"{group + ' %':^{group_width[group]}}" for group in groups]
-    lines = [line("", "", heads, "").rstrip()]
-    lines.append(line("task", "dataset", group_cells(lambda column: column.title), "n"))
-    for row, task, dataset, size in zip(rows, tasks, datasets, sizes, strict=True):
-        values = group_cells(lambda column, row=row: percentage(row.get(column.metric)))
-        lines.append(line(task, dataset, values, size))
-    return lines
+    titles = [f"{column.title:>5}" for column in columns]
+    group_widths: Counter[str] = Counter()
+    for column, title in zip(columns, titles, strict=True):
+        group_widths[column.group] += len(title) + 1
+    heads = " ".join(f"{group + ' %':^{width - 1}}" for group, width in group_widths.items())
+    values = [" ".join(titles)]
+    for row in rows:
+        shares = [percentage(row.get(column.metric)) for column in columns]
+        values.append(" ".join(map(str.rjust, shares, map(len, titles))))
+    sizes, tasks = ["n", *map(row_size, rows)], ["task", *map(task_name, rows)]
+    size_width, task_width = (max(map(len, texts)) for texts in (sizes, tasks))
+    room = max(len("dataset"), WIDTH - task_width - len(values[0]) - size_width - 6)
+    datasets = ["dataset", *(_shorten(str(row.get("dataset", "")), room) for row in rows)]
+    width = max(map(len, datasets))
+    lines = [
+        f"{task:<{task_width}}  {dataset:<{width}}  {cells}  {size:>{size_width}}"
+        for task, dataset, cells, size in zip(tasks, datasets, values, sizes, strict=True)
+    ]
+    return [" " * (task_width + width + 4) + heads.rstrip(), *lines]
 
 
 def _plain_line(row: Row) -> str:

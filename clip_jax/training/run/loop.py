@@ -96,10 +96,9 @@ def _train_steps(
                 clock.pause()
                 tracer.act(step, state)
                 clock.resume()
-            before = state
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = step_function(state, batch)
-            compiles.called(step, before, batch)
+            compiles.called(step)
             reporter.report(state)
             reporter.dispatched(step, metrics, indices)
             due = [x for x in config.evaluations if x.every_steps and step % x.every_steps == 0]

@@ -22,13 +22,13 @@ from clip_jax.losses import LOSSES, effective_implementation
 from clip_jax.models.config import ClipConfig, differences, override
 from clip_jax.models.fields import EFFECTS, RESUMABLE
 from clip_jax.models.two_tower import param_shapes
-from clip_jax.sharding import batch_shards, host_rows
+from clip_jax.sharding import batch_shards, explain, host_rows, make_mesh
 from clip_jax.text.tokenizer import Tokenizer, train_sentencepiece
 from clip_jax.training import config as configs
 from clip_jax.training.config import TrainConfig
 from clip_jax.training.log.metrics import Progress, RunLog
 from clip_jax.training.run.checkpoint import Checkpoints
-from clip_jax.training.run.data import captions_of, gathered_cursor
+from clip_jax.training.run.data import captions_of, gathered_cursor, open_data
 from clip_jax.training.run.initial import (
     initial_state,
     initial_tokenizer,
@@ -36,6 +36,7 @@ from clip_jax.training.run.initial import (
     open_initial,
     takes_tokens,
 )
+from clip_jax.training.step.compiled import abstract_run_state
 from clip_jax.training.step.optimizer import make_optimizer
 from clip_jax.training.step.parameter_groups import frozen_mask
 from clip_jax.training.step.state import TrainState, abstract_state, sharded_state
@@ -84,16 +85,8 @@ class Run:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Begin:
-    """Starting point of a run: new, or a checkpoint."""
-
-    step: int | None
-    identity: dict[str, Any] | None
-    architecture: ClipConfig
-    tokenizer: Tokenizer
-    initial: Initial | None
-    state: TrainState
+# Start of a run: the checkpoint's metadata, if there is one; architecture, tokenizer, state.
+_Start = tuple[dict[str, Any] | None, ClipConfig, Tokenizer, TrainState]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,19 +98,20 @@ class _Opening:
     source: Source
     mesh: Mesh
     steps: int
-    optimizer: Any
     checkpoints: Checkpoints
 
-    def begin(self) -> _Begin:
-        """Begins anew or from the newest readable checkpoint; opens `checkpoints`.
+    def start(self) -> _Start:
+        """Starts anew or from the newest readable checkpoint; opens `checkpoints`.
 
         Raises `UserError`, and overwrites nothing, if there are checkpoints but none is readable.
         """
+        # This fails before anything slow.
+        optimizer = make_optimizer(self.config.optimizer, self.steps)
         damaged: dict[int, str] = {}
         # Process 0 lists the steps, since a mounted bucket may show other processes an older list.
         for step in from_first(self.checkpoints.steps()):
             try:
-                begin = self._from_step(step)
+                start = self._from_step(step, optimizer)
             except DamagedCheckpoint as error:
                 damaged[step] = str(error)
                 continue
@@ -128,18 +122,18 @@ class _Opening:
                     "; ".join(damaged.values()), step, names,
                 )  # fmt: skip
             self.checkpoints.open(list(damaged))
-            return begin
+            return start
         if damaged:
             raise UserError(
                 f"no checkpoint of {self.workdir} can be read: {'; '.join(damaged.values())}; "
                 "restore one, or use another workdir"
             )
-        begin = self._anew()
+        start = self._anew(optimizer)
         self.checkpoints.open()
-        return begin
+        return start
 
-    def _from_step(self, step: int) -> _Begin:
-        """Begins from a checkpoint.
+    def _from_step(self, step: int, optimizer: Any) -> _Start:
+        """Starts from a checkpoint.
 
         Raises `DamagedCheckpoint` on every process if one cannot read it, and `UserError` if it is
         of another model, or cannot be resumed with this configuration.
@@ -157,13 +151,13 @@ class _Opening:
                 "give at least that, or another workdir"
             )
         ema = config.optimizer.ema_decay is not None
-        abstract = abstract_state(self.mesh, architecture, self.optimizer, ema)
+        abstract = abstract_state(self.mesh, architecture, optimizer, ema)
         state = _readable(lambda: self.checkpoints.restore(step, abstract))
-        return _Begin(step, identity, architecture, tokenizer, None, state)
+        return identity, architecture, tokenizer, state
 
-    def _anew(self) -> _Begin:
-        """Begins a new run. Raises `UserError` if the workdir already holds an exported model."""
-        config, mesh, optimizer = self.config, self.mesh, self.optimizer
+    def _anew(self, optimizer: Any) -> _Start:
+        """Starts a new run. Raises `UserError` if the workdir already holds an exported model."""
+        config, mesh = self.config, self.mesh
         if exported_step(self.workdir / "model") is not None:
             raise UserError(
                 f"--workdir={self.workdir}: holds a finished model but no checkpoint to go on from;"
@@ -178,7 +172,7 @@ class _Opening:
         else:
             ema = config.optimizer.ema_decay is not None
             state = sharded_state(mesh, architecture, optimizer, config.seed, ema)
-        return _Begin(None, None, architecture, tokenizer, initial, state)
+        return None, architecture, tokenizer, state
 
 
 def _readable(read: Callable[[], T]) -> T:
@@ -209,15 +203,15 @@ def open_run(
     )
     check_opened(source, config.data.max_bad_fraction)  # fails before anything slow
     steps = total_steps(config, len(source))
-    optimizer = make_optimizer(config.optimizer, steps)  # fails before anything slow
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-    begin = _Opening(config, workdir, source, mesh, steps, optimizer, checkpoints).begin()
-    first_step = begin.step or 0
+    opening = _Opening(config, workdir, source, mesh, steps, checkpoints)
+    identity, architecture, tokenizer, state = opening.start()
+    first_step = int(state.step)
     batches = training_batches(
         source,
-        begin.tokenizer.with_truncation(True),
-        begin.architecture.image_size,
-        begin.architecture.image_interpolation,
+        tokenizer.with_truncation(True),
+        architecture.image_size,
+        architecture.image_interpolation,
         config.augmentation,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -227,23 +221,24 @@ def open_run(
         max_bad_fraction=config.data.max_bad_fraction,
         streams=config.data.streams,
         window_shards=config.data.window_shards,
-        cursor=None if begin.identity is None else begin.identity["data"].get("cursor"),
+        cursor=None if identity is None else identity["data"].get("cursor"),
     )
-    if begin.identity is not None:
-        batches.resume(begin.identity["data"])
+    if identity is not None:
+        batches.resume(identity["data"])
     if is_first:
         text = json.dumps(configs.to_dict(config), indent=1) + "\n"
         write_text(workdir / "config.json", text)
     run = Run(
-        config, workdir, begin.architecture, begin.tokenizer, source, mesh, steps, batches,
-        checkpoints,
+        config, workdir, architecture, tokenizer, source, mesh, steps, batches, checkpoints,
         log=RunLog(workdir, first_step, enabled=is_first),
         progress=Progress(steps, enabled=is_first),
         first_step=first_step,
     )  # fmt: skip
     begun = f"resuming at step {first_step:,}" if first_step else "starting"
-    _announce(run, begun if begin.initial is None else f"{begun} from {config.init.source}")
-    return run, begin.state
+    if identity is None and config.init.source:
+        begun += f" from {config.init.source}"
+    _announce(run, begun)
+    return run, state
 
 
 def _announce(run: Run, begun: str) -> None:
@@ -367,3 +362,22 @@ def total_steps(config: TrainConfig, num_records: int) -> int:
         return config.steps
     assert config.epochs is not None
     return max(1, math.ceil(config.epochs * num_records / config.batch_size))
+
+
+def explain_sharding(config: TrainConfig) -> str:
+    """Formats name, shape, dtype, spec and bytes per device of every leaf of a run's state.
+
+    Reads no data except the captions, if the vocabulary is trained on them. Raises `UserError` for
+    a mesh that does not fit the devices, and as `open_data` does.
+    """
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    initial = open_initial(config)
+    rows = None if initial is None else initial.config.vocab_size
+    own = config.tokenizer.source == "captions" and (initial is None or not takes_tokens(config))
+    source = open_data(config) if own else None
+    architecture, _ = resolve_architecture(config, make_tokenizer(config, source, initial), rows)
+    state = abstract_run_state(config, architecture, mesh, config.steps or 1)
+    parts = {"params": state.params, "optimizer": state.opt_state}
+    if state.ema_params is not None:
+        parts["ema"] = state.ema_params
+    return f"{architecture.name} on {mesh.size} devices\n{explain(mesh, parts)}"

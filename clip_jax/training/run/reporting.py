@@ -45,24 +45,18 @@ class StepReporter:
         clock.tick()
         if bool(metrics["failed"]):
             _stop_not_finite(run, state, step, metrics, indices)
+        seconds, steps = clock.seconds - clock.logged_seconds, step - clock.logged_step
         if not clock.compiled:  # the first step compiles, so rates begin after it
             clock.compiled = True
-            compile_seconds = clock.seconds - clock.logged_seconds
-            run.progress.say(f"first step, with compilation: {compile_seconds:.1f} s")
-            rate_seconds, rate_steps = compile_seconds, 1
+            run.progress.say(f"first step, with compilation: {seconds:.1f} s")
             clock.started_step, clock.rate_start = step, clock.seconds
             clock.logged(step)
-        else:
-            rate_seconds, rate_steps = (
-                clock.seconds - clock.logged_seconds,
-                step - clock.logged_step,
-            )
         if step > clock.started_step:
             per_step = (clock.seconds - clock.rate_start) / (step - clock.started_step)
             rate = run.config.batch_size / per_step
             run.progress.show(step, loss, rate, per_step * (run.steps - step))
         if step % run.config.log_every_steps == 0 or step in (1, run.steps):
-            self._log(step, loss, metrics, max(rate_seconds, 1e-9), rate_steps)
+            self._log(step, loss, metrics, max(seconds, 1e-9), steps)
             clock.logged(step)
 
     def _log(self, step: int, loss: float, metrics: Metrics, seconds: float, steps: int) -> None:

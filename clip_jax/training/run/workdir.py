@@ -13,8 +13,6 @@ from clip_jax.errors import UserError
 
 def make_workdir(workdir: Path) -> Path:
     """Creates the folder. Raises `UserError` if it cannot be created or written."""
-    if ":/" in str(workdir):
-        raise UserError(f"--workdir={workdir}: must be a local folder; remote ones need a mount")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

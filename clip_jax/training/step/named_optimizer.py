@@ -119,8 +119,9 @@ def named_optimizer(
             " may add to OPTIMIZERS"
         )
     options = _options(config, found)
+    arguments = _settings(config, found) | options
     try:
-        optimizer = found.make(learning_rate=schedule, **_settings(config, found) | options)
+        optimizer = found.make(learning_rate=schedule, **arguments)
         if found.by_layer:
             optimizer = by_layer(optimizer)
         _rehearse(optimizer)

@@ -12,13 +12,10 @@ from clip_jax.training.config import OptimizerConfig
 from clip_jax.training.step.named_optimizer import muon_rate, named_optimizer
 from clip_jax.training.step.parameter_groups import (
     WITHOUT_LOSS,
-    decay_mask,
     frozen_mask,
     rate_multipliers,
     weight_decays,
 )
-
-__all__ = ["decay_mask", "learning_rate_schedule", "make_optimizer"]
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -24,8 +24,7 @@ from clip_jax.training.log.metrics import read_rows
 from clip_jax.training.run.checkpoint import Checkpoints
 from clip_jax.training.run.data import open_data
 from clip_jax.training.run.loop import train
-from clip_jax.training.run.opening import _Begin, _Opening
-from clip_jax.training.step.optimizer import make_optimizer
+from clip_jax.training.run.opening import _Opening
 
 
 def config_of(steps: int) -> TrainConfig:
@@ -53,41 +52,17 @@ def files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
+def largest(folder: Path) -> Path:
+    return max(files(folder), key=lambda path: path.stat().st_size)
+
+
 def cut_all(step: Path) -> None:
     for path in files(step):
         os.truncate(path, min(100, path.stat().st_size // 2))
 
 
-def empty_all(step: Path) -> None:
-    for path in files(step):
-        os.truncate(path, 0)
-
-
-def cut_data(step: Path) -> None:
-    largest = max(files(step / "params"), key=lambda path: path.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
-
-
-def cut_optimizer(step: Path) -> None:
-    largest = max(files(step / "rest"), key=lambda path: path.stat().st_size)
-    os.truncate(largest, 100)
-
-
-def remove_data(step: Path) -> None:
-    max(files(step / "rest"), key=lambda path: path.stat().st_size).unlink()
-
-
-def remove_manifest(step: Path) -> None:
-    (step / "params" / "manifest.ocdbt").unlink()
-
-
 def remove_part(step: Path) -> None:
     shutil.rmtree(step / "rest")
-
-
-def remove_metadata(step: Path) -> None:
-    for path in step.glob("*/_METADATA"):
-        path.unlink()
 
 
 def empty_folder(step: Path) -> None:
@@ -100,45 +75,35 @@ def file_instead(step: Path) -> None:
     step.write_text("no folder")
 
 
-def remove_one_metadata(step: Path) -> None:
-    (step / "params" / "_METADATA").unlink()
-
-
-def remove_parameters(step: Path) -> None:
-    data = files(step / "params" / "ocdbt.process_0" / "d")
-    max(data, key=lambda path: path.stat().st_size).unlink()
-
-
-def empty_metadata(step: Path) -> None:
-    os.truncate(step / "params" / "_METADATA", 0)
-
-
-def not_an_identity(stored: str) -> Callable[[Path], None]:
-    def damage(step: Path) -> None:
-        text = json.dumps({"json": stored})
-        (step / "identity" / "_strings.json").write_text(text)
-
-    damage.__name__ = f"identity_{stored}"
-    return damage
-
-
-def cut_identity(step: Path) -> None:
-    for path in files(step / "identity"):
-        os.truncate(path, path.stat().st_size // 2)
+def not_an_identity(stored: str) -> Callable[[Path], Any]:
+    text = json.dumps({"json": stored})
+    return lambda step: (step / "identity" / "_strings.json").write_text(text)
 
 
 NOT_IDENTITIES = (
     *("{}", "[]", "null", "3", '"text"', '{"config": [], "architecture": {}, "tokenizer": {}}'),
     '{"config": {"optimizer": {}}, "architecture": {}, "tokenizer": {"spec": {}, "files": {}}}',
 )
-DAMAGES: dict[str, Callable[[Path], None]] = {
-    damage.__name__: damage
-    for damage in (
-        *(cut_all, empty_all, cut_data, cut_optimizer, remove_data, remove_manifest, remove_part),
-        *(remove_metadata, empty_folder, cut_identity, file_instead, remove_one_metadata),
-        *(remove_parameters, empty_metadata),
-        *map(not_an_identity, NOT_IDENTITIES),
-    )
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "cut_all": cut_all,
+    "empty_all": lambda step: [os.truncate(path, 0) for path in files(step)],
+    "cut_data": lambda step: os.truncate(
+        largest(step / "params"), largest(step / "params").stat().st_size // 2
+    ),
+    "cut_optimizer": lambda step: os.truncate(largest(step / "rest"), 100),
+    "remove_data": lambda step: largest(step / "rest").unlink(),
+    "remove_manifest": lambda step: (step / "params" / "manifest.ocdbt").unlink(),
+    "remove_part": remove_part,
+    "remove_metadata": lambda step: [path.unlink() for path in step.glob("*/_METADATA")],
+    "empty_folder": empty_folder,
+    "file_instead": file_instead,
+    "remove_one_metadata": lambda step: (step / "params" / "_METADATA").unlink(),
+    "remove_parameters": lambda step: largest(step / "params" / "ocdbt.process_0" / "d").unlink(),
+    "empty_metadata": lambda step: os.truncate(step / "params" / "_METADATA", 0),
+    "cut_identity": lambda step: [
+        os.truncate(path, path.stat().st_size // 2) for path in files(step / "identity")
+    ],
+    **{f"identity {stored}": not_an_identity(stored) for stored in NOT_IDENTITIES},
 }
 
 
@@ -150,15 +115,15 @@ def error_of(source: Path) -> str:
     return message
 
 
-def begin(workdir: Path) -> tuple[_Begin, Checkpoints]:
+def started_from(workdir: Path) -> int:
+    """The step from which a run would go on."""
     config = config_of(8)
     source, mesh = open_data(config), make_mesh(8)
     with jax.set_mesh(mesh):
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-        optimizer = make_optimizer(config.optimizer, 8)
-        return _Opening(
-            config, workdir, source, mesh, 8, optimizer, checkpoints
-        ).begin(), checkpoints
+        *_, state = _Opening(config, workdir, source, mesh, 8, checkpoints).start()
+        checkpoints.close()
+    return int(state.step)
 
 
 def names(workdir: Path) -> set[str]:
@@ -172,9 +137,7 @@ def test_the_one_before_is_taken(
     workdir = shutil.copytree(run, tmp_path / "run")
     DAMAGES[damage](workdir / "checkpoints" / "6")
     with caplog.at_level(logging.WARNING):
-        found, checkpoints = begin(workdir)
-    checkpoints.close()
-    assert found.step == 4
+        assert started_from(workdir) == 4
     said = [line for line in caplog.messages if "checkpoints/6" in line]
     assert len(said) == 1
     assert "\n" not in said[0]
@@ -189,16 +152,14 @@ def test_several_are_damaged(run: Path, tmp_path: Path, caplog: pytest.LogCaptur
     workdir = shutil.copytree(run, tmp_path / "run")
     cut_all(workdir / "checkpoints" / "6")
     remove_part(workdir / "checkpoints" / "4")
-    found, checkpoints = begin(workdir)
-    checkpoints.close()
-    assert found.step == 2
+    assert started_from(workdir) == 2
     assert names(workdir) == {"2", "4.damaged", "6.damaged"}
     assert "renamed to 6.damaged, 4.damaged" in caplog.text
 
 
 def test_where_all_are_damaged_nothing_is_touched(run: Path, tmp_path: Path) -> None:
     workdir = shutil.copytree(run, tmp_path / "run")
-    for step, damage in ((2, cut_data), (4, remove_part), (6, cut_all)):
+    for step, damage in ((2, DAMAGES["cut_data"]), (4, remove_part), (6, cut_all)):
         damage(workdir / "checkpoints" / str(step))
     (workdir / ".lock").unlink()
     before = {path: path.stat().st_mtime_ns for path in files(workdir)}
@@ -214,7 +175,7 @@ def test_where_all_are_damaged_nothing_is_touched(run: Path, tmp_path: Path) -> 
 
 def test_loading_names_the_one_to_give(run: Path, tmp_path: Path) -> None:
     workdir = shutil.copytree(run, tmp_path / "run")
-    cut_data(workdir / "checkpoints" / "6")
+    DAMAGES["cut_data"](workdir / "checkpoints" / "6")
     before = workdir / "checkpoints" / "4"
     with pytest.raises(UserError, match=rf"checkpoints/6: .*; give {before}, the newest"):
         clip_jax.load(workdir)
@@ -247,20 +208,20 @@ def test_loading_refuses_whatever_is_wrong(damage: str, run: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (remove_part, "is not complete (no rest/_METADATA)"),
-        (remove_one_metadata, "is not complete (no params/_METADATA)"),
-        (empty_metadata, "params/_METADATA is damaged or incomplete (Expecting value"),
-        (remove_parameters, "params is damaged or incomplete (DATA_LOSS: Error reading"),
-        (remove_manifest, "params is damaged or incomplete ("),
-        (not_an_identity("{}"), "identity is damaged (config is missing or not an object)"),
-        (not_an_identity("[]"), "identity is damaged (a list, not an object)"),
+        ("remove_part", "is not complete (no rest/_METADATA)"),
+        ("remove_one_metadata", "is not complete (no params/_METADATA)"),
+        ("empty_metadata", "params/_METADATA is damaged or incomplete (Expecting value"),
+        ("remove_parameters", "params is damaged or incomplete (DATA_LOSS: Error reading"),
+        ("remove_manifest", "params is damaged or incomplete ("),
+        ("identity {}", "identity is damaged (config is missing or not an object)"),
+        ("identity []", "identity is damaged (a list, not an object)"),
     ],
 )
 def test_messages_name_what_is_damaged(
-    damage: Callable[[Path], None], expected: str, run: Path, tmp_path: Path
+    damage: str, expected: str, run: Path, tmp_path: Path
 ) -> None:
     step = shutil.copytree(run / "checkpoints" / "6", tmp_path / "6")
-    damage(step)
+    DAMAGES[damage](step)
     assert error_of(step).startswith(f"{step}: {expected}")
 
 
@@ -276,7 +237,7 @@ def test_folders_of_other_programs_are_no_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize("is_caught", [True, False])
 def test_a_script_prints_little(is_caught: bool, run: Path, tmp_path: Path) -> None:
     workdir = shutil.copytree(run, tmp_path / "run")
-    remove_parameters(workdir / "checkpoints" / "6")
+    DAMAGES["remove_parameters"](workdir / "checkpoints" / "6")
     lines = ["import clip_jax", "try: clip_jax.load('run')", "except clip_jax.errors.UserError:"]
     script = "\n".join([*lines, f"    {'pass' if is_caught else 'raise'}"])
     done = subprocess.run(
@@ -289,48 +250,24 @@ def test_a_script_prints_little(is_caught: bool, run: Path, tmp_path: Path) -> N
         assert len(done.stderr.splitlines()) < 20
 
 
-def cut_weights(model: Path) -> None:
-    os.truncate(model / "model.safetensors", 5000)
+DAMAGED_EXPORTS: dict[str, Callable[[Path], Any]] = {
+    "cut_weights": lambda model: os.truncate(model / "model.safetensors", 5000),
+    "empty_weights": lambda model: os.truncate(model / "model.safetensors", 0),
+    "remove_weights": lambda model: (model / "model.safetensors").unlink(),
+    "remove_tokenizer": lambda model: shutil.rmtree(model / "tokenizer"),
+    "cut_config": lambda model: os.truncate(model / "config.json", 100),
+    "remove_config": lambda model: (model / "config.json").unlink(),
+    "empty_model": empty_folder,
+}
 
 
-def empty_weights(model: Path) -> None:
-    os.truncate(model / "model.safetensors", 0)
-
-
-def remove_weights(model: Path) -> None:
-    (model / "model.safetensors").unlink()
-
-
-def remove_tokenizer(model: Path) -> None:
-    shutil.rmtree(model / "tokenizer")
-
-
-def cut_config(model: Path) -> None:
-    os.truncate(model / "config.json", 100)
-
-
-def remove_config(model: Path) -> None:
-    (model / "config.json").unlink()
-
-
-def empty_model(model: Path) -> None:
-    shutil.rmtree(model)
-    model.mkdir()
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *(cut_weights, empty_weights, remove_weights, remove_tokenizer, cut_config, remove_config),
-        empty_model,
-    ],
-)
+@pytest.mark.parametrize("damage", DAMAGED_EXPORTS)
 def test_a_damaged_export_is_made_again(
-    damage: Callable[[Path], None], finished: Path, tmp_path: Path, capfd: Any
+    damage: str, finished: Path, tmp_path: Path, capfd: Any
 ) -> None:
     workdir = shutil.copytree(finished, tmp_path / "run")
-    damage(workdir / "model")
-    if damage in (cut_weights, empty_weights, remove_weights):
+    DAMAGED_EXPORTS[damage](workdir / "model")
+    if damage.endswith("weights"):
         newest = re.escape(str(workdir / "checkpoints" / "6"))
         for source in (workdir, workdir / "model"):
             with pytest.raises(UserError, match=rf"model\.safetensors: .*; give {newest}, the new"):
@@ -345,7 +282,7 @@ def test_a_damaged_export_is_made_again(
 
 @pytest.mark.slow
 def test_a_run_ends_as_if_nothing_had_happened(run: Path, tmp_path: Path) -> None:
-    """Same losses, the same steps saved and kept."""
+    """Same losses and parameters, the same steps saved and kept."""
     whole = shutil.copytree(run, tmp_path / "whole")
     train(config_of(8), whole)
     damaged = shutil.copytree(run, tmp_path / "damaged")
@@ -356,6 +293,8 @@ def test_a_run_ends_as_if_nothing_had_happened(run: Path, tmp_path: Path) -> Non
         for folder in (whole, damaged)
     ]
     assert losses[0] == losses[1]
+    models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, damaged)]
+    assert models[0] == models[1]
     assert [step for step, _ in losses[0]] == list(range(1, 9))
     assert names(whole) == {"4", "6", "8"}
     assert names(damaged) == {"4", "6", "6.damaged", "8"}

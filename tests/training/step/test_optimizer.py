@@ -16,7 +16,8 @@ from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import init_params
 from clip_jax.training.config import OptimizerConfig
 from clip_jax.training.step.gradient import Objective
-from clip_jax.training.step.optimizer import decay_mask, learning_rate_schedule, make_optimizer
+from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
+from clip_jax.training.step.parameter_groups import decay_mask
 from clip_jax.training.step.state import TrainState, create_state
 from clip_jax.training.step.update import make_train_step
 

@@ -156,14 +156,6 @@ def test_every_large_leaf_of_every_architecture_is_split_over_tensor() -> None:
                 assert split or rows == 1, f"{name}: {key} {leaf.shape}"
 
 
-def test_explanation_adds_up() -> None:
-    mesh = make_mesh(1, 8)
-    shapes = {"kernel": jax.ShapeDtypeStruct((1024, 512), np.float32), "step": np.zeros((), int)}
-    text = sharding.explain(mesh, shapes)
-    assert "kernel  (1024, 512)  float32  fsdp   " in text
-    assert "262,152 of 2,097,160 bytes a device, mesh data 1 × fsdp 8 × tensor 1" in text
-
-
 class FakeDevice:
     """A chip of one of two slices, as `mesh_utils` looks at it."""
 
