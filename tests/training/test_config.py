@@ -65,6 +65,9 @@ def test_default_config_holds_every_field_and_is_locked() -> None:
         ({"optimizer": {"freeze": ("vision/(",)}}, "config.optimizer.freeze: 'vision/(' is no reg"),
         ({"optimizer": {"freeze": "vision/.*"}}, "config.optimizer.freeze='vision/.*'"),
         ({"optimizer": {"freeze": (7,)}}, "config.optimizer.freeze[0]=7: must be a text"),
+        ({"augmentation": {"zoom": (1.0,)}}, "config.augmentation.zoom=(1.0,): must have 2 items"),
+        ({"steps": float("inf")}, "config.steps=inf: must be a whole number or None"),
+        ({"evaluations": ({"data": "x"},)}, "config.evaluations[0].data='x': must be a group"),
         ({"evaluations": ("letters",)}, "config.evaluations[0]='letters': must be a group of keys"),
         ({"evaluations": ({"tusk": "x"},)}, "did you mean 'config.evaluations[0].task'"),
         ({"evaluations": ({"every_steps": 0},)}, "config.evaluations[0].every_steps=0: must be gr"),
@@ -115,3 +118,10 @@ def test_assignments_as_flags_make_them() -> None:
     built = build_config(config)
     assert built.optimizer.clip_norm == 0.5
     assert built.model.architecture().vision.layers == 2
+
+
+def test_the_largest_batch_of_an_evaluation() -> None:
+    values = {"data": {"path": "x"}, "steps": 1}
+    assert build_config(values).evaluation_batch_size == 256
+    evaluations = [{"batch_size": 8}, {"batch_size": 64}]
+    assert build_config({**values, "evaluations": evaluations}).evaluation_batch_size == 64
