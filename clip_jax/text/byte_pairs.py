@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from tokenizers import models
@@ -16,37 +17,24 @@ BPE_FILE_NAME = "bpe_simple_vocab_16e6.txt.gz"
 VOCAB_FILE_NAME = "vocab.json"
 MERGES_FILE_NAME = "merges.txt"
 NUM_MERGES = 48_894  # used by CLIP; OpenAI's file has more lines
+OPENAI_VOCAB_SIZE = 256 + 256 + NUM_MERGES + 2  # 49,408: bytes, those that end a piece, BOS, EOS
 BOS_TOKEN, EOS_TOKEN = "<|startoftext|>", "<|endoftext|>"
 END_OF_PIECE = "</w>"
 
 
-def byte_values() -> list[int]:
-    """The 256 bytes in CLIP's order: printable ones first."""
+def byte_symbols() -> dict[int, str]:
+    """{byte: GPT-2's printable stand-in}, in CLIP's order: printable bytes first."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return printable + [b for b in range(256) if b not in set(printable)]
-
-
-def byte_symbols() -> list[str]:
-    """GPT-2's printable substitute for each byte, in the order of `byte_values`."""
-    values = byte_values()
-    num_printable = 188
-    return [chr(b) for b in values[:num_printable]] + [
-        chr(256 + i) for i in range(256 - num_printable)
-    ]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
 @dataclass(frozen=True)
 class BpeVocabulary:
-    """Symbols and merges of a byte-pair vocabulary, and the library engine that applies them."""
+    """Symbols and merges of a byte-pair vocabulary."""
 
     ids: dict[str, int]  # symbol → id, special ones included
     merges: list[tuple[str, str]]  # by rank: earlier ones are applied first
-    engine: models.BPE  # drops symbols that `ids` lacks
-
-    @property
-    def size(self) -> int:
-        """The largest id + 1."""
-        return max(self.ids.values()) + 1
 
     def special_id(self, token: str) -> int:
         """Id of a special token. Raises UserError if the vocabulary lacks it."""
@@ -54,18 +42,11 @@ class BpeVocabulary:
             raise UserError(f"{VOCAB_FILE_NAME}: lacks the special token {token!r}")
         return self.ids[token]
 
-
-def make_engine(
-    ids: dict[str, int], merges: list[tuple[str, str]], unk_token: str | None = None
-) -> models.BPE:
-    """CLIP's kind of engine. `unk_token` replaces each symbol that `ids` lacks."""
-    return models.BPE(
-        vocab=ids,
-        merges=merges,
-        end_of_word_suffix=END_OF_PIECE,
-        unk_token=unk_token,
-        cache_capacity=0,  # `ClipBpeTokenizer` caches whole words
-    )
+    def engine(self, **options: Any) -> models.BPE:
+        """The library's model. It drops each symbol that `ids` lacks, or replaces it by
+        `unk_token`."""
+        options |= {"end_of_word_suffix": END_OF_PIECE, "cache_capacity": 0}
+        return models.BPE(vocab=self.ids, merges=self.merges, **options)
 
 
 def _vocabulary(
@@ -78,7 +59,7 @@ def _vocabulary(
                 f"{merges_name} is corrupted or of another vocabulary: merge {rank + 1}, "
                 f"{a!r} + {b!r}, has the unknown symbol {missing!r}"
             )
-    return BpeVocabulary(ids, merges, make_engine(ids, merges))
+    return BpeVocabulary(ids, merges)
 
 
 @lru_cache(maxsize=2)
@@ -95,7 +76,7 @@ def read_openai_merges(content: bytes) -> BpeVocabulary:
     merges = [(a, b) for a, b in (line.split() for line in lines if line.count(" ") == 1)]
     if len(merges) != NUM_MERGES:
         raise UserError(f"{BPE_FILE_NAME} is corrupted: expected {NUM_MERGES} lines of two symbols")
-    single = byte_symbols()
+    single = [*byte_symbols().values()]
     symbols = [*single, *(s + END_OF_PIECE for s in single), *(a + b for a, b in merges)]
     ids = {symbol: i for i, symbol in enumerate([*symbols, BOS_TOKEN, EOS_TOKEN])}
     return _vocabulary(ids, merges, BPE_FILE_NAME)
@@ -161,3 +142,11 @@ def parse_json(content: bytes, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{name}: expected an object, found {type(value).__name__}")
     return value
+
+
+def read_file(path: Path) -> bytes:
+    """A file's content. Raises UserError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"tokenizer file {path} cannot be read: {error.strerror}") from error
