@@ -106,7 +106,7 @@ class ClipBpeTokenizer(Tokenizer):
         self._find_pieces = regex.compile(pattern, regex.IGNORECASE).findall
         self._words = _Words(self._encode_word)
         self._words.update({text: id_bytes([i]) for text, i in special.items()})
-        found = self.added_tokens if parse else found
+        found = [*self.added_tokens] if parse else found
         self._split = TokenSplitter(found, clip_normalizer()) if found else None
 
     def _bodies(self, texts: list[str], cut: bool) -> Iterable[bytes]:
