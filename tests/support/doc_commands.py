@@ -31,7 +31,7 @@ BLOCK = re.compile(r"(?:^<!-- ([^\n]*) -->\n+)?^```(\w+)\n(.*?)^```", re.MULTILI
 # Text of a page -> what it is here, where photos, shards and runs/quickstart are.
 STAND_INS = {
     ".venv/bin/": "",
-    "evaluate --tasks=zero_shot": "evaluate --model=RUN --data=classes --tasks=zero_shot",
+    "evaluate --tasks=zero_shot": "evaluate --model=RUN --data=photos/test --tasks=zero_shot",
     "clip_jax.report --workdir=DIR": "clip_jax.report --workdir=runs/quickstart",
     "--workdir=DIR": "--workdir=runs/new",
     "--output=DIR": "--output=out",
@@ -46,7 +46,7 @@ STAND_INS = {
     "--config=…": "--config=configs/quickstart.py",
     "--topology=…": "--config=configs/openai_vit_l14.py --topology=cpu:8",
     "FOLDER_OR_CSV_OR_TARS": "photos",
-    "--tasks=zero_shot,retrieval --data=…": "--tasks=zero_shot,retrieval --data=classes",
+    "--tasks=zero_shot,retrieval --data=…": "--tasks=zero_shot,retrieval --data=photos/test",
     "--data=…": "--data=photos",
     "'*.tar'": "'shards/*.tar'",
     "--config.steps=500": "--config.steps=2",
@@ -131,13 +131,11 @@ def make_place(folder: Path, run: Path) -> Path:
     for name in ("launch", "benchmarks", "tests"):
         (folder / name).symlink_to(REPOSITORY / name)
     shutil.copytree(run, folder / "runs" / "quickstart")
-    write_folder(folder / "photos")
+    write_folder(folder / "photos" / "train")
+    for sample in SAMPLES:
+        write_folder(folder / "photos" / "test" / sample.label, (sample,))
     write_tars(folder / "shards")
-    for number, sample in enumerate(SAMPLES):
-        path = folder / "classes" / sample.label / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(sample.image)
-    write_images(folder / "grocery" / "test")
+    write_images(folder / "grocery" / "test", SAMPLES)
     rows = [
         {"file_name": f"{sample.key}.png", "text": sample.captions[0], "class_id": number % 2}
         for number, sample in enumerate(SAMPLES)
