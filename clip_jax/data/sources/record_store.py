@@ -22,6 +22,7 @@ class PackedTexts:
             self.append(text)
 
     def append(self, text: str) -> None:
+        """Adds a text, which may hold lone surrogates."""
         self._bytes += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._bytes))
 
@@ -88,6 +89,7 @@ class RecordStore:
         return range(self._ends[index - 1] if index else 0, end)
 
     def captions(self, index: int) -> tuple[str, ...]:
+        """Returns the captions of a record."""
         return tuple(self._captions[number] for number in self._numbers(index))
 
     def columns(self, index: int) -> list[int]:
