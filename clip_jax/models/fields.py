@@ -16,8 +16,8 @@ from clip_jax.errors import UserError
 
 LARGEST = 2**31 - 1
 
-# A field changes one of these: shapes of parameters; what the model computes from them; sizes that a
-# stored model can be given anew (position tables are interpolated); the random parameters that it
+# A field changes one of these: shapes of parameters; what the model computes from them; sizes that
+# a stored model can be given anew (position tables are interpolated); the random parameters that it
 # starts from; the preparation of images; training alone; how it is computed, not what; how
 # parameters are laid out; or nothing ("about").
 Effect = Literal[

@@ -31,10 +31,20 @@ def byte_symbols() -> dict[int, str]:
 
 @dataclass(frozen=True)
 class BpeVocabulary:
-    """Symbols and merges of a byte-pair vocabulary."""
+    """Symbols and merges of a byte-pair vocabulary. Raises UserError if they do not match."""
 
     ids: dict[str, int]  # symbol → id, special ones included
     merges: list[tuple[str, str]]  # by rank: earlier ones are applied first
+    merges_name: str  # of the file, for errors
+
+    def __post_init__(self) -> None:
+        for rank, (a, b) in enumerate(self.merges):
+            if a not in self.ids or b not in self.ids or a + b not in self.ids:
+                missing = next(symbol for symbol in (a, b, a + b) if symbol not in self.ids)
+                raise UserError(
+                    f"{self.merges_name} is corrupted or of another vocabulary: merge {rank + 1}, "
+                    f"{a!r} + {b!r}, has the unknown symbol {missing!r}"
+                )
 
     def special_id(self, token: str) -> int:
         """Id of a special token. Raises UserError if the vocabulary lacks it."""
@@ -49,26 +59,9 @@ class BpeVocabulary:
         return models.BPE(vocab=self.ids, merges=self.merges, **options)
 
 
-def _vocabulary(
-    ids: dict[str, int], merges: list[tuple[str, str]], merges_name: str
-) -> BpeVocabulary:
-    for rank, (a, b) in enumerate(merges):
-        if a not in ids or b not in ids or a + b not in ids:
-            missing = next(symbol for symbol in (a, b, a + b) if symbol not in ids)
-            raise UserError(
-                f"{merges_name} is corrupted or of another vocabulary: merge {rank + 1}, "
-                f"{a!r} + {b!r}, has the unknown symbol {missing!r}"
-            )
-    return BpeVocabulary(ids, merges)
-
-
 @lru_cache(maxsize=2)
 def read_openai_merges(content: bytes) -> BpeVocabulary:
-    """Content of `bpe_simple_vocab_16e6.txt.gz` -> 49,408 symbols.
-
-    Raises:
-      UserError: the content is damaged.
-    """
+    """Content of `bpe_simple_vocab_16e6.txt.gz` -> 49,408 symbols. UserError if it is damaged."""
     try:
         lines = gzip.decompress(content).decode("utf-8").split("\n")[1 : NUM_MERGES + 1]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
@@ -79,15 +72,14 @@ def read_openai_merges(content: bytes) -> BpeVocabulary:
     single = [*byte_symbols().values()]
     symbols = [*single, *(s + END_OF_PIECE for s in single), *(a + b for a, b in merges)]
     ids = {symbol: i for i, symbol in enumerate([*symbols, BOS_TOKEN, EOS_TOKEN])}
-    return _vocabulary(ids, merges, BPE_FILE_NAME)
+    return BpeVocabulary(ids, merges, BPE_FILE_NAME)
 
 
 @lru_cache(maxsize=2)
 def read_huggingface_merges(vocab: bytes, merges: bytes) -> BpeVocabulary:
     """Contents of `vocab.json` and `merges.txt` -> a vocabulary of any size.
 
-    Raises:
-      UserError: one is damaged, or they do not match.
+    Raises UserError if one is damaged, or they do not match.
     """
     ids = parse_json(vocab, VOCAB_FILE_NAME)
     if not ids or not all(type(i) is int and i >= 0 for i in ids.values()):
@@ -104,7 +96,7 @@ def read_huggingface_merges(vocab: bytes, merges: bytes) -> BpeVocabulary:
         if len(pair) != 2:
             raise UserError(f"{MERGES_FILE_NAME}:{number}: {line[:60]!r} is not two symbols")
         pairs.append((pair[0], pair[1]))
-    return _vocabulary(ids, pairs, MERGES_FILE_NAME)
+    return BpeVocabulary(ids, pairs, MERGES_FILE_NAME)
 
 
 def write_huggingface_merges(vocabulary: BpeVocabulary) -> tuple[bytes, bytes]:
@@ -117,10 +109,9 @@ def write_huggingface_merges(vocabulary: BpeVocabulary) -> tuple[bytes, bytes]:
 def vocabulary_of_tokenizer_json(
     spec: Mapping[str, Any], special: Collection[str] = (BOS_TOKEN, EOS_TOKEN)
 ) -> BpeVocabulary:
-    """The `BpeVocabulary` of a parsed `tokenizer.json`, with only the added tokens in `special`.
+    """The vocabulary of a parsed `tokenizer.json`, with only the added tokens in `special`.
 
-    Raises:
-      UserError: it is not a byte-pair vocabulary.
+    Raises UserError if it is not one of byte pairs.
     """
     model = spec.get("model") or {}
     try:
@@ -130,7 +121,7 @@ def vocabulary_of_tokenizer_json(
         pairs = [(a, b) for a, b in merges]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"tokenizer.json: not a byte-pair vocabulary: {error!r}") from error
-    return _vocabulary(ids, pairs, "tokenizer.json")
+    return BpeVocabulary(ids, pairs, "tokenizer.json")
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:

@@ -195,26 +195,11 @@ def train_sentencepiece(
     distinct.pop("", None)
     if not distinct:
         raise UserError("no captions to train a tokenizer on: all are missing or empty")
-    model = _train_unigram(list(distinct), vocab_size)
-    tokenizer = SentencePieceTokenizer(model, context_length, cleaning)
-    level = logging.INFO if tokenizer.vocab_size == vocab_size else logging.WARNING
-    logger.log(
-        level,
-        "tokenizer: %d pieces (vocab_size=%d asked for) from %d distinct captions",
-        tokenizer.vocab_size,
-        vocab_size,
-        len(distinct),
-    )
-    return tokenizer
-
-
-def _train_unigram(captions: list[str], vocab_size: int) -> bytes:
-    """Cleaned captions -> content of a `.model` file."""
-    room = vocab_size - _NUM_RESERVED_PIECES
+    most = (vocab_size - _NUM_RESERVED_PIECES) // 2
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_without_rare_characters(captions, most=room // 2)),
+            sentence_iterator=iter(_without_rare_characters(list(distinct), most)),
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size,
@@ -234,10 +219,14 @@ def _train_unigram(captions: list[str], vocab_size: int) -> bytes:
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"no vocabulary of vocab_size={vocab_size} could be trained on {len(captions)} "
+            f"no vocabulary of vocab_size={vocab_size} could be trained on {len(distinct)} "
             f"captions: {reason}"
         ) from error
-    return model.getvalue()
+    tokenizer = SentencePieceTokenizer(model.getvalue(), context_length, cleaning)
+    level = logging.INFO if tokenizer.vocab_size == vocab_size else logging.WARNING
+    text = "tokenizer: %d pieces (vocab_size=%d asked for) from %d distinct captions"
+    logger.log(level, text, tokenizer.vocab_size, vocab_size, len(distinct))
+    return tokenizer
 
 
 def _without_rare_characters(captions: list[str], most: int) -> list[str]:
