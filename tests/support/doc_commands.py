@@ -11,12 +11,12 @@ import runpy
 import shlex
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
 from pictures import encode, photo
 from places import REPOSITORY, SUPPORT
-from small_sets import SAMPLES, write_folder, write_images, write_tars
 
 from clip_jax.dataset_tools.program import COMMANDS
 
@@ -131,17 +131,22 @@ def make_place(folder: Path, run: Path) -> Path:
     for name in ("launch", "benchmarks", "tests"):
         (folder / name).symlink_to(REPOSITORY / name)
     shutil.copytree(run, folder / "runs" / "quickstart")
-    write_folder(folder / "photos" / "train")
-    for sample in SAMPLES:
-        write_folder(folder / "photos" / "test" / sample.label, (sample,))
-    write_tars(folder / "shards")
-    write_images(folder / "grocery" / "test", SAMPLES)
-    rows = [
-        {"file_name": f"{sample.key}.png", "text": sample.captions[0], "class_id": number % 2}
-        for number, sample in enumerate(SAMPLES)
-    ]
-    table = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "grocery" / "test" / "metadata.jsonl").write_text(table)
+    table = []
+    for number in range(10):
+        label, image = ("cat", "dog")[number % 2], encode(photo(20 + number, 16, number), "PNG")
+        caption = f"a {label}, number {number}"
+        for place in ("photos/train", f"photos/test/{label}", "grocery/test", "members"):
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            (folder / place / f"{number}.png").write_bytes(image)
+            if place != "grocery/test":
+                (folder / place / f"{number}.txt").write_text(caption)
+        row = {"file_name": f"{number}.png", "text": caption, "class_id": number % 2}
+        table.append(json.dumps(row) + "\n")
+    (folder / "grocery" / "test" / "metadata.jsonl").write_text("".join(table))
+    (folder / "shards").mkdir()
+    with tarfile.open(folder / "shards" / "00000.tar", "w") as archive:
+        for path in sorted((folder / "members").iterdir()):
+            archive.add(path, path.name)
     (folder / "grocery" / "classnames.txt").write_text("cat\ndog\n")
     for name in ("a.png", "b.png", "photo.jpg"):
         (folder / name).write_bytes(encode(photo(40, 30), "PNG"))
