@@ -57,15 +57,10 @@ def goldens():
 
 
 CAPTIONS = [
-    "greek small letter omega",
-    "greek small letter alpha",
-    "latin capital letter a with grave",
-    "latin small letter b",
-    "rightwards arrow",
-    "leftwards arrow",
-    "roman numeral seven",
-    "roman numeral eight",
-] + [f"sign number {i} of the greek and latin letters" for i in range(22)]
+    *("greek small letter omega", "greek small letter alpha", "latin capital letter a with grave"),
+    *("latin small letter b", "rightwards arrow", "leftwards arrow", "roman numeral seven"),
+    *(f"sign number {i} of the greek and latin letters" for i in range(22)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -128,59 +123,53 @@ def test_bpe_decode(clip_bpe):
     assert clip_bpe.decode([49406, 49407]) == ""
 
 
-def test_find_bpe_file(clip_bpe, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("CLIP_JAX_CACHE", raising=False)
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """Path of the merges file in a cache that is empty; nothing else has it."""
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(bpe.BPE_FILE_VARIABLE, raising=False)
+    monkeypatch.setattr(bpe.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(bpe, "BPE_FILE_URL", (tmp_path / "served.gz").as_uri())
+    return tmp_path / "cache" / bpe.BPE_FILE_NAME
+
+
+def test_find_bpe_file(clip_bpe, cached, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(cached.parent))
     monkeypatch.setenv(bpe.BPE_FILE_VARIABLE, str(BPE_FILE))
     assert find_bpe_file() == BPE_FILE
     assert get_tokenizer("ViT-B-32")("a dog")[0, 2] == 1929
     monkeypatch.delenv(bpe.BPE_FILE_VARIABLE)
-    package = tmp_path / "site" / "open_clip"
+    package, beside = tmp_path / "site" / "open_clip", tmp_path / "weights"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('found, not imported')")
-    (package / bpe.BPE_FILE_NAME).write_bytes(BPE_FILE.read_bytes())
     monkeypatch.syspath_prepend(str(package.parent))
-    assert find_bpe_file() == package / bpe.BPE_FILE_NAME
-    cached = tmp_path / ".cache" / "clip_jax" / bpe.BPE_FILE_NAME
-    cached.parent.mkdir(parents=True)
-    cached.write_bytes(BPE_FILE.read_bytes())
+    for folder in (package, cached.parent, beside):  # the later ones are looked at first
+        folder.mkdir(exist_ok=True)
+        (folder / bpe.BPE_FILE_NAME).write_bytes(BPE_FILE.read_bytes())
+        assert find_bpe_file(beside=beside) == folder / bpe.BPE_FILE_NAME
     assert find_bpe_file() == cached
-    beside = tmp_path / "weights"
-    beside.mkdir()
-    assert find_bpe_file(beside=beside) == cached
-    (beside / bpe.BPE_FILE_NAME).write_bytes(BPE_FILE.read_bytes())
-    assert find_bpe_file(beside=beside) == beside / bpe.BPE_FILE_NAME
 
 
-def test_download_of_the_bpe_file(clip_bpe, tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(bpe.BPE_FILE_VARIABLE, raising=False)
-    monkeypatch.setattr(bpe, "_package_candidates", lambda: ())
-    target = tmp_path / "cache" / bpe.BPE_FILE_NAME
-    served = tmp_path / "served.txt.gz"
+def test_download_of_the_bpe_file(clip_bpe, cached, tmp_path):
+    served = tmp_path / "served.gz"
     served.write_bytes(gzip.compress(b"not the merges"))
-    monkeypatch.setattr(bpe, "BPE_FILE_URL", served.as_uri())
     with pytest.raises(UserError, match="SHA-256") as caught:
         find_bpe_file()
-    assert str(target) in str(caught.value)
-    assert not target.exists()
+    assert str(cached) in str(caught.value)
+    assert not cached.exists()
     served.write_bytes(BPE_FILE.read_bytes())
-    assert find_bpe_file() == target
-    assert target.read_bytes() == BPE_FILE.read_bytes()
-    assert [p.name for p in target.parent.iterdir()] == [target.name]  # nothing half-written
+    assert find_bpe_file() == cached
+    assert cached.read_bytes() == BPE_FILE.read_bytes()
+    assert [p.name for p in cached.parent.iterdir()] == [cached.name]  # nothing half-written
     served.unlink()
     assert get_tokenizer("openai")("a dog")[0, 2] == 1929  # from the cache
 
 
-def test_no_bpe_file_or_a_wrong_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(bpe.BPE_FILE_VARIABLE, raising=False)
-    monkeypatch.setattr(bpe.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(bpe, "BPE_FILE_URL", (tmp_path / "absent").as_uri())
+def test_no_bpe_file_or_a_wrong_one(cached, tmp_path):
     with pytest.raises(UserError, match=f"{bpe.BPE_FILE_NAME}.*{bpe.BPE_FILE_VARIABLE}") as caught:
         get_tokenizer("clip_bpe")
-    assert str(tmp_path / "cache" / bpe.BPE_FILE_NAME) in str(caught.value)
+    assert str(cached) in str(caught.value)
     assert "\n" not in str(caught.value)
     wrong = tmp_path / bpe.BPE_FILE_NAME
     wrong.write_bytes(gzip.compress(b"not the merges"))
@@ -188,10 +177,9 @@ def test_no_bpe_file_or_a_wrong_one(tmp_path, monkeypatch):
         find_bpe_file(wrong)
     with pytest.raises(UserError, match="not a file"):
         find_bpe_file(tmp_path / "absent")
-    with pytest.raises(UserError, match="corrupted"):
-        ClipBpeTokenizer(wrong.read_bytes())
-    with pytest.raises(UserError, match="corrupted"):
-        ClipBpeTokenizer(b"not gzip")
+    for content in (wrong.read_bytes(), b"not gzip"):
+        with pytest.raises(UserError, match="corrupted"):
+            ClipBpeTokenizer(content)
 
 
 # --- SentencePiece ------------------------------------------------------------------------------
