@@ -17,7 +17,7 @@ LINK = re.compile(r"\]\((?!https?://)([^)#\s]+)(#[^)\s]*)?\)")
 SNIPPETS = [block for block in blocks() if block.language == "python"]
 # A word of a snippet -> (what its page takes as given, what shows that it works).
 AROUND = {
-    "_vit(": ("from clip_jax.models.architectures import VIT_B, _text, _vit", ""),
+    "VIT_B": ("from clip_jax.models.architectures import VIT_B, row, text, vit", ""),
     "Rule(": ("from clip_jax.weights.rules.table import Rule", ""),
     "LOSSES[": (
         "import types",
