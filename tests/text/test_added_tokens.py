@@ -34,7 +34,7 @@ from clip_jax.text.huggingface_export import to_huggingface_files
 from clip_jax.text.huggingface_files import load_huggingface_tokenizer
 from clip_jax.text.tokenizer import get_tokenizer
 from clip_jax.weights.layouts.huggingface_config import siglip_config
-from clip_jax.weights.save import open_clip_tokenizer
+from clip_jax.weights.layouts.open_clip_folder import open_clip_tokenizer
 
 transformers = pytest.importorskip("transformers")
 from tokenizers import AddedToken  # noqa: E402

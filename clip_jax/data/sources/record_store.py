@@ -64,6 +64,7 @@ class RecordStore:
         self.rest.append(rest)
 
     def add_caption(self, record: int, column: int, caption: str) -> None:
+        """Adds a caption of any earlier record, from a column of the table."""
         self._owners.append(record)
         self._columns.append(column)
         self._captions.append(caption)

@@ -1,4 +1,4 @@
-"""What a layout of weights is, and how a file or folder is opened."""
+"""Layouts of weights, and opening of files and folders."""
 
 import dataclasses
 import json
