@@ -27,9 +27,9 @@ import numpy as np
 import regex
 from absl import app, flags
 
-from clip_jax.text.byte_pairs import byte_symbols, byte_values
+from clip_jax.text.byte_pairs import byte_symbols
 from clip_jax.text.clip_bpe import ClipBpeTokenizer
-from clip_jax.text.tokenizer import find_bpe_file
+from clip_jax.text.merges_file import find_bpe_file
 
 _PEER = flags.DEFINE_string("peer_python", None, "Python of an environment with open_clip.")
 _PEER_PATH = flags.DEFINE_string("peer_pythonpath", "", "PYTHONPATH for the peer.")
@@ -84,7 +84,7 @@ class PurePython:
     def __init__(self, tokenizer: ClipBpeTokenizer):
         self.ids = tokenizer.vocabulary.ids
         self.rank = {pair: rank for rank, pair in enumerate(tokenizer.vocabulary.merges)}
-        self.symbol = dict(zip(byte_values(), byte_symbols(), strict=True))
+        self.symbol = byte_symbols()
         self.merge = functools.lru_cache(maxsize=1 << 17)(self._merge)
 
     def _merge(self, spelled: str) -> str:

@@ -105,6 +105,7 @@ class Drops(Mapping[str, str]):
 
     @property
     def total(self) -> int:
+        """Returns how many samples were left out."""
         return self.counts.total()
 
     def because(self) -> str:
@@ -239,6 +240,7 @@ class Fingerprint:
         self.count = count
 
     def add(self, key: str, captions: Iterable[str]) -> None:
+        """Adds a record; the order of records counts."""
         digest = hashlib.blake2b(digest_size=16)
         for text in (key, *captions):
             encoded = text.encode("utf-8", "surrogatepass")

@@ -9,7 +9,7 @@ from clip_jax.data.options import SourceConfig
 
 @dataclass(frozen=True)
 class TaskOptions(Checked):
-    """How an evaluation reads labels and prompts for zero-shot classification, and its batches."""
+    """Labels, prompts and batches of an evaluation."""
 
     label_key: str = "class"  # metadata field that holds the class: its name or number
     # Labels are read as class names, as class numbers (0 is the first line of `classnames`), or

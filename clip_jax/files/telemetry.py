@@ -15,6 +15,7 @@ class Telemetry:
         self._lock = threading.Lock()
 
     def add(self, **counts: int) -> None:
+        """Adds to the counts, by name; threads may call it at once."""
         with self._lock:
             self._counts.update(counts)
 

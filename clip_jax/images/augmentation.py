@@ -95,24 +95,29 @@ class Augmentation(Checked):
 
     @property
     def crops(self) -> bool:
+        """Whether images are cropped at random."""
         return self.resize == "crop" and self.crop_scale != (1.0, 1.0)
 
     @property
     def jitter(self) -> Jitter:
+        """Returns the ranges of the colour jitter."""
         return Jitter(self.brightness, self.contrast, self.saturation, self.hue)
 
     @property
     def recolours(self) -> bool:
+        """Whether any step changes colours."""
         jitters = self.jitter_probability and any(self.jitter)
         return bool(self.randaugment_operations or jitters or self.grayscale_probability)
 
     @property
     def is_affine(self) -> bool:
+        """Whether any step moves, turns or stretches the image."""
         steps = (self.rotation_degrees, self.shift, self.shear)
         return any(steps) or self.zoom != (1.0, 1.0) or self.stretch != (1.0, 1.0)
 
     @property
     def filters(self) -> bool:
+        """Whether any step thickens, thins or blurs strokes."""
         return any((self.thicken_probability, self.thin_probability, self.blur_probability))
 
 

@@ -39,6 +39,7 @@ _GREATEST_ASPECT = 1.8  # ratio of the axes' shrinks; 16:9 squashed to a square 
 
 
 def interpolation_filter(name: str) -> Image.Resampling:
+    """Returns Pillow's filter of that name. Raises `UserError` if there is none."""
     if name not in INTERPOLATIONS:
         raise UserError(f"interpolation {name!r} is unknown; known are {', '.join(INTERPOLATIONS)}")
     return INTERPOLATIONS[name]

@@ -16,10 +16,10 @@ from clip_jax.errors import UserError
 
 LARGEST = 2**31 - 1
 
-# What a field changes: shapes of parameters; what the model computes from them; sizes that a stored
-# model can be given anew (position tables are interpolated); the random parameters that it starts
-# from; the preparation of images; training alone; how it is computed, not what; how parameters are
-# laid out; or nothing ("about").
+# A field changes one of these: shapes of parameters; what the model computes from them; sizes that
+# a stored model can be given anew (position tables are interpolated); the random parameters that it
+# starts from; the preparation of images; training alone; how it is computed, not what; how
+# parameters are laid out; or nothing ("about").
 Effect = Literal[
     "shape", "function", "resize", "start", "image", "training", "computing", "layout", "about"
 ]

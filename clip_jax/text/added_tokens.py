@@ -15,6 +15,7 @@ from tokenizers import models
 from clip_jax.errors import UserError, first_line
 
 ADDED_TOKENS_NAME = "added_tokens.json"
+TOKENIZER_JSON_NAME = "tokenizer.json"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -85,10 +86,19 @@ def _token(token: Mapping[str, Any], index: Any) -> AddedToken:
     return {**({} if index is None else {"id": index}), "content": content, **flags}
 
 
-def as_library(token: Mapping[str, Any]) -> tokenizers.AddedToken:
-    """An added token as the library's object."""
-    flags = {flag: token[flag] for flag in _FLAGS}
-    return tokenizers.AddedToken(token["content"], **flags)
+def load_backend(content: bytes) -> tokenizers.Tokenizer:
+    """Content of a `tokenizer.json` -> the library's object. Raises UserError if it is invalid."""
+    try:
+        backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # the library raises plain Exception for any damage
+        raise UserError(f"{TOKENIZER_JSON_NAME} cannot be used: {first_line(error)}") from error
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+def _as_library(token: Mapping[str, Any]) -> tokenizers.AddedToken:
+    return tokenizers.AddedToken(token["content"], **{flag: token[flag] for flag in _FLAGS})
 
 
 def added_tokens_of(backend: tokenizers.Tokenizer) -> list[AddedToken]:
@@ -112,7 +122,7 @@ def add_tokens(
     """
     known = {token["content"] for token in added_tokens_of(backend)}
     new = [token for token in without if token["content"] not in known]
-    backend.add_tokens([as_library(token) for token in (*with_id, *new)])
+    backend.add_tokens([_as_library(token) for token in (*with_id, *new)])
     for token in with_id:
         _check_id(token, backend.token_to_id(token["content"]))
 
@@ -143,10 +153,7 @@ def with_tokens(
     )
     if has_all and is_plain:
         return spec
-    try:
-        backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    except Exception as error:  # the library raises plain Exception for any damage
-        raise UserError(f"tokenizer.json cannot be used: {first_line(error)}") from error
+    backend = load_backend(json.dumps(spec).encode())
     for token in there:
         _check_id(token, backend.token_to_id(token["content"]))
     if has_all:
@@ -194,7 +201,7 @@ class TokenSplitter:
         backend = tokenizers.Tokenizer(models.WordLevel({"\0": 0}, unk_token="\0"))
         if normalizer is not None:
             backend.normalizer = normalizer
-        backend.add_tokens([as_library(token) for token in tokens])
+        backend.add_tokens([_as_library(token) for token in tokens])
         self._ids = {backend.token_to_id(token["content"]): token["id"] for token in tokens}
         self._encode = backend.encode
 

@@ -1,6 +1,6 @@
 """Builders of a `tokenizer.json` from older Hugging Face files, equivalent to transformers'.
 
-A SentencePiece model can be converted too, for export.
+A SentencePiece model can be converted too, for export. All return the parsed file.
 """
 
 import json
@@ -20,60 +20,40 @@ _CLIP_SPLIT = (
 )
 
 
-def _to_json(backend: tokenizers.Tokenizer) -> bytes:
-    return backend.to_str(pretty=False).encode()
-
-
 def clip_normalizer() -> Any:
     """Normalizer of transformers' CLIPTokenizer, which runs before it searches for added tokens."""
-    return normalizers.Sequence(
-        [
-            normalizers.NFC(),
-            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
-            normalizers.Lowercase(),
-        ]
-    )
+    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+    return normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
 
 
-def clip_json(
-    vocabulary: BpeVocabulary,
-    bos_token: str,
-    eos_token: str,
-    added: Sequence[Mapping[str, Any]] = (),
-) -> bytes:
+def clip_spec(
+    vocabulary: BpeVocabulary, bos: str, eos: str, added: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """`tokenizer.json` of a CLIP vocabulary and its added tokens, without ftfy and HTML
     unescaping."""
     # The library accepts a special token in `added_tokens` only if the model knows it too.
-    backend = tokenizers.Tokenizer(
-        models.BPE(
-            vocab=vocabulary.ids,
-            merges=vocabulary.merges,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-            fuse_unk=False,
-            unk_token=eos_token,
-        )
-    )
+    engine = vocabulary.engine(continuing_subword_prefix="", fuse_unk=False, unk_token=eos)
+    backend = tokenizers.Tokenizer(engine)
     backend.normalizer = clip_normalizer()
     split = pre_tokenizers.Split(tokenizers.Regex(_CLIP_SPLIT), behavior="removed", invert=True)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(
-        [tokenizers.AddedToken(token, special=True) for token in (bos_token, eos_token)]
-    )
+    backend.add_special_tokens([bos, eos])
     add_tokens(backend, added)
     backend.post_processor = processors.RobertaProcessing(
-        (eos_token, vocabulary.ids[eos_token]),
-        (bos_token, vocabulary.ids[bos_token]),
+        (eos, vocabulary.ids[eos]),
+        (bos, vocabulary.ids[bos]),
         trim_offsets=False,
         add_prefix_space=False,
     )
-    return _to_json(backend)
+    return json.loads(backend.to_str())
 
 
-def wordpiece_json(vocab_txt: bytes, config: Mapping[str, Any], names: Mapping[str, str]) -> bytes:
+def wordpiece_spec(
+    vocab_txt: bytes, config: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, Any]:
     """`vocab.txt` of a BERT -> `tokenizer.json`. `config`: do_lower_case and related keys."""
     try:
         tokens = vocab_txt.decode("utf-8").split("\n")
@@ -96,19 +76,17 @@ def wordpiece_json(vocab_txt: bytes, config: Mapping[str, Any], names: Mapping[s
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
-    backend.add_special_tokens(
-        [tokenizers.AddedToken(token, special=True) for token in special.values() if token in vocab]
-    )
+    backend.add_special_tokens([token for token in special.values() if token in vocab])
     cls, sep = special["cls"], special["sep"]
     backend.post_processor = processors.TemplateProcessing(
         single=[cls, "$A", sep], special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])]
     )
-    return _to_json(backend)
+    return json.loads(backend.to_str())
 
 
-def byte_level_json(
+def byte_level_spec(
     vocabulary: BpeVocabulary, config: Mapping[str, Any], names: Mapping[str, str]
-) -> bytes:
+) -> dict[str, Any]:
     """`vocab.json` and `merges.txt` of a RoBERTa -> `tokenizer.json`."""
     cls, sep = names.get("cls", "<s>"), names.get("sep", "</s>")
     prefix_space = config.get("add_prefix_space", False)
@@ -116,18 +94,16 @@ def byte_level_json(
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     backend.decoder = decoders.ByteLevel()
     special = {cls, sep, "<pad>", "<unk>", *names.values()} & vocabulary.ids.keys()
-    backend.add_special_tokens(
-        [tokenizers.AddedToken(token, special=True) for token in sorted(special)]
-    )
+    backend.add_special_tokens(sorted(special))
     backend.post_processor = processors.RobertaProcessing(
         (sep, vocabulary.special_id(sep)),
         (cls, vocabulary.special_id(cls)),
         add_prefix_space=prefix_space,
     )
-    return _to_json(backend)
+    return json.loads(backend.to_str())
 
 
-def unigram_json(model: bytes, eos_id: int, lowercase: bool) -> bytes | None:
+def unigram_spec(model: bytes, eos_id: int, lowercase: bool) -> dict[str, Any] | None:
     """A unigram SentencePiece model without its own normalisation -> `tokenizer.json`.
 
     None if the library has no equivalent: byte-pair models, and those with a character table.
@@ -144,22 +120,17 @@ def unigram_json(model: bytes, eos_id: int, lowercase: bool) -> bytes | None:
     backend = tokenizers.Tokenizer(
         models.Unigram(pieces, unk_id=processor.unk_id(), byte_fallback=trainer.byte_fallback)
     )
-    steps: list[Any] = [
-        normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
-        normalizers.Strip(),
-        *([normalizers.Lowercase()] if lowercase else []),
-    ]
+    steps: list[Any] = [normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Strip()]
+    if lowercase:
+        steps.append(normalizers.Lowercase())
     backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(
-        replacement="▁", prepend_scheme="always", split=False
-    )
-    backend.decoder = decoders.Sequence(
-        [decoders.ByteFallback(), decoders.Metaspace(replacement="▁", prepend_scheme="always")]
-    )
-    special = [p.piece for i, p in enumerate(proto.pieces) if processor.is_control(i)]
-    backend.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in special])
+    spaces: Any = {"replacement": "▁", "prepend_scheme": "always"}
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(**spaces, split=False)
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(**spaces)])
+    control = [p.piece for i, p in enumerate(proto.pieces) if processor.is_control(i)]
+    backend.add_special_tokens(control)
     eos = processor.id_to_piece(eos_id)
     backend.post_processor = processors.TemplateProcessing(
         single=["$A", eos], special_tokens=[(eos, eos_id)]
     )
-    return json.dumps(json.loads(_to_json(backend))).encode()
+    return json.loads(backend.to_str())

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import regex
 
+from clip_jax.errors import UserError
 from clip_jax.text.added_tokens import TokenSplitter
 from clip_jax.text.builders import clip_normalizer
 from clip_jax.text.byte_pairs import (
@@ -18,26 +19,16 @@ from clip_jax.text.byte_pairs import (
     MERGES_FILE_NAME,
     VOCAB_FILE_NAME,
     byte_symbols,
-    byte_values,
-    make_engine,
     read_huggingface_merges,
     read_openai_merges,
 )
 from clip_jax.text.cleaning import clean_text, clean_words
-from clip_jax.text.merges_file import BPE_FILE_SHA256, BPE_FILE_VARIABLE, find_bpe_file
-from clip_jax.text.rows import RowTokenizer, id_bytes
-
-__all__ = [
-    "BPE_FILE_NAME",
-    "BPE_FILE_SHA256",
-    "BPE_FILE_VARIABLE",
-    "ClipBpeTokenizer",
-    "find_bpe_file",
-]
+from clip_jax.text.rows import Tokenizer, id_bytes
 
 # A piece is a contraction, a run of letters, one number character, or a run of anything else.
 _PIECE = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-_STAND_INS = dict(zip(byte_values(), byte_symbols(), strict=True))
+_STAND_INS = byte_symbols()
+_TOKENS = ("bos_token", "eos_token", "added_tokens")
 _MAX_CACHED_WORDS = 1 << 17
 _MAX_CACHED_CHARACTERS = 64
 
@@ -56,31 +47,27 @@ class _Words(dict[str, bytes]):
         return encoded
 
 
-class ClipBpeTokenizer(RowTokenizer):
+class ClipBpeTokenizer(Tokenizer):
     """OpenAI CLIP's tokenizer: texts -> int32 (N, context_length): BOS, ids, EOS, padding.
 
-    It differs from OpenAI's in one point: a literal "<|endoftext|>" in a caption is ordinary text
-    and never becomes the special id, which would move the position at which the text tower pools.
-    `special_strings="parse"` gives OpenAI's behaviour.
-
-    A byte that a small vocabulary cannot spell is dropped; with "parse" it becomes, as in Hugging
-    Face, `unk_token`, which for CLIP is EOS.
+    A byte that a small vocabulary cannot spell is dropped.
 
     Args:
       merges: content of `bpe_simple_vocab_16e6.txt.gz` (see `find_bpe_file`); with `vocab`,
-      content of Hugging Face's `merges.txt`.
-      context_length: ids per row, BOS and EOS included; >= 2.
-      truncate: cuts longer captions, keeping EOS as last id; otherwise they raise UserError.
-      cleaning: a mode of `clip_jax.text.cleaning.clean_text`; CLIP's is "lower".
-      special_strings: "encode" them as text or "parse" them into the special ids.
+        content of Hugging Face's `merges.txt`.
+      context_length, truncate, cleaning: see `Tokenizer`.
+      special_strings: "encode" them as text, or "parse" them: OpenAI's tokenizer turns a literal
+        "<|endoftext|>" into the special id, and Hugging Face's an unknown byte, too.
       vocab: content of Hugging Face's `vocab.json`, of any size.
       pad_id: OpenAI's is 0, which is also the token "!"; the text tower is causal and pools at
-      EOS, so it never sees padding.
+        EOS, so it never sees padding.
       added_tokens: tokens that a user added (see `added_tokens.py`); texts are split at them
-      first, as in transformers, so cleaning leaves them alone. The one of `pad_id` stays text.
+        first, as in transformers, so cleaning leaves them alone. The one of `pad_id` stays text.
     """
 
     kind = "clip_bpe"
+    options = (*Tokenizer.options, "special_strings", "pad_id", *_TOKENS)
+    file_names: tuple[tuple[str, str], ...] = (("merges", BPE_FILE_NAME),)
 
     def __init__(
         self,
@@ -95,55 +82,49 @@ class ClipBpeTokenizer(RowTokenizer):
         eos_token: str = EOS_TOKEN,
         added_tokens: Sequence[Mapping[str, Any]] = (),
     ):
-        super().__init__(context_length, cleaning, truncate, special_strings)
-        self.added_tokens = [dict(token) for token in added_tokens]
-        self._files = {BPE_FILE_NAME: merges}
-        if vocab is not None:
-            self._files = {MERGES_FILE_NAME: merges, VOCAB_FILE_NAME: vocab}
-        self.vocabulary = (
-            read_openai_merges(merges) if vocab is None else read_huggingface_merges(vocab, merges)
-        )
+        super().__init__(context_length, cleaning, truncate)
+        if special_strings not in ("encode", "parse"):
+            raise UserError(f"special_strings={special_strings!r}: accepted are encode, parse")
+        self.special_strings = special_strings
+        self.merges, self.vocab = merges, vocab
+        if vocab is None:
+            self.vocabulary = read_openai_merges(merges)
+        else:
+            self.file_names = (("merges", MERGES_FILE_NAME), ("vocab", VOCAB_FILE_NAME))
+            self.vocabulary = read_huggingface_merges(vocab, merges)
         self.bos_token, self.eos_token = bos_token, eos_token
-        self.bos_id = self.vocabulary.special_id(bos_token)
-        self.eos_id = self.vocabulary.special_id(eos_token)
-        self.vocab_size = max(self.vocabulary.size, *(t["id"] + 1 for t in self.added_tokens), 0)
-        self.pad_id = pad_id
-        self._prefix, self._suffix = (self.bos_id,), (self.eos_id,)
-        self._check_row()
+        self.vocab_size = max(self.vocabulary.ids.values()) + 1
+        ends = [self.vocabulary.special_id(token) for token in (bos_token, eos_token)]
+        found = self._set_row(ends[:1], ends[1:], pad_id, added_tokens)
 
-        ids, self._engine = self.vocabulary.ids, self.vocabulary.engine
+        ids, parse = self.vocabulary.ids, special_strings == "parse"
+        self._engine = self.vocabulary.engine(unk_token=eos_token if parse else None)
         # If so, every word has at least one id.
-        self._spells_all = all(c in ids and c + END_OF_PIECE in ids for c in byte_symbols())
-        special: dict[str, int] = {}
-        if special_strings == "parse":
-            self._engine = make_engine(ids, self.vocabulary.merges, unk_token=eos_token)
-            special = {text.lower(): ids[text] for text in (bos_token, eos_token)}
+        self._spells_all = all(c in ids and c + END_OF_PIECE in ids for c in _STAND_INS.values())
+        special = {text.lower(): ids[text] for text in (bos_token, eos_token)} if parse else {}
         pattern = "|".join([*map(regex.escape, special), _PIECE])
         self._find_pieces = regex.compile(pattern, regex.IGNORECASE).findall
         self._words = _Words(self._encode_word)
         self._words.update({text: id_bytes([i]) for text, i in special.items()})
-        found = [t for t in self.added_tokens if t["id"] != pad_id or special_strings == "parse"]
+        found = [*self.added_tokens] if parse else found
         self._split = TokenSplitter(found, clip_normalizer()) if found else None
 
     def _bodies(self, texts: list[str], cut: bool) -> Iterable[bytes]:
-        if self._split is not None:
-            for text in texts:
-                parts = self._split(clean_text(text, "none"))
-                yield b"".join(
-                    id_bytes([p]) if isinstance(p, int) else b"".join(self._plain([p], cut))
-                    for p in parts
-                )
-            return
-        yield from self._plain(texts, cut)
-
-    def _plain(self, texts: list[str], cut: bool) -> Iterable[bytes]:
-        encoded, most, cleaning = self._words, self.context_length, self.cleaning
         for text in texts:
-            words = clean_words(text, cleaning)
-            # The rest of an endless caption can be skipped.
-            if cut and len(words) > most and self._spells_all:
-                words = words[:most]
-            yield b"".join([encoded[word] for word in words])
+            if self._split is None:
+                yield self._plain(text, cut)
+            else:
+                parts = self._split(clean_text(text, "none"))
+                ids = [id_bytes([p]) if isinstance(p, int) else self._plain(p, cut) for p in parts]
+                yield b"".join(ids)
+
+    def _plain(self, text: str, cut: bool) -> bytes:
+        words = clean_words(text, self.cleaning)
+        # The rest of an endless caption can be skipped.
+        if cut and len(words) > self.context_length and self._spells_all:
+            words = words[: self.context_length]
+        encoded = self._words
+        return b"".join([encoded[word] for word in words])
 
     def _encode_word(self, word: str) -> bytes:
         """Characters without white space -> bytes of their int32 ids."""
@@ -164,7 +145,7 @@ class ClipBpeTokenizer(RowTokenizer):
 
         Stops at the first EOS; drops BOS and ids that the vocabulary lacks.
         """
-        byte_of = dict(zip(byte_symbols(), byte_values(), strict=True))
+        byte_of = {symbol: byte for byte, symbol in _STAND_INS.items()}
         symbols = {i: symbol for symbol, i in self.vocabulary.ids.items()}
         added = {token["id"]: token["content"] for token in self.added_tokens}
         text = bytearray()
@@ -174,26 +155,14 @@ class ClipBpeTokenizer(RowTokenizer):
                 continue
             symbol = symbols.get(i, "")
             stem = symbol.removesuffix(END_OF_PIECE)
-            if i != self.bos_id:
+            if i not in self.prefix_ids:
                 text += b"".join(bytes([byte_of[c]]) if c in byte_of else c.encode() for c in stem)
                 text += b" " if stem != symbol else b""
         return text.decode("utf-8", errors="replace").strip()
-
-    def _options(self) -> dict[str, Any]:
-        return super()._options() | {
-            "pad_id": self.pad_id,
-            "bos_token": self.bos_token,
-            "eos_token": self.eos_token,
-            **({"added_tokens": self.added_tokens} if self.added_tokens else {}),
-        }
-
-    def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """(JSON-serialisable spec, {file name: content}); inverse of `tokenizer_from_files`."""
-        return {"kind": self.kind, "options": self._options()}, dict(self._files)
 
     @classmethod
     def from_files(cls, spec: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
         """Inverse of `to_files`."""
         if VOCAB_FILE_NAME in files:
             return cls(files[MERGES_FILE_NAME], vocab=files[VOCAB_FILE_NAME], **spec["options"])
-        return cls(files[BPE_FILE_NAME], **spec["options"])
+        return super().from_files(spec, files)

@@ -1,7 +1,9 @@
-"""Reader of tokenizers in Hugging Face and open_clip directories; see `huggingface_export.py`."""
+"""Reader of tokenizers in Hugging Face's and open_clip's files; see `huggingface_export.py`."""
 
 import json
 import re
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +15,35 @@ from clip_jax.text.added_tokens import (
     role_names,
     with_tokens,
 )
-from clip_jax.text.builders import byte_level_json, clip_json, wordpiece_json
+from clip_jax.text.builders import byte_level_spec, clip_spec, wordpiece_spec
 from clip_jax.text.byte_pairs import (
     BOS_TOKEN,
     BPE_FILE_NAME,
+    END_OF_PIECE,
     EOS_TOKEN,
     MERGES_FILE_NAME,
     VOCAB_FILE_NAME,
     BpeVocabulary,
     parse_json,
+    read_file,
     read_huggingface_merges,
     read_openai_merges,
     vocabulary_of_tokenizer_json,
     write_huggingface_merges,
 )
 from clip_jax.text.clip_bpe import ClipBpeTokenizer
-from clip_jax.text.guard import is_clip_bpe, with_lowercase
-from clip_jax.text.huggingface_pipeline import (
-    TOKENIZER_JSON_NAME,
-    HuggingFaceTokenizer,
-)
+from clip_jax.text.huggingface_pipeline import TOKENIZER_JSON_NAME, HuggingFaceTokenizer
 from clip_jax.text.merges_file import find_bpe_file
-from clip_jax.text.rows import RowTokenizer
+from clip_jax.text.rows import Tokenizer
 from clip_jax.text.sentencepiece_model import SentencePieceTokenizer
-
-__all__ = ["HuggingFaceTokenizer", "has_tokenizer", "load_huggingface_tokenizer"]
 
 _CONFIG = "tokenizer_config.json"
 _SPECIAL_MAP = "special_tokens_map.json"
 # A SentencePiece model may have any of these names.
 _PIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-_TOKENIZER_FILES = (
-    TOKENIZER_JSON_NAME,
-    VOCAB_FILE_NAME,
-    "vocab.txt",
-    BPE_FILE_NAME,
-    *_PIECE_FILES,
-)
+_TOKENIZER_FILES = (TOKENIZER_JSON_NAME, VOCAB_FILE_NAME, "vocab.txt", BPE_FILE_NAME, *_PIECE_FILES)
+_CONFIG_FILES = (_CONFIG, _SPECIAL_MAP, ADDED_TOKENS_NAME)
+_MODEL_CONFIG, _OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 _CLASS_OF_MODEL_TYPE = {
     "clip": "CLIPTokenizer",
     "clip_text_model": "CLIPTokenizer",
@@ -67,35 +61,28 @@ _DEFAULT_CONTEXT_LENGTHS = {"SiglipTokenizer": 64} | dict.fromkeys(_GEMMA, 64)
 _LARGEST_CONTEXT_LENGTH = 1 << 20  # transformers writes 10^30 for no limit
 
 
-class _Directory:
-    """Files of a directory, with the parsed configurations."""
+class _Files:
+    """Files of a tokenizer by their usual names, with the parsed configurations."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.model = self.json("config.json")
+    def __init__(self, paths: Mapping[str, Path]):
+        self.paths = paths
+        self.model = self.json(_MODEL_CONFIG)
         special_map, config = self.json(_SPECIAL_MAP), self.json(_CONFIG)
         self.config = {**special_map, **config}
         self.names = role_names(self.config)
         # Added tokens are separated into those with an id in the files, and those without.
-        self.declared, self.extra = declared_tokens(
-            config, special_map, self.json(ADDED_TOKENS_NAME)
-        )
-        text = self.model.get("text_config")
-        self.text_model = text if isinstance(text, dict) else {}
-        open_clip = self.json("open_clip_config.json").get("model_cfg") or {}
-        text = open_clip.get("text_cfg") if isinstance(open_clip, dict) else None
-        self.open_clip_text: dict[str, Any] = text if isinstance(text, dict) else {}
+        added = self.json(ADDED_TOKENS_NAME)
+        self.declared, self.extra = declared_tokens(config, special_map, added)
+        self.text_model = _object(self.model, "text_config")
+        open_clip = _object(self.json(_OPEN_CLIP_CONFIG), "model_cfg")
+        self.open_clip_text = _object(open_clip, "text_cfg")
+        self.open_clip_options = _object(self.open_clip_text, "tokenizer_kwargs")
 
-    def has(self, name: str) -> bool:
-        return (self.path / name).is_file()
+    def has(self, *names: str) -> bool:
+        return all(name in self.paths for name in names)
 
     def read(self, name: str) -> bytes:
-        try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"tokenizer file {self.path / name} cannot be read: {error.strerror}"
-            ) from error
+        return read_file(self.paths[name])
 
     def json(self, name: str) -> dict[str, Any]:
         return parse_json(self.read(name), name) if self.has(name) else {}
@@ -123,18 +110,19 @@ class _Directory:
         return _DEFAULT_CONTEXT_LENGTHS.get(name, 77)
 
 
+def _object(parent: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = parent.get(key)
+    return found if isinstance(found, dict) else {}
+
+
 def has_tokenizer(directory: Path) -> bool:
     """Whether a folder has files of a tokenizer."""
     return any((directory / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def load_huggingface_tokenizer(
-    directory: str | Path,
-    *,
-    context_length: int | None = None,
-    cleaning: str | None = None,
-    strip_sep_token: bool = False,
-) -> RowTokenizer | None:
+    directory: str | Path, *, context_length: int | None = None
+) -> Tokenizer | None:
     """The tokenizer of a Hugging Face or open_clip directory; None if it has no such files.
 
     Its kind follows from tokenizer_class of tokenizer_config.json, else model_type of config.json,
@@ -144,84 +132,120 @@ def load_huggingface_tokenizer(
 
     Args:
       directory: holds tokenizer.json, or vocab.json with merges.txt, or vocab.txt, or spiece.model,
-        tokenizer.model, sentencepiece.bpe.model, or OpenAI's merges file.
+        tokenizer.model, sentencepiece.bpe.model, or OpenAI's merges file. An open_clip_config.json
+        says how texts are cleaned, and whether CLIPA's rule holds (see `HuggingFaceTokenizer`).
       context_length: ids per row; None takes that of open_clip_config.json, model_max_length of
-      tokenizer_config.json, or the class's default.
-      cleaning: a mode of `cleaning.clean_text`; None takes open_clip's if there is an
-      open_clip_config.json, else transformers'.
-      strip_sep_token: CLIPA's rule (see `HuggingFaceTokenizer`); open_clip_config.json may
-      also set it.
+        tokenizer_config.json, or the class's default.
 
     Raises:
       UserError: a file is damaged, or files do not match; the message names it.
     """
-    path = Path(directory)
-    if not has_tokenizer(path):
+    folder = Path(directory)
+    if not has_tokenizer(folder):
         return None
+    names = (*_TOKENIZER_FILES, MERGES_FILE_NAME, *_CONFIG_FILES, _MODEL_CONFIG, _OPEN_CLIP_CONFIG)
+    paths = {name: folder / name for name in names if (folder / name).is_file()}
+    return _load_paths(folder, paths, context_length)
+
+
+def load_huggingface_file(path: Path) -> Tokenizer | None:
+    """The tokenizer of one file and those that it requires, ignoring others in the folder.
+
+    `path`: merges.txt or vocab.json, which need each other; else any .json is a tokenizer.json, and
+    any .txt a vocab.txt. Raises UserError if a file is damaged or missing.
+    """
+    pair = (MERGES_FILE_NAME, VOCAB_FILE_NAME)
+    paths = {TOKENIZER_JSON_NAME if path.suffix == ".json" else "vocab.txt": path}
+    if path.name in pair:
+        paths = {name: path.with_name(name) for name in pair}
+    beside = {name: path.with_name(name) for name in _CONFIG_FILES}
+    paths |= {name: config for name, config in beside.items() if config.is_file()}
+    return _load_paths(path.parent, paths)
+
+
+def _load_paths(
+    folder: Path, paths: Mapping[str, Path], context_length: int | None = None
+) -> Tokenizer | None:
     try:
-        return _load(_Directory(path), context_length, cleaning, strip_sep_token)
+        return _load(_Files(paths), context_length)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{folder}: {error}") from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its tokenizer files are damaged: {error!r}") from error
+        raise UserError(f"{folder}: its tokenizer files are damaged: {error!r}") from error
 
 
-def _load(
-    files: _Directory, context_length: int | None, cleaning: str | None, strip_sep_token: bool
-) -> RowTokenizer | None:
+def _load(files: _Files, context_length: int | None) -> Tokenizer | None:
     name = files.tokenizer_class()
     length = files.context_length(context_length, name)
-    kwargs = files.open_clip_text.get("tokenizer_kwargs") or {}
-    if files.open_clip_text.get("hf_tokenizer_name"):
-        cleaning = cleaning or kwargs.get("clean", "whitespace")
-        strip_sep_token = strip_sep_token or bool(kwargs.get("strip_sep_token"))
+    usual = "whitespace" if files.open_clip_text.get("hf_tokenizer_name") else None
+    cleaning = files.open_clip_options.get("clean", usual)
     spec = files.json(TOKENIZER_JSON_NAME) if files.has(TOKENIZER_JSON_NAME) else None
-    if name == "CLIPTokenizer" or is_clip_bpe(spec or {}):
+    if name == "CLIPTokenizer" or _is_clip(spec or {}):
         # This tokenizer lower-cases itself, whatever cleaning precedes it.
         cleaning = "lower" if cleaning in (None, "whitespace") else cleaning
         return _load_clip(files, spec, length, cleaning)
+    lower = files.config.get("do_lower_case", True)
     if name == "SiglipTokenizer":
-        lower = files.config.get("do_lower_case", True)
         cleaning = cleaning or ("siglip" if lower else "none")
         if files.has("spiece.model"):
             return _load_pieces(files, "spiece.model", length, cleaning)
     if spec is not None:
-        if name in _GEMMA and files.config.get("do_lower_case", True):
-            spec = with_lowercase(spec)
-        return _load_json(files, spec, name, length, cleaning or "none", strip_sep_token)
+        spec = _with_lowercase(spec) if name in _GEMMA and lower else spec
+        return _load_spec(files, spec, name, length, cleaning or "none")
     for piece_file in _PIECE_FILES:
         if files.has(piece_file):
             default = "lowercase" if name in _GEMMA else "none"
             return _load_pieces(files, piece_file, length, cleaning or default)
     if files.has("vocab.txt"):
-        built = wordpiece_json(files.read("vocab.txt"), files.config, files.names)
-    elif files.has(VOCAB_FILE_NAME) and files.has(MERGES_FILE_NAME):
-        contents = files.read(VOCAB_FILE_NAME), files.read(MERGES_FILE_NAME)
-        vocabulary = read_huggingface_merges(*contents)
+        spec = wordpiece_spec(files.read("vocab.txt"), files.config, files.names)
+    elif files.has(VOCAB_FILE_NAME, MERGES_FILE_NAME):
+        vocabulary = read_huggingface_merges(
+            files.read(VOCAB_FILE_NAME), files.read(MERGES_FILE_NAME)
+        )
         if BOS_TOKEN in vocabulary.ids:
             return _load_clip(files, None, length, cleaning or "lower")
-        built = byte_level_json(vocabulary, files.config, files.names)
+        spec = byte_level_spec(vocabulary, files.config, files.names)
     elif files.has(BPE_FILE_NAME):
         return _load_clip(files, None, length, cleaning or "lower")
     else:
         return None
-    spec = json.loads(built)
-    return _load_json(files, spec, name, length, cleaning or "none", strip_sep_token)
+    return _load_spec(files, spec, name, length, cleaning or "none")
+
+
+def _is_clip(spec: dict[str, Any]) -> bool:
+    """Whether a parsed `tokenizer.json` is a byte-pair vocabulary of CLIP's kind."""
+    model = spec.get("model") or {}
+    if model.get("end_of_word_suffix") != END_OF_PIECE or "merges" not in model:
+        return False
+    try:
+        return BOS_TOKEN in vocabulary_of_tokenizer_json(spec).ids
+    except UserError:
+        return False
+
+
+def _with_lowercase(spec: dict[str, Any]) -> dict[str, Any]:
+    """A parsed `tokenizer.json` that lower-cases first, as SigLIP 2 does before Gemma's steps."""
+    normalizer = spec.get("normalizer")
+    steps = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
+    if any(step.get("type") == "Lowercase" for step in steps):
+        return spec
+    steps = [{"type": "Lowercase"}, *steps]
+    return {**spec, "normalizer": {"type": "Sequence", "normalizers": steps}}
 
 
 def _load_clip(
-    files: _Directory, spec: dict[str, Any] | None, length: int, cleaning: str
+    files: _Files, spec: dict[str, Any] | None, length: int, cleaning: str
 ) -> ClipBpeTokenizer:
     bos, eos = files.names.get("bos", BOS_TOKEN), files.names.get("eos", EOS_TOKEN)
     vocab: bytes | None = None
-    if files.has(VOCAB_FILE_NAME) and files.has(MERGES_FILE_NAME):
+    if files.has(VOCAB_FILE_NAME, MERGES_FILE_NAME):
         vocab, merges = files.read(VOCAB_FILE_NAME), files.read(MERGES_FILE_NAME)
         vocabulary = read_huggingface_merges(vocab, merges)
     elif spec is not None:
         vocabulary = vocabulary_of_tokenizer_json(spec, (bos, eos))
         vocab, merges = write_huggingface_merges(vocabulary)
     elif files.has(BPE_FILE_NAME):
-        merges = find_bpe_file(files.path / BPE_FILE_NAME).read_bytes()
+        merges = find_bpe_file(files.paths[BPE_FILE_NAME]).read_bytes()
         vocabulary = read_openai_merges(merges)
     else:
         raise UserError(
@@ -233,13 +257,12 @@ def _load_clip(
     pad = files.names.get("pad", eos)
     # open_clip pads with 0, unless it reads the tokenizer files beside its weights.
     zero = files.open_clip_text and not (added and files.open_clip_text.get("hf_tokenizer_name"))
-    pad_id = 0 if zero or vocab is None else ids.get(pad, ids.get(eos, 0))
     return ClipBpeTokenizer(
         merges,
         length,
         cleaning=cleaning,
         vocab=vocab,
-        pad_id=pad_id,
+        pad_id=0 if zero or vocab is None else ids.get(pad, ids.get(eos, 0)),
         bos_token=bos,
         eos_token=eos,
         added_tokens=added,
@@ -247,11 +270,7 @@ def _load_clip(
 
 
 def _added_to_clip(
-    files: _Directory,
-    spec: dict[str, Any] | None,
-    vocabulary: BpeVocabulary,
-    bos: str,
-    eos: str,
+    files: _Files, spec: dict[str, Any] | None, vocabulary: BpeVocabulary, bos: str, eos: str
 ) -> list[AddedToken]:
     """The tokens that a user added to a CLIP vocabulary, with their ids."""
     structure = {bos, eos} | {name for name in files.names.values() if name in vocabulary.ids}
@@ -259,53 +278,43 @@ def _added_to_clip(
     if spec is None:
         if not files.declared and not extra:
             return []
-        spec = json.loads(clip_json(vocabulary, bos, eos))
+        spec = clip_spec(vocabulary, bos, eos)
     added = with_tokens(spec, files.declared, extra).get("added_tokens") or ()
     return [token for token in added if token["content"] not in structure]
 
 
-def _load_pieces(
-    files: _Directory, name: str, length: int, cleaning: str
-) -> SentencePieceTokenizer:
-    model = files.read(name)
+def _load_pieces(files: _Files, name: str, length: int, cleaning: str) -> SentencePieceTokenizer:
     fairseq = name == "sentencepiece.bpe.model"
-    tokenizer = SentencePieceTokenizer(
-        model, length, cleaning, add_bos=fairseq, pad_id=1 if fairseq else 0, fairseq_ids=fairseq
-    )
+    options: Any = {"add_bos": fairseq, "fairseq_ids": fairseq}
+    make = partial(SentencePieceTokenizer, files.read(name), length, cleaning, **options)
+    plain = make(pad_id=1 if fairseq else 0)
     is_siglip = files.tokenizer_class() == "SiglipTokenizer"
+    added = _added_to_pieces(files, plain, is_siglip)
     pad = files.names.get("pad", "</s>" if is_siglip else None)
-    added = _added_to_pieces(files, tokenizer, is_siglip)
-    of_added = {token["content"]: token["id"] for token in added}
-    pad_id = tokenizer.pad_id
+    pad_id: int | None = plain.pad_id
     if not fairseq and pad is not None:
-        pad_id = of_added[pad] if pad in of_added else tokenizer.piece_id(pad)
-    return SentencePieceTokenizer(
-        model,
-        length,
-        cleaning,
-        add_bos=fairseq,
-        pad_id=pad_id,
-        fairseq_ids=fairseq,
-        added_tokens=added,
-    )
+        of_added = {token["content"]: token["id"] for token in added}
+        pad_id = of_added.get(pad, plain.find_piece(pad))
+        if pad_id is None:
+            raise UserError(f"this SentencePiece model has no piece {pad!r}")
+    return make(pad_id=pad_id, added_tokens=added)
 
 
 def _added_to_pieces(
-    files: _Directory, tokenizer: SentencePieceTokenizer, is_siglip: bool
+    files: _Files, tokenizer: SentencePieceTokenizer, is_siglip: bool
 ) -> list[AddedToken]:
     """The tokens that a user added to a SentencePiece model, with their ids."""
-    declared, extra = files.declared, files.extra
-    if is_siglip and files.has(TOKENIZER_JSON_NAME):
-        known = {token["content"] for token in declared}
-        listed = files.json(TOKENIZER_JSON_NAME).get("added_tokens") or ()
-        declared = declared + [token for token in listed if token["content"] not in known]
-        known = {token["content"] for token in declared}
-        extra = [token for token in extra if token["content"] not in known]
-    marks = {*files.names.values(), *tokenizer.marks}
+    declared = {token["content"]: token for token in files.declared}
+    if is_siglip:
+        for token in files.json(TOKENIZER_JSON_NAME).get("added_tokens") or ():
+            declared.setdefault(token["content"], token)
+    marks = {*files.names.values(), *tokenizer.marks()}
     pieces = tokenizer.vocab_size
-    added = [t for t in declared if t["content"] not in marks or t["id"] >= pieces]
-    following = max([pieces, *(token["id"] + 1 for token in declared)])
-    for token in extra:
+    added = [t for t in declared.values() if t["content"] not in marks or t["id"] >= pieces]
+    following = max([pieces, *(token["id"] + 1 for token in declared.values())])
+    for token in files.extra:
+        if token["content"] in declared:
+            continue
         index = tokenizer.find_piece(token["content"])
         if index is None:
             index, following = following, following + 1
@@ -330,20 +339,17 @@ def _added_to_pieces(
     return added
 
 
-def _load_json(
-    files: _Directory,
+def _load_spec(
+    files: _Files,
     spec: dict[str, Any],
     name: str,
     length: int,
     cleaning: str,
-    strip_sep_token: bool,
 ) -> HuggingFaceTokenizer:
     spec = with_tokens(spec, files.declared, files.extra)
-    content = json.dumps(spec, ensure_ascii=False).encode()
-    config = {**files.config, "tokenizer_class": name or "PreTrainedTokenizerFast"}
-    options: dict[str, Any] = {"strip_sep_token": strip_sep_token}
-    if strip_sep_token:
-        options["pad_id"] = 0
+    options: dict[str, Any] = {}
+    if files.open_clip_options.get("strip_sep_token"):
+        options = {"strip_sep_token": True, "pad_id": 0}
     if name in _GEMMA:
         vocab = {t["content"]: t["id"] for t in spec.get("added_tokens") or ()}
         vocab |= spec["model"]["vocab"]
@@ -351,5 +357,6 @@ def _load_json(
         if eos not in vocab:
             raise UserError(f"{TOKENIZER_JSON_NAME}: lacks the special token {eos!r}")
         options |= {"prefix_ids": [], "suffix_ids": [vocab[eos]]}
-    encoded = json.dumps(config).encode()
-    return HuggingFaceTokenizer(content, length, cleaning, config=encoded, **options)
+    content = json.dumps(spec, ensure_ascii=False).encode()
+    config = json.dumps({**files.config, "tokenizer_class": name or "PreTrainedTokenizerFast"})
+    return HuggingFaceTokenizer(content, length, cleaning, config=config.encode(), **options)

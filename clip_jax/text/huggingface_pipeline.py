@@ -4,40 +4,41 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Sequence, Set
+from typing import Any
 
 import numpy as np
 import tokenizers
 
-from clip_jax.errors import UserError, first_line
-from clip_jax.text.added_tokens import added_tokens_of, role_names
+from clip_jax.errors import UserError
+from clip_jax.text.added_tokens import (
+    TOKENIZER_JSON_NAME,
+    added_tokens_of,
+    load_backend,
+    role_names,
+)
 from clip_jax.text.byte_pairs import parse_json
 from clip_jax.text.cleaning import clean_text
-from clip_jax.text.guard import hide_tokens, without_marks
-from clip_jax.text.rows import RowTokenizer, id_bytes
+from clip_jax.text.rows import Tokenizer, id_bytes
 
-TOKENIZER_JSON_NAME = "tokenizer.json"
 # Hugging Face's tokenizer_config.json gets another name, because ours has that one.
 CONFIG_NAME = "huggingface_config.json"
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
 _EOS_NAMES = ("</s>", "<eos>", "[SEP]", "<|endoftext|>")
+# Hidden names start with these noncharacters, and `_without_marks` keeps them out of texts.
+_MARKS = "\ufdd0\ufdd1\ufdd2"
 
 
-class HuggingFaceTokenizer(RowTokenizer):
+class HuggingFaceTokenizer(Tokenizer):
     """Any `tokenizer.json`: texts -> int32 (N, context_length): prefix, ids, suffix, padding.
 
-    The name of a token that marks a row's structure ("[SEP]", "</s>") is ordinary text in a caption
-    and never becomes the special id; `special_strings="parse"` gives Hugging Face's behaviour.
-    Other added tokens, special or not, are matched as in Hugging Face.
+    Added tokens, special or not, are matched as in Hugging Face, but for those that mark a row's
+    structure ("[SEP]", "</s>"): their names are text.
 
     Args:
       tokenizer_json: content of the file.
-      context_length: ids per row, special ones included.
-      cleaning: a mode of `clip_jax.text.cleaning.clean_text`, applied before the file's own
+      context_length, cleaning, truncate: see `Tokenizer`; cleaning comes before the file's own
         normalisation.
-      truncate: cuts longer texts, keeping EOS as last id; otherwise they raise UserError.
-      special_strings: "encode" them as text or "parse" them into the special ids.
       config: content of Hugging Face's `tokenizer_config.json`, for the names of special tokens.
       pad_id: None takes the files'.
       prefix_ids: ids before those of the text, mostly BOS or [CLS]; None takes the prefix of the
@@ -47,6 +48,8 @@ class HuggingFaceTokenizer(RowTokenizer):
     """
 
     kind = "huggingface"
+    options = (*Tokenizer.options, "pad_id", "prefix_ids", "suffix_ids", "strip_sep_token")
+    file_names = (("tokenizer_json", TOKENIZER_JSON_NAME), ("config", CONFIG_NAME))
 
     def __init__(
         self,
@@ -54,46 +57,39 @@ class HuggingFaceTokenizer(RowTokenizer):
         context_length: int = 77,
         cleaning: str = "none",
         truncate: bool = False,
-        special_strings: str = "encode",
         config: bytes = b"{}",
         pad_id: int | None = None,
         prefix_ids: Sequence[int] | None = None,
         suffix_ids: Sequence[int] | None = None,
         strip_sep_token: bool = False,
     ):
-        super().__init__(context_length, cleaning, truncate, special_strings)
+        super().__init__(context_length, cleaning, truncate)
         self.strip_sep_token = strip_sep_token
-        self._files = {TOKENIZER_JSON_NAME: tokenizer_json, CONFIG_NAME: config}
+        self.tokenizer_json, self.config = tokenizer_json, config
         spec = parse_json(tokenizer_json, TOKENIZER_JSON_NAME)
         names = role_names(parse_json(config, CONFIG_NAME))
         original = load_backend(tokenizer_json)
         own = original.get_vocab(with_added_tokens=False)
         self.all_added_tokens = added_tokens_of(original)
-        self.added_tokens = [t for t in self.all_added_tokens if t["content"] not in own]
-        self.vocab_size = _largest_id(original) + 1
+        self.vocab_size = max(original.get_vocab().values(), default=-1) + 1
         prefix, suffix = _post_processor_ids(original)
-        self._prefix = tuple(prefix if prefix_ids is None else prefix_ids)
-        self._suffix = tuple(suffix if suffix_ids is None else suffix_ids)
-        if not self._suffix:
-            self._suffix = (_first_known(original, (names.get("eos"), *_EOS_NAMES), "EOS"),)
-        self.eos_id = self._suffix[-1]
+        prefix = prefix if prefix_ids is None else prefix_ids
+        suffix = suffix if suffix_ids is None else suffix_ids
+        suffix = suffix or [_first_known(original, (names.get("eos"), *_EOS_NAMES), "EOS")]
         if pad_id is None:
             pad_id = (spec.get("padding") or {}).get("pad_id")
             if "pad" in names or pad_id is None:
                 pad_id = _first_known(original, (names.get("pad"), *_PAD_NAMES), "padding")
-        self.pad_id = pad_id
-        self._check_row()
+        added = [token for token in self.all_added_tokens if token["content"] not in own]
+        self._set_row(prefix, suffix, pad_id, added)
 
+        rows = (*prefix, *suffix, pad_id)
+        marks = {original.id_to_token(i) for i in rows} | {n for n in names.values() if n in own}
         plain = {**spec, "post_processor": None, "truncation": None, "padding": None}
-        if special_strings == "encode":
-            rows = (*self._prefix, *self._suffix, self.pad_id)
-            marks = {original.id_to_token(i) for i in rows}
-            marks |= {name for name in names.values() if name in own}
-            plain = hide_tokens(plain, {name for name in marks if name is not None})
-        self._backend = load_backend(json.dumps(plain).encode())
+        self._backend = load_backend(json.dumps(_hide_tokens(plain, marks)).encode())
 
     def __call__(self, texts: str | Sequence[str], truncate: bool | None = None) -> np.ndarray:
-        """Texts (N) -> int32 (N, context_length); see `RowTokenizer`."""
+        """Texts (N) -> int32 (N, context_length); see `Tokenizer`."""
         rows = super().__call__(texts, truncate)
         if self.strip_sep_token:
             rows[rows == self.eos_id] = self.pad_id
@@ -102,7 +98,7 @@ class HuggingFaceTokenizer(RowTokenizer):
     def _bodies(self, texts: list[str], cut: bool) -> Iterable[bytes]:
         encode = self._backend.encode
         for text in texts:
-            cleaned = without_marks(clean_text(text, self.cleaning))
+            cleaned = _without_marks(clean_text(text, self.cleaning))
             # Texts go one by one: data workers call this in parallel, each on its own core.
             yield id_bytes(encode(cleaned, add_special_tokens=False).ids)
 
@@ -110,42 +106,42 @@ class HuggingFaceTokenizer(RowTokenizer):
         """Ids of one text -> text as the vocabulary spells it, up to the first EOS."""
         return self._backend.decode(self._body_of(ids), skip_special_tokens=False)
 
-    def _options(self) -> dict[str, Any]:
-        return super()._options() | {
-            "pad_id": self.pad_id,
-            "prefix_ids": list(self._prefix),
-            "suffix_ids": list(self._suffix),
-            "strip_sep_token": self.strip_sep_token,
-        }
 
-    def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """(JSON-serialisable spec, {file name: content}); inverse of `tokenizer_from_files`."""
-        return {"kind": self.kind, "options": self._options()}, dict(self._files)
+def _hide_tokens(spec: dict[str, Any], hidden: Set[str | None]) -> dict[str, Any]:
+    """A parsed `tokenizer.json` with the tokens `hidden` renamed so that no text contains them.
 
-    @classmethod
-    def from_files(cls, spec: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
-        """Inverse of `to_files`."""
-        return cls(files[TOKENIZER_JSON_NAME], config=files[CONFIG_NAME], **spec["options"])
+    Removing them from the added tokens is not enough: a unigram model finds any piece of its
+    vocabulary in a text, even control symbols, and a word-level model any word.
+    """
 
+    def rename(name: str) -> str:
+        return _MARKS + name if name in hidden else name
 
-def load_backend(content: bytes) -> tokenizers.Tokenizer:
-    """Content of a `tokenizer.json` -> the library's object. Raises UserError if it is invalid."""
-    try:
-        backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-    # The library raises plain Exception for any damage.
-    except Exception as error:
-        reason = first_line(error)
-        raise UserError(f"{TOKENIZER_JSON_NAME} cannot be used: {reason}") from error
-    backend.no_padding()
-    backend.no_truncation()
-    return backend
-
-
-def _largest_id(backend: tokenizers.Tokenizer) -> int:
-    return max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    model = dict(spec["model"])
+    vocab = model.get("vocab")
+    if isinstance(vocab, dict):
+        model["vocab"] = {rename(name): i for name, i in vocab.items()}
+    elif isinstance(vocab, list):
+        model["vocab"] = [[rename(name), score] for name, score in vocab]
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = rename(model["unk_token"])
+    if model.get("merges"):
+        pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+        model["merges"] = [
+            pair for pair in pairs if hidden.isdisjoint(pair) and "".join(pair) not in hidden
+        ]
+    added = [
+        {**token, "content": rename(token["content"])} for token in spec.get("added_tokens") or ()
+    ]
+    return {**spec, "model": model, "added_tokens": added}
 
 
-def _post_processor_ids(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+def _without_marks(text: str) -> str:
+    """The text; if it contains all marks, in any order, the first mark becomes U+FFFD."""
+    return text.replace(_MARKS[0], "\ufffd") if all(mark in text for mark in _MARKS) else text
+
+
+def _post_processor_ids(backend: tokenizers.Tokenizer) -> tuple[Sequence[int], Sequence[int]]:
     """(prefix, suffix): the ids that the file's post-processor adds to those of a text."""
     for probe in ("a", "e", "0", ".", *list(backend.get_vocab())[-64:]):
         body = backend.encode(probe, add_special_tokens=False).ids

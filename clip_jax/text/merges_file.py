@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,10 +33,8 @@ def find_bpe_file(path: str | Path | None = None, beside: str | Path | None = No
     if path is not None:
         return _verified(Path(with_home(path, "path")), "the given path")
     if named := os.environ.get(BPE_FILE_VARIABLE):
-        return _verified(
-            Path(with_home(named, BPE_FILE_VARIABLE)),
-            f"the environment variable {BPE_FILE_VARIABLE}",
-        )
+        origin = f"the environment variable {BPE_FILE_VARIABLE}"
+        return _verified(Path(with_home(named, BPE_FILE_VARIABLE)), origin)
     cached = cache_folder() / BPE_FILE_NAME
     near = () if beside is None else (Path(beside) / BPE_FILE_NAME,)
     for candidate in (*near, cached, *_package_candidates()):
@@ -56,32 +53,30 @@ def _package_candidates() -> Iterable[Path]:
 def _verified(path: Path, origin: str) -> Path:
     if not path.is_file():
         raise UserError(f"{path} (from {origin}) is not a file; expected {BPE_FILE_NAME} of CLIP")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    _check(path.read_bytes(), f"{path} (from {origin})", "")
+    return path
+
+
+def _check(content: bytes, what: str, advice: str) -> None:
+    digest = hashlib.sha256(content).hexdigest()
     if digest != BPE_FILE_SHA256:
         raise UserError(
-            f"{path} (from {origin}) has SHA-256 {digest}; CLIP's {BPE_FILE_NAME} has "
-            f"{BPE_FILE_SHA256}"
+            f"{what} has SHA-256 {digest}; CLIP's {BPE_FILE_NAME} has {BPE_FILE_SHA256}{advice}"
         )
-    return path
 
 
 def _download(target: Path) -> Path:
     """Downloads the merges file to `target` atomically, after verification."""
+    advice = f": place it at {target} or set {BPE_FILE_VARIABLE} to its path"
     try:
         with urllib.request.urlopen(BPE_FILE_URL, timeout=_DOWNLOAD_TIMEOUT_SECONDS) as response:
             content = response.read()
-    except (OSError, urllib.error.URLError) as error:
+    except OSError as error:
         raise UserError(
             f"CLIP's merges file {BPE_FILE_NAME} was not found, and downloading {BPE_FILE_URL} "
-            f"failed ({error}): place it at {target} or set {BPE_FILE_VARIABLE} to its path "
-            f"(SHA-256 {BPE_FILE_SHA256})"
+            f"failed ({error}){advice} (SHA-256 {BPE_FILE_SHA256})"
         ) from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != BPE_FILE_SHA256:
-        raise UserError(
-            f"{BPE_FILE_URL} gave a file with SHA-256 {digest}, not OpenAI's {BPE_FILE_NAME}: "
-            f"place that at {target} (SHA-256 {BPE_FILE_SHA256})"
-        )
+    _check(content, BPE_FILE_URL, advice)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as aside:

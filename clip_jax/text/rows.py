@@ -18,37 +18,62 @@ def id_bytes(ids: Iterable[int]) -> bytes:
     return array("i", ids).tobytes()
 
 
-def as_text_list(texts: str | Sequence[str]) -> list[str]:
-    """A list from one string or a sequence of strings. Raises UserError naming a wrong item."""
-    return [texts] if isinstance(texts, str) else text_list(texts, "texts", "a photo of a cat")
-
-
-class RowTokenizer:
+class Tokenizer:
     """Texts -> int32 (N, context_length): prefix ids, ids of the text, suffix ids, padding.
 
-    A subclass turns texts into ids (`_bodies`) and serialises itself (`to_files`).
+    Picklable, so that data workers can hold one. The name of a token that marks a row's structure
+    ("<|endoftext|>", "</s>", "[SEP]") is ordinary text in a caption and never becomes the special
+    id, which would move the position at which the text tower pools.
+
+    A subclass turns texts into ids (`_bodies`) and back (`decode`); its constructor takes the
+    contents of `file_names`, and `options`.
+
+    Args:
+      context_length: ids per row, special ones included.
+      cleaning: a mode of `clip_jax.text.cleaning.clean_text`, applied first.
+      truncate: cuts longer texts, keeping EOS as last id; otherwise they raise UserError.
     """
 
     kind: str
+    context_length: int  # ids per row, special ones included
     vocab_size: int
-    eos_id: int
+    eos_id: int  # ends every text; the text tower pools at it
     pad_id: int
+    prefix_ids: tuple[int, ...]  # before the ids of a text, mostly BOS
+    suffix_ids: tuple[int, ...]  # after them, EOS last
     # A user added these tokens to the vocabulary; their form is tokenizer.json's.
-    added_tokens: Sequence[Mapping[str, Any]] = ()
-    _prefix: tuple[int, ...]  # before the ids of a text, mostly BOS
-    _suffix: tuple[int, ...]  # after them, EOS last
+    added_tokens: Sequence[Mapping[str, Any]]
+    options: tuple[str, ...] = ("context_length", "cleaning", "truncate")
+    # Contents of these files are arguments of the constructor: (argument, name).
+    file_names: tuple[tuple[str, str], ...]
 
-    def __init__(self, context_length: int, cleaning: str, truncate: bool, special_strings: str):
-        if special_strings not in ("encode", "parse"):
-            raise UserError(f"special_strings={special_strings!r}: accepted are encode, parse")
+    def __init__(self, context_length: int, cleaning: str, truncate: bool):
         self.context_length = context_length
         self.cleaning = check_cleaning(cleaning)
         self.truncate = truncate
-        self.special_strings = special_strings
+
+    def _set_row(
+        self,
+        prefix: Sequence[int],
+        suffix: Sequence[int],
+        pad_id: int,
+        added: Sequence[Mapping[str, Any]] = (),
+    ) -> list[Mapping[str, Any]]:
+        """Sets the ids of a row, and the tokens that a user added: their ids may exceed the
+        vocabulary's.
+
+        Returns those that are found in texts: the one that pads stays text.
+        """
+        self.prefix_ids, self.suffix_ids = tuple(prefix), tuple(suffix)
+        self.eos_id, self.pad_id = suffix[-1], pad_id
+        self.added_tokens = [dict(token) for token in added]
+        self.vocab_size = max(self.vocab_size, *(token["id"] + 1 for token in added), 0)
+        self._check_row()
+        return [token for token in self.added_tokens if token["id"] != pad_id]
 
     def _check_row(self) -> None:
         """Raises UserError if the special ids do not fit into a row, or an option is wrong."""
-        smallest = max(2, len(self._prefix) + len(self._suffix))
+        smallest = max(2, len(self.prefix_ids) + len(self.suffix_ids))
         if type(self.context_length) is not int or self.context_length < smallest:
             raise UserError(
                 f"context_length={self.context_length!r}: accepted is a whole number >= {smallest}"
@@ -61,21 +86,22 @@ class RowTokenizer:
     def __call__(self, texts: str | Sequence[str], truncate: bool | None = None) -> np.ndarray:
         """Texts (N) -> int32 (N, context_length).
 
-        `truncate`: cuts texts that are too long, keeping EOS; None takes the tokenizer's setting.
-
-        Raises:
-          UserError: a text is too long and not to be cut.
+        If `truncate`, texts that are too long are cut, keeping EOS; otherwise they raise UserError.
+        None takes the tokenizer's setting (see `with_truncation`), by default False.
         """
-        listed = as_text_list(texts)
+        if isinstance(texts, str):
+            listed = [texts]
+        else:
+            listed = text_list(texts, "texts", "a photo of a cat")
         cut = self.truncate if truncate is None else truncate
-        prefix, suffix = id_bytes(self._prefix), id_bytes(self._suffix)
+        prefix, suffix = id_bytes(self.prefix_ids), id_bytes(self.suffix_ids)
         room = BYTES_PER_ID * self.context_length - len(prefix) - len(suffix)
         padding = id_bytes([self.pad_id]) * self.context_length
         rows = []
-        for i, body in enumerate(self._bodies(listed, cut)):
+        for text, body in zip(listed, self._bodies(listed, cut), strict=True):
             if len(body) > room:
                 if not cut:
-                    raise self._too_long(listed[i], len(prefix + body + suffix))
+                    raise self._too_long(text, len(prefix + body + suffix))
                 body = body[:room]
             row = prefix + body + suffix
             rows.append(row + padding[len(row) :])
@@ -95,6 +121,10 @@ class RowTokenizer:
         length may be omitted."""
         raise NotImplementedError
 
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids of one text, in any integer container -> text up to the first EOS."""
+        raise NotImplementedError
+
     def _body_of(self, ids: Iterable[int]) -> list[int]:
         """The ids of a row that belong to the text: up to EOS, without prefix and padding."""
         body = []
@@ -105,12 +135,8 @@ class RowTokenizer:
         else:
             while body and body[-1] == self.pad_id:
                 body.pop()
-        start = len(self._prefix)
-        return body[start:] if tuple(body[:start]) == self._prefix else body
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Ids of one text, in any integer container -> text."""
-        raise NotImplementedError
+        start = len(self.prefix_ids)
+        return body[start:] if tuple(body[:start]) == self.prefix_ids else body
 
     def with_context_length(self, context_length: int) -> Self:
         """The same tokenizer with rows of `context_length` ids."""
@@ -127,23 +153,17 @@ class RowTokenizer:
         other._check_row()
         return other
 
-    def _options(self) -> dict[str, Any]:
-        """JSON-serialisable keyword arguments of the constructor."""
-        return {
-            "context_length": self.context_length,
-            "cleaning": self.cleaning,
-            "truncate": self.truncate,
-            "special_strings": self.special_strings,
-        }
-
     def to_files(self) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """(JSON-serialisable spec, {file name: content}); inverse of `tokenizer_from_files`."""
-        raise NotImplementedError
+        """(JSON-serialisable spec with `kind` and `options`, {file name: content})."""
+        options = {name: getattr(self, name) for name in self.options}
+        contents = {name: getattr(self, argument) for argument, name in self.file_names}
+        return {"kind": self.kind, "options": options}, contents
 
     @classmethod
     def from_files(cls, spec: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
         """Inverse of `to_files`."""
-        raise NotImplementedError
+        contents: dict[str, Any] = {argument: files[name] for argument, name in cls.file_names}
+        return cls(**contents, **spec["options"])
 
     def __reduce__(self):
         return type(self).from_files, self.to_files()

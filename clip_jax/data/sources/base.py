@@ -1,4 +1,4 @@
-"""What most sources have in common: their options, drops, fingerprint, and records in parts."""
+"""Base of most sources: options, drops, fingerprint, and records in parts."""
 
 from bisect import bisect_right
 from collections.abc import Iterable

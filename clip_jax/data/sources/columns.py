@@ -50,6 +50,7 @@ class Columns:
 
     @property
     def used(self) -> set[str]:
+        """Returns the names of all columns that records are made of."""
         return {self.image, *self.captions} | ({self.key} if self.key is not None else set())
 
 

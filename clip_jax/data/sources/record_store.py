@@ -22,6 +22,7 @@ class PackedTexts:
             self.append(text)
 
     def append(self, text: str) -> None:
+        """Adds a text, which may hold lone surrogates."""
         self._bytes += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._bytes))
 
@@ -63,6 +64,7 @@ class RecordStore:
         self.rest.append(rest)
 
     def add_caption(self, record: int, column: int, caption: str) -> None:
+        """Adds a caption of any earlier record, from a column of the table."""
         self._owners.append(record)
         self._columns.append(column)
         self._captions.append(caption)
@@ -88,6 +90,7 @@ class RecordStore:
         return range(self._ends[index - 1] if index else 0, end)
 
     def captions(self, index: int) -> tuple[str, ...]:
+        """Returns the captions of a record."""
         return tuple(self._captions[number] for number in self._numbers(index))
 
     def columns(self, index: int) -> list[int]:

@@ -45,10 +45,12 @@ class Head:
 
     @property
     def image_at(self) -> int:
+        """Returns the position of the column of image paths."""
         return self.names.index(self.columns.image)
 
     @property
     def captions_at(self) -> list[int]:
+        """Returns the positions of the columns of captions."""
         return [self.names.index(column) for column in self.columns.captions]
 
 

@@ -54,6 +54,7 @@ class Tally:
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> "Tally":
+        """Makes one from what a checkpoint holds."""
         counters = {name: Counter(state[name]) for name in ("kinds", "dropped")}
         return cls(**{**copy.deepcopy(dict(state)), **counters, "bad": set(state["bad"])})
 

@@ -88,6 +88,7 @@ def _permutation(size: int, seed: int) -> np.ndarray:
 
 
 def mixed_seed(*parts: int) -> int:
+    """Mixes numbers into one seed."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 

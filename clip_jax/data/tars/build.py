@@ -57,7 +57,7 @@ class _Builder:
     def __init__(self, file: BinaryIO, size: int, options: SourceOptions) -> None:
         self._file = file
         self._size = size
-        # How the archive ends, as in `IndexHeader`.
+        # The end of the archive, as in `IndexHeader`.
         self.damage: str | None = None
         self.damage_at = 0
         self.has_end = True

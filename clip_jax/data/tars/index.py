@@ -186,6 +186,7 @@ class Table:
         return Sample(self._key(index, key_end), image, json_, cls, found, bool(needs_json))
 
     def key(self, index: int) -> str:
+        """Returns the key of a sample."""
         return self._key(index, int(self._rows["key_end"][index]))
 
     def _key(self, index: int, end: int) -> str:

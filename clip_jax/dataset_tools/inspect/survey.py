@@ -37,6 +37,7 @@ class Survey:
 
     @property
     def looked_at(self) -> int:
+        """Returns the number of records that were read, good or bad."""
         return len(self.facts) + len(self.bad)
 
     def kinds(self) -> Counter[str]:
@@ -44,6 +45,7 @@ class Survey:
         return Counter(sample.kind for sample in self.bad)
 
     def captions(self) -> list[str]:
+        """Returns the captions of all good records."""
         return [caption for fact in self.facts for caption in fact.captions]
 
 

@@ -55,6 +55,7 @@ class JsonLines:
         self.rows.extend(rows)
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -92,6 +93,7 @@ class Board:
                 self._flushed = time.monotonic()
 
     def close(self) -> None:
+        """Writes what is left and closes TensorBoard's file."""
         with self._named():
             self._writer.close()
 
@@ -166,6 +168,7 @@ class RunLog:
         self._board.add(values, row["step"])
 
     def close(self) -> None:
+        """Closes all files of the log."""
         if self.enabled:
             self.metrics.close()
             self.evaluations.close()

@@ -108,6 +108,7 @@ class CompileWatch:
 
     @property
     def recompilations(self) -> int:
+        """Returns how often the program was compiled after the first time."""
         return max(0, self._count - 1)
 
     def called(self, step: int) -> None:

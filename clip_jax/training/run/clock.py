@@ -30,9 +30,11 @@ class Clock:
         self._wait_from = 0.0
 
     def waiting(self) -> None:
+        """Marks the start of a wait for data."""
         self._wait_from = time.perf_counter()
 
     def running(self) -> None:
+        """Adds the time since `waiting` to the seconds spent waiting for data."""
         self.wait_seconds += time.perf_counter() - self._wait_from
 
     def tick(self) -> None:
@@ -44,6 +46,7 @@ class Clock:
     pause = tick
 
     def resume(self) -> None:
+        """Goes on with the run's time after a pause."""
         self._mark = time.perf_counter()
 
     def logged(self, step: int) -> None:

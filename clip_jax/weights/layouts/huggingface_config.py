@@ -80,17 +80,20 @@ class Section:
         self.name, self.values = name, {**defaults, **values}
 
     def refuse(self, key: str, accepted: str) -> UserError:
+        """Returns the error for a value that is not `accepted`."""
         return UserError(
             f"config.json: {self.name}.{key}={self.values[key]!r}; accepted is {accepted}"
         )
 
     def count(self, key: str, lowest: int = 1) -> int:
+        """Returns a whole number of at least `lowest`. Raises `UserError`."""
         value = self.values[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
             raise self.refuse(key, f"a whole number from {lowest}")
         return value
 
     def number(self, key: str) -> float:
+        """Returns a number. Raises `UserError`."""
         value = self.values[key]
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self.refuse(key, "a number")
@@ -106,6 +109,7 @@ class Section:
         return self.count(key)
 
     def activation(self) -> str:
+        """Returns our name of the activation. Raises `UserError`."""
         value = self.values["hidden_act"]
         if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise self.refuse("hidden_act", " or ".join(_ACTIVATIONS))

@@ -1,4 +1,4 @@
-"""What a layout of weights is, and how a file or folder is opened."""
+"""Layouts of weights, and opening of files and folders."""
 
 import dataclasses
 import json
@@ -96,16 +96,9 @@ def weights_in(path: Path, names: Sequence[str]) -> Tensors:
     return open_tensors(file)
 
 
-def tokenizer_in(
-    folder: Path, config: ClipConfig, cleaning: str | None = None, strip_sep_token: bool = False
-) -> Tokenizer | None:
+def tokenizer_in(folder: Path, config: ClipConfig) -> Tokenizer | None:
     """The folder's tokenizer; without one, OpenAI's BPE if vocab_size is 49,408."""
-    found = load_huggingface_tokenizer(
-        folder,
-        context_length=config.context_length,
-        cleaning=cleaning,
-        strip_sep_token=strip_sep_token,
-    )
+    found = load_huggingface_tokenizer(folder, context_length=config.context_length)
     if found is None and config.vocab_size == OPENAI_VOCAB_SIZE:
         try:
             return get_tokenizer("clip_bpe")

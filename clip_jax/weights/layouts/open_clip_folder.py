@@ -49,8 +49,7 @@ def _open(path: Path, architecture: str | None) -> Opened | None:
         raise UserError(f"{folder / CONFIG}: tokenizer_kwargs={options!r}: must be an object")
 
     def tokenizer() -> Tokenizer | None:
-        strip = bool(options.get("strip_sep_token", False))
-        return tokenizer_in(folder, config, options.get("clean"), strip)
+        return tokenizer_in(folder, config)
 
     return Opened("open_clip", folder, config, tensors, rules_of(tensors), tokenizer, IGNORED)
 
