@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from clip_jax.models.attention import Context
 from clip_jax.models.constraints import embed
+from clip_jax.models.heads import project
 from clip_jax.models.kinds import BertConfig, SharedConfig
-from clip_jax.models.projection import project
 from clip_jax.models.text import text_block_config
 from clip_jax.models.transformer import stack
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from clip_jax.models.attention import FEATURES, BlockConfig
 from clip_jax.models.constraints import constrain_batch
+from clip_jax.models.heads import project
 from clip_jax.models.initializers import BlockInitializers
 from clip_jax.models.kinds import ConvNextConfig, SharedConfig, norm_eps
-from clip_jax.models.projection import project
 from clip_jax.models.remat import rematerialized
 from clip_jax.models.transformer import Mlp
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from clip_jax.models.attention import FEATURES, Attention, BlockConfig
 from clip_jax.models.constraints import constrain_batch
+from clip_jax.models.heads import project
 from clip_jax.models.initializers import BlockInitializers, Init, torch_uniform
 from clip_jax.models.kinds import FastVitConfig, SharedConfig, norm_eps
-from clip_jax.models.projection import project
 from clip_jax.models.remat import rematerialized
 from clip_jax.models.resnet import BatchNorm
 from clip_jax.models.transformer import ACTIVATIONS

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from clip_jax.models.attention import BlockConfig, Context
 from clip_jax.models.constraints import embed
+from clip_jax.models.heads import project
 from clip_jax.models.kinds import SharedConfig, TextConfig, TransformerTextConfig
-from clip_jax.models.projection import project
 from clip_jax.models.transformer import stack
 
 

@@ -7,13 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from clip_jax.models.attention import BlockConfig, Context
+from clip_jax.models.attention import BlockConfig, Context, rope_tables
 from clip_jax.models.constraints import constrain_batch
+from clip_jax.models.heads import AttentionPoolHead, QueryPool, project
 from clip_jax.models.initializers import torch_uniform
 from clip_jax.models.kinds import HybridConfig, SharedConfig, VitConfig, norm_eps
-from clip_jax.models.pooling import AttentionPoolHead, QueryPool
-from clip_jax.models.projection import project
-from clip_jax.models.rope import rope_tables
 from clip_jax.models.transformer import stack
 
 

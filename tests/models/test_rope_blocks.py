@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from clip_jax.models.architectures import get_architecture
-from clip_jax.models.attention import BlockConfig, Context, rotate
+from clip_jax.models.attention import BlockConfig, Context, rope_tables, rotate
 from clip_jax.models.initializers import BlockInitializers
-from clip_jax.models.rope import rope_tables
 from clip_jax.models.transformer import Block
 
 WIDTH, HEADS, HIDDEN = 16, 2, 24
