@@ -146,6 +146,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             os.replace(folder, before)
         os.replace(aside, folder)
     finally:
+        if before.exists() and not folder.exists():
+            os.replace(before, folder)  # the new one did not get its place
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
 

@@ -384,6 +384,28 @@ def test_files_and_folders_are_replaced_or_left(
     assert sorted(tmp_path.iterdir()) == [path, folder]
 
 
+def test_a_folder_comes_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, replace = tmp_path / "model", os.replace
+    folder.mkdir()
+    (folder / "old").touch()
+    calls = []
+
+    def fails_once(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr("clip_jax.files.disk.os.replace", fails_once)
+    with pytest.raises(OSError, match="Input/output"), replacing_folder(folder):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "old").exists()
+
+
+
 def test_outputs_and_the_cache_say_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
