@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from places import REPOSITORY, SUPPORT
+from places import REPOSITORY
+from tiny import write_config
 
 from clip_jax.hosts import idle_tpu
 
@@ -111,30 +112,21 @@ def test_importing_the_package_imports_no_jax(tmp_path: Path) -> None:
     assert run("-c", code, cwd=tmp_path).stdout == "False False\n"
 
 
-CONFIG = """
-import sys
-sys.path.insert(0, {tests!r})
-from tiny import tiny_config
-
-def get_config():
-    return tiny_config(steps=2, batch_size=8)
-"""
 PROGRAMS = (
-    ("train", "--config=tiny.py", "--workdir=w"),
+    ("train", "--config=tiny_run.py", "--workdir=w"),
     ("report", "--workdir=w"),
     ("evaluate", "--model=w", "--tasks=glyphs/letters"),
     ("convert", "--source=w", "--output=h", "--format=huggingface"),
     ("data", "verify", "--data=test", "--format=glyphs"),
-    ("preflight", "--config=tiny.py", "--topology=cpu:1"),
-    ("preflight", "--config=tiny.py", "--topology=v5e:1x1"),
-    ("preflight", "--config=tiny.py", "--topology=local"),
+    ("preflight", "--config=tiny_run.py", "--topology=v5e:1x1"),
+    ("preflight", "--config=tiny_run.py", "--topology=local"),
 )
 
 
 @needs_libtpu
 @pytest.mark.slow
 def test_programs_are_silent(tmp_path: Path) -> None:
-    (tmp_path / "tiny.py").write_text(CONFIG.format(tests=str(SUPPORT)))
+    write_config(tmp_path, steps=2, batch_size=8)
     for program, *flags in PROGRAMS:
         result = run("-m", f"clip_jax.{program}", *flags, cwd=tmp_path)
         assert result.returncode == 0, (program, result.stderr)

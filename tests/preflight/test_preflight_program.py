@@ -6,26 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from places import REPOSITORY, SUPPORT
+from places import REPOSITORY
+from tiny import write_config
 from tiny_preflight import API_KEYS, needs_libtpu
 
 pytestmark = pytest.mark.slow
 
-CONFIG = """
-import sys
-sys.path.insert(0, {tests!r})
-from tiny import tiny_config
-
-def get_config():
-    return tiny_config(model__scan_layers=True, data__path="")
-"""
-
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("preflight") / "tiny_run.py"
-    path.write_text(CONFIG.format(tests=str(SUPPORT)), encoding="utf-8")
-    return path
+    folder = tmp_path_factory.mktemp("preflight")
+    return write_config(folder, model__scan_layers=True, data__path="")
 
 
 def program(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,7 @@
 """The smallest training run; child processes of the tests import it too, so it sets nothing up."""
 
+from pathlib import Path
+
 
 def tiny_config(**changes):
     """A glyph run of a second: few steps of the smallest towers. `changes`: keys, "__" for "."."""
@@ -37,3 +39,17 @@ def tiny_config(**changes):
             group = group[name]
         group[last] = value
     return config
+
+
+def write_config(folder: Path, **changes) -> Path:
+    """Writes a configuration file of the tiny run, for programs; returns its path."""
+    lines = (
+        "import sys",
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
+        "from tiny import tiny_config",
+        "def get_config():",
+        f"    return tiny_config(**{changes!r})",
+    )
+    path = folder / "tiny_run.py"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -8,28 +8,13 @@ from pathlib import Path
 import pytest
 from job import SMALL, Job, assert_same_values, explicit, free_port
 from PIL import Image
-from places import SUPPORT
 from safetensors.numpy import load_file
+from tiny import write_config
 
 from clip_jax.training.log.metrics import read_rows
 
 pytestmark = pytest.mark.slow
 
-CONFIG = """
-import sys
-sys.path.insert(0, {tests!r})
-from tiny import tiny_config
-
-def get_config():
-    # The word table is large enough to be split over fsdp. A low rate: once the gradient is a small
-    # difference of large ones, the order of a sum shows in its sixth digit.
-    return tiny_config(
-        steps=100_000, batch_size=256, checkpoint__every_steps=5, mesh__data=2, mesh__fsdp=-1,
-        optimizer__learning_rate=5e-5, optimizer__warmup_steps=1, tokenizer__vocab_size=1000,
-        model__embed_dim=64, model__vision__width=64, model__vision__mlp_dim=128,
-        model__text__width=80,
-    )
-"""
 LONG = 25  # steps of the runs that are compared
 # Ours, if the training step meets it first, or jax's.
 GONE = re.compile("another process of this job is gone|service detected fatal errors")
@@ -37,8 +22,14 @@ GONE = re.compile("another process of this job is gone|service detected fatal er
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("config") / "tiny.py"
-    path.write_text(CONFIG.format(tests=str(SUPPORT)))
+    # The word table is large enough to be split over fsdp. A low rate: once the gradient is a small
+    # difference of large ones, the order of a sum shows in its sixth digit.
+    path = write_config(
+        tmp_path_factory.mktemp("config"), steps=100_000, batch_size=256, mesh__data=2,
+        mesh__fsdp=-1, checkpoint__every_steps=5, optimizer__learning_rate=5e-5,
+        optimizer__warmup_steps=1, tokenizer__vocab_size=1000, model__embed_dim=64,
+        model__vision__width=64, model__vision__mlp_dim=128, model__text__width=80,
+    )  # fmt: skip
     return f"--config={path}"
 
 

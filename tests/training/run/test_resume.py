@@ -1,67 +1,30 @@
 """A run that is killed and started again is the run that was never killed, bit for bit."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from places import REPOSITORY, SUPPORT
+from job import Job
 from safetensors.numpy import load_file
+from tiny import write_config
 
 from clip_jax.training.log.metrics import read_rows
 
 STEPS = 24
-CONFIG = """
-import sys
-sys.path.insert(0, {tests!r})
-from tiny import tiny_config
-
-def get_config():
-    return tiny_config(
-        steps={steps}, optimizer__ema_decay=0.9, optimizer__first_moment_dtype="bfloat16",
-        evaluations=({{"task": "glyphs_validation/letters", "every_steps": 8}},),
-        checkpoint__every_steps=4, mesh__data=2, mesh__fsdp=4,
-    )
-"""
 VALUES = ("step", "samples_seen", "loss", "logit_scale", "learning_rate", "grad_norm")
 
 
-def start(config: Path, workdir: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "clip_jax.train", f"--config={config}", f"--workdir={workdir}"]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    environment.pop("JAX_NUM_CPU_DEVICES", None)
-    return subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(config: Path, workdir: Path) -> str:
-    process = start(config, workdir)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+def finish(config: str, workdir: Path) -> str:
+    with Job(workdir, [config]) as job:
+        assert job.finish() == [0], job.outputs()
+        return job.outputs()[0]
 
 
 def logged(workdir: Path) -> list[tuple[float, ...]]:
     return [tuple(row[name] for name in VALUES) for row in read_rows(workdir / "metrics.jsonl")]
-
-
-def wait_for_step(process: subprocess.Popen[str], workdir: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(row["step"] >= step for row in read_rows(workdir / "metrics.jsonl")):
-            return
-        time.sleep(0.01)
 
 
 def assert_same_run(workdir: Path, reference: Path) -> None:
@@ -75,14 +38,17 @@ def assert_same_run(workdir: Path, reference: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "tiny.py"
-    path.write_text(CONFIG.format(tests=str(SUPPORT), steps=STEPS))
-    return path
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = write_config(
+        tmp_path_factory.mktemp("config"), steps=STEPS, checkpoint__every_steps=4, mesh__data=2,
+        mesh__fsdp=4, optimizer__ema_decay=0.9, optimizer__first_moment_dtype="bfloat16",
+        evaluations=({"task": "glyphs_validation/letters", "every_steps": 8},),
+    )  # fmt: skip
+    return f"--config={path}"
 
 
 @pytest.fixture(scope="module")
-def reference(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("reference") / "run"
     finish(config, workdir)
     assert [row[0] for row in logged(workdir)] == list(range(1, STEPS + 1))
@@ -90,31 +56,30 @@ def reference(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_kill_at_random_moments(config: Path, reference: Path, tmp_path: Path) -> None:
+def test_kill_at_random_moments(config: str, reference: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     rng = random.Random()  # other moments in every run of the test
     kills = 0
     # A few steps and random milliseconds later: within steps, saves, evaluations, the export.
     for step in (1, 13, STEPS):
-        process = start(config, workdir)
-        wait_for_step(process, workdir, step)
-        time.sleep(rng.uniform(0, 0.4))
-        kills += process.poll() is None
-        process.kill()
-        process.wait()
+        with Job(workdir, [config]) as job:
+            job.wait_for_step(step)
+            time.sleep(rng.uniform(0, 0.4))
+            kills += job.processes[0].poll() is None
+            job.signal(0, signal.SIGKILL)
     assert kills >= 2
     finish(config, workdir)
     assert_same_run(workdir, reference)
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_cleanly(config: Path, reference: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_exits_cleanly(config: str, reference: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    process = start(config, workdir)
-    wait_for_step(process, workdir, 5)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    with Job(workdir, [config]) as job:
+        job.wait_for_step(5)
+        job.signal(0, signal.SIGTERM)
+        assert job.finish() == [0], job.outputs()
+        output = job.outputs()[0]
     stopped = logged(workdir)[-1][0]
     assert 5 <= stopped < STEPS
     assert (workdir / "checkpoints" / str(int(stopped))).is_dir()
@@ -124,7 +89,7 @@ def test_sigterm_saves_and_exits_cleanly(config: Path, reference: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_finished_run_says_so_and_changes_nothing(config: Path, reference: Path) -> None:
+def test_finished_run_says_so_and_changes_nothing(config: str, reference: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (reference / "model").rglob("*") if p.is_file()}
     rows = logged(reference), read_rows(reference / "evaluation.jsonl")
     assert "already trained" in finish(config, reference)
