@@ -9,7 +9,7 @@ import pytest
 from places import REPOSITORY
 
 from clip_jax import command_line
-from clip_jax.errors import UserError
+from clip_jax.errors import UserError, one_line
 
 
 def raising(error: BaseException) -> None:
@@ -60,6 +60,20 @@ def test_a_result_on_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: --output=x: cannot be written (File too large); raise")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("result.json", "{}")]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("two\n  lines", "two lines"),
+        ("one two, three", "one two…"),
+        ("onetwothreefour", "onetwothr…"),
+        ("ten letter", "ten letter"),
+        ("", "ValueError"),
+    ],
+)
+def test_messages_are_cut_between_words(text: str, expected: str) -> None:
+    assert one_line(ValueError(text), 10) == expected
 
 
 def test_evaluations_as_flags() -> None:

@@ -32,11 +32,7 @@ def test_default_config_holds_every_field_and_is_locked() -> None:
         ({"batch_size": 0}, "config.batch_size=0: must be greater than 0"),
         ({"batch_size": True}, "config.batch_size=True"),
         ({"batch_size": 1}, "config.batch_size=1: softmax learns to tell"),
-        ({"batch_size": 1.0}, "config.batch_size=1: softmax learns to tell"),
         ({"batch_size": 1, "loss": "sigmoid"}, "config.batch_size=1: sigmoid learns to tell"),
-        ({"batch_size": 1, "loss_implementation": "ring"}, "give at least 2"),
-        ({"batch_size": 1, "loss_implementation": "dense"}, "give at least 2"),
-        ({"batch_size": 1, "optimizer": {"microbatches": 1}}, "give at least 2"),
         ({"seed": None}, "config.seed=None"),
         ({"steps": None}, "give one of them"),
         ({"steps": None, "epochs": float("inf")}, "config.epochs=inf"),
@@ -53,7 +49,6 @@ def test_default_config_holds_every_field_and_is_locked() -> None:
         ({"data": {"path": ""}}, "config.data.path=''"),
         ({"data": 3}, "config.data=3"),
         ({"mesh": {"data": 0}}, "config.mesh.data=0"),
-        ({"mesh": {"tensor": 0}}, "config.mesh.tensor=0"),
         ({"batch_size": 30, "optimizer": {"microbatches": 4}}, "config.optimizer.microbatches=4"),
         ({"optimizer": {"vision": {"layer_dekay": 0.9}}}, "config.optimizer.vision.layer_decay"),
         ({"optimizer": {"text": {"layer_decay": 1.1}}}, "config.optimizer.text.layer_decay=1.1"),
@@ -74,7 +69,6 @@ def test_default_config_holds_every_field_and_is_locked() -> None:
         ({"evaluations": ({"data": {"path": 3}},)}, "config.evaluations[0].data.path=3: must be"),
         ({"optimizer": {"options": "momentum"}}, "config.optimizer.options='momentum'"),
         ({"init": {"source": "x", "only": ("*",)}}, "config.init.only: '*' is no regular expr"),
-        ({"augmentation": {"zoom": (2.0, 1.0)}}, "zoom"),
     ],
 )
 def test_mistakes_are_named(changes: dict, message: str) -> None:

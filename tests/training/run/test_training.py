@@ -6,16 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from places import REPOSITORY
 from tiny import tiny_config
+from tiny_clip import assert_same_params
 
 from clip_jax.errors import UserError
 from clip_jax.training.config import build_config
 from clip_jax.training.log.metrics import JsonLines, format_seconds, read_rows
+from clip_jax.training.run import loop
 from clip_jax.training.run.loop import train
+from clip_jax.weights.layouts.checkpoint import read_params
 
 
 def test_a_run_logs_every_step_and_both_evaluations(tiny_run: Path) -> None:
@@ -57,8 +59,6 @@ def test_loss_that_is_not_finite_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A poisoned batch: the state before it is saved, and its records are named."""
-    from clip_jax.training.run import loop
-
     config = build_config(tiny_config(mesh__data=8, steps=20))
     real = loop.global_batch
     calls = []
@@ -88,10 +88,13 @@ def test_loss_that_is_not_finite_stops_the_run(
 
 
 @pytest.mark.slow
-def test_more_steps_continue_a_finished_run(tmp_path: Path) -> None:
+def test_more_steps_continue_a_finished_run_and_other_data_or_seeds_do_not(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     train(build_config(tiny_config(mesh__data=8, steps=10)), workdir)
     before = (workdir / "model" / "model.safetensors").read_bytes()
+    for change in ({"seed": 1}, {"data__path": "test"}, {"batch_size": 128}):
+        with pytest.raises(UserError, match=r"cannot resume|another architecture"):
+            train(build_config(tiny_config(mesh__data=8, steps=20, **change)), workdir)
     clip = train(build_config(tiny_config(mesh__data=8, steps=20)), workdir)
     assert json.loads((workdir / "model" / "config.json").read_text())["step"] == 20
     assert (workdir / "model" / "model.safetensors").read_bytes() != before
@@ -100,37 +103,15 @@ def test_more_steps_continue_a_finished_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_changed_data_or_seed_is_refused(tmp_path: Path) -> None:
-    workdir = tmp_path / "run"
-    train(build_config(tiny_config(mesh__data=8, steps=10)), workdir)
-    for change in ({"seed": 1}, {"data__path": "test"}, {"batch_size": 128}):
-        with pytest.raises(UserError, match=r"cannot resume|another architecture"):
-            train(build_config(tiny_config(mesh__data=8, steps=20, **change)), workdir)
-
-
-@pytest.mark.slow
-def test_checkpoints_are_thinned(tmp_path: Path) -> None:
+def test_checkpoints_are_thinned_and_the_average_is_exported(tmp_path: Path) -> None:
     config = tiny_config(
-        mesh__data=8, steps=24, checkpoint__every_steps=4, checkpoint__keep_every_steps=8
-    )
-    train(build_config(config), tmp_path / "run")
-    kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
-    assert kept == [8, 16, 20, 24]
-
-
-@pytest.mark.slow
-def test_average_of_parameters_is_exported(tmp_path: Path) -> None:
-    clip = train(
-        build_config(tiny_config(mesh__data=8, steps=10, optimizer__ema_decay=0.99)),
-        tmp_path / "run",
-    )
-    from clip_jax.sharding import leaves_by_path
-    from clip_jax.weights.layouts.checkpoint import read_params
-
-    averaged = leaves_by_path(read_params(tmp_path / "run" / "checkpoints" / "10"))
-    exported = leaves_by_path(jax.tree.map(np.asarray, clip.params))
-    for name, leaf in exported.items():
-        np.testing.assert_array_equal(leaf, averaged[name])
+        mesh__data=8, steps=24, checkpoint__every_steps=4, checkpoint__keep_every_steps=8,
+        optimizer__ema_decay=0.99,
+    )  # fmt: skip
+    clip = train(build_config(config), tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(int(path.name) for path in checkpoints.iterdir()) == [8, 16, 20, 24]
+    assert_same_params(clip.params, read_params(checkpoints / "24"))
 
 
 def test_rows_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:

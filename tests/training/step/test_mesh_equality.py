@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from places import REPOSITORY
-from tiny_clip import changed
+from tiny_clip import RESNET, changed
 
 from clip_jax import sharding
 from clip_jax.errors import UserError
@@ -97,17 +97,25 @@ def test_patches_left_out_differ_between_images_and_steps() -> None:
     assert len({round(value, 5) for value in values}) == 3
 
 
-def test_batch_statistics_refuse_micro_batches() -> None:
-    config = changed(
-        ClipConfig(embed_dim=8, vocab_size=16, context_length=4), image_size=32,
-        vision__kind="resnet", vision__width=4, vision__layers=(1, 1, 1, 1), vision__heads=2,
-        text__width=16, text__heads=2, text__layers=1, text__mlp_dim=16,
-    )  # fmt: skip
+def test_statistics_of_a_batch_are_those_of_the_global_one() -> None:
+    """A ResNet's on a mesh of all axes; and they refuse micro-batches."""
+    config = changed(ClipConfig(), **RESNET)
     params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    rng = np.random.default_rng(0)
     batch = {
-        "images": np.zeros((4, 32, 32, 3), np.uint8),
-        "tokens": np.ones((4, 4), np.int32),
+        "images": rng.integers(0, 256, (8, 32, 32, 3), np.uint8),
+        "tokens": rng.integers(1, 60, (8, 12), dtype=np.int32),
     }
+    found = []
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        mesh = sharding.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, sharding.tree_shardings(mesh, params))
+            split = sharding.global_batch(mesh, batch)
+            result = compiled(Objective(config))(placed, split, jax.random.key(0))
+            found.append(jax.device_get(result))
+    for one, many in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(many, one, rtol=0, atol=1e-4 * (np.abs(one).max() or 1))
     with pytest.raises(UserError, match="microbatches=2: the model normalises by the statistics"):
         compiled(Objective(config, microbatches=2)).trace(params, batch, jax.random.key(0))
     frozen = Objective(changed(config, vision__batch_norm="frozen"), microbatches=2)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from test_optimizer import RESNET, VIT
+from test_optimizer import VIT
 from tiny_clip import changed
 
 from clip_jax.errors import UserError
-from clip_jax.models.config import ClipConfig
+from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.training.config import OptimizerConfig, TowerOptimizerConfig
 from clip_jax.training.step.parameter_groups import (
@@ -142,43 +142,11 @@ def test_layer_decay_is_that_of_scanned_blocks() -> None:
         assert np.broadcast_shapes(np.shape(scanned[path]), shape.shape) == shape.shape
 
 
-CONVNEXT = changed(
-    VIT,
-    vision__kind="convnext",
-    image_size=32,
-    vision__width=4,
-    vision__layers=(1, 1, 2, 1),
-    vision__layer_scale=1e-6,
-)
-FASTVIT = changed(
-    VIT,
-    vision__kind="fastvit",
-    image_size=32,
-    vision__width=4,
-    vision__layers=(1, 1, 1, 1),
-    vision__mlp_dim=12,
-    vision__layer_scale=1e-5,
-)
-HYBRID = changed(
-    VIT,
-    vision__kind="hybrid",
-    image_size=32,
-    vision__width=16,
-    vision__layers=2,
-    vision__heads=2,
-    vision__mlp_dim=32,
-    vision__stem="inverted",
-    vision__stem_width=8,
-    vision__class_token=False,
-    vision__pool="average",
-)
-
-
 @pytest.mark.parametrize(
-    ("config", "exponents"),
+    ("vision", "exponents"),
     [
         (
-            changed(RESNET, vision__layers=(2, 1, 1, 1)),
+            {"kind": "resnet", "width": 4, "layers": (2, 1, 1, 1)},
             {
                 "stem_conv1/kernel": 6,
                 "stem_norm3/mean": 6,
@@ -191,7 +159,7 @@ HYBRID = changed(
             },
         ),
         (
-            CONVNEXT,
+            {"kind": "convnext", "width": 4, "layers": (1, 1, 2, 1), "layer_scale": 1e-6},
             {
                 "stem/kernel": 6,
                 "stem_norm/scale": 6,
@@ -206,7 +174,14 @@ HYBRID = changed(
             },
         ),
         (
-            HYBRID,
+            {
+                "kind": "hybrid",
+                "layers": 2,
+                "stem": "inverted",
+                "stem_width": 8,
+                "class_token": False,
+                "pool": "average",
+            },
             {
                 "stem/conv1/kernel": 3,
                 "stem/stage2_block3/widen/kernel": 3,
@@ -217,7 +192,13 @@ HYBRID = changed(
             },
         ),
         (
-            FASTVIT,
+            {
+                "kind": "fastvit",
+                "width": 4,
+                "layers": (1, 1, 1, 1),
+                "mlp_dim": 12,
+                "layer_scale": 1e-5,
+            },
             {
                 "stem1/convolution/conv/kernel": 5,
                 "stem3/convolution/norm/scale": 5,
@@ -231,7 +212,8 @@ HYBRID = changed(
     ],
     ids=["resnet", "convnext", "hybrid", "fastvit"],
 )
-def test_layer_decay_of_stages(config: ClipConfig, exponents: dict[str, int]) -> None:
+def test_layer_decay_of_stages(vision: dict[str, Any], exponents: dict[str, int]) -> None:
+    config = override(VIT, vision=vision)
     got = multipliers(config, TowerOptimizerConfig(layer_decay=0.5))
     for path, exponent in exponents.items():
         assert got[f"vision/{path}"] == 0.5**exponent, path

@@ -10,78 +10,26 @@ from clip_jax import sharding
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.two_tower import param_shapes
-from clip_jax.sharding import batch_sharding, global_batch, make_mesh
+from clip_jax.sharding import make_mesh
 from clip_jax.training.config import OptimizerConfig, build_config
-from clip_jax.training.step.gradient import Objective
-from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
+from clip_jax.training.step.optimizer import make_optimizer
 from clip_jax.training.step.state import create_state, sharded_state
-from clip_jax.training.step.update import make_train_step
-
-BATCH = 32
 
 
-def batches(config, count: int) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    shape = (BATCH, config.image_size, config.image_size, 3)
-    return [
-        {
-            "images": rng.integers(0, 256, shape, dtype=np.uint8),
-            "tokens": rng.integers(1, config.vocab_size, (BATCH, config.context_length)).astype(
-                np.int32
-            ),
-        }
-        for _ in range(count)
-    ]
-
-
-def losses_on(mesh, config, optimizer_config, steps: int = 4):
-    """Losses and final parameters of a few steps, and the state's shardings."""
-    optimizer = make_optimizer(optimizer_config, 10)
-    schedule = learning_rate_schedule(optimizer_config, 10)
-    with jax.set_mesh(mesh):
-        state = sharded_state(mesh, config, optimizer, seed=0, ema=True)
-        specs = jax.tree.map(lambda x: x.sharding.spec, state)
-        step = jax.jit(
-            make_train_step(Objective(config), optimizer, schedule, ema_decay=0.9),
-            donate_argnums=0,
-            in_shardings=(jax.tree.map(lambda x: x.sharding, state), batch_sharding(mesh)),
-        )
-        losses = []
-        for batch in batches(config, steps):
-            state, metrics = step(state, global_batch(mesh, batch))
-            losses.append(float(metrics["loss"]))
-        after = jax.tree.map(lambda x: x.sharding.spec, state)
-    return losses, jax.tree.map(np.asarray, state.params), specs, after
-
-
-ARCHITECTURES = {
-    "vit": {"scan_layers": True, "remat": "full", "vision__layers": 2, "text__layers": 2},
-    "resnet": {
-        "vision__kind": "resnet", "vision__width": 8, "vision__layers": (1, 1, 1, 1),
-        "vision__heads": 4,
-    },
-}  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_same_losses_on_a_mesh_of_all_axes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moments_and_averages_lie_where_their_parameters_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sharding, "FSDP_MIN_BYTES", 1)  # split even these tiny parameters
-    train_config = build_config(tiny_config())
-    from tiny_clip import changed
-
-    config = changed(train_config.model.architecture(), vocab_size=64, **ARCHITECTURES[name])
-    devices = jax.devices()
-    one = losses_on(make_mesh(devices=devices[:1]), config, train_config.optimizer)
-    mesh = make_mesh(2, 2, 2, devices=devices)  # the others: test_mesh_equality.py
-    losses, params, specs, after = losses_on(mesh, config, train_config.optimizer)
-    np.testing.assert_allclose(losses, one[0], rtol=1e-5)
-    for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(one[1]), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    config, mesh = build_config(tiny_config()), make_mesh(2, 2, 2)
+    optimizer = make_optimizer(config.optimizer, 10)
+    with jax.set_mesh(mesh):
+        state = sharded_state(mesh, config.model.architecture(), optimizer, seed=0, ema=True)
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, state)
     assert any("fsdp" in spec for spec in jax.tree.leaves(specs.params))
-    # Moments lie where their parameters lie, and the step leaves everything in its place.
     assert specs.params == specs.ema_params
-    assert jax.tree.leaves(specs) == jax.tree.leaves(after)
+    moments = [x for x in jax.tree.leaves(specs.opt_state) if x != PartitionSpec()]
+    split = [x for x in jax.tree.leaves(specs.params) if x != PartitionSpec()]
+    assert moments == 2 * split
 
 
 def spec_of(path: str, shape: tuple[int, ...], fsdp: int = 1, tensor: int = 1) -> PartitionSpec:
