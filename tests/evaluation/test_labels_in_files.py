@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_sets
 from pictures import encode, photo
 from shards import write_shard
 from test_labels import ABSENT, COMPOSED, DECOMPOSED, LINES
@@ -29,46 +30,26 @@ def write_folder(folder: Path, labels: Sequence[str]) -> Path:
     return folder
 
 
-def write_images(folder: Path, count: int) -> None:
-    folder.mkdir(parents=True)
-    for number in range(count):
-        (folder / f"{number}.png").write_bytes(PNG)
+def write_rows(
+    folder: Path, labels: Sequence[Any], writer: Callable[[Path, Sequence[dict[str, Any]]], Path]
+) -> Path:
+    rows: list[dict[str, Any]] = []
+    for number, label in enumerate(labels):
+        fields = {} if label is ABSENT else {"class": label}
+        rows.append({"key": str(number), "image": PNG, **fields})
+    return writer(folder, rows)
 
 
-def write_csv(folder: Path, labels: Sequence[str]) -> Path:
-    write_images(folder, len(labels))
-    rows = "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels))
-    (folder / "data.csv").write_text(f"filepath,class\n{rows}", encoding="utf-8")
-    return folder / "data.csv"
-
-
-def write_json_lines(folder: Path, labels: Sequence[Any]) -> Path:
-    write_images(folder, len(labels))
-    rows = [{"image": f"{n}.png", "class": label} for n, label in enumerate(labels)]
-    for row in rows:
-        if row["class"] is ABSENT:
-            del row["class"]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "data.jsonl"
-
-
-def write_tar(folder: Path, labels: Sequence[Any], member: str = "json") -> Path:
-    """A member of that name holds the label; there is none for an absent one."""
+def write_member(folder: Path, labels: Sequence[Any], member: str) -> Path:
+    """A tar with a member of that name for each label."""
     samples = []
     for number, label in enumerate(labels):
         members = {"png": PNG, "txt": b"a caption"}
-        if member == "json":
-            members["json"] = json.dumps({} if label is ABSENT else {"class": label}).encode()
-        elif label is not ABSENT:
+        if label is not ABSENT:
             members[member] = label if isinstance(label, bytes) else label.encode()
         samples.append((str(number), members))
-    write_shard(folder / "data.tar", samples)
-    return folder / "data.tar"
-
-
-def write_tar_member(folder: Path, labels: Sequence[Any]) -> Path:
-    path = write_tar(folder, labels, "class")
-    open_source(path)  # has made an index that knows of no labels
+    path = write_shard(folder / "data.tar", samples)
+    open_source(path)  # makes an index that knows of no labels
     return path
 
 
@@ -138,7 +119,11 @@ def write_tfds(folder: Path, labels: Sequence[Any], feature: str, **options: Any
 
 Write = Callable[[Path, Sequence[Any]], Path]
 THREE = ["cat", "owl", COMPOSED]
-write_tar_cls = partial(write_tar, member="cls")
+write_csv = partial(write_rows, writer=small_sets.write_csv)
+write_json_lines = partial(write_rows, writer=small_sets.write_json_lines)
+write_tar = partial(write_rows, writer=small_sets.write_tar)
+write_tar_cls = partial(write_member, member="cls")
+write_tar_member = partial(write_member, member="class")
 write_class_labels = partial(write_datasets, names=THREE)
 write_tfds_classes = partial(write_tfds, feature="ClassLabel", names=THREE)
 write_tfds_numbers = partial(write_tfds, feature="Scalar", dtype=np.int64)

@@ -82,22 +82,17 @@ def test_equal_captions_are_right_for_every_image(squares: Path) -> None:
         ("zero_shot", {"label_key": "class_id"}, "give their names"),
         ("zero_shot", {"templates": "nosuch"}, "nosuch"),
         ("zero_shot", {"classnames": "missing.txt"}, "missing.txt"),
+        ("zero_shot", {"classnames": "two.txt"}, "blue"),
     ],
 )
 def test_mistakes_show_before_the_work(
-    squares: Path, task: str, changes: dict, message: str
+    squares: Path, task: str, changes: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(squares.parent)
+    Path("two.txt").write_text("red\ngreen\n")
     data = TaskData(**({"path": str(squares)} | changes))
     with pytest.raises(UserError, match=message):
         check_task(task, data, "config.evaluations[1]")
-
-
-def test_unknown_class_is_named(squares: Path, tmp_path: Path) -> None:
-    classnames = tmp_path / "names.txt"
-    classnames.write_text("red\ngreen\n")
-    data = TaskData(path=str(squares), classnames=str(classnames))
-    with pytest.raises(UserError, match="blue"):
-        check_task("zero_shot", data)
 
 
 def test_glyph_retrieval_keeps_seen_and_unseen_names_apart() -> None:
@@ -113,14 +108,12 @@ def test_glyph_retrieval_keeps_seen_and_unseen_names_apart() -> None:
 def test_grocery_photos(shared_data: Path) -> None:
     """Real shards: 486 photos, 81 classes and 43 coarse ones, by number and file of names."""
     grocery = shared_data / "grocery"
-    for key, names, count in (
-        ("class_id", "classnames.txt", 81),
-        ("coarse_id", "coarse_classnames.txt", 43),
-    ):
+    for key, names, count in (("class", "", 81), ("coarse", "coarse_", 43)):
+        classnames = str(grocery / f"{names}classnames.txt")
         data = TaskData(
             path=str(grocery / "test"),
-            label_key=key,
-            classnames=str(grocery / names),
+            label_key=f"{key}_id",
+            classnames=classnames,
             templates="none",
         )
         (row,) = run_task("zero_shot", EMBEDDERS, data)
