@@ -1,7 +1,9 @@
 """A user's mistake is told at once, in one line, and leaves everything as it was."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dataset_tools_runs import Capture, contents, make_shards, mistake, run
@@ -158,24 +160,21 @@ def test_data_that_cannot_be_read(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "closed").mkdir()
-    real = {name: getattr(os, name) for name in ("stat", "listdir", "access")}
 
-    def stat(path, *args, **options):  # the tests may run as root, who may read everything
-        if str(path).startswith("closed/"):
-            raise PermissionError(13, "Permission denied", path)
-        return real["stat"](path, *args, **options)
+    def refusing(real: Callable[..., Any], prefix: str) -> Callable[..., Any]:
+        """The tests may run as root, who may read everything."""
 
-    def listdir(path="."):
-        if str(path) == "closed":
-            raise PermissionError(13, "Permission denied", path)
-        return real["listdir"](path)
+        def call(path: object = ".", *args: object, **options: object) -> Any:
+            if str(path).startswith(prefix):
+                raise PermissionError(13, "Permission denied", path)
+            return real(path, *args, **options)
 
-    def access(path, *args, **options):
-        return str(path) != "closed" and real["access"](path, *args, **options)
+        return call
 
-    monkeypatch.setattr(os, "stat", stat)
-    monkeypatch.setattr(os, "listdir", listdir)
-    monkeypatch.setattr(os, "access", access)
+    access = os.access
+    monkeypatch.setattr(os, "stat", refusing(os.stat, "closed/"))
+    monkeypatch.setattr(os, "listdir", refusing(os.listdir, "closed"))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "closed" and access(path, mode))
     said = mistake(capsys, command, data=path)
     assert path[-20:] in said
     if command == "verify":

@@ -114,12 +114,9 @@ def test_importing_the_package_imports_no_jax(tmp_path: Path) -> None:
 
 PROGRAMS = (
     ("train", "--config=tiny_run.py", "--workdir=w"),
-    ("report", "--workdir=w"),
     ("evaluate", "--model=w", "--tasks=glyphs/letters"),
-    ("convert", "--source=w", "--output=h", "--format=huggingface"),
     ("data", "verify", "--data=test", "--format=glyphs"),
     ("preflight", "--config=tiny_run.py", "--topology=v5e:1x1"),
-    ("preflight", "--config=tiny_run.py", "--topology=local"),
 )
 
 

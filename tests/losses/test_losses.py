@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.losses import DEFAULT, sigmoid_loss, similarity_logits, softmax_loss
-from clip_jax.training.config import TrainConfig
+from clip_jax.losses import sigmoid_loss, similarity_logits, softmax_loss
 
 SCALES = (1.0, 10.0, 100.0)
 BIAS = -4.0
@@ -105,10 +104,6 @@ def test_what_is_no_pairs_is_refused(images: tuple[int, ...], texts: tuple[int, 
             UserError, match=r"image_embeds .* text_embeds .*: must be of one shape"
         ):
             loss(np.ones(images, np.float32), np.ones(texts, np.float32), 1.0, 0.0)
-
-
-def test_the_default_is_that_of_the_trainer() -> None:
-    assert TrainConfig().loss_implementation == DEFAULT
 
 
 def test_logits_of_different_numbers_of_images_and_texts() -> None:

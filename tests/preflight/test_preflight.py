@@ -70,15 +70,6 @@ def test_remat_is_seen_in_the_operations(report: Report) -> None:
     assert full["evaluation"] is None
 
 
-@pytest.mark.slow
-def test_scanned_layers_count_as_unrolled_ones() -> None:
-    layers = {"model__vision__layers": 2, "model__vision__width": 32}
-    runs = [plan(model__scan_layers=scan, **layers) for scan in (True, False)]
-    counts = [preflight(run, evaluation=False) for run in runs]
-    scanned, unrolled = (count["compiled_flops_per_device"] for count in counts)
-    assert scanned == pytest.approx(unrolled, rel=1e-3)
-
-
 def test_batch_gathers_are_found() -> None:
     run = plan()
 

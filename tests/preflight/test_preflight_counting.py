@@ -29,17 +29,10 @@ strided = convolution(window_strides=(2, 2), padding="SAME")
 LOOP_FREE = {
     "matrix": (lambda a, b: a @ b, (32, 48), (48, 64)),
     "scores": (lambda q, k: jnp.einsum("bnth,bnsh->bnts", q, k), (2, 3, 7, 16), (2, 3, 7, 16)),
-    "heads": (lambda x, w: jnp.einsum("bld,dshk->blshk", x, w), (2, 7, 24), (24, 3, 2, 8)),
-    "strided": (strided, (2, 15, 15, 4), (3, 3, 4, 8)),
     "gradients": (
         jax.grad(lambda x, kernel: jnp.sum(strided(x, kernel) ** 2), argnums=(0, 1)),
         (2, 16, 16, 8),
         (3, 3, 8, 8),
-    ),
-    "patches": (
-        convolution(window_strides=(8, 8), padding="VALID"),
-        (2, 32, 32, 3),
-        (8, 8, 3, 16),
     ),
     "dilated": (
         convolution(

@@ -46,27 +46,32 @@ def test_a_mixture(tmp_path: Path) -> None:
     assert list(captions_of(source))[-2:] == ["number 6", "a long one"]
 
 
+NAN = float("nan")
+
+
 @pytest.mark.parametrize(
-    ("mixture", "message"),
+    ("data", "message"),
     [
-        (({"path": "x", "wieght": 1},), r"mixture\[0\]\.wieght'; did you mean .*weight"),
-        (({"weight": 1},), r"mixture\[0\] has no path"),
-        (("x",), r"mixture\[0\]='x': must be a group"),
-        (({"path": "x", "weight": "a"},), r"mixture\[0\]\.weight='a': must be a number"),
+        ({"mixture": ({"path": "x", "wieght": 1},)}, r"mixture\[0\]\.wieght'; did you .*weight"),
+        ({"mixture": ({"weight": 1},)}, r"mixture\[0\] has no path"),
+        ({"mixture": ("x",)}, r"mixture\[0\]='x': must be a group"),
+        ({"mixture": ({"path": "x", "weight": "a"},)}, r"mixture\[0\]\.weight='a': must be a numb"),
+        # Weights are checked before anything is opened: x is not there.
+        ({"mixture": ({"path": "x", "weight": -1.0},)}, r"mixture\[0\]\.weight=.*at least 0"),
+        ({"mixture": ({"path": "x", "weight": NAN},)}, r"mixture\[0\]\.weight=.*at least 0"),
+        ({"mixture": ({"path": "x", "weight": 0},)}, "sum to 0"),
+        ({"mixture": ({"path": "y"},), "path": "x"}, "give one of them"),
+        ({"mixture": ({"path": "y"},), "streaming": True}, "streaming=True: reads one path"),
     ],
 )
-def test_mistakes_in_a_mixture(mixture: Any, message: str) -> None:
+def test_mistakes(data: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        opened(path="", mixture=mixture)
+        opened(**{"path": ""} | data)
 
 
-def test_weights_are_checked_before_anything_is_opened(tmp_path: Path) -> None:
-    for weight in (-1.0, float("nan")):
-        mixture = ({"path": str(tmp_path / "nowhere.tar"), "weight": weight},)
-        with pytest.raises(UserError, match=r"mixture\[0\]\.weight=.*at least 0"):
-            opened(path="", mixture=mixture)
-    with pytest.raises(UserError, match="sum to 0"):
-        opened(path="", mixture=({"path": str(tmp_path / "nowhere.tar"), "weight": 0},))
+def test_a_stream_has_no_epochs() -> None:
+    with pytest.raises(UserError, match=r"epochs=2.0: .*give config.steps"):
+        build_config(tiny_config(data__streaming=True, steps=None, epochs=2.0))
 
 
 def test_streams_are_of_tars(tmp_path: Path) -> None:
@@ -101,15 +106,6 @@ def test_a_run_says_how_many_are_left_out(monkeypatch: pytest.MonkeyPatch) -> No
     run_module._announce(run, "begins")
     assert said[10] == "left out: 1,490 more"
     assert "4 pairs, 1,500 left out" in said[-1]
-
-
-def test_settings_that_exclude_each_other() -> None:
-    with pytest.raises(UserError, match="give one of them"):
-        opened(path="x", mixture=({"path": "y"},))
-    with pytest.raises(UserError, match="streaming=True: reads one path"):
-        opened(path="", mixture=({"path": "y"},), streaming=True)
-    with pytest.raises(UserError, match=r"epochs=2.0: .*give config.steps"):
-        build_config(tiny_config(data__streaming=True, steps=None, epochs=2.0))
 
 
 def test_rules(tmp_path: Path) -> None:

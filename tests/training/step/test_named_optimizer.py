@@ -274,14 +274,9 @@ def test_options_override() -> None:
     config = OptimizerConfig(
         options={"b1": 0.5, "nesterov": True}, warmup_steps=0, weight_decay=0.0, clip_norm=None
     )
-    gradient = {"x": jnp.asarray([0.3, -2.0])}
-    ours, theirs = (
-        make_optimizer(config, 10),
-        optax.nadam(learning_rate_schedule(config, 10), b1=0.5, b2=config.b2, eps=config.eps),
-    )
-    one, two = ours.init(gradient), theirs.init(gradient)
-    for scale in (1.0, -3.0):
-        grads = {"x": scale * gradient["x"]}
-        update, one = ours.update(grads, one, gradient)
-        expected, two = theirs.update(grads, two)
+    grads = [{"x": scale * jnp.asarray([0.3, -2.0])} for scale in (1.0, -3.0)]
+    theirs = optax.nadam(learning_rate_schedule(config, 10), b1=0.5, b2=config.b2, eps=config.eps)
+    state = theirs.init(grads[0])
+    for update, gradient in zip(updates_of(config, grads), grads, strict=True):
+        expected, state = theirs.update(gradient, state)
         np.testing.assert_allclose(update["x"], expected["x"], rtol=1e-6)

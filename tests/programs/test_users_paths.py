@@ -1,16 +1,21 @@
-""" "~" in the flags of programs: shells leave it as it is in --flag=~/name."""
+"""Paths that users give: "~", which shells leave as it is in --flag=~/name, and what is no path."""
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from dataset_tools_runs import make_shards, run
+from PIL import Image
+from tiny_clip import tiny
 
 from clip_jax.arguments import config_with_home, local_path, with_home
 from clip_jax.dataset_tools.output_files import output_file, output_folder
 from clip_jax.errors import UserError
+from clip_jax.evaluation.prompts import get_templates, read_classnames
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +50,9 @@ def test_paths(home: Path, given: str, found: str) -> None:
     [
         ("~nobody_of_this_name/x", "~nobody_of_this_name is the home of no user here"),
         ("gs://bucket/x", "is a URL; give a path on this machine"),
+        ("", "is not a path"),
         (" ", "is not a path"),
+        ("a\0b", "is not a path"),
         (None, "must be a path"),
         (3, "must be a path"),
     ],
@@ -57,6 +64,44 @@ def test_what_is_no_path(path: object, message: str) -> None:
         for take in (output_file, output_folder):
             with pytest.raises(UserError, match=message):
                 take(path)
+
+
+class PathOf:
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __fspath__(self) -> str:
+        return self._path
+
+
+@pytest.mark.parametrize("kind", [str, Path, PathOf])
+def test_paths_of_clip(home: Path, kind: Callable[[str], Any]) -> None:
+    clip = tiny()
+    clip.save(kind("~/models/x"))
+    assert (home / "models" / "x" / "config.json").is_file()
+    (home / "t.txt").write_text("a {}\nthe {}\n")
+    assert get_templates(kind("~/t.txt")) == ("a {}", "the {}")
+    assert read_classnames(kind("~/t.txt")) == ("a {}", "the {}")
+    Image.new("RGB", (32, 32), "red").save(home / "a.png")
+    expected = clip.encode_image([home / "a.png"])
+    np.testing.assert_array_equal(clip.encode_image([kind("~/a.png")]), expected)
+
+
+@pytest.mark.parametrize("format", ["clip_jax", "huggingface", "open_clip"])
+def test_where_nothing_can_be_saved(home: Path, format: str) -> None:
+    clip, file = tiny(), home / "file.txt"
+    file.write_text("mine")
+    for directory, message in (
+        ("", "is not a path"),
+        ("gs://bucket/x", "is a URL; give a path on this machine"),
+        ("~/file.txt", "is a file; give a new or empty folder"),
+        (str(file).encode(), "is a file"),
+        ("~/file.txt/below", "cannot be written"),
+    ):
+        with pytest.raises(UserError, match=message):
+            clip.save(directory, format)  # type: ignore[arg-type]
+    assert list(home.iterdir()) == [file]
+    assert file.read_text() == "mine"
 
 
 def test_urls_keep_their_form() -> None:
