@@ -23,7 +23,6 @@ from pictures import encode, photo
 from PIL import Image
 
 from clip_jax.data.sources import open_source
-from clip_jax.dataset_tools.convert.command import default_per_shard
 from clip_jax.dataset_tools.convert.tar_writer import plain, safe_name
 from clip_jax.dataset_tools.recode import Recoding
 from clip_jax.errors import DecodeError
@@ -89,13 +88,6 @@ def test_workers_change_no_byte(tmp_path: Path, capsys: Capture) -> None:
     with tarfile.open(tmp_path / "out2" / "00000.tar") as archive:
         for info in archive:
             assert (info.mtime, info.uid, info.gid, info.uname, info.gname) == (0, 0, 0, "", "")
-
-
-@pytest.mark.parametrize(
-    ("count", "size"), [(1, 256), (8192, 256), (8193, 257), (320_000, 10_000), (10**9, 10_000)]
-)
-def test_records_a_shard(count: int, size: int) -> None:
-    assert default_per_shard(count) == size
 
 
 def test_bad_samples_are_left_out_and_listed(tmp_path: Path, capsys: Capture) -> None:

@@ -1,7 +1,6 @@
 """The page of `inspect` holds the right numbers, for good data, for broken data, and in parts."""
 
 import html
-import itertools
 import json
 import re
 import tracemalloc
@@ -14,20 +13,13 @@ from pages import is_self_contained, pictures, sections, tiles, words
 from pictures import encode, photo
 from places import REPOSITORY
 
-from clip_jax.data.sources import open_source
 from clip_jax.dataset_tools import program
 from clip_jax.dataset_tools.data_flags import run_config
-from clip_jax.dataset_tools.inspect import throughput
-from clip_jax.dataset_tools.inspect.as_trained import named_loader
 from clip_jax.dataset_tools.inspect.duplicates import (
     MAX_DISTANCE,
-    exact_groups,
-    near_groups,
     near_numbers,
-    repeated_captions,
 )
-from clip_jax.dataset_tools.inspect.survey import Facts
-from clip_jax.dataset_tools.inspect.throughput import DECODE, READ, TOKENISE, measure
+from clip_jax.dataset_tools.inspect.throughput import DECODE, READ, TOKENISE
 from clip_jax.dataset_tools.token_lengths import token_lengths
 from clip_jax.dataset_tools.workers import evenly
 from clip_jax.errors import UserError
@@ -225,10 +217,6 @@ def test_a_run_is_shown_with_its_own_settings(
     assert f"configuration {tiny_run}" in own
     assert f"crop {low:g}–{high:g} of the area" in own
     assert f"tokenizer of {tiny_run}" in own
-    data = make_shards(tmp_path / "in")
-    moved = words(inspected(capsys, tmp_path / "moved.html", config=tiny_run, data=data))
-    assert f"configuration {tiny_run}" in moved
-    assert "All 6 samples were looked at" in moved
 
 
 def test_large_sets_are_looked_at_in_parts(tmp_path: Path, capsys: Capture) -> None:
@@ -254,19 +242,6 @@ def test_examples_of_each_kind(tmp_path: Path, tokenizer: Path, capsys: Capture)
     unusable = words(sections(page)["What cannot be used"])
     assert "late caption_not_utf8" in unusable
     assert len(re.findall(r"empty\d\d caption_empty", unusable)) == 3
-
-
-def test_groups_of_duplicates() -> None:
-    hashes = {"a": 0b0000, "b": (1 << 64) - 1, "c": 0b1111, "d": 0b1111 << 4 | 0b1111}
-    facts = [
-        Facts(index, str(index), ("a",), 1, 1, 1, "PNG", name.encode(), hashes[name])
-        for index, name in enumerate("abacd")
-    ]
-    (same,) = exact_groups(facts)
-    assert [member.index for member in same.members] == [0, 2]
-    (alike,) = near_groups(facts)  # "d" has 4 bits from "c", but 8 from the first
-    assert [member.index for member in alike.members] == [0, 3]
-    assert alike.distance == 4
 
 
 def test_near_groups_are_those_of_all_pairs() -> None:
@@ -301,26 +276,3 @@ def test_many_equal_images_need_little_memory() -> None:
     tracemalloc.stop()
     assert groups == [(list(range(5000)), 0)]
     assert peak < 4 << 20
-
-
-def test_repeated_captions() -> None:
-    assert repeated_captions(["a b", "c", "a  b ", "d", "c", "c"]) == [("c", 3), ("a b", 2)]
-
-
-def test_one_pass_gives_stages_and_the_whole(
-    troubled: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each reading of the clock is a millisecond after the last: nothing depends on the machine."""
-    ticks = itertools.count()
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(ticks) / 1000)
-    values = default_config()
-    values.data.path, values.steps, values.tokenizer.source = "photos", 1, str(tokenizer)
-    loader = named_loader(build_config(values))
-    assert loader is not None
-    found = measure(open_source(troubled), loader, range(4))
-    assert found.records == 4
-    assert found.seconds == pytest.approx({READ: 0.004, DECODE: 0.004, TOKENISE: 0.001})
-    assert found.whole == pytest.approx(4 / 0.009)
-    assert found.bottleneck in (READ, DECODE)
-    shares = [share for _, _, share in found.rows()]
-    assert shares == pytest.approx([4 / 9, 4 / 9, 1 / 9, 1])

@@ -114,18 +114,6 @@ def test_ties_count_as_the_mean_over_all_orders(k):
 # --- What is a positive -------------------------------------------------------------------------
 
 
-def test_hand_made_several_captions():
-    images = np.eye(3, dtype=np.float32)
-    #          of image 0 and best there; of image 0 but nearest to image 1; of 1; of 2
-    texts = np.array([[1, 0, 0], [0.6, 0.8, 0], [0.1, 0.7, 0], [0.5, 0.4, 0.3]], np.float32)
-    got = retrieval_recalls(images, texts, [0, 0, 1, 2], ks=(1, 2, 3))
-    assert got["image_to_text_recall_at_1"] == pytest.approx(2 / 3)  # image 1 finds caption 1
-    assert got["image_to_text_recall_at_2"] == 1.0
-    assert got["text_to_image_recall_at_1"] == pytest.approx(2 / 4)  # captions 0 and 2
-    assert got["text_to_image_recall_at_2"] == pytest.approx(3 / 4)
-    assert got["text_to_image_recall_at_3"] == 1.0
-
-
 def test_equal_captions_of_different_images_are_right():
     rng = np.random.default_rng(3)
     words = embeddings(rng, 20, 6)

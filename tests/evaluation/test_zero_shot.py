@@ -37,15 +37,7 @@ def test_openai_templates_are_openais():
 
 def test_simple_templates():
     simple = get_templates("openai_simple")
-    assert simple == (
-        "itap of a {}.",
-        "a bad photo of the {}.",
-        "a origami {}.",
-        "a photo of the large {}.",
-        "a {} in a video game.",
-        "art of the {}.",
-        "a photo of the small {}.",
-    )
+    assert (len(simple), simple[0], simple[-1]) == (7, "itap of a {}.", "a photo of the small {}.")
     assert set(simple) < set(get_templates("openai"))
     assert get_templates("photo") == ("a photo of a {}.",)
     assert get_templates("none") == ("{}",)

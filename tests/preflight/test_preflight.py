@@ -16,7 +16,6 @@ from clip_jax.preflight.compile import Compiled, Run, TooLargeError
 from clip_jax.preflight.hlo.counting import Collective, Cost, Shape
 from clip_jax.preflight.report import Report, format_report
 from clip_jax.preflight.run import preflight
-from clip_jax.preflight.suggest import cost
 from clip_jax.preflight.topology import Target, find_target
 
 MLP_LEAVES = ["blocks/mlp/in/kernel"] * 2 + ["blocks/mlp/out/kernel"] * 2  # two moments
@@ -100,7 +99,6 @@ def test_whole_optimizer_state_is_found() -> None:
     [
         ({"mesh__data": 3}, ("mesh data=3 fsdp=4", "8 devices")),
         ({"batch_size": 60}, ("config.batch_size=60", "multiple of")),
-        ({"optimizer__microbatches": 16}, ("config.batch_size=64", "16 micro-batches")),
         ({"optimizer__microbatches": 5}, ("config.optimizer.microbatches=5", "must divide")),
     ],
 )
@@ -209,10 +207,3 @@ def test_the_compilers_refusal_is_read() -> None:
     )
     assert after.needed_bytes == int(21.84 * 2**30)
     assert after.allocations == [(512 << 20, "bf16[256,197,3072]{2,1,0}", "jit(train_step)/mlp")]
-
-
-def test_cost_weighs_exchanges_against_arithmetic(report: Report) -> None:
-    more = dict(report["collective_bytes_by_kind"])
-    more["all-reduce"] = more["all-reduce"] + 1000
-    extra = cost(report | {"collective_bytes_by_kind": more}) - cost(report)
-    assert extra == pytest.approx(2 * 1000 * 1000 * 8 / report["model_flops_per_step"])

@@ -1,7 +1,6 @@
 """Arguments of `Clip`: taken if their meaning is plain, else refused in one line."""
 
 import io
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,21 +76,16 @@ def written(path: Path) -> io.BytesIO:
 ONE_IMAGE: dict[str, Callable[[Path, np.ndarray], Any]] = {
     "path": lambda path, pixels: path,
     "string": lambda path, pixels: str(path),
-    "directory entry": lambda path, pixels: next(iter(os.scandir(path.parent))),
     "bytes": lambda path, pixels: path.read_bytes(),
-    "bytearray": lambda path, pixels: bytearray(path.read_bytes()),
     "memoryview": lambda path, pixels: memoryview(path.read_bytes()),
     "open file": lambda path, pixels: open(path, "rb"),  # noqa: SIM115
-    "BytesIO": lambda path, pixels: io.BytesIO(path.read_bytes()),
     "BytesIO at its end": lambda path, pixels: written(path),
     "response": lambda path, pixels: OnlyReads(path),
     "PIL image": lambda path, pixels: Image.open(path),
     "uint8": lambda path, pixels: pixels,
-    "int64": lambda path, pixels: pixels.astype(np.int64),
     "float to 1": lambda path, pixels: (pixels / 255).astype(np.float32),
     "float to 255": lambda path, pixels: pixels.astype(np.float64),
     "jax": lambda path, pixels: jnp.asarray(pixels),
-    "jax float": lambda path, pixels: jnp.asarray(pixels) / 255,
     "torch": lambda path, pixels: torch_tensor(pixels),
 }
 
@@ -122,17 +116,12 @@ def test_a_grey_array_is_one_image(clip: Clip, shape: tuple[int, ...]) -> None:
 # Three images each.
 MANY: dict[str, Callable[[Path, np.ndarray], Any]] = {
     "list": lambda path, pixels: [path, str(path), pixels],
-    "tuple": lambda path, pixels: (path, path, path),
     "generator": lambda path, pixels: (path for _ in range(3)),
-    "dict values": lambda path, pixels: {1: path, 2: path, 3: path}.values(),
     "dict keys": lambda path, pixels: {path: 1, str(path): 2, path.read_bytes(): 3}.keys(),
-    "array of strings": lambda path, pixels: np.array([str(path)] * 3),
     "array of objects": lambda path, pixels: np.array([path, str(path), None], object)[[0, 1, 0]],
     "series": lambda path, pixels: pytest.importorskip("pandas").Series([str(path)] * 3),
     "uint8": lambda path, pixels: np.stack([pixels] * 3),
     "float to 1": lambda path, pixels: np.stack([pixels] * 3) / np.float32(255),
-    "float to 255": lambda path, pixels: np.stack([pixels] * 3).astype(np.float32),
-    "jax": lambda path, pixels: jnp.stack([jnp.asarray(pixels)] * 3),
     "torch": lambda path, pixels: torch_tensor(np.stack([pixels] * 3)),
 }
 
@@ -168,29 +157,20 @@ def closed_file(path: Path) -> Any:
 # Each refused image is (function that makes it of a path, words of the message).
 WRONG_IMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "None": (lambda path: None, "images=None: must be an image"),
-    "number": (lambda path: 5, "images=5: must be an image"),
     "set": (lambda path: {path}, "is a set, whose order is random; give a list"),
     "dict": (lambda path: {"a": path}, "is a dict; give a list of images"),
     "None in a list": (lambda path: [path, None], r"images\[1\]: None is no image; accepted"),
-    "number in a list": (lambda path: [path, 0], r"images\[1\]: 0 is no image"),
     "list in a list": (lambda path: [[path]], r"images\[0\]: \[.* is no image"),
-    "tuple of image and label": (lambda path: [(path, 3)], r"images\[0\]: \(.* is no image"),
     "missing file": (lambda path: [path, "x.jpg"], r"images\[1\]: x\.jpg cannot be read: No such"),
     "folder": (lambda path: path.parent, "is a folder; give its images"),
     "null byte": (lambda path: "a\0.jpg", "is not a path"),
     "text file": (text_file, "opened as text; open images with mode 'rb'"),
     "image opened as text": (lambda path: open(path), "opened as text"),  # noqa: SIM115
-    "StringIO": (lambda path: [io.StringIO("a")], r"images\[0\]: file was opened as text"),
     "closed file": (closed_file, "file cannot be read: .*closed file"),
-    "file of a text": (lambda path: io.BytesIO(b"hello"), "not an image of a known format"),
     "empty file": (lambda path: io.BytesIO(), "empty"),
     "channels first": (
         lambda path: np.zeros((3, 40, 50), np.float32),
         r"channels come first: give image\.transpose\(1, 2, 0\)$",
-    ),
-    "torch, channels first": (
-        lambda path: [torch_tensor(np.zeros((3, 40, 50), np.float32))],
-        r"images\[0\]: .*channels come first",
     ),
     "batch, channels first": (
         lambda path: np.zeros((2, 3, SIZE, SIZE), np.float32),
@@ -200,17 +180,15 @@ WRONG_IMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "of another size": (lambda path: np.zeros((7, 8, 8, 3), np.uint8), r"\(7, 8, 8, 3\)"),
     "five axes": (lambda path: np.zeros((1, 2, 8, 8, 3), np.uint8), r"accepted is \(H, W\)"),
     "one axis": (lambda path: np.zeros(7), r"accepted is \(H, W\)"),
-    "one number": (lambda path: np.float32(7), r"accepted is \(H, W\)"),
     "normalised": (lambda path: np.full((9, 9, 3), -1.5), "not normalised"),
-    "normalised batch": (lambda path: np.full((2, SIZE, SIZE, 3), -1.5), "not normalised"),
 }
 
 
 @pytest.mark.parametrize("form", WRONG_IMAGES)
-@pytest.mark.parametrize("method", ["encode_image", "logits", "classify", "image_features"])
+@pytest.mark.parametrize("method", ["encode_image", "classify", "image_features"])
 def test_what_is_no_image(clip: Clip, path: Path, form: str, method: str) -> None:
     make, message = WRONG_IMAGES[form]
-    texts = [["a cat"]] if method in ("logits", "classify") else []
+    texts = [["a cat"]] if method == "classify" else []
     with pytest.raises(UserError, match=message) as caught:
         getattr(clip, method)(make(path), *texts)
     assert "\n" not in str(caught.value)
@@ -248,15 +226,11 @@ def test_yes_or_no(clip: Clip, name: str, value: Any) -> None:
 # Two strings each, in this order.
 LISTS: dict[str, Callable[[], Any]] = {
     "list": lambda: ["cat", "dog"],
-    "tuple": lambda: ("cat", "dog"),
     "generator": lambda: (name for name in ("cat", "dog")),
     "array": lambda: np.array(["cat", "dog"]),
     "array of objects": lambda: np.array(["cat", "dog"], object),
-    "list of numpy strings": lambda: [np.str_("cat"), np.str_("dog")],
     "series": lambda: pytest.importorskip("pandas").Series(["cat", "dog"], index=[5, 3]),
     "dict keys": lambda: {"cat": 0, "dog": 1}.keys(),
-    "dict values": lambda: {0: "cat", 1: "dog"}.values(),
-    "map": lambda: map(str, ("cat", "dog")),
 }
 
 
@@ -279,22 +253,17 @@ def test_lists_of_names_and_texts(clip: Clip, pixels: np.ndarray, form: str) -> 
 
 WRONG_LISTS: dict[str, tuple[Any, str]] = {
     "string": ("cat", r"='cat': is one string; give a list, such as \['cat'\]"),
-    "numpy string": (np.str_("cat"), r"is one string; give a list, such as \['cat'\]"),
     "array of one string": (np.array("cat"), "is one string"),
     "bytes": (b"cat", "is one string"),
     "dict": ({"cat": 0, "dog": 1}, "is a dict; give a list of strings"),
     "set": ({"cat", "dog"}, "is a set, whose order is random; give a list of strings"),
-    "frozenset": (frozenset(["cat"]), "is a set"),
     "path": (Path("names.txt"), "is a file; .*read its lines first"),
     "file": (io.StringIO("cat\ndog\n"), "is a file; .*read its lines first"),
-    "number": (3, "=3: give a list of strings"),
     "numbers": ([0, 1, 2], r"\[0\]=0: is of type int"),
-    "array of numbers": (np.arange(3), r"\[0\]=.*0\)?: is of type int64"),
     "None among them": (["cat", None], r"\[1\]=None: is missing"),
     "NaN among them": (["cat", float("nan")], r"\[1\]=nan: is of type float"),
     "bytes among them": (["cat", b"dog"], r"\[1\]=b'dog': is of type bytes"),
     "nested": ([["cat"], ["dog"]], r"\[0\]=\['cat'\]: is of type list"),
-    "nested array": (np.array([["cat"]]), "has 2 dimensions"),
     "half a surrogate pair": (["cat", "a\ud83d"], r"\[1\]=.*: is not Unicode text \(character 1"),
 }
 

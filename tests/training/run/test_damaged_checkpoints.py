@@ -160,18 +160,6 @@ def test_where_all_are_damaged_nothing_is_touched(run: Path, tmp_path: Path) -> 
     assert names(workdir) == {"2", "4", "6"}
 
 
-def test_loading_names_the_one_to_give(run: Path, tmp_path: Path) -> None:
-    workdir = shutil.copytree(run, tmp_path / "run")
-    DAMAGES["cut_data"](workdir / "checkpoints" / "6")
-    before = workdir / "checkpoints" / "4"
-    with pytest.raises(UserError, match=rf"checkpoints/6: .*; give {before}, the newest"):
-        clip_jax.load(workdir)
-    assert clip_jax.load(before).params
-    for step in (2, 4):
-        cut_all(workdir / "checkpoints" / str(step))
-    assert error_of(workdir).startswith(f"no checkpoint of {workdir} can be read: ")
-
-
 # Beginnings of messages, after the path of the checkpoint.
 MESSAGES = {
     "remove_part": "is not complete (no rest/_METADATA)",

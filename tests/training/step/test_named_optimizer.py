@@ -94,33 +94,6 @@ def test_an_optimizer_of_a_configuration_file(monkeypatch: pytest.MonkeyPatch) -
         make_optimizer(OptimizerConfig(name="odd"), 10)  # it needs the loss
 
 
-def test_adafactor_keeps_factors() -> None:
-    """Two vectors a matrix and layer; with the default minimum of 128, none of these sizes."""
-    params = unflatten_dict(stacked(random_tree(0)), sep="/")
-
-    def shapes(**options: Any) -> dict[str, list[tuple[int, ...]]]:
-        config = OptimizerConfig(name="adafactor", options=options)
-        state = jax.eval_shape(make_optimizer(config, 10).init, params)
-        found: dict[str, list[tuple[int, ...]]] = {}
-        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            for end in ("mlp/in/kernel", "token_embedding", "query_key_value"):
-                if name.endswith(end) and leaf.size > 3:
-                    found.setdefault(end, []).append(leaf.shape)
-        return found
-
-    assert shapes(min_dim_size_to_factor=4) == {
-        "token_embedding": [(4,), (7,)],
-        "mlp/in/kernel": [(3, 4), (3, 6)],
-        "query_key_value": [(2, 4, 3, 2, 2)],
-    }
-    assert shapes() == {
-        "token_embedding": [(7, 4)],
-        "mlp/in/kernel": [(3, 4, 6)],
-        "query_key_value": [(2, 4, 3, 2, 2)],
-    }
-
-
 def matrices(flat: dict[str, Any]) -> dict[str, Any]:
     """Every matrix that muon shall see as (in, out), {name: array}; the rest as it is."""
     result = {}

@@ -87,20 +87,6 @@ def test_three_steps_of_adamw(clip_norm: float | None) -> None:
             np.testing.assert_allclose(ours[name], params[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_dtype_of_the_moments(dtype: Any) -> None:
-    params = {"kernel": jnp.ones((2, 2))}
-    optimizer = make_optimizer(OptimizerConfig(first_moment_dtype=dtype), steps=10)
-    _, state = optimizer.update(params, optimizer.init(params), params)
-    adam = next(s for s in jax.tree.leaves(state, is_leaf=_is_adam) if _is_adam(s))
-    assert adam.mu["kernel"].dtype == jnp.dtype(dtype)
-    assert adam.nu["kernel"].dtype == jnp.float32
-
-
-def _is_adam(node: Any) -> bool:
-    return isinstance(node, optax.ScaleByAdamState)
-
-
 EMA_DECAY = 0.15  # reached at the second step: the first uses 1/10
 
 
@@ -147,27 +133,6 @@ def equal(a: Any, b: Any) -> list[bool]:
     return [np.array_equal(x, y, equal_nan=True) for x, y in pairs]
 
 
-@pytest.mark.slow
-def test_an_update() -> None:
-    step, state = training()
-    after, metrics = step(state, batch())
-    assert int(after.step) == 1
-    assert not after.failed
-    moved = flatten_dict(
-        jax.tree.map(lambda a, b: bool((a != b).any()), after.params, state.params)
-    )
-    # The softmax loss has no bias; every other leaf has a gradient.
-    assert {path for path, has_moved in moved.items() if not has_moved} == {("logit_bias",)}
-    assert metrics["logit_scale"] == pytest.approx(math.exp(2))
-    assert metrics["learning_rate"] == pytest.approx(1e-2)
-    assert metrics["grad_norm"] > 0
-    losses = [float(metrics["loss"])]
-    for _ in range(30):
-        after, metrics = step(after, batch())
-        losses.append(float(metrics["loss"]))
-    assert losses[-1] < 0.5 * losses[0]
-
-
 def test_logit_scale_is_clamped() -> None:
     """To [0, ln 100], whatever the gradient says."""
     step, state = training()
@@ -176,6 +141,7 @@ def test_logit_scale_is_clamped() -> None:
         assert float(after.params["logit_scale"]) == pytest.approx(bound, abs=1e-6)
         assert float(after.params["logit_scale"]) <= np.float32(math.log(100))
         assert metrics["logit_scale"] == pytest.approx(math.exp(start), rel=1e-5)
+        assert metrics["learning_rate"] == pytest.approx(1e-2)
 
 
 def test_a_loss_that_is_not_finite_changes_nothing() -> None:
