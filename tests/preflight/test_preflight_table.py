@@ -9,26 +9,15 @@ import pytest
 from absl.testing import flagsaver
 from places import REPOSITORY
 
-
-def report(fits: bool) -> dict[str, Any]:
-    kinds = dict.fromkeys(("parameter", "optimizer", "ema"), 2**30)
-    return {
-        "fits": fits,
-        "topology": "v5e:8x8",
-        "model": "ViT-B-32",
-        "devices": 64,
-        "mesh": {"data": 8, "fsdp": 8, "tensor": 1},
-        "global_batch_size": 32768,
-        "remat": "full",
-        "microbatches": 1,
-        "temp_bytes_per_device": 5 * 2**30,
-        "peak_bytes_per_device": 6 * 2**30,
-        "hbm_bytes_per_device": int(15.75 * 2**30),
-        "compiled_to_model_flops": 1.2345,
-        "collective_bytes_per_device": 2.5e9,
-        "compile_seconds": 61.4,
-        "planned_samples_per_second": {"50%": 51_234.5},
-    } | {f"{kind}_bytes_per_device": size for kind, size in kinds.items()}
+REPORT = {
+    **{"topology": "v5e:8x8", "model": "ViT-B-32", "devices": 64, "remat": "full"},
+    **{"mesh": {"data": 8, "fsdp": 8, "tensor": 1}, "global_batch_size": 32768, "microbatches": 1},
+    **{f"{kind}_bytes_per_device": 2**30 for kind in ("parameter", "optimizer", "ema")},
+    **{"temp_bytes_per_device": 5 * 2**30, "peak_bytes_per_device": 6 * 2**30},
+    **{"hbm_bytes_per_device": int(15.75 * 2**30), "collective_bytes_per_device": 2.5e9},
+    **{"compiled_to_model_flops": 1.2345, "compile_seconds": 61.4},
+    "planned_samples_per_second": {"50%": 51_234.5},
+}
 
 
 def test_finished_rows_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +28,7 @@ def test_finished_rows_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def preflight(row: Any) -> dict[str, Any]:
         calls.append(row.name)
-        return report(fits=row.config == "a")
+        return REPORT | {"fits": row.config == "a"}
 
     monkeypatch.setattr(table, "ROWS", rows)
     monkeypatch.setattr(table, "preflight", preflight)

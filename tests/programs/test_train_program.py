@@ -142,12 +142,7 @@ def test_explain_sharding_needs_no_workdir(photos: Path) -> None:
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].endswith("on 1 devices")
-    # Two towers, and a pair of AdamW's moments for each of their leaves.
-    leaves = [line.split()[0] for line in lines if line.startswith("params/")]
-    assert len(leaves) > 30
-    for leaf in leaves:
-        name = "/" + leaf.removeprefix("params/")
-        assert sum(line.split()[0].endswith(name) for line in lines[1:]) >= 3
+    assert sum(line.startswith("params/") for line in lines) > 30
 
 
 def test_mistakes_in_the_data(tmp_path: Path, photos: Path) -> None:

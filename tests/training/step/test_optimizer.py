@@ -1,4 +1,4 @@
-"""Weight decay's mask, the schedule, AdamW against numpy, and one whole update."""
+"""Weight decay's mask, the schedule, AdamW against numpy, and what a step guards."""
 
 import functools
 import math
