@@ -3,13 +3,12 @@
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from dataset_tools_runs import Capture, make_pairs, make_shards, run
 from pictures import encode, photo
+from programs import run_program
 from shards import write_tar
 from small_sets import ROWS, WRITERS
 
@@ -238,7 +237,6 @@ def test_data_without_a_usable_row_are_reported_like_others(
 def test_the_program(tmp_path: Path) -> None:
     """As a person starts it, with worker processes that import it again."""
     data = make_shards(tmp_path / "shards", samples=130, side=16)
-    command = [sys.executable, "-m", "clip_jax.data", "verify", f"--data={data}", "--workers=2"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    ended = run_program("clip_jax.data", "verify", f"--data={data}", "--workers=2")
     assert ended.returncode == 0, ended.stderr
     assert "130 samples: 130 good, 0 bad" in ended.stdout

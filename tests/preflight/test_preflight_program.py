@@ -1,12 +1,10 @@
 """`python -m clip_jax.preflight` as a person runs it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from places import REPOSITORY
+from programs import assert_mistake, run_program
 from tiny import write_config
 from tiny_preflight import API_KEYS, needs_libtpu
 
@@ -19,16 +17,15 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(folder, model__scan_layers=True, data__path="")
 
 
-def program(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "clip_jax.preflight", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-
-
 @needs_libtpu
 def test_program_for_a_described_tpu(config_file: Path, tmp_path: Path) -> None:
     output = tmp_path / "report.json"
-    result = program(
-        f"--config={config_file}", "--topology=v5e:2x2", f"--output={output}", "--noevaluation"
+    result = run_program(
+        "clip_jax.preflight",
+        f"--config={config_file}",
+        "--topology=v5e:2x2",
+        f"--output={output}",
+        "--noevaluation",
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("fits: ")
@@ -45,7 +42,8 @@ def test_program_for_a_described_tpu(config_file: Path, tmp_path: Path) -> None:
 
 @needs_libtpu
 def test_program_where_a_run_does_not_fit(config_file: Path) -> None:
-    result = program(
+    result = run_program(
+        "clip_jax.preflight",
         f"--config={config_file}",
         "--topology=v5e:1x1",
         f"--config.batch_size={1 << 20}",
@@ -60,7 +58,9 @@ def test_program_where_a_run_does_not_fit(config_file: Path) -> None:
 
 
 def test_program_explains_where_parameters_lie(config_file: Path) -> None:
-    result = program(f"--config={config_file}", "--topology=cpu:4", "--explain_sharding")
+    result = run_program(
+        "clip_jax.preflight", f"--config={config_file}", "--topology=cpu:4", "--explain_sharding"
+    )
     assert result.returncode == 0, result.stderr
     assert "vision/" in result.stdout
     assert "bytes a device" in result.stdout
@@ -78,8 +78,6 @@ def test_program_explains_where_parameters_lie(config_file: Path) -> None:
 def test_program_says_in_one_line_what_is_wrong(
     config_file: Path, arguments: list[str], part: str
 ) -> None:
-    result = program(f"--config={config_file}", *arguments)
-    assert result.returncode == 2
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert result.stderr.startswith("error: ")
-    assert part in result.stderr
+    result = run_program("clip_jax.preflight", f"--config={config_file}", *arguments)
+    assert_mistake(result, part)
+    assert result.stderr.count("\n") == 1

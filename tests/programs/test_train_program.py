@@ -2,10 +2,7 @@
 
 import fcntl
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +10,20 @@ import numpy as np
 import pytest
 from job import SMALL
 from PIL import Image
-from places import REPOSITORY
+from programs import Ended, assert_mistake, run_program
 
 pytestmark = pytest.mark.slow
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=REPOSITORY,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
+def train(*arguments: str, **environment: str) -> Ended:
+    return run_program(
+        "clip_jax.train", "--config=configs/own_images.py", *arguments, **environment
     )
-
-
-def train(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run("clip_jax.train", "--config=configs/own_images.py", *arguments, **environment)
 
 
 def evaluations(*tasks: str, **options: Any) -> str:
     """The flag for evaluations with the same options."""
     return f"--config.evaluations={tuple({'task': task, **options} for task in tasks)}"
-
-
-def assert_mistake(result: subprocess.CompletedProcess[str], *parts: str) -> None:
-    """Exit 2, one line that begins with "error:" and names what is wrong, no traceback."""
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if "error:" in line]
-    assert len(lines) == 1, result.stderr
-    line = lines[0]
-    assert line == result.stderr.strip().splitlines()[-1]
-    assert line.startswith("error: ")
-    for part in parts:
-        assert part in line
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +77,7 @@ def test_own_images_leave_the_whole_run_directory(photo_run: Path) -> None:
 
 def test_evaluate_writes_json(photo_run: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "result.json"
-    result = run(
+    result = run_program(
         "clip_jax.evaluate",
         f"--model={photo_run}",
         "--tasks=zero_shot,retrieval",
@@ -120,7 +95,7 @@ def test_evaluate_writes_json(photo_run: Path, photos: Path, tmp_path: Path) -> 
 
 def test_mistakes_on_the_command_line(tmp_path: Path, photos: Path) -> None:
     workdir = f"--workdir={tmp_path / 'run'}"
-    assert_mistake(run("clip_jax.train"), "--config")
+    assert_mistake(run_program("clip_jax.train"), "--config")
     assert_mistake(train(), "--workdir")
     assert_mistake(
         train(workdir, "--config.optimizer.learning_rat=1"),
@@ -180,7 +155,10 @@ def test_mistakes_of_evaluate(photo_run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(photo_run / "model", tmp_path / "model")
     model_file = next((copy / "tokenizer").glob("*.model"))
     model_file.write_bytes(model_file.read_bytes()[:100])
-    letters = "--tasks=glyphs/letters"
-    assert_mistake(run("clip_jax.evaluate", f"--model={copy}", letters), "tokenizer")
-    assert_mistake(run("clip_jax.evaluate", "--model=nowhere", letters), "nowhere")
-    assert_mistake(run("clip_jax.evaluate", f"--model={photo_run}", "--tasks=magic"), "magic")
+    for model, task, part in (
+        (copy, "glyphs/letters", "tokenizer"),
+        ("nowhere", "glyphs/letters", "nowhere"),
+        (photo_run, "magic", "magic"),
+    ):
+        ended = run_program("clip_jax.evaluate", f"--model={model}", f"--tasks={task}")
+        assert_mistake(ended, part)

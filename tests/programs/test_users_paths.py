@@ -1,7 +1,5 @@
 """Paths that users give: "~", which shells leave as it is in --flag=~/name, and what is no path."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 from dataset_tools_runs import make_shards, run
 from PIL import Image
+from programs import assert_mistake, run_program
 from tiny_clip import tiny
 
 from clip_jax.arguments import config_with_home, local_path, with_home
@@ -132,21 +131,16 @@ def test_the_commands_of_data(home: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("-m clip_jax.train --config=~/own.py --workdir=~/run", "HOME/own.py: has no"),
-        ("-m clip_jax.preflight --config=~/own.py --topology=cpu:1", "HOME/own.py: has no"),
-        ("-m clip_jax.data inspect --config=~/own.py --output=~/p.html", "HOME/own.py: has no"),
-        ("-m clip_jax.sweep --config=~/own.py --workdir=~/sweep", "HOME/own.py: has no"),
-        ("-m clip_jax.report --workdir=~/run", "HOME/run"),
-        ("-m clip_jax.convert --source=~/m --output=~/o", "HOME/m"),
+        ("clip_jax.train --config=~/own.py --workdir=~/run", "HOME/own.py: has no"),
+        ("clip_jax.preflight --config=~/own.py --topology=cpu:1", "HOME/own.py: has no"),
+        ("clip_jax.data inspect --config=~/own.py --output=~/p.html", "HOME/own.py: has no"),
+        ("clip_jax.sweep --config=~/own.py --workdir=~/sweep", "HOME/own.py: has no"),
+        ("clip_jax.report --workdir=~/run", "HOME/run"),
+        ("clip_jax.convert --source=~/m --output=~/o", "HOME/m"),
     ],
 )
 def test_programs_name_what_is_in_the_home(home: Path, arguments: str, message: str) -> None:
     (home / "own.py").write_text("def get_config():\n    return 3\n")
     (home / "m").mkdir()
-    ended = subprocess.run(
-        [sys.executable, *arguments.split()], capture_output=True, text=True, timeout=120
-    )
-    assert ended.returncode == 2, ended.stderr
-    last = ended.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert message.replace("HOME", str(home)) in last
+    ended = run_program(*arguments.split(), cwd=Path.cwd())
+    assert_mistake(ended, message.replace("HOME", str(home)))
