@@ -126,7 +126,7 @@ def names(workdir: Path) -> set[str]:
     return {path.name for path in (workdir / "checkpoints").iterdir()}
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if "identity " not in name])
 def test_the_one_before_is_taken(
     damage: str, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: Any
 ) -> None:
