@@ -66,7 +66,9 @@ def test_a_result_on_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("two\n  lines", "two lines"),
+        ("one two three", "one two…"),
         ("one two, three", "one two…"),
+        ("nine more than that", "nine more…"),
         ("onetwothreefour", "onetwothr…"),
         ("ten letter", "ten letter"),
         ("", "ValueError"),
