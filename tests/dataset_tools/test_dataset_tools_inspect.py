@@ -237,11 +237,13 @@ def test_examples_of_each_kind(tmp_path: Path, tokenizer: Path, capsys: Capture)
     """What is rare is shown too, though it comes after much that is common."""
     jpeg = encode(photo(20, 20), "JPEG")
     empty = {f"empty{number:02d}": (jpeg, b" ") for number in range(30)}
-    pairs = {"a": (jpeg, b"good"), **empty, "late": (jpeg, b"\xff\xfe\xff")}
+    same = {f"same{number:02d}": (jpeg, b"good") for number in range(30)}
+    pairs = {**same, **empty, "late": (jpeg, b"\xff\xfe\xff")}
     page = inspected(capsys, tmp_path / "page.html", data=make_pairs(tmp_path / "in.tar", pairs))
     unusable = words(sections(page)["What cannot be used"])
     assert "late caption_not_utf8" in unusable
     assert len(re.findall(r"empty\d\d caption_empty", unusable)) == 3
+    assert re.search(r"30 images \(\d\d not shown\)", words(page))
 
 
 def test_near_groups_are_those_of_all_pairs() -> None:
