@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from tiny_clip import changed, nested
+from tiny_clip import RESNET, TINY, changed, nested, random_params
 
 from clip_jax import count_parameters, list_models
 from clip_jax.errors import UserError
@@ -20,7 +20,6 @@ from clip_jax.models.flops import image_flops, text_flops
 from clip_jax.models.resnet import BatchNorm
 from clip_jax.models.text import pool_positions
 from clip_jax.models.two_tower import TwoTower, init_params, l2_normalize
-from clip_jax.models.vision import VisionTransformer
 
 # Trainable scalars, and 10⁹ operations of one image and one full text (captions included), of every
 # released architecture: counted on open_clip's and transformers' own models, Hugging Face text
@@ -30,69 +29,9 @@ with (Path(__file__).parent / "published_sizes.csv").open() as file:
         row["name"]: (int(row["parameters"]), float(row["gflops"])) for row in csv.DictReader(file)
     }
 
-TINY = {
-    "embed_dim": 12,
-    "image_size": 16,
-    "vision__patch_size": 8,
-    "vision__width": 16,
-    "vision__layers": 1,
-    "vision__heads": 2,
-    "vision__mlp_dim": 32,
-    "context_length": 8,
-    "vocab_size": 32,
-    "text__width": 16,
-    "text__layers": 2,
-    "text__heads": 2,
-    "text__mlp_dim": 32,
-}
-TINY_RESNET = TINY | {
-    "vision__kind": "resnet",
-    "image_size": 32,
-    "vision__width": 4,
-    "vision__layers": (1, 1, 1, 1),
-    "vision__heads": 2,
-}
-EOT = 31
-
 
 def tiny(**changes: Any) -> ClipConfig:
     return changed(ClipConfig(), **(TINY | changes))
-
-
-# Half the compile time, slower machine code.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@functools.cache
-def tiny_params(config: ClipConfig) -> Any:
-    """Random parameters, none of them 0 or 1."""
-    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
-    rng = np.random.default_rng(0)
-
-    def values(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        assert leaf.dtype == np.float32
-        one = path[-1].key in ("scale", "var")
-        return (one + rng.uniform(-0.3, 0.3, leaf.shape)).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(values, shapes)
-
-
-@functools.cache
-def apply(config: ClipConfig, method: str) -> Any:
-    return compiled(lambda params, x: TwoTower(config).apply({"params": params}, x, method=method))
-
-
-def encode_text(config: ClipConfig, tokens: Any) -> np.ndarray:
-    return np.asarray(apply(config, "encode_text")(tiny_params(config), np.asarray(tokens)))
-
-
-def encode_image(config: ClipConfig, images: Any) -> np.ndarray:
-    return np.asarray(apply(config, "encode_image")(tiny_params(config), np.asarray(images)))
-
-
-def images_of(config: ClipConfig, batch: int = 3) -> np.ndarray:
-    shape = (batch, config.image_size, config.image_size, 3)
-    return np.random.default_rng(2).standard_normal(shape, np.float32)
 
 
 def test_names() -> None:
@@ -109,15 +48,6 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_parameter_count(name: str) -> None:
     assert count_parameters(name) == PUBLISHED[name][0]
-
-
-@pytest.mark.slow
-def test_counting_stacked_blocks_is_counting_blocks() -> None:
-    config = get_architecture("ViT-B-16-SigLIP", vocab_size=100)
-    assert not config.scan_layers
-    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
-    counted = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    assert counted == count_parameters("ViT-B-16-SigLIP", vocab_size=100)
 
 
 # A third of the names has rows of every family; a forward pass is traced for each.
@@ -197,7 +127,7 @@ def fresh(**changes: Any) -> dict[str, np.ndarray]:
     sizes = {"vision__width": 64, "text__width": 64, "embed_dim": 48, "vocab_size": 500}
     sizes |= {"text__mlp_dim": 256, "vision__mlp_dim": 192, "context_length": 40, "image_size": 64}
     config = tiny(**(sizes | changes))
-    params = compiled(init_params, static_argnums=0)(config, jax.random.key(1))
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(1))
     return {path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()}
 
 
@@ -254,7 +184,7 @@ def test_initialisation_of_a_scanned_stack_is_that_of_its_blocks() -> None:
 
 @pytest.mark.slow
 def test_initialisation_of_resnets() -> None:
-    params = fresh(**TINY_RESNET)
+    params = fresh(**RESNET)
     for name in ("positions", "query/kernel", "key/kernel", "value/kernel", "out/kernel"):
         x = params[f"vision/attention_pool/{name}"]
         assert x.std() == pytest.approx(128**-0.5, rel=4 / (2 * x.size) ** 0.5), name
@@ -270,20 +200,6 @@ def test_initialisation_of_resnets() -> None:
             assert 0.8 * bound < np.abs(x).max() <= bound, path
 
 
-def test_embeddings_have_length_one() -> None:
-    config = tiny(logit_bias_init=-3.0)
-    tokens = np.full((3, 8), EOT, np.int32)
-    out = compiled(TwoTower(config).apply)(
-        {"params": tiny_params(config)}, images_of(config), tokens
-    )
-    for embeds in (out.image_embeds, out.text_embeds):
-        assert embeds.shape == (3, 12)
-        assert np.linalg.norm(embeds, axis=1) == pytest.approx([1, 1, 1], abs=1e-6)
-    params = tiny_params(config)
-    np.testing.assert_allclose(out.logit_scale, np.exp(params["logit_scale"]), rtol=1e-6)
-    assert out.logit_bias == params["logit_bias"]
-
-
 def test_a_row_of_zeros_is_no_nan() -> None:
     x = np.array([[3, 4], [0, 0], [3e-12, 4e-12]], np.float32)
     np.testing.assert_allclose(l2_normalize(x), [[0.6, 0.8], [0, 0], [0.6, 0.8]], rtol=1e-6)
@@ -293,21 +209,6 @@ def test_a_row_of_zeros_is_no_nan() -> None:
     huge = l2_normalize(jnp.array([[300.0, 400.0]], jnp.float16))  # its squares are not in float16
     assert huge.dtype == jnp.float32
     np.testing.assert_allclose(huge, [[0.6, 0.8]], rtol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("base", [TINY, TINY_RESNET], ids=["vit", "resnet"])
-def test_bfloat16_computes_nearly_the_same(base: dict[str, Any]) -> None:
-    config = changed(ClipConfig(), **base)
-    half = changed(config, dtype="bfloat16")
-    images, tokens = images_of(config), np.array([[1, 5, EOT, 0], [2, EOT, 0, 0], [3, 4, 5, EOT]])
-    exact = encode_image(config, images), encode_text(config, tokens)
-    rough = encode_image(half, images), encode_text(half, tokens)
-    for a, b in zip(exact, rough, strict=True):
-        assert b.dtype == jnp.bfloat16
-        normed, rough_normed = l2_normalize(a), l2_normalize(b)
-        assert rough_normed.dtype == jnp.float32
-        assert np.sum(normed * rough_normed, axis=1).min() > 0.9995
 
 
 def test_batch_norm_in_bfloat16_with_a_large_mean() -> None:
@@ -320,54 +221,17 @@ def test_batch_norm_in_bfloat16_with_a_large_mean() -> None:
     np.testing.assert_allclose(np.asarray(got, np.float64), expected, atol=0.02)
 
 
-def test_patch_embedding_is_a_strided_convolution() -> None:
-    """18 pixels in patches of 8: the last two are dropped."""
-    config = tiny(image_size=18)
-    images, params = images_of(config), tiny_params(config)["vision"]
-    expected = jax.lax.conv_general_dilated(
-        images,
-        params["patch_embedding"],
-        window_strides=(8, 8),
-        padding="VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    ).reshape(3, 4, 16)
-    _, extra = VisionTransformer(config.vision, config).apply(
-        {"params": params},
-        images,
-        capture_intermediates=lambda module, _: module.name == "pre_norm",
-        mutable=["intermediates"],
-    )
-    x = jnp.concatenate([jnp.broadcast_to(params["class_token"], (3, 1, 16)), expected], axis=1)
-    x += params["positions"]
-    x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    x = x * params["pre_norm"]["scale"] + params["pre_norm"]["bias"]
-    (captured,) = extra["intermediates"]["pre_norm"]["__call__"]
-    np.testing.assert_allclose(captured, x, rtol=1e-4, atol=1e-5)
-
-
-def test_tokens_after_the_end_do_not_matter() -> None:
-    config = tiny()
-    tokens = np.array([[30, 4, EOT, 0, 0, 0, 0, 0], [30, 4, EOT, 7, 9, 11, 2, 1]])
-    first, second = encode_text(config, tokens)
-    np.testing.assert_array_equal(first, second)
-    tokens[1, 1] = 5
-    assert not np.allclose(first, encode_text(config, tokens)[1], atol=1e-3)
-    both_ways = tiny(text__causal=False)
-    tokens[1, 1] = 4
-    first, second = encode_text(both_ways, tokens)
-    assert not np.allclose(first, second, atol=1e-3)
-
-
 def test_shorter_contexts() -> None:
     """Captions may be cut behind their end of text: the rest of the context is padding."""
     config = tiny()
-    tokens = np.array([[30, 4, EOT, 0, 0, 0, 0, 0], [30, EOT, 0, 0, 0, 0, 0, 0]])
-    full, short = encode_text(config, tokens), encode_text(config, tokens[:, :4])
-    np.testing.assert_allclose(short, full, rtol=1e-5, atol=1e-6)
+    params, end = random_params(config), config.vocab_size - 1
+    tokens = np.array([[30, 4, end, 0, 0, 0, 0, 0], [30, end, 0, 0, 0, 0, 0, 0]])
+    encode = functools.partial(TwoTower(config).apply, {"params": params}, method="encode_text")
+    np.testing.assert_allclose(encode(tokens[:, :4]), encode(tokens), rtol=1e-5, atol=1e-6)
 
 
 def test_text_pooling() -> None:
-    tokens = jnp.array([[30, 4, EOT, 0, 0], [9, 9, 4, EOT, EOT]])
+    tokens = jnp.array([[30, 4, 59, 0, 0], [9, 9, 4, 59, 59]])
     expected = {
         "argmax": [2, 3],
         "eos": [0, 0],  # the first 9 … in row 1; row 0 has none
@@ -377,10 +241,3 @@ def test_text_pooling() -> None:
         config = tiny(text__pool=pool, text__eos_id=9).text
         assert pool_positions(tokens, config).tolist() == positions
     assert pool_positions(tokens, tiny(text__pool="eos", text__eos_id=4).text).tolist() == [1, 2]
-
-
-def test_vision_pooling() -> None:
-    """Both kinds read the same tokens, and differ."""
-    class_token, average = tiny(), tiny(vision__pool="average")
-    images = images_of(class_token)
-    assert not np.allclose(encode_image(class_token, images), encode_image(average, images))

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_models import cosine, relative_error
 from places import REPOSITORY, TESTS
 from tiny_clip import changed, nested, to_state_dict
 
@@ -167,24 +168,12 @@ def our_captions(clip: Clip, images: np.ndarray) -> dict[str, np.ndarray]:
     settings = Generation(
         method="greedy",
         start_id=vocab - 2,
-        text__eos_id=vocab - 1,
-        text__pad_id=0,
+        eos_id=vocab - 1,
+        pad_id=0,
         max_length=16,
         min_length=5,
     )
     return {"captions": np.asarray(generate_tokens(clip.params, images, 0, 0, config, settings))}
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(B, D), (B, D) -> (B,) in float64."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-
-
-def relative_error(found: Any, wanted: np.ndarray) -> float:
-    """Largest difference over the largest value."""
-    assert np.shape(found) == wanted.shape
-    return float(np.abs(np.asarray(found) - wanted).max() / np.abs(wanted).max())
 
 
 def compare(cell: Cell, found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
