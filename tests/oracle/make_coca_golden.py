@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from make_goldens import GOLDENS, random_state, random_tokens
+from make_goldens import random_state, random_tokens, write
 from open_clip.coca_model import CoCa
 from open_clip.loss import CoCaLoss
 from transformers import TopKLogitsWarper, TopPLogitsWarper
@@ -128,16 +128,9 @@ def make(settings: dict[str, Any], seed: int) -> dict[str, Any]:
     return golden | generated(model, pixels)
 
 
-def main() -> None:
-    for name, settings in MODELS.items():
-        path = GOLDENS / f"{name}.npz"
-        np.savez_compressed(path, **make(settings, SEEDS[name]))
-        with np.load(path) as golden:
-            spread = {n: golden[n].std() for n in ("image_features", "text_features", "logits")}
-            print(path.name, path.stat().st_size, "bytes, std", spread, file=sys.stderr)
-            for kind in ("greedy", "beam_2", "beam_5", "beam_default"):
-                print(kind, golden[kind].tolist(), file=sys.stderr)
-
-
 if __name__ == "__main__":
-    main()
+    for name, settings in MODELS.items():
+        golden = make(settings, SEEDS[name])
+        write(name, golden)
+        for kind in ("greedy", "beam_2", "beam_5", "beam_default"):
+            print(kind, golden[kind].tolist(), file=sys.stderr)

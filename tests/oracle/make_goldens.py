@@ -193,15 +193,14 @@ def train_mode(model: CLIP, pixels: torch.Tensor, ids: torch.Tensor) -> dict[str
     return result | with_prefix("state/", after)
 
 
-def main() -> None:
-    GOLDENS.mkdir(exist_ok=True)
-    for seed, (name, settings) in enumerate(MODELS.items()):
-        path = GOLDENS / f"{name}.npz"
-        np.savez_compressed(path, **make(settings, seed))
-        with np.load(path) as golden:
-            spread = golden["image_features"].std(), golden["text_features"].std()
-            print(path.name, path.stat().st_size, "bytes, feature std", *spread, file=sys.stderr)
+def write(name: str, golden: dict[str, Any], stored: dict[str, Any] | None = None) -> None:
+    """Writes a golden file, in another form if `stored` is given, and says how features spread."""
+    path = GOLDENS / f"{name}.npz"
+    np.savez_compressed(path, **(stored or golden))
+    spread = golden["image_features"].std(), golden["text_features"].std()
+    print(path.name, path.stat().st_size, "bytes, feature std", *spread, file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    for seed, (name, settings) in enumerate(MODELS.items()):
+        write(name, make(settings, seed))
