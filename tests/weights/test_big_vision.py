@@ -1,16 +1,14 @@
 """big_vision's layout against its forward pass restated in float64, in every storage of layers."""
 
-import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 from reference_big_vision import LIT, Arrays, Restated, Sizes, make_file, scanned
-from tiny_clip import changed
+from reference_models import assert_close, our_outputs
+from tiny_clip import assert_same_params, changed
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig
-from clip_jax.models.two_tower import TwoTower
 from clip_jax.weights.files.tensors import open_tensors
 from clip_jax.weights.layouts.big_vision import (
     big_vision_rules,
@@ -23,16 +21,13 @@ from clip_jax.weights.rules.table import KINDS, ArrayTensors, our_shapes, read_p
 pytestmark = pytest.mark.slow
 
 
+def config_of(file: Arrays) -> ClipConfig:
+    return config_from_big_vision({name: array.shape for name, array in file.items()})
+
+
 def read(file: Arrays, config: ClipConfig):
     tensors = merge_position_tables(ArrayTensors(file))
     return read_params(config, big_vision_rules(config, tensors.shapes), tensors, NOTHING)
-
-
-def our_outputs(config: ClipConfig, params, images, tokens) -> Arrays:
-    out = jax.jit(TwoTower(config).apply)({"params": params}, images, tokens)
-    logits = out.logit_scale * out.image_embeds @ out.text_embeds.T + out.logit_bias
-    found = {"image": out.image_embeds, "text": out.text_embeds, "logits": logits}
-    return {name: np.asarray(array) for name, array in found.items()}
 
 
 def inputs(config: ClipConfig):
@@ -42,27 +37,12 @@ def inputs(config: ClipConfig):
     return images, rng.integers(0, config.vocab_size, (5, config.context_length))
 
 
-def assert_close(found: Arrays, wanted: Arrays) -> None:
-    for name in ("image", "text"):
-        assert np.sum(found[name] * wanted[name], axis=-1).min() >= 0.999999, name
-        np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=2e-5, err_msg=name)
-        assert np.abs(wanted[name] - wanted[name][:1])[1:].max() > 0.05, f"{name}: rows alike"
-    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=0, atol=1e-3)
-
-
-def assert_same_params(found, wanted) -> None:
-    found, wanted = flatten_dict(found, sep="/"), flatten_dict(wanted, sep="/")
-    assert found.keys() == wanted.keys()
-    for path, leaf in wanted.items():
-        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
-
-
 @pytest.mark.parametrize("ours", ["looped", "scanned"])
 @pytest.mark.parametrize("theirs", ["looped", "scanned"])
 def test_same_outputs_however_layers_are_stored(theirs, ours):
     file = make_file(Sizes())
     stored = scanned(file) if theirs == "scanned" else file
-    config = config_from_big_vision({name: array.shape for name, array in stored.items()})
+    config = config_of(stored)
     config = changed(config, scan_layers=ours == "scanned")
     params = read(stored, config)
     images, tokens = inputs(config)
@@ -72,14 +52,6 @@ def test_same_outputs_however_layers_are_stored(theirs, ours):
         assert back.keys() == stored.keys()
         for name, array in stored.items():
             np.testing.assert_array_equal(back[name], array, err_msg=name)
-
-
-def test_scanned_and_looped_files_are_the_same_model():
-    file = make_file(Sizes())
-    for scan_layers in (False, True):
-        config = config_from_big_vision({name: array.shape for name, array in file.items()})
-        config = changed(config, scan_layers=scan_layers)
-        assert_same_params(read(scanned(file), config), read(file, config))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +65,7 @@ def test_scanned_and_looped_files_are_the_same_model():
 )
 def test_same_outputs_of_other_heads(sizes):
     file = make_file(sizes)
-    config = config_from_big_vision({name: array.shape for name, array in file.items()})
+    config = config_of(file)
     images, tokens = inputs(config)
     found = our_outputs(config, read(file, config), images, tokens)
     assert_close(found, Restated(file)(images, tokens))
@@ -101,7 +73,9 @@ def test_same_outputs_of_other_heads(sizes):
 
 def test_class_token_has_no_position():
     file = make_file(LIT)
-    config = config_from_big_vision({name: array.shape for name, array in file.items()})
+    config = config_of(file)
+    assert (config.vision.pool, config.vision.class_token) == ("class_token", True)
+    assert config.logit_bias_init is None
     positions = read(file, config)["vision"]["positions"]
     np.testing.assert_array_equal(positions[0], np.zeros(48, np.float32))
     np.testing.assert_array_equal(positions[1:], file["img/pos_embedding"][0])
@@ -112,7 +86,7 @@ def test_class_token_has_no_position():
 
 def test_names_of_older_files():
     file = make_file(LIT)
-    config = config_from_big_vision({name: array.shape for name, array in file.items()})
+    config = config_of(file)
     renamed = (
         ("MultiHeadDotProductAttention_0/", "MultiHeadDotProductAttention_1/"),
         ("LayerNorm_1/", "LayerNorm_2/"),
@@ -130,7 +104,7 @@ def test_names_of_older_files():
     older[table] = np.concatenate([row, older[table]], axis=1)
     second = np.random.default_rng(2).standard_normal((1, 9, 32)).astype(np.float32)
     older["txt/Encoder_0/pos_embedding"] = second
-    assert config_from_big_vision({name: array.shape for name, array in older.items()}) == config
+    assert config_of(older) == config
     found, wanted = read(older, config), read(file, config)
     wanted["vision"]["positions"][0] = row[0, 0]
     wanted["text"]["positions"] += second[0]
@@ -142,38 +116,9 @@ def test_naflex_is_a_square_table_and_a_matrix_over_patches():
     naflex = dict(file)
     naflex["img/embedding/kernel"] = file["img/embedding/kernel"].reshape(8 * 8 * 3, 48)
     naflex["img/pos_embedding"] = file["img/pos_embedding"].reshape(4, 4, 48)
-    config = config_from_big_vision({name: array.shape for name, array in naflex.items()})
+    config = config_of(naflex)
     assert (config.vision.naflex, config.image_size, config.vision.patch_size) == (True, 32, 8)
     assert_same_params(read(naflex, config), read(file, changed(config, vision__naflex=False)))
-
-
-def test_configuration_from_shapes():
-    shapes = {name: array.shape for name, array in make_file(Sizes()).items()}
-    config = config_from_big_vision(shapes)
-    siglip = get_architecture("ViT-B-16-SigLIP")
-    assert config == changed(
-        siglip,
-        name="custom",
-        embed_dim=48,
-        image_size=32,
-        vision__patch_size=8,
-        vision__width=48,
-        vision__layers=3,
-        vision__heads=3,
-        vision__mlp_dim=104,
-        vision__pool_heads=3,
-        vision__pool_mlp_dim=104,
-        context_length=9,
-        vocab_size=97,
-        text__width=32,
-        text__layers=2,
-        text__heads=4,
-        text__mlp_dim=80,
-    )
-    lit = config_from_big_vision({name: array.shape for name, array in make_file(LIT).items()})
-    assert (lit.vision.pool, lit.vision.class_token) == ("class_token", True)
-    assert lit.logit_bias_init is None
-    assert config_from_big_vision(merge_position_tables(ArrayTensors(make_file(LIT))).shapes) == lit
 
 
 def shapes_of(row: ClipConfig):
@@ -242,7 +187,7 @@ def test_a_file_of_something_else_is_refused():
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_scale_of_any_shape(shape):
     file = make_file(Sizes())
-    config = config_from_big_vision({name: array.shape for name, array in file.items()})
+    config = config_of(file)
     changed = {n: x.reshape(shape) if n in ("t", "b") else x for n, x in file.items()}
     assert_same_params(read(changed, config), read(file, config))
 
