@@ -27,29 +27,10 @@ SCRIPTS = {
 }
 PHRASES = [
     *("a photo of a cat", "don't", "it's", "WE'LL", "THEY'RE", "'s", "''tis", "I'd've", "3.14159"),
-    *(
-        "&amp;",
-        "&lt;b&gt;",
-        "&amp;lt;",
-        "&amp;amp;amp;",
-        "&#39;",
-        "&#x1F600;",
-        "&eacute;",
-        "&nbsp;",
-    ),
-    *("&EACUTE;", "AT&T", "R&D", "&copy", "&notit;", "Ã©", "â€™s", "naÃ¯ve", "√©", "\x1b[31m"),
-    *(
-        "<b>",
-        "▁",
-        "▁▁ab",
-        "##ing",
-        "http://x.org/a?b=c&d=e",
-        "___",
-        "...",
-        "e\u0301",
-        "ﬁ",
-        "ＡＢＣ",
-    ),
+    *("&amp;", "&lt;b&gt;", "&amp;lt;", "&amp;amp;amp;", "&#39;", "&#x1F600;", "&eacute;"),
+    *("&nbsp;", "&EACUTE;", "AT&T", "R&D", "&copy", "&notit;", "Ã©", "â€™s", "naÃ¯ve", "√©"),
+    *("\x1b[31m", "<b>", "▁", "▁▁ab", "##ing", "http://x.org/a?b=c&d=e", "___", "..."),
+    *("e\u0301", "ﬁ", "ＡＢＣ"),
 ]
 
 

@@ -32,10 +32,10 @@ def written(clip: Clip, folder: Path, layout: str) -> State:
     return state
 
 
-def error_of(source: Path) -> str:
+def error_of(source: Path, **options: Any) -> str:
+    """The line that loading ends with, without its path."""
     with pytest.raises(UserError) as caught:
-        clip_jax.load(source)
+        clip_jax.load(source, **options)
     message = str(caught.value).replace(str(source), "SOURCE")
     assert "\n" not in message
-    assert len(message) < 400, (len(message), message)
     return message

@@ -16,8 +16,8 @@ from tiny_clip import (
     TINY,
     assert_same_params,
     changed,
+    from_state_dict,
     images,
-    leaves,
     nested,
     random_params,
     tiny,
@@ -105,7 +105,9 @@ def test_stacked_and_separate_blocks_load_as_each_other(stored: bool, tmp_path: 
 def test_every_open_clip_row_survives_its_configuration() -> None:
     """Configuration out and in again names the same architecture."""
     counted = 0
-    for name, config in ARCHITECTURES.items():
+    exact = {tower: {"activation": "gelu"} for tower in ("vision", "text")}
+    rows = {**ARCHITECTURES, "exact": get_architecture("ViT-B-16-SigLIP", **exact)}
+    for name, config in rows.items():
         try:
             document = config_to_open_clip(config)
         except UserError:
@@ -193,8 +195,7 @@ def test_openai_archive(tmp_path: Path) -> None:
         vision__activation="quick_gelu",
         text__activation="quick_gelu",
     )
-    clip = Clip(config, random_params(config))
-    state = to_state_dict(config, clip.params)
+    state = to_state_dict(config, random_params(config))
 
     class Node(torch.nn.Module):
         def forward(self, x):  # type: ignore[no-untyped-def]
@@ -208,8 +209,10 @@ def test_openai_archive(tmp_path: Path) -> None:
             if not hasattr(node, parent):
                 node.add_module(parent, Node())
             node = getattr(node, parent)
-        half = value.ndim >= 2 and "embedding" not in name
-        tensor = torch.tensor(value).half() if half else torch.tensor(value)
+        tensor = torch.tensor(value)
+        if value.ndim >= 2 and "embedding" not in name:
+            tensor = tensor.half()
+        state[name] = tensor.float().numpy()
         node.register_parameter(last, torch.nn.Parameter(tensor, requires_grad=False))
     for name, number in (("input_resolution", 32), ("context_length", 12), ("vocab_size", 60)):
         root.register_buffer(name, torch.tensor(number))
@@ -217,8 +220,7 @@ def test_openai_archive(tmp_path: Path) -> None:
     back = clip_jax.load(tmp_path / "tiny.pt")
     assert back.config.vision.activation == back.config.text.activation == "quick_gelu"
     assert same_config(back.config, config)
-    for name, value in leaves(clip.params).items():
-        assert np.abs(value - leaves(back.params)[name]).max() < 2e-4, name
+    assert_same_params(back.params, from_state_dict(config, state))
 
 
 def test_places_parameters_on_a_mesh(tmp_path: Path) -> None:
@@ -257,7 +259,6 @@ def test_convert_program(tmp_path: Path) -> None:
         ([], "--source: is missing"),
         ([source], "--output: is missing"),
         ([source, f"--output={tmp_path / 'a'}"], "holds the source itself"),
-        ([f"--source={tmp_path / 'c'}", f"--output={tmp_path / 'd'}"], "no such file or folder"),
     ):
         failed = convert(*arguments)
         assert failed.returncode == 2
@@ -301,14 +302,6 @@ def test_transformers_reads_our_export_and_prepares_alike(
     # transformers pads with the end of text, ours with 0; the tower reads the first end of text.
     assert np.abs(back.encode_text(texts) - clip.encode_text(texts)).max() < 1e-6
     assert np.array_equal(back.transform(pixels), clip.transform(pixels))
-
-
-def test_exact_gelu_of_siglip_survives_open_clip(tmp_path: Path) -> None:
-    for activation in ("gelu", "gelu_tanh"):
-        both = {"vision__activation": activation, "text__activation": activation}
-        config = get_architecture("ViT-B-16-SigLIP", **nested(both))
-        back = config_from_open_clip(config_to_open_clip(config))
-        assert (back.vision.activation, back.text.activation) == (activation, activation)
 
 
 def test_what_cannot_be_given(tmp_path: Path) -> None:

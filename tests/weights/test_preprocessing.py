@@ -218,6 +218,8 @@ def test_transformers_makes_the_same_pixels_of_it(tmp_path, model_type, ours):
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps(to_huggingface(ours, model_type, patch)))
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert from_huggingface(json.loads(path.read_text())) == ours
     transform = ImageTransform(
         ours["image_size"], ours["image_resize"], ours["image_interpolation"]
     )
@@ -237,13 +239,3 @@ def test_transformers_makes_the_same_pixels_of_it(tmp_path, model_type, ours):
             theirs = theirs.transpose(1, 2, 0)
         levels = (theirs * std + mean) * 255
         np.testing.assert_allclose(levels, transform(image), atol=1e-3, err_msg=f"{width}x{height}")
-
-
-def test_saved_again_by_transformers_it_still_reads(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    for model_type, ours in EXPORTS:
-        patch = 8 if model_type == "siglip2" else None
-        path = tmp_path / "preprocessor_config.json"
-        path.write_text(json.dumps(to_huggingface(ours, model_type, patch)))
-        transformers.AutoImageProcessor.from_pretrained(tmp_path).save_pretrained(tmp_path)
-        assert from_huggingface(json.loads(path.read_text())) == ours
