@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_clip import assert_same_params, tiny
+from tiny_clip import TINY, assert_same_params, nested, random_params, tiny
 from wrapped import FILES, State, error_of, prefixed, written
 
 import clip_jax
 from clip_jax.clip import Clip
 from clip_jax.weights.files.safetensors_writer import save_safetensors
+from clip_jax.weights.layouts.huggingface_config import siglip_config
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
@@ -97,20 +98,13 @@ def test_prefixes_are_taken_off(clip, name, layout, tmp_path, caplog):
     tensors = {key: value.numpy() for key, value in state.items()}
     save_safetensors(folder / FILES[layout][0], tensors)
     assert_same_params(clip.params, clip_jax.load(folder).params)
-    (folder / FILES[layout][0]).unlink()
-    save_safetensors(folder / FILES[layout][0], tensors, max_shard_bytes=20_000)
-    assert len(list(folder.glob("*-of-*.safetensors"))) > 2
-    assert_same_params(clip.params, clip_jax.load(folder).params)
 
 
 @pytest.mark.parametrize("layout", list(FILES))
 @pytest.mark.parametrize("name", list(DICTIONARIES))
-@pytest.mark.parametrize("zipped", [True, False])
-def test_dictionaries_are_opened(clip, name, layout, zipped, tmp_path, caplog):
+def test_dictionaries_are_opened(clip, name, layout, tmp_path, caplog):
     folder = tmp_path / "m"
-    state = DICTIONARIES[name](written(clip, folder, layout))
-    path = folder / FILES[layout][1]
-    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    torch.save(DICTIONARIES[name](written(clip, folder, layout)), folder / FILES[layout][1])
     assert_same_params(clip.params, clip_jax.load(folder).params)
     if "average" in name:
         assert "ema" in caplog.text.split(", not ")[1]
@@ -150,10 +144,9 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("name", list(NUMBERS))
-def test_numbers_of_numpy_beside_the_weights(clip, name, zipped, tmp_path):
+def test_numbers_of_numpy_beside_the_weights(clip, zipped, tmp_path):
     state = written(clip, tmp_path / "m", "huggingface")
-    checkpoint = {"model": state, "best": NUMBERS[name], "history": [NUMBERS[name]] * 2}
+    checkpoint = {"model": state, "best": NUMBERS, "history": [*NUMBERS.values()] * 2}
     path = tmp_path / "m" / "pytorch_model.bin"
     torch.save(checkpoint, path, _use_new_zipfile_serialization=zipped)
     assert_same_params(clip.params, clip_jax.load(tmp_path / "m").params)
@@ -241,28 +234,22 @@ def test_folders_say_what_they_hold(clip, tmp_path):
 
 
 def siglip() -> Clip:
-    from tiny_clip import TINY, nested, random_params
-
-    from clip_jax.weights.layouts.huggingface_config import siglip_config
-
     fields = TINY | {"embed_dim": 32, "vision__width": 32, "text__width": 32}
     config = siglip_config(**nested(fields))
     return Clip(config, random_params(config))
 
 
-SCALED: dict[str, tuple[str, Callable[[], Clip]]] = {
-    "clip_jax": ("clip_jax", tiny),
-    "huggingface": ("huggingface", tiny),
-    "siglip": ("huggingface", siglip),
-    "open_clip": ("open_clip", tiny),
-    "open_clip with a bias": ("open_clip", lambda: tiny(logit_bias_init=-3.0)),
-}
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
-@pytest.mark.parametrize("name", SCALED)
-def test_scale_of_any_shape(shape, name, tmp_path):
-    format, make = SCALED[name]
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+@pytest.mark.parametrize(
+    ("format", "make"),
+    [
+        ("clip_jax", tiny),
+        ("huggingface", tiny),
+        ("huggingface", siglip),
+        ("open_clip", lambda: tiny(logit_bias_init=-3.0)),
+    ],
+)
+def test_scale_of_any_shape(shape, format, make, tmp_path):
     clip, folder = make(), tmp_path / "m"
     clip.save(folder, format)
     (path,) = folder.glob("*.safetensors")
