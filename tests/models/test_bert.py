@@ -78,11 +78,11 @@ def our_config(kind: str, pool: str, **changes: Any) -> ClipConfig:
         "vision__layers": 1,
         "context_length": 24 - offset,
         "vocab_size": 61,
-        "pad_id": theirs.pad_token_id,
         "norm_eps": theirs.layer_norm_eps,
         "text": {
             "kind": "bert",
             "pool": pool,
+            "pad_id": theirs.pad_token_id,
             "projection": "none",
             "positions": 24,
             "position_offset": offset,

@@ -134,7 +134,7 @@ def outputs(family: Family, model: nn.Module, inputs: dict[str, np.ndarray]) -> 
         if hasattr(model, "text_decoder"):
             pixels, ids = pixels_of(images), torch.tensor(tokens).long()
             # A Hugging Face text tower takes a token more than the decoder: the last one's label.
-            longer = len(model.text.decoder.attn_mask) < ids.shape[1]
+            longer = len(model.text_decoder.attn_mask) < ids.shape[1]
             found["caption_logits"] = model(pixels, ids, output_labels=longer)["logits"]
         if family.captions:
             found["captions"] = captions(model, pixels)
