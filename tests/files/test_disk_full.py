@@ -405,7 +405,6 @@ def test_a_folder_comes_back_if_the_new_one_cannot_take_its_place(
     assert (folder / "old").exists()
 
 
-
 def test_outputs_and_the_cache_say_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,12 @@ def test_every_open_clip_row_survives_its_configuration() -> None:
     assert counted > 80
 
 
+def test_texts_of_siglip_have_the_activation_that_open_clip_does_not_say() -> None:
+    document = config_to_open_clip(get_architecture("ViT-B-16-SigLIP"))
+    document["model_cfg"]["text_cfg"].pop("act_kwargs", None)
+    assert config_from_open_clip(document).text.activation == "gelu_tanh"
+
+
 def test_mixed_activations_are_not_written_as_one(tmp_path: Path) -> None:
     clip = tiny(vision__activation="quick_gelu", text__activation="gelu")
     with pytest.raises(UserError, match=r"vision\.activation"):
