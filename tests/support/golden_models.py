@@ -131,8 +131,9 @@ def golden(name: str, **changes: Any) -> Golden:
     if name in TIMM:
         arrays = _unpack(arrays)
         settings["vision_cfg"] = {"image_size": settings["vision_cfg"]["image_size"]}
-        changes = {"vision": TIMM[name]} | changes
     config = config_from_open_clip({"model_cfg": settings, "preprocess_cfg": {}})
+    if name in TIMM:
+        config = changed(config, vision=TIMM[name])
     # Pixels as given: the files hold normalised ones.
     given = {"image_mean": (0.0,) * 3, "image_std": (1 / 255,) * 3}
     return Golden(changed(changed(config, **given), **changes), arrays)
