@@ -162,7 +162,7 @@ def test_architecture_is_checked_but_for_sizes_of_tables():
         with pytest.raises(UserError, match=words):
             config_from_big_vision(shapes, name)
     del shapes["b"]
-    with pytest.raises(UserError, match=r"logit_bias_init=-10.0, but the file None"):
+    with pytest.raises(UserError, match=r"logit_bias=True, but the file False"):
         config_from_big_vision(shapes, "ViT-SO400M-14-SigLIP")
 
 
