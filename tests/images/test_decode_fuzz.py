@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from mutations import mutated
 from pictures import encode, photo, turned
 from places import SHARED_DATA
 
@@ -42,35 +43,6 @@ def originals():
             yield encode(photo(width, height).convert(mode), format, **options)
 
 
-def mutated(data: bytes, rng) -> bytes:
-    """One to four of: bytes flipped, cut off, inserted, two pieces swapped, a piece doubled."""
-    changed = bytearray(data)
-    for _ in range(int(rng.integers(1, 5))):
-        first, second = sorted(rng.integers(0, len(changed) + 1, 2).tolist())
-        # Headers are short, and what goes wrong there goes most wrong.
-        if rng.random() < 0.5:
-            first, second = first * 300 // len(data), second * 300 // len(data)
-        kind = rng.integers(6)
-        if kind == 0:
-            for place in rng.integers(0, len(changed), int(rng.integers(1, 9))).tolist():
-                changed[place] = int(rng.integers(256))
-        elif kind == 1:
-            place = min(first, len(changed) - 1)
-            changed[place] ^= 1 << int(rng.integers(8))
-        elif kind == 2 and second > 20:
-            del changed[second:]
-        elif kind == 3:
-            changed[first:first] = rng.bytes(int(rng.integers(1, 40)))
-        elif kind == 4:
-            middle = (first + second) // 2
-            changed[first:second] = changed[middle:second] + changed[first:middle]
-        else:
-            changed[first:first] = changed[first : min(second, first + 2000)]
-        if not changed:
-            return b"\0"
-    return bytes(changed)
-
-
 class Result(NamedTuple):
     outcomes: Counter[str]
     slowest_seconds: float
@@ -84,7 +56,8 @@ def read_all(what: str, count: int) -> Result:
     slowest = 0.0
     if what == "fuzz":
         files, rng = list(originals()), np.random.default_rng(1)
-        cases = (mutated(files[number % len(files)], rng) for number in range(count))
+        chosen = (files[number % len(files)] for number in range(count))
+        cases = (mutated(data, rng, lambda place: place % 300) for data in chosen)
     else:
         source = open_source(HOSTILE / "00000.tar")
         cases = (source[index].image for index in range(len(source)))

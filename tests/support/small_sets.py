@@ -184,6 +184,19 @@ def write_tfds(path: Path, rows: Sequence[Row] = ROWS) -> Path:
     return Path(builder.data_dir)
 
 
+def outcomes(source: Any) -> list[str]:
+    """The captions of each record with "|" between them, or the kind of its error."""
+    from clip_jax.errors import DecodeError
+
+    found = []
+    for index in range(len(source)):
+        try:
+            found.append("|".join(source[index].captions))
+        except DecodeError as error:
+            found.append(error.kind)
+    return found
+
+
 # Format -> (writes rows at a path without ending and returns the path to open, packages it needs).
 WRITERS: dict[str, tuple[Callable[[Path, Sequence[Row]], Path], tuple[str, ...]]] = {
     "folder": (write_folder, ()),

@@ -129,26 +129,24 @@ def test_captions_beside_images_win_over_tables_and_classes(tmp_path: Path, capl
     assert "2 samples kept, 2 dropped (2 x caption_missing)" in caplog.text
 
 
-CASES = "IMG1.JPG IMG1.TXT, IMG1.JPG IMG1.txt, img1.jpg img1.TXT, Img1.Jpg IMG1.txt"
-CASES += ", img1.jpeg img1.jpeg.txt, img1.JPG img1.jpg.TXT, v1.2.png V1.2.Txt"
+# Images and their caption files, in any case; each image has its own.
+BESIDE = [
+    *("IMG1.JPG IMG1.TXT", "IMG1.JPG IMG1.txt", "img1.jpg img1.TXT", "Img1.Jpg IMG1.txt"),
+    *("img1.jpeg img1.jpeg.txt", "img1.JPG img1.jpg.TXT", "v1.2.png V1.2.Txt"),
+    "a.png a.png.txt a.jpg a.txt A.jpg A.txt b.png B.TXT c.png c.txt C.png c.txt",
+]
 
 
-@pytest.mark.parametrize("pair", CASES.split(", "))
-def test_caption_files_in_any_case(tmp_path: Path, pair: str) -> None:
-    image, text = pair.split()
-    lay(tmp_path / "2024", image, "other.png")
-    write(tmp_path / "2024" / text, "a red cat")
-    write(tmp_path / "2024" / "other.txt", "a dog")
-    assert opened(tmp_path)[f"2024/{image}"] == ("a red cat",)
-
-
-def test_each_image_has_its_own_caption_file(tmp_path: Path) -> None:
-    pairs = {"a.png": "a.png.txt", "a.jpg": "a.txt", "A.jpg": "A.txt", "b.png": "B.TXT"}
-    lay(tmp_path, *pairs, "c.png", "C.png")
-    for text in (*pairs.values(), "c.txt"):
-        write(tmp_path / text, text)
-    expected = {**pairs, "c.png": "c.txt"}
-    assert opened(tmp_path) == {image: (text,) for image, text in expected.items()}
+@pytest.mark.parametrize("names", BESIDE)
+def test_caption_files_beside_images(tmp_path: Path, names: str) -> None:
+    pairs = dict(zip(names.split()[::2], names.split()[1::2], strict=True))
+    lay(tmp_path / "2024", *pairs, "other.png")
+    for text in (*pairs.values(), "other.txt"):
+        write(tmp_path / "2024" / text, text)
+    pairs["other.png"] = "other.txt"
+    if "c.txt" in names:
+        del pairs["C.png"]  # c.txt is of c.png
+    assert opened(tmp_path) == {f"2024/{image}": (text,) for image, text in pairs.items()}
 
 
 @pytest.mark.parametrize(
@@ -186,11 +184,7 @@ def in_one(*rows: str) -> dict[str, str]:
 
 # Tables, more images, and what is said of images that no row names.
 UNNAMED = [
-    (
-        ONE,
-        "b/0.png b/1.png",
-        "2 of its 5 images have no usable row in a/metadata.jsonl; .* b/0.png",
-    ),
+    (ONE, "b/0.png b/1.png", "2 of its 5 images have no .* in a/metadata.jsonl; .* b/0.png"),
     (ONE, "0.png", "1 of its 4 images .* the first is 0.png"),
     (TWO, "b/0.png b/7.png", "1 of its 5 .* in any of its 2 tables; .* b/7.png"),
     (in_one("./a/0.png,x", "a//1.png,y"), "", "1 of its 3 .* a/2.png"),

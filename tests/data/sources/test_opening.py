@@ -1,6 +1,5 @@
 """Opening data: formats and paths that are unknown, links, and captions that are all one."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +66,6 @@ def test_links_to_nowhere_and_without_end(tmp_path: Path, name: str) -> None:
         link.unlink()
 
 
-def test_a_link_without_end_in_a_folder_of_images_costs_nothing_else(tmp_path: Path) -> None:
-    write(tmp_path / "dog" / "1.png", png(1))
-    (tmp_path / "dog" / "again").symlink_to("again")
-    assert len(open_source(tmp_path)) == 1
-
-
 @pytest.mark.parametrize("kind", ["one class", *(name for name in WRITERS if name != "tfds")])
 def test_one_caption_for_all_is_said(tmp_path: Path, kind: str, caplog: Any) -> None:
     for caption, is_said in (("a dog", True), ("a cat", False)):
@@ -102,31 +95,28 @@ def test_the_fingerprint_sees_captions_and_order(tmp_path: Path) -> None:
     assert len({base, fingerprint("a", "bc"), fingerprint("b", "a"), fingerprint("a")}) == 4
 
 
-@pytest.mark.parametrize("names", ["train-0 test-0", "a_train a_val", "Train test", "dev training"])
-def test_names_of_files_that_are_splits(names: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "are_splits"),
+    [
+        *(("train-0 test-0", True), ("a_train a_val", True), ("Train test", True)),
+        *(("dev training", True), ("00000 00001", False), ("train-0 train-1", False)),
+        *(("a test", False), ("test", False), ("train_test", False)),
+    ],
+)
+def test_names_of_files_that_are_splits_or_not(
+    names: str, are_splits: bool, tmp_path: Path
+) -> None:
     for number, name in enumerate(names.split()):
         write_shard(tmp_path / f"{name}.tar", samples(range(number, number + 1)))
+    if not are_splits:
+        source = open_source(tmp_path)
+        assert (len(source), source.split) == (len(names.split()), None)
+        with pytest.raises(UserError, match=r"split='test': .* has no splits"):
+            open_source(tmp_path, split="test")
+        return
     trained = open_source(tmp_path)
     held_out = open_source(tmp_path, preferred_splits=("test", "validation"))
     assert len(trained) == len(held_out) == 1
     assert ["train" in source.split.lower() for source in (trained, held_out)] == [True, False]
     named = open_source(tmp_path, split=held_out.split)
     assert named.captions(0) == held_out.captions(0) != trained.captions(0)
-
-
-@pytest.mark.parametrize(
-    "names", ["00000 00001", "train-0 train-1", "a test", "test", "train_test"]
-)
-def test_names_of_files_that_are_no_splits(names: str, tmp_path: Path) -> None:
-    for number, name in enumerate(names.split()):
-        write_shard(tmp_path / f"{name}.tar", samples(range(number, number + 1)))
-    source = open_source(tmp_path)
-    assert (len(source), source.split) == (len(names.split()), None)
-    with pytest.raises(UserError, match=r"split='test': .* has no splits"):
-        open_source(tmp_path, split="test")
-
-
-def test_metadata_is_json(tmp_path: Path) -> None:
-    rows = [{"key": "a", "image": png(1), "caption": "a", "deep": {"x": [1, None]}}]
-    path = WRITERS["jsonl"][0](tmp_path / "d", rows)
-    assert json.loads(json.dumps(open_source(path).metadata(0))) == {"deep": {"x": [1, None]}}
