@@ -84,7 +84,6 @@ STORED = [  # width, height, how it is stored, every how many photos, crops
     (480, 640, {"progressive": True}, 8, CROPS),
     (1023, 767, SUBSAMPLED, 8, CROPS),  # odd: halves do not divide it
     (1600, 1201, {"subsampling": "4:4:4"}, 8, CROPS),
-    pytest.param(2501, 1999, SUBSAMPLED | {"progressive": True}, 8, CROPS, marks=pytest.mark.slow),
     *((size, size * 2 // 3, {}, 8, WHOLE) for size in (640, 641, 1280)),
     pytest.param(4001, 2667, {}, 16, WHOLE, marks=pytest.mark.slow),
 ]

@@ -105,42 +105,12 @@ def test_exif_orientation_of_every_format(format, orientation):
     near(encode(stored, format, exif=turned(orientation), **LOSSY.get(format, {})), upright, 2)
 
 
-def test_a_jpeg_that_only_draws_a_warning_is_kept_and_one_cut_off_is_not():
+def test_a_jpeg_that_only_draws_a_warning_is_kept():
     picture = smooth(121, 96)
     data = encode(picture, "JPEG", quality=95)
     near(data + b"rubbish", np.asarray(picture), 2)
     # Bytes between the header's segments: libjpeg warns, Pillow goes on.
     near(data[:2] + data[2:].replace(b"\xff\xdb", b"\x00\x00\xff\xdb", 1), np.asarray(picture), 2)
-    for end in (len(data) - 40, len(data) // 2, 700):
-        for is_fast in (True, False):
-            options = Augmentation(resize="squash", fast_decode=is_fast)
-            with pytest.raises(DecodeError) as caught:
-                training_image(data[:end], 24, "bicubic", options, np.random.default_rng(0))
-            assert caught.value.kind == "image_undecodable"
-
-
-def picture_of_mode(mode: str, width: int, height: int) -> tuple[Image.Image, dict]:
-    """(a picture, options to save it with), for the modes that are converted by strips."""
-    grey = np.asarray(smooth(width, height).convert("L"))
-    if mode == "I;16":
-        return Image.fromarray(grey.astype(np.uint16) * 257), {}
-    if mode == "F":
-        return Image.fromarray(grey.astype(np.float32) / 255), {}
-    if mode == "P":
-        return smooth(width, height).quantize(16), {"transparency": 3}
-    picture = smooth(width, height).convert(mode)
-    picture.putalpha(Image.fromarray(np.ascontiguousarray(grey[::-1])))
-    return picture, {}
-
-
-@pytest.mark.parametrize("mode", ["I;16", "F", "P", "LA", "RGBA"])
-def test_strips_do_not_show(mode, monkeypatch):
-    picture, options = picture_of_mode(mode, 60, 47)
-    data = encode(picture, "TIFF" if mode == "F" else "PNG", **options)
-    whole = np.asarray(decode(data))
-    for pixels in (1, 60 * 5 + 7, 60 * 46):
-        monkeypatch.setattr(decoding, "_STRIP_PIXELS", pixels)
-        np.testing.assert_array_equal(np.asarray(decode(data)), whole)
 
 
 def test_odd_exif_data_are_not_spoken_of(tmp_path):

@@ -116,12 +116,3 @@ def test_a_damaged_stretch_costs_its_records_only(tmp_path: Path) -> None:
     found = outcomes(open_source(path))
     assert set(found) == {"a", "shard_unreadable"}
     assert found.count("shard_unreadable") <= 5
-
-
-def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clip_jax.data.sources.array_record._MAX_OPEN_FILES", 2)
-    for shard in range(5):
-        write_array_records(tmp_path / f"{shard}.array_record", [(f"{shard}", PNG, ("a",), {})])
-    source = open_source(tmp_path)
-    for _ in range(3):
-        assert [source.key(index) for index in range(5)] == list("01234")

@@ -283,9 +283,12 @@ def test_files_in_any_case_in_a_pattern_and_in_a_store(
     store = pytest.importorskip("fsspec").filesystem("memory")
     for file in (tmp_path / "set").rglob("*.*"):
         store.pipe_file(f"/{format}/{file.relative_to(tmp_path / 'set')}", file.read_bytes())
-    source = open_source(f"memory://{format}/a{ending}")
-    assert source[0].image == PNG
-    assert source.captions(0) == ("of a",)
+    paths = [f"memory://{format}/a{ending}", f"memory://{format}/?{ending}"]
+    paths += [f"memory://{format}/"] if format in ("webdataset", "parquet") else []
+    for path in paths:
+        source = open_source(path, format)
+        assert source[0].image == PNG
+        assert source.captions(0) == ("of a",)
 
 
 @pytest.mark.parametrize("format", ["webdataset", "parquet", "array_record"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from shards import png, samples, write_shard
-from small_sets import WRITERS, write, write_csv
+from small_sets import WRITERS, write
 
 from clip_jax.data.sources import detect_format, open_source
 from clip_jax.errors import UserError
@@ -83,16 +83,6 @@ def test_one_caption_for_all_is_said(tmp_path: Path, kind: str, caplog: Any) -> 
             caplog.clear()
             open_source(path, **options)
             assert ("images have one caption" in caplog.text) == expected
-
-
-def test_the_fingerprint_sees_captions_and_order(tmp_path: Path) -> None:
-    def fingerprint(*captions: str) -> str:
-        rows = [{"key": text[0], "image": png(1), "caption": text} for text in captions]
-        return open_source(write_csv(tmp_path / "d", rows)).fingerprint
-
-    base = fingerprint("a", "b")
-    assert fingerprint("a", "b") == base
-    assert len({base, fingerprint("a", "bc"), fingerprint("b", "a"), fingerprint("a")}) == 4
 
 
 @pytest.mark.parametrize(

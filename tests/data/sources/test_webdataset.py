@@ -54,7 +54,8 @@ def test_members(tmp_path: Path, format: int, monkeypatch: pytest.MonkeyPatch) -
     assert set(source.dropped) == {"4", "5", "6"}
 
 
-def test_paths(tmp_path: Path) -> None:
+def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     for shard in range(12):
         sample = f"{shard:03d}"
         members = [(f"{sample}.png", png(1)), (f"{sample}.txt", b"a")]
@@ -70,6 +71,10 @@ def test_paths(tmp_path: Path) -> None:
         (f"{tmp_path}/{{00008..00010}}.tar", everything[8:11]),
         (f"{tmp_path}/{{00001,00003}}.tar", ["001", "003"]),
         (f"{tmp_path}/00007.tar,{tmp_path}/00002.tar", ["007", "002"]),
+        (",".join([f"{tmp_path}/00007.tar", f"{tmp_path}/00002.tar"] * 80), ["007", "002"] * 80),
+        ("~/00007.tar,~/00002.tar", ["007", "002"]),
+        ("{~,~}/0000{7,2}.tar", ["007", "002"] * 2),
+        (f"file://{tmp_path}/00007.tar,file://{tmp_path}/00002.tar", ["007", "002"]),
         (odd, ["004"]),
         (odd / "x.tar", ["004"]),
     ):
