@@ -5,7 +5,6 @@ import time
 import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -43,14 +42,8 @@ def originals():
             yield encode(photo(width, height).convert(mode), format, **options)
 
 
-class Result(NamedTuple):
-    outcomes: Counter[str]
-    slowest_seconds: float
-    peak_mib: float
-
-
-def read_all(what: str, count: int) -> Result:
-    """What becomes of mutated files, or of the hostile samples."""
+def read_all(what: str, count: int) -> tuple[Counter[str], float, float]:
+    """(what becomes of mutated files or of the hostile ones, longest time, peak in MiB)"""
     warnings.simplefilter("ignore")  # Pillow's, about broken EXIF blocks
     outcomes: Counter[str] = Counter()
     slowest = 0.0
@@ -80,10 +73,10 @@ def read_all(what: str, count: int) -> Result:
     # Not ru_maxrss: a child has that of the process that started it.
     with open("/proc/self/status") as file:
         [line] = [x for x in file if x.startswith("VmHWM")]
-    return Result(outcomes, slowest, int(line.split()[1]) / 1024)
+    return outcomes, slowest, int(line.split()[1]) / 1024
 
 
-def in_a_child(what: str, count: int) -> Result:
+def in_a_child(what: str, count: int) -> tuple[Counter[str], float, float]:
     """In a process of its own, so that a crash or an endless loop is seen from outside."""
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     try:
@@ -94,13 +87,12 @@ def in_a_child(what: str, count: int) -> Result:
 
 
 def test_mutated_files():
-    count = 300
-    result = in_a_child("fuzz", count)
-    assert result.outcomes.total() == count
+    outcomes, slowest_seconds, _ = in_a_child("fuzz", 300)
+    assert outcomes.total() == 300
     # Fast or full, training or evaluation: the same files are refused, for the same reason.
-    assert set(result.outcomes) <= {"pixels", "image_undecodable", "image_bomb"}
-    assert min(result.outcomes["pixels"], result.outcomes["image_undecodable"]) > count / 10
-    assert result.slowest_seconds < SECONDS_EACH
+    assert set(outcomes) <= {"pixels", "image_undecodable", "image_bomb"}
+    assert min(outcomes["pixels"], outcomes["image_undecodable"]) > 30
+    assert slowest_seconds < SECONDS_EACH
 
 
 @pytest.mark.skipif(
@@ -108,8 +100,8 @@ def test_mutated_files():
     reason="the hostile samples are not beside the repository (../shared/data/hostile)",
 )
 def test_bombs_take_no_memory():
-    result = in_a_child("hostile", 0)
-    assert result.outcomes["image_bomb"] == 3
-    assert set(result.outcomes) == {"pixels", "image_undecodable", "image_bomb"}
-    assert result.peak_mib < 1024
-    assert result.slowest_seconds < SECONDS_EACH
+    outcomes, slowest_seconds, peak_mib = in_a_child("hostile", 0)
+    assert outcomes["image_bomb"] == 3
+    assert set(outcomes) == {"pixels", "image_undecodable", "image_bomb"}
+    assert peak_mib < 1024
+    assert slowest_seconds < SECONDS_EACH
