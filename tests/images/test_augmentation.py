@@ -57,6 +57,14 @@ def test_default_crop_covers_nine_tenths():
     assert max(spans) > 0.97
 
 
+@pytest.mark.parametrize("turn", [False, True])
+def test_the_crop_of_a_strip_is_its_middle(turn):
+    ramp = np.zeros((20, 200, 3), np.uint8) + np.arange(200, dtype=np.uint8)[None, :, None]
+    pixels = augmented(ramp.transpose(1, 0, 2) if turn else ramp, 64, crop_scale=(0.9, 1.0))
+    assert abs(int(pixels.min()) - 87) <= 2  # 20 * 4 / 3 of 200
+    assert abs(int(pixels.max()) - 112) <= 2
+
+
 def test_flip_mirrors():
     pixels = np.asarray(photo(16, 16))
     np.testing.assert_array_equal(augmented(pixels, 16, flip_probability=1.0), pixels[:, ::-1])

@@ -118,6 +118,8 @@ def test_what_cannot_be_indexed_is_left_out_or_ends_it(server: Loopback) -> None
     assert set(numbers.ravel().tolist()) <= {*range(5), *range(9, 15)}
     with pytest.raises(UserError, match=r"00001\.tar: cannot be read after 2 attempts"):
         open_source(pattern(server), options=options(on_failure="stop"))
+    with pytest.raises(UserError, match=r"nothing\.tar: no such file"):
+        open_source(f"{server.url}/nothing.tar", options=options())
 
 
 def test_a_shard_that_goes_away_is_replaced_by_samples_of_all_others(tmp_path: Path) -> None:
