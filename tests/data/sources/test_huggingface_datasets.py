@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 from shards import png
-from small_sets import outcomes
+from small_sets import outcomes, refused
 
 from clip_jax.data.sources import detect_format, open_source
-from clip_jax.errors import DecodeError, UserError
+from clip_jax.errors import DecodeError
 
 datasets = pytest.importorskip("datasets")
 datasets.disable_progress_bars()
@@ -44,12 +44,10 @@ def test_splits_of_a_dictionary(tmp_path: Path) -> None:
     source = open_source(both)
     assert [source.key(0), source.key(1)] == ["train:0", "train:1"]
     assert open_source(both, split="validation").captions(0) == ("v",)
-    with pytest.raises(UserError, match=r"no split 'test'; its splits are: validation, train"):
-        open_source(both, split="test")
+    refused(r"no split 'test'; its splits are: validation, train", both, split="test")
     single = save(tmp_path / "x", {"image": stored(PNG), "caption": ["a"]}, PICTURES)
     assert open_source(single).key(0) == "rows:0"
-    with pytest.raises(UserError, match=r"no split 'test'; it is a single dataset"):
-        open_source(single, split="test")
+    refused(r"no split 'test'; it is a single dataset", single, split="test")
 
 
 def test_bytes_paths_and_missing_images(tmp_path: Path) -> None:
@@ -74,8 +72,7 @@ def test_a_class_is_the_caption_where_there_is_no_text(tmp_path: Path) -> None:
     assert source.dropped.counts == {"caption_missing": 2}
     assert source.dropped["rows:2"] == "label -1 has no class name"
     assert source.dropped["rows:3"] == "caption is missing"
-    with pytest.raises(UserError, match="caption_template 'a dog'"):
-        open_source(folder, caption_template="a dog")
+    refused("caption_template 'a dog'", folder, caption_template="a dog")
 
 
 def test_a_view_of_rows_is_kept_and_a_broken_one_is_one_line(tmp_path: Path) -> None:
@@ -84,6 +81,4 @@ def test_a_view_of_rows_is_kept_and_a_broken_one_is_one_line(tmp_path: Path) -> 
     source = open_source(tmp_path / "x")
     assert outcomes(source) == ["e", "c", "a"]
     (tmp_path / "x" / "state.json").write_text("{broken")
-    with pytest.raises(UserError, match=r"save_to_disk wrote") as caught:
-        open_source(tmp_path / "x")
-    assert "\n" not in str(caught.value)
+    refused(r"save_to_disk wrote", tmp_path / "x")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from loopback import Loopback
 from shards import batches, png, samples, take, write_shard, write_shards
+from small_sets import refused
 
 from clip_jax.data.options import SourceOptions
 from clip_jax.data.sources import open_source
@@ -118,8 +119,7 @@ def test_what_cannot_be_indexed_is_left_out_or_ends_it(server: Loopback) -> None
     assert set(numbers.ravel().tolist()) <= {*range(5), *range(9, 15)}
     with pytest.raises(UserError, match=r"00001\.tar: cannot be read after 2 attempts"):
         open_source(pattern(server), options=options(on_failure="stop"))
-    with pytest.raises(UserError, match=r"nothing\.tar: no such file"):
-        open_source(f"{server.url}/nothing.tar", options=options())
+    refused(r"nothing\.tar: no such file", f"{server.url}/nothing.tar", options=options())
 
 
 def test_a_shard_that_goes_away_is_replaced_by_samples_of_all_others(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from mutations import mutated
 from shards import photo, png, samples, write_shard, write_shards
+from small_sets import keys, refused
 
 from clip_jax.data.records import Fingerprint, fingerprint_of
 from clip_jax.data.sources import open_source
@@ -24,10 +25,6 @@ from clip_jax.errors import DecodeError, UserError
 from clip_jax.files.options import RemoteOptions
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-def keys(source) -> list[str]:
-    return [source.key(index) for index in range(len(source))]
 
 
 def indexed(path: Path, beside: bool = True) -> Path:
@@ -74,8 +71,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     write_shard(path, samples(range(4)))
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(UserError, match=r"cannot be written: .*; set CLIP_JAX_CACHE to a folder"):
-        open_source(path)
+    refused(r"cannot be written: .*; set CLIP_JAX_CACHE to a folder", path)
     (tmp_path / "a.tar.index").mkdir()
     with pytest.raises(UserError, match=r"a\.tar\.index cannot be written: Is a directory$"):
         build_indexes([str(path)], beside=True)
@@ -109,8 +105,7 @@ def test_what_is_no_tar_stops_where_it_is_told_to_and_alone(tmp_path: Path) -> N
         open_source(tmp_path / "set", remote=RemoteOptions(on_failure="stop"))
     for number in (0, 2):
         (tmp_path / "set" / f"0000{number}.tar").write_bytes(b"")
-    with pytest.raises(UserError, match=r"no sample .*3 dropped; .*not an uncompressed tar"):
-        open_source(tmp_path / "set")
+    refused(r"no sample .*3 dropped; .*not an uncompressed tar", tmp_path / "set")
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -173,8 +168,7 @@ def test_columns_have_an_index_of_their_own(tmp_path: Path) -> None:
     assert source[2].captions == ("alt 2", "l2")
     assert source[2].weights == (1, 3)
     assert source.dropped == {"3": "caption is missing (no alt, long; there are .txt)"}
-    with pytest.raises(UserError, match=r"no sample .*no nosuch; there are"):
-        open_source(tmp_path / "a.tar", caption_column="nosuch")
+    refused(r"no sample .*no nosuch; there are", tmp_path / "a.tar", caption_column="nosuch")
 
 
 def test_half_surrogates_are_no_caption(tmp_path: Path) -> None:
