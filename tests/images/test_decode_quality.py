@@ -75,25 +75,27 @@ def test_small_sharp_photos(photos, size, scale, interpolation, monkeypatch):
     assert worst <= 2 * LIMIT
 
 
-STORED = [
-    (640, 480, {"subsampling": "4:2:0"}),
-    (640, 480, {"subsampling": "4:4:4"}),
-    (480, 640, {"progressive": True}),
-    (1023, 767, {"subsampling": "4:2:0"}),  # odd: halves do not divide it
-    (1600, 1201, {"subsampling": "4:4:4"}),
-    pytest.param(
-        *(2501, 1999, {"subsampling": "4:2:0", "progressive": True}), marks=pytest.mark.slow
-    ),
+CROPS = [{"crop_scale": scale} for scale in SCALES]
+WHOLE = [{"crop_scale": (1, 1)}, {"resize": "squash"}]
+SUBSAMPLED = {"subsampling": "4:2:0"}
+STORED = [  # width, height, how it is stored, every how many photos, crops
+    (640, 480, SUBSAMPLED, 8, CROPS),
+    (640, 480, {"subsampling": "4:4:4"}, 8, CROPS),
+    (480, 640, {"progressive": True}, 8, CROPS),
+    (1023, 767, SUBSAMPLED, 8, CROPS),  # odd: halves do not divide it
+    (1600, 1201, {"subsampling": "4:4:4"}, 8, CROPS),
+    *((size, size * 2 // 3, {}, 8, WHOLE) for size in (640, 641, 1280)),
+    pytest.param(4001, 2667, {}, 16, WHOLE, marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize(("width", "height", "options"), STORED)
-def test_photos_of_usual_sizes(photos, width, height, options, monkeypatch):
-    few = [saved_again(photo, width, height, **options) for photo in photos[::8]]
-    for scale, interpolation in itertools.product(SCALES, RESAMPLE):
-        mean, worst = differences(few, 224, interpolation, monkeypatch, crop_scale=scale)
-        assert mean <= LIMIT, (scale, interpolation)
-        assert worst <= 2 * LIMIT, (scale, interpolation)
+@pytest.mark.parametrize(("width", "height", "stored", "step", "crops"), STORED)
+def test_photos_of_usual_sizes(photos, width, height, stored, step, crops, monkeypatch):
+    few = [saved_again(photo, width, height, **stored) for photo in photos[::step]]
+    for crop, interpolation in itertools.product(crops, RESAMPLE):
+        mean, worst = differences(few, 224, interpolation, monkeypatch, **crop)
+        assert mean <= LIMIT, (crop, interpolation)
+        assert worst <= 2 * LIMIT, (crop, interpolation)
 
 
 def of_a_camera(photo: bytes, width: int, height: int, format: str) -> bytes:
@@ -103,15 +105,6 @@ def of_a_camera(photo: bytes, width: int, height: int, format: str) -> bytes:
     grain = np.random.default_rng(len(photo)).normal(0, 12, (height, width, 1)).astype(np.int16)
     noisy = Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
     return encode(noisy, format, **({"quality": 95} if format == "JPEG" else {}))
-
-
-CROPS = [
-    {"crop_scale": (0.9, 1.0)},
-    {"crop_scale": (0.08, 1.0)},
-    {"crop_scale": (0.2, 1.0), "crop_ratio": (0.5, 2.0)},
-    {"crop_scale": (1, 1)},
-    {"resize": "squash"},
-]
 
 
 @pytest.mark.parametrize("interpolation", RESAMPLE)
@@ -124,19 +117,10 @@ def test_photos_with_grain(photos, width, height, format, interpolation, monkeyp
     # Of JPEGs the decoder leaves out the upper half of the frequencies, by a filter of its own:
     # what is there of grain it lets pass a little more of.
     limit = LIMIT if format == "PNG" else 1.4 * LIMIT
-    for options in CROPS:
+    for options in [*CROPS, *WHOLE, {"crop_scale": (0.2, 1.0), "crop_ratio": (0.5, 2.0)}]:
         mean, worst = differences(few, 224, interpolation, monkeypatch, **options)
         assert mean <= limit, options
         assert worst <= 1.2 * limit, options
-
-
-@pytest.mark.parametrize("size", [640, 641, 1280, pytest.param(4001, marks=pytest.mark.slow)])
-def test_whole_images(photos, size, monkeypatch):
-    few = [saved_again(photo, size, size * 2 // 3) for photo in photos[:: 8 if size < 2000 else 16]]
-    for options in ({"crop_scale": (1, 1)}, {"resize": "squash"}):
-        mean, worst = differences(few, 224, "bicubic", monkeypatch, **options)
-        assert mean <= LIMIT, options
-        assert worst <= 2 * LIMIT, options
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))

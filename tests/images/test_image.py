@@ -6,6 +6,7 @@ from pictures import encode, on_white, photo, png_file
 from PIL import Image
 
 from clip_jax.errors import DecodeError, UserError
+from clip_jax.images import decoding
 from clip_jax.images.augmentation import Augmentation, training_image
 from clip_jax.images.decoding import decode
 from clip_jax.images.transform import ImageTransform
@@ -24,17 +25,8 @@ def torchvision_rule(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image)[crop_top : crop_top + size, crop_left : crop_left + size]
 
 
-SIZES = [
-    (64, 48),
-    (48, 64),
-    (65, 47),
-    (341, 256),
-    (101, 100),
-    (33, 200),
-    (5, 3),
-    (32, 32),
-    (31, 90),
-]
+SIZES = [(64, 48), (48, 64), (65, 47), (341, 256), (101, 100), (33, 200), (5, 3), (32, 32)]
+SIZES += [(31, 90), (32, 37)]  # the last with an offset of 2.5, rounded to even
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -45,12 +37,6 @@ def test_evaluation_transform_equals_torchvision(width, height, size):
     assert result.shape == (size, size, 3)
     assert result.dtype == np.uint8
     np.testing.assert_array_equal(result, torchvision_rule(image, size))
-
-
-def test_crop_offset_is_rounded_half_to_even():
-    # 32 x 37 has the offset 2.5: rows 2..33, not 3..34.
-    image = photo(32, 37)
-    np.testing.assert_array_equal(ImageTransform(32)(image), np.asarray(image)[2:34])
 
 
 def test_extreme_aspect_is_small_in_memory_and_near_the_rule():
@@ -158,6 +144,15 @@ def test_every_mode_stands_for_its_rgb_values(mode, encoded):
         assert np.abs(difference).max() <= 1
 
 
+@pytest.mark.parametrize("mode", ["I;16", "P with a hole", "LA", "RGBA"])
+def test_strips_do_not_show(mode, monkeypatch):
+    data = encode(odd_modes()[mode][0], "PNG")
+    whole = np.asarray(decode(data))
+    for pixels in (1, 45 * 5 + 7, 45 * 30):
+        monkeypatch.setattr(decoding, "_STRIP_PIXELS", pixels)
+        np.testing.assert_array_equal(np.asarray(decode(data)), whole)
+
+
 def test_converting_grey_before_or_after_the_resize_is_the_same():
     # OpenAI's order is resize, crop, then RGB.
     grey = photo(45, 31).convert("L")
@@ -192,14 +187,14 @@ def test_decompression_bombs_are_refused_by_their_header(monkeypatch, lifted):
 def test_truncated_images_are_refused(format):
     data = encode(photo(64, 48), format)
     assert decode(data).size == (64, 48)
-    for augmentation in (Augmentation(), Augmentation(fast_decode=False)):
-        with pytest.raises(DecodeError):
-            training_image(
-                data[: len(data) // 2], 8, "bicubic", augmentation, np.random.default_rng(0)
-            )
-    with pytest.raises(DecodeError) as caught:
-        decode(data[: len(data) // 2])
-    assert caught.value.kind == "image_undecodable"
+    for end in (len(data) // 2, len(data) - 40, 700) if format == "JPEG" else (len(data) // 2,):
+        with pytest.raises(DecodeError) as caught:
+            decode(data[:end])
+        assert caught.value.kind == "image_undecodable"
+        for is_fast in (True, False):
+            options = Augmentation(fast_decode=is_fast)
+            with pytest.raises(DecodeError):
+                training_image(data[:end], 8, "bicubic", options, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections import Counter
@@ -15,8 +16,9 @@ class Loopback:
 
     Attributes:
       faults: name -> list of what becomes of the next GET requests for it: "500", "stall" (nothing
-        comes), "cut" (half of what was promised), "gone" (as if it were not there); the last stays
-        for ever where it ends with "…". "HEAD NAME" -> the same of HEAD requests.
+        comes), "cut" (half of what was promised), "gone" (as if it were not there), "drip" (a byte
+        now and then, without a length or an end); the last stays for ever if it ends with "…".
+        "HEAD NAME" -> the same of HEAD requests.
       requests: name -> GET requests so far.
       has_tags: whether it sends ETags; without, the time of the last change only.
       has_ranges: whether it sends parts of a file.
@@ -77,6 +79,13 @@ class Loopback:
             return
         if fault == "stall":
             self._end.wait(30)
+            return
+        if fault == "drip":
+            handler.send_response(200)
+            handler.end_headers()
+            with contextlib.suppress(OSError):
+                while not self._end.wait(0.05):
+                    handler.wfile.write(b"x")
             return
         handler.send_response(206 if span else 200)
         handler.send_header("Content-Length", str(len(part)))

@@ -11,8 +11,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pictures import encode, photo
 from shards import write_shard
+
+from clip_jax.data.sources import open_source
+from clip_jax.errors import DecodeError, UserError
 
 Row = dict[str, Any]
 
@@ -182,6 +186,28 @@ def write_tfds(path: Path, rows: Sequence[Row] = ROWS) -> Path:
     builder = SmallSet(data_dir=str(path), file_format="array_record")
     builder.download_and_prepare()
     return Path(builder.data_dir)
+
+
+def keys(source: Any) -> list[str]:
+    return [source.key(index) for index in range(len(source))]
+
+
+def outcomes(source: Any) -> list[str]:
+    """The captions of each record with "|" between them, or the kind of its error."""
+    found = []
+    for index in range(len(source)):
+        try:
+            found.append("|".join(source[index].captions))
+        except DecodeError as error:
+            found.append(error.kind)
+    return found
+
+
+def refused(message: str, path: Path | str, *arguments: Any, **options: Any) -> None:
+    """Opening the data ends in a mistake of one line with this message."""
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(path, *arguments, **options)
+    assert "\n" not in str(caught.value)
 
 
 # Format -> (writes rows at a path without ending and returns the path to open, packages it needs).

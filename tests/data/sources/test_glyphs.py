@@ -69,15 +69,12 @@ def test_records(train: glyphs.Glyphs) -> None:
         glyphs.open_glyphs("everything")
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut short"])
-def test_damaged_cache_is_drawn_again(
-    damage: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_cache_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path))
     first = glyphs.open_glyphs("test")
     (cache,) = (tmp_path / "glyphs").iterdir()
     assert np.array_equal(glyphs.open_glyphs("test").images, first.images)  # from the cache
-    cache.write_bytes(damage)
+    cache.write_bytes(b"PK\x03\x04 cut short")
     again = glyphs.open_glyphs("test")
     assert np.array_equal(again.images, first.images)
     assert again.fingerprint == first.fingerprint

@@ -1,7 +1,5 @@
 """Images on the web that are dead, slow or endless cost a run little time."""
 
-import socket
-import threading
 import time
 from pathlib import Path
 
@@ -76,26 +74,13 @@ def test_bytes_without_end(server: Loopback, monkeypatch) -> None:
     assert server.requests["a.png"] == 1
 
 
-def test_a_server_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A byte now and then, without a length: no timeout of a socket ever comes."""
-    monkeypatch.setattr(linked_images, "_failing", {})
+def test_a_server_that_drips(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No timeout of a socket ever comes."""
     monkeypatch.setattr(linked_images, "_ALL_SECONDS", 0.6)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def drip() -> None:
-            connection = listener.accept()[0]
-            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
-            try:
-                while True:
-                    connection.sendall(b"x")
-                    time.sleep(0.05)
-            except OSError:
-                connection.close()
-
-        threading.Thread(target=drip, daemon=True).start()
-        start = time.monotonic()
-        refusal(f"http://127.0.0.1:{listener.getsockname()[1]}/a.png")
-        assert time.monotonic() - start < 3
+    server.faults = {"a.png": ["drip…"]}
+    start = time.monotonic()
+    refusal(f"{server.url}/a.png")
+    assert time.monotonic() - start < 3
 
 
 def test_no_url(server: Loopback) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from shards import png
+from small_sets import refused
 
 from clip_jax.data.sources import open_source, parquet
-from clip_jax.errors import DecodeError, UserError
+from clip_jax.errors import DecodeError
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -76,31 +77,13 @@ def test_paths_and_urls(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match=r"gone\.png"):
         source[2]
     write(path, {"image_path": ["no.png"], "caption": ["a"]})
-    with pytest.raises(UserError, match=r"none of its first images.*no\.png"):
-        open_source(path)
+    refused(r"none of its first images.*no\.png", path)
 
 
-def test_bad_rows_are_named_by_file_and_row(tmp_path: Path) -> None:
-    good = ["a", None, " ", "b"]
-    first = write(tmp_path / "0.parquet", {"image": [PNG] * 4, "caption": good}, row_group_size=2)
-    write(tmp_path / "1.parquet", {"image": [PNG], "caption": ["good"]})
-    memory = pytest.importorskip("fsspec").filesystem("memory")
-    for file in tmp_path.iterdir():
-        memory.pipe_file(f"/named/{file.name}", file.read_bytes())
-    for path in (tmp_path, "memory://named/*.parquet", "memory://named/"):
-        source = open_source(path, "parquet")
-        keys = [source.key(index) for index in range(len(source))]
-        assert keys == ["0.parquet:0", "0.parquet:3", "1.parquet:0"]
-        assert list(source.dropped) == ["0.parquet:1", "0.parquet:2"]
-    assert open_source(first).fingerprint != source.fingerprint
-
-
-@pytest.mark.parametrize("kind", ["text", "list"])
-def test_texts_that_are_not_utf8_cost_their_rows(tmp_path: Path, kind: str) -> None:
-    captions = pa.array([b"good", b"caf\xe9"], pa.binary()).view(pa.string())
-    if kind == "list":
-        captions = pa.ListArray.from_arrays([0, 1, 2], captions)
-    pq.write_table(pa.table({"image": [PNG] * 2, "caption": captions}), tmp_path / "a.parquet")
+def test_lists_of_texts_that_are_not_utf8_cost_their_rows(tmp_path: Path) -> None:
+    texts = pa.array([b"good", b"caf\xe9"], pa.binary()).view(pa.string())
+    columns = {"image": [PNG] * 2, "caption": pa.ListArray.from_arrays([0, 1, 2], texts)}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     source = open_source(tmp_path / "a.parquet")
     assert (len(source), source.captions(0)) == (1, ("good",))
     assert source.dropped == {"a.parquet:1": "caption is not UTF-8 (byte 3)"}
@@ -133,15 +116,12 @@ def test_a_damaged_row_group_costs_its_rows(tmp_path: Path) -> None:
 
 def test_columns_that_are_missing_or_wrong(tmp_path: Path) -> None:
     path = write(tmp_path / "0.parquet", {"image": [1.5], "caption": ["a"], "n": [1]})
-    with pytest.raises(UserError, match=r"column 'image' has double; accepted for images"):
-        open_source(path)
+    refused(r"column 'image' has double; accepted for images", path)
     write(path, {"image": [PNG], "caption": ["a"]})
     write(tmp_path / "1.parquet", {"image": [PNG], "words": ["a"]})
-    with pytest.raises(UserError, match=r"1\.parquet has no column caption.*image, words"):
-        open_source(tmp_path)
+    refused(r"1\.parquet has no column caption.*image, words", tmp_path)
     write(path, {"image": [], "caption": []}, {"image": pa.binary(), "caption": pa.string()})
-    with pytest.raises(UserError, match="no row"):
-        open_source(path)
+    refused("no row", path)
 
 
 def test_row_groups_are_read_once_while_they_fit(tmp_path: Path, monkeypatch) -> None:
@@ -149,11 +129,12 @@ def test_row_groups_are_read_once_while_they_fit(tmp_path: Path, monkeypatch) ->
     path = write(tmp_path / "a.parquet", columns, row_group_size=2)
     reads: list[list[str]] = []
     read = parquet.RowGroups.read
-    monkeypatch.setattr(
-        parquet.RowGroups,
-        "read",
-        lambda self, file, group, names: reads.append(names) or read(self, file, group, names),
-    )
+
+    def record(self: Any, file: int, group: int, names: list[str]) -> Any:
+        reads.append(names)
+        return read(self, file, group, names)
+
+    monkeypatch.setattr(parquet.RowGroups, "read", record)
     source = open_source(path)
     reads.clear()
     for _ in range(3):

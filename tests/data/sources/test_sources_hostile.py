@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -10,9 +9,7 @@ from places import SHARED_DATA
 
 from clip_jax.data.sources import open_source
 from clip_jax.errors import DecodeError
-from clip_jax.images.augmentation import Augmentation, training_image
 from clip_jax.images.decoding import decode
-from clip_jax.images.transform import ImageTransform
 
 HOSTILE = SHARED_DATA / "hostile"
 
@@ -90,34 +87,3 @@ def check_pixels(key, entry, pixels):
         if name in entry:
             mean = region.reshape(-1, 3).mean(axis=0)
             np.testing.assert_allclose(mean, entry[name], atol=8, err_msg=f"{key} {name}")
-
-
-def test_transforms_agree_with_decoding(decoded):
-    transform = ImageTransform(16)
-    for key, pairs in decoded.items():
-        for number, (record, outcome) in enumerate(pairs):
-            rng = np.random.default_rng(number)
-            if isinstance(outcome, DecodeError):
-                with pytest.raises(DecodeError):
-                    transform(record.image)
-                with pytest.raises(DecodeError):
-                    training_image(record.image, 16, "bicubic", Augmentation(), rng)
-                continue
-            small = transform(record.image).astype(float)
-            trained = training_image(record.image, 16, "bicubic", Augmentation(), rng)
-            assert small.shape == trained.shape == (16, 16, 3), key
-            # Another crop, another decoder, but the same picture.
-            assert np.abs(small.mean((0, 1)) - trained.mean((0, 1))).max() < 25, key
-
-
-def test_truncated_shard(expected, caplog):
-    with caplog.at_level(logging.WARNING):
-        shard = open_source(HOSTILE / "00001.tar")
-    keys = [shard.key(index) for index in range(len(shard))]
-    assert keys == expected["00001.tar"]["keep"]
-    path = str(HOSTILE / "00001.tar")
-    assert list(shard.dropped) == [*expected["00001.tar"]["drop"], path]
-    assert shard.dropped.counts["shard_damaged"] == 1
-    assert shard.dropped[path].startswith("is truncated at byte 49760")
-    assert "00001.tar is truncated" in caplog.text
-    assert all(decode(shard[index].image).size for index in range(len(shard)))

@@ -235,10 +235,6 @@ def test_a_failing_shard_is_left_out_and_the_order_stays(
             assert server.requests["00004.tar"] >= 2
     np.testing.assert_array_equal(*runs)
     assert sorted(runs[0].tolist()) == sorted(set(range(52)) - set(missing))
-
-
-def test_a_failing_shard_stops_the_run_where_it_is_told_to(shards: str) -> None:
-    pytest.importorskip("aiohttp")
     with Loopback(Path(shards).parent) as server:
         server.faults = {"00004.tar": ["500…"]}
         iterator = stream(StreamingSource(*remote(server, "stop")), streams=1, batch_size=4)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from shards import png, write_tar
+from small_sets import refused
 
 from clip_jax.data.sources import open_source
 from clip_jax.data.stream.shards import StreamingSource
@@ -157,18 +158,17 @@ def test_compressed_archives(tmp_path: Path, pack: Callable[[bytes], bytes], nam
     path.write_bytes(pack(path.read_bytes()))
     for ending in (".tar", ".tar.gz"):
         path = path.rename(tmp_path / f"a{ending}")
-        with pytest.raises(UserError, match=f"uncompressed tar file: it is compressed by {name}"):
-            open_source(path, "webdataset")
+        refused(f"uncompressed tar file: it is compressed by {name}", path, "webdataset")
 
 
-def test_a_million_drops_take_little() -> None:
+def test_many_drops_take_little() -> None:
     """Names without end: one key, a reason for each that is short after the first thousand."""
-    endings = tuple(f"{number}.jpg" for number in range(100_000))
+    endings = tuple(f"{number}.jpg" for number in range(50_000))
     start = time.process_time()
     found = without_image("x", endings, 0)
-    assert len(found) == 100_000
-    assert sum(len(reason) for _, reason in found) < 10_000_000
-    halves = [Dropped(f"{n}", "caption_missing", "", n, ("jpg",)) for n in range(100_000)]
-    halves += [Dropped(f"{n}", "image_missing", "", n, ("txt",)) for n in range(100_000)]
-    assert len(join_apart(halves, [])) == 100_000
-    assert time.process_time() - start < 10
+    assert len(found) == 50_000
+    assert sum(len(reason) for _, reason in found) < 5_000_000
+    halves = [Dropped(f"{n}", "caption_missing", "", n, ("jpg",)) for n in range(50_000)]
+    halves += [Dropped(f"{n}", "image_missing", "", n, ("txt",)) for n in range(50_000)]
+    assert len(join_apart(halves, [])) == 50_000
+    assert time.process_time() - start < 5
