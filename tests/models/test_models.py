@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from tiny_clip import RESNET, TINY, changed, nested, random_params
+from tiny_clip import RESNET, nested, random_params
+from tiny_clip import tiny_architecture as tiny
 
 from clip_jax import count_parameters, list_models
 from clip_jax.errors import UserError
@@ -28,10 +29,6 @@ with (Path(__file__).parent / "published_sizes.csv").open() as file:
     PUBLISHED = {
         row["name"]: (int(row["parameters"]), float(row["gflops"])) for row in csv.DictReader(file)
     }
-
-
-def tiny(**changes: Any) -> ClipConfig:
-    return changed(ClipConfig(), **(TINY | changes))
 
 
 def test_names() -> None:
@@ -125,7 +122,9 @@ def test_config_survives_json() -> None:
 def fresh(**changes: Any) -> dict[str, np.ndarray]:
     """Initial parameters by path, wide enough for statistics."""
     sizes = {"vision__width": 64, "text__width": 64, "embed_dim": 48, "vocab_size": 500}
-    sizes |= {"text__mlp_dim": 256, "vision__mlp_dim": 192, "context_length": 40, "image_size": 64}
+    sizes |= {"text__mlp_dim": 256, "context_length": 40, "image_size": 64}
+    if changes.get("vision__kind") != "resnet":
+        sizes["vision__mlp_dim"] = 192
     config = tiny(**(sizes | changes))
     params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(1))
     return {path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()}

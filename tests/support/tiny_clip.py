@@ -60,9 +60,13 @@ def changed(config: ClipConfig, **fields: Any) -> ClipConfig:
     return override(config, **nested(fields))
 
 
-def tiny(**changes: Any) -> Clip:
+def tiny_architecture(**changes: Any) -> ClipConfig:
     base = RESNET if changes.get("vision__kind") == "resnet" else TINY
-    config = changed(ClipConfig(), **(base | changes))
+    return changed(ClipConfig(), **(base | changes))
+
+
+def tiny(**changes: Any) -> Clip:
+    config = tiny_architecture(**changes)
     return Clip(config, random_params(config))
 
 
