@@ -1,4 +1,4 @@
-"""What a process holds open: bounded, made once, and its own."""
+"""The cache of a process: bounded, each value made once, and not shared with its children."""
 
 import multiprocessing
 import os

@@ -234,7 +234,7 @@ def test_large_sets_are_looked_at_in_parts(tmp_path: Path, capsys: Capture) -> N
 
 
 def test_examples_of_each_kind(tmp_path: Path, tokenizer: Path, capsys: Capture) -> None:
-    """What is rare is shown too, though it comes after much that is common."""
+    """Rare findings are shown too, though they come after many common ones."""
     jpeg = encode(photo(20, 20), "JPEG")
     empty = {f"empty{number:02d}": (jpeg, b" ") for number in range(30)}
     same = {f"same{number:02d}": (jpeg, b"good") for number in range(30)}

@@ -31,7 +31,7 @@ def near(data: bytes, wanted: np.ndarray, levels: float) -> None:
 
 
 def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
-    """What a lossy format keeps."""
+    """Returns the pixels that a lossy format keeps."""
     return photo(6, 5, seed).resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -64,7 +64,7 @@ def files() -> dict[str, tuple[bytes, np.ndarray, float]]:
     values = np.asarray(inks, np.float64)
     rgb = (255 - values[:, :, :3]) * (255 - values[:, :, 3:]) / 255
     found["CMYK JPEG"] = (encode(inks, "JPEG", quality=95), rgb, 3)
-    # Of 16 bits: colours, colours and alpha, grey and alpha.
+    # Files of 16 bits: colours, colours and alpha, grey and alpha.
     for colour_type, channels in ((2, rgba[:, :, :3]), (6, rgba), (4, rgba[:, :, ::3])):
         wide = (channels.astype(np.uint16) * 257).astype(">u2")
         rows = np.pad(wide.reshape(96, -1).view(np.uint8), ((0, 0), (1, 0)))

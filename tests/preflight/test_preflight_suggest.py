@@ -1,4 +1,4 @@
-"""What a pre-flight advises, and the settings that it finds."""
+"""Advice of a pre-flight, and the settings that it finds."""
 
 import pytest
 from tiny_preflight import plan

@@ -102,7 +102,7 @@ def save(model: Any, folder: Path) -> dict[str, np.ndarray]:
 def our_outputs(
     config: ClipConfig, params: Any, pixels_BSSC: np.ndarray, tokens_BL: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What `outputs` gives, of our model."""
+    """Returns the same as `outputs`, from our model."""
     out = jax.jit(TwoTower(config).apply)({"params": params}, pixels_BSSC, tokens_BL)
     logits = out.logit_scale * out.image_embeds @ out.text_embeds.T + out.logit_bias
     found = {"image": out.image_embeds, "text": out.text_embeds, "logits": logits}

@@ -85,7 +85,7 @@ class Project:
         )
 
     def sweep(self, *flags: str, status: int = 0, **environment: str) -> str:
-        """What the sweep prints; on stderr if it ends with status 2."""
+        """Returns the output of the sweep: stderr if it ends with status 2."""
         process = self.start(*flags, **environment)
         output, errors = process.communicate(timeout=60)
         assert process.returncode == status, output + errors

@@ -1,4 +1,4 @@
-"""What every tokenizer does: rows, truncation, copies, names of special tokens as text."""
+"""Contract of every tokenizer: rows, truncation, copies, names of special tokens as text."""
 
 import pickle
 
