@@ -215,6 +215,7 @@ class _Reader:
         self._in_doubt = False  # after an unclosed quote: lines may still belong to its cell
 
     def rows(self) -> Iterator[Row]:
+        """Yields the rows that can be read; the others are counted with their line and reason."""
         lines, delimiter, shape = self._lines, self._delimiter, self._shape
         for line in lines:
             text = line.rstrip("\r\n")

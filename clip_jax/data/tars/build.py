@@ -75,6 +75,7 @@ class _Builder:
         return os.pread(self._file.fileno(), member.size, member.offset)
 
     def finish(self, group: _Group | None) -> None:
+        """Adds the sample of a group of members, or counts why it is none."""
         if group is None:
             return
         members = group.members
