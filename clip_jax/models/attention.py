@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from clip_jax.errors import UserError
+from clip_jax.models.attention_kernels import choose, dot_product, key_mask
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import BlockInitializers
 from clip_jax.models.kinds import HybridConfig, VitConfig
@@ -64,33 +64,6 @@ class Context(NamedTuple):
 NO_CONTEXT = Context()
 
 
-def kernel(wanted: str, query_BLHK: Array, mask: Array | None) -> Literal["xla", "cudnn"]:
-    """Chooses the implementation of `jax.nn.dot_product_attention`; both have a float32 softmax.
-
-    "auto" is cuDNN's fused kernel on an NVIDIA GPU of the Ampere generation or later if dtype, head
-    width and mask allow it, else XLA. Raises `UserError` if "cudnn" is wanted but unavailable.
-    """
-    if wanted == "xla":
-        return "xla"
-    head_dim, dtype = query_BLHK.shape[-1], query_BLHK.dtype
-    reason = None
-    if jax.default_backend() != "gpu":
-        reason = f"there is no GPU, but {jax.default_backend()}"
-    elif float(getattr(jax.devices()[0], "compute_capability", 0)) < 8.0:
-        reason = f"{jax.devices()[0].device_kind} is older than Ampere"
-    elif dtype not in (jnp.bfloat16, jnp.float16):
-        reason = f"dtype is {dtype}, needs bfloat16"
-    elif head_dim % 8 or head_dim > 128:
-        reason = f"heads are {head_dim} wide, needs a multiple of 8 up to 128"
-    elif mask is not None:
-        reason = "a mask of the padding is needed"
-    if reason is None:
-        return "cudnn"
-    if wanted == "cudnn":
-        raise UserError(f"attention='cudnn': {reason}; accepted here: 'auto' or 'xla'")
-    return "xla"
-
-
 def rope_tables(config: VitConfig | HybridConfig, image_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosine and sine of every token's angles, (L, K) float32 each; K is the width of a head.
 
@@ -131,10 +104,53 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: Array, context: Context = NO_CONTEXT) -> Array:
-        config, dtype = self.config, self.config.dtype
-        width, heads = x_BLD.shape[-1], config.heads
-        head_dim = width // heads
-        query, key, value = self._query_key_value(x_BLD, context, head_dim)
+        config, dtype, width = self.config, self.config.dtype, x_BLD.shape[-1]
+        if self._is_fused(x_BLD, context):
+            mixed_BLD = self._fused(x_BLD, context)
+        else:
+            mixed_BLD = self._mixed(x_BLD, context)
+        if config.inner_norm:
+            norm = nn.LayerNorm(config.norm_eps, dtype=dtype, name="inner_norm")
+            mixed_BLD = norm(mixed_BLD)
+        shape = (config.heads, width // config.heads, width)
+        out = self.param("out", self.inits.attention_out, shape, jnp.float32).astype(dtype)
+        out_bias = self.param("out_bias", nn.initializers.zeros, (width,), jnp.float32)
+        return mixed_BLD @ out.reshape(width, width) + out_bias.astype(dtype)
+
+    def _is_fused(self, x_BLD: Array, context: Context) -> bool:
+        """Whether this is plain self-attention by the TPU's kernel, without heads as an axis."""
+        is_plain = context._replace(mask=None) == NO_CONTEXT
+        if not is_plain or self.is_mutable_collection(FEATURES):
+            return False
+        heads, dtype = self.config.heads, self.config.dtype
+        shape = (*x_BLD.shape[:2], heads, x_BLD.shape[-1] // heads)
+        query = jax.ShapeDtypeStruct(shape, dtype)
+        return choose(self.config.attention, query, query, context.mask) == "tpu"
+
+    def _fused(self, x_BLD: Array, context: Context) -> Array:
+        """Self-attention, (B, L, D), by the TPU's kernel."""
+        # Pallas takes half a second to import, and only a TPU needs it.
+        from clip_jax.models.tpu_attention import tpu_self_attention
+
+        heads, dtype, width = self.config.heads, self.config.dtype, x_BLD.shape[-1]
+        shape = (heads, width // heads)
+        kernel = self.param(
+            "query_key_value", self.inits.query_key_value, (width, 3, *shape), jnp.float32
+        )
+        kernel_SDD = kernel.astype(dtype).reshape(width, 3, width).swapaxes(0, 1)
+        biases_SD = self._bias(shape).astype(dtype).reshape(3, width)
+        # Three products, since the parts of a single one would be copied out for the kernel.
+        query, key, value = (constrain_batch(x_BLD @ part, split=2) for part in kernel_SDD)
+        mask = None if context.mask is None else key_mask(context.mask, x_BLD)
+        mixed_BLD = tpu_self_attention(
+            (query, key, value), biases_SD, heads, self.config.causal, mask
+        )
+        return constrain_batch(mixed_BLD, split=2)
+
+    def _mixed(self, x_BLD: Array, context: Context) -> Array:
+        """Attention before its last projection, (B, L, D)."""
+        config, width = self.config, x_BLD.shape[-1]
+        query, key, value = self._query_key_value(x_BLD, context, width // config.heads)
         if context.rope is not None:
             query, key = rotate(query, context.rope), rotate(key, context.rope)
         query, key, value = (checkpoint_name(x, ATTENTION_PROJECTED) for x in (query, key, value))
@@ -146,22 +162,8 @@ class Attention(nn.Module):
         if self.is_mutable_collection(FEATURES):
             weights = attention_weights(query, key, causal, context.mask)
             self.sow(FEATURES, "weights", weights)
-        mixed = jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            mask=context.mask,
-            is_causal=causal,
-            implementation=kernel(config.attention, query, context.mask),
-        )
-        mixed = constrain_batch(mixed, split=2)
-        if config.inner_norm:
-            flat = mixed.reshape(*mixed.shape[:2], width)
-            flat = nn.LayerNorm(config.norm_eps, dtype=dtype, name="inner_norm")(flat)
-            mixed = flat.reshape(mixed.shape)
-        out = self.param("out", self.inits.attention_out, (heads, head_dim, width), jnp.float32)
-        out_bias = self.param("out_bias", nn.initializers.zeros, (width,), jnp.float32)
-        return jnp.einsum("blhk,hkd->bld", mixed, out.astype(dtype)) + out_bias.astype(dtype)
+        mixed = dot_product(query, key, value, causal, context.mask, config.attention)
+        return constrain_batch(mixed, split=2).reshape(x_BLD.shape)
 
     def _query_key_value(
         self, x_BLD: Array, context: Context, head_dim: int

@@ -21,7 +21,7 @@ from clip_jax.models.attention import (
     BlockConfig,
     Context,
 )
-from clip_jax.models.constraints import constrain_batch
+from clip_jax.models.constraints import constrain_batch, materialize
 from clip_jax.models.initializers import BlockInitializers
 from clip_jax.models.kinds import SharedConfig
 from clip_jax.models.remat import BLOCK_INPUT, rematerialized
@@ -80,7 +80,7 @@ class Mlp(nn.Module):
             kernel_init=inits.mlp_out,
             bias_init=inits.mlp_out_bias,
             name="out",
-        )(hidden_BLM)
+        )(materialize(hidden_BLM))
 
 
 class Block(nn.Module):

@@ -17,7 +17,9 @@ from clip_jax.clip import embed_images, embed_tokens
 from clip_jax.errors import UserError
 from clip_jax.losses import effective_implementation
 from clip_jax.models.config import ClipConfig
+from clip_jax.models.flops import peak_flops
 from clip_jax.preflight.hlo.counting import Cost, program_cost
+from clip_jax.preflight.hlo.timing import Timing, program_timing
 from clip_jax.preflight.topology import Target
 from clip_jax.sharding import batch_sharding, batch_shards, check_batch, make_mesh, replicated
 from clip_jax.text.tokenizer import OPENAI_VOCAB_SIZE, get_tokenizer
@@ -122,6 +124,7 @@ class Compiled:
 
     memory: Any  # jax's analysis: bytes per device
     cost: Cost
+    timing: Timing | None  # None: not a TPU
     seconds: float  # tracing, lowering and compiling
     platform: str
 
@@ -178,8 +181,10 @@ def _compile(run: Run, function: Any, *arguments: Any, **options: Any) -> Compil
             raise TooLargeError(str(error)) from error
         raise
     seconds = time.perf_counter() - begun
-    cost = program_cost(program.as_text())
-    return Compiled(program.memory_analysis(), cost, seconds, run.target.platform)
+    text, kind = program.as_text(), run.target.device_kind
+    cost = program_cost(text)
+    timing = program_timing(text, kind, peak_flops(kind), cost.collectives)
+    return Compiled(program.memory_analysis(), cost, timing, seconds, run.target.platform)
 
 
 def bytes_per_device(tree: Any, whole: bool = False) -> int:

@@ -7,10 +7,12 @@ from clip_jax.models.two_tower import count_trainable
 from clip_jax.preflight.checks import batch_gathers, whole_optimizer_leaves
 from clip_jax.preflight.compile import Compiled, Run, bytes_per_device
 from clip_jax.preflight.hlo.counting import Collective
+from clip_jax.preflight.hlo.timing import CHIPS, Timing
 from clip_jax.training.step.compiled import abstract_batch, run_flops
 
 PLANNED_UTILIZATION = (0.4, 0.5)  # share of the device's peak, in model operations
 LARGEST = 5  # exchanges shown
+DEAREST = 15  # operations shown
 STATE = {"parameter": "params", "optimizer": "opt_state", "ema": "ema_params"}  # of `TrainState`
 GIB = 2**30
 
@@ -24,7 +26,8 @@ _NOT_YET_KNOWN = (
     "program_bytes_per_device", "compiled_flops_per_device", "compiled_to_model_flops",
     "collectives", "collective_bytes_per_device", "collective_bytes_by_kind",
     "largest_collectives", "largest_allocations", "batch_gathers", "loops_of_unknown_length",
-    "compile_seconds", "evaluation",
+    "compile_seconds", "evaluation", "estimated_seconds", "estimated_utilization",
+    "estimated_samples_per_second", "estimated_parts", "dearest_operations", "exchange_seconds",
 )  # fmt: skip
 
 
@@ -90,6 +93,7 @@ def add_train_step(report: Report, run: Run, compiled: Compiled) -> Report:
         report
         | _figures(compiled)
         | _verdict("the train step", compiled.peak_bytes, run)
+        | _estimate(report, run, compiled.timing)
         | {
             "argument_bytes_per_device": memory.argument_size_in_bytes,
             "output_bytes_per_device": memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -102,6 +106,35 @@ def add_train_step(report: Report, run: Run, compiled: Compiled) -> Report:
             "loops_of_unknown_length": list(cost.unknown_loops),
         }
     )
+
+
+def _estimate(report: Report, run: Run, timing: Timing | None) -> Report:
+    """Time of a step by the compiler's figures, and where it goes."""
+    peak, kind = peak_flops(run.target.device_kind), run.target.device_kind
+    if timing is None or peak is None:
+        return {}
+    seconds = timing.seconds
+    rows = [
+        {
+            "seconds": operation.seconds,
+            "count": operation.count,
+            "part": operation.part,
+            "bound": operation.bound(CHIPS[kind], peak),
+            "is_kernel": operation.is_kernel,
+            "flops": operation.flops,
+            "bytes": operation.bytes,
+            "op_name": operation.op_name,
+        }
+        for operation in timing.operations[:DEAREST]
+    ]
+    return {
+        "estimated_seconds": seconds,
+        "estimated_utilization": report["model_flops_per_step"] / (seconds * peak * run.mesh.size),
+        "estimated_samples_per_second": run.config.batch_size / seconds,
+        "estimated_parts": timing.parts,
+        "dearest_operations": rows,
+        "exchange_seconds": {"all": timing.exchanges, "exposed": timing.exposed},
+    }
 
 
 def state_bytes(report: Report) -> int:
@@ -233,8 +266,37 @@ def _work_lines(report: Report) -> list[str]:
     lines.append(f"all-gathers of activations over the batch: {gathers}")
     if report["loops_of_unknown_length"]:
         lines.append(f"loops of unknown length, counted once: {report['loops_of_unknown_length']}")
-    lines += ["", f"compiled in {report['compile_seconds']:.0f} s"]
+    lines += ["", f"compiled in {report['compile_seconds']:.0f} s", *_time_lines(report)]
+    if report["estimated_seconds"] is not None:
+        return lines
     for share, rate in report["planned_samples_per_second"].items():
         if rate is not None:
             lines.append(f"at {share} utilisation: {rate:,.0f} samples/s (a plan, not measured)")
+    return lines
+
+
+def _time_lines(report: Report) -> list[str]:
+    """The estimate of a step's time; none for devices whose compiler tells nothing."""
+    seconds = report["estimated_seconds"]
+    if seconds is None:
+        return []
+    exchanges = report["exchange_seconds"]
+    lines = [
+        "",
+        f"a step by the compiler's estimate: {seconds:.3f} s, "
+        f"{report['estimated_utilization']:.0%} of the peak, "
+        f"{report['estimated_samples_per_second']:,.0f} samples/s (not measured)",
+        f"exchanges would take {exchanges['all']:.3f} s of the links, "
+        f"{exchanges['exposed']:.3f} s of it beside no other work",
+        "where it goes",
+    ]
+    for part, taken in report["estimated_parts"].items():
+        lines.append(f"  {taken / seconds:>6.1%}  {part}")
+    lines.append("dearest operations")
+    for row in report["dearest_operations"]:
+        kernel = ", a kernel, by what it states" if row["is_kernel"] else ""
+        lines.append(
+            f"  {row['seconds'] / seconds:>6.1%}  {row['count']:>3} × {row['part']}, "
+            f"bound by {row['bound']}{kernel}: …{row['op_name'][-60:]}"
+        )
     return lines

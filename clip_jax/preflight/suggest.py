@@ -29,7 +29,12 @@ LADDER = tuple(remat for remat in reversed(_REMAT) if remat != "offload")  # les
 
 
 def cost(report: Report) -> float:
-    """Cost of a step per operation that the model needs; 1 is perfect, the excess is overhead."""
+    """Cost of a step per operation that the model needs; 1 is perfect, the excess is overhead.
+
+    By the compiler's estimate of the time where there is one (TPUs), else by operations and bytes.
+    """
+    if report.get("estimated_utilization"):
+        return 1 / report["estimated_utilization"]
     bytes_ = sum(
         size * (2 if kind == "all-reduce" else 1)  # there and back
         for kind, size in report["collective_bytes_by_kind"].items()
@@ -147,8 +152,8 @@ def format_suggestions(rows: list[Report]) -> str:
     if not rows:
         return "nothing that was tried fits; a larger slice, or a smaller model"
     lines = [
-        "settings that fit, the cheapest first; cost: arithmetic and exchanges against the "
-        "model's own arithmetic",
+        "settings that fit, the cheapest first; cost: a step's estimated time, or its arithmetic "
+        "and exchanges, against the model's own arithmetic",
         "rank    cost   GiB a device   operations   exchanged MiB   flags",
     ]
     for rank, row in enumerate(rows, 1):

@@ -8,11 +8,15 @@ import jax.numpy as jnp
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.models.attention import kernel
+from clip_jax.models.attention_kernels import choose
 
 
 def query(dtype: Any = jnp.bfloat16, head_dim: int = 64) -> Any:
     return jax.ShapeDtypeStruct((2, 50, 12, head_dim), dtype)
+
+
+def kernel(wanted: str, query: Any, mask: Any) -> str:
+    return choose(wanted, query, query, mask)
 
 
 @pytest.fixture
@@ -54,4 +58,44 @@ def test_a_gpu_has_xla_elsewhere(gpu: SimpleNamespace, wanted: Any, mask: Any, r
 
 def test_an_old_gpu_has_xla(gpu: SimpleNamespace) -> None:
     gpu.compute_capability = "7.5"
+    assert kernel("auto", query(), None) == "xla"
+
+
+@pytest.fixture
+def tpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A machine that says it has a TPU."""
+    device = SimpleNamespace(device_kind="TPU v5 lite")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(jax, "devices", lambda *_: [device])
+    return device
+
+
+def test_a_tpu_has_ours_where_shapes_allow(tpu: SimpleNamespace) -> None:
+    assert kernel("auto", query(), None) == kernel("tpu", query(), None) == "tpu"
+    assert kernel("auto", query(), jnp.ones((2, 1, 1, 50), bool)) == "tpu"
+    assert kernel("xla", query(), None) == "xla"
+    with pytest.raises(UserError, match="attention='cudnn': there is no GPU, but tpu"):
+        kernel("cudnn", query(), None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mask", "reason"),
+    [
+        (query(jnp.float32), None, "dtype is float32"),
+        (query(head_dim=84), None, "84 wide"),
+        (query(head_dim=24), None, "24 wide"),
+        (jax.ShapeDtypeStruct((2, 1, 12, 64), jnp.bfloat16), None, "1 tokens and 1 keys"),
+        (jax.ShapeDtypeStruct((2, 1025, 12, 64), jnp.bfloat16), None, "1025 tokens"),
+        (query(), jnp.ones((2, 1, 50, 50), bool), "differs between queries"),
+    ],
+    ids=["float32", "odd heads", "narrow heads", "one token", "long", "mask"],
+)
+def test_a_tpu_has_xla_elsewhere(tpu: SimpleNamespace, wanted: Any, mask: Any, reason: str) -> None:
+    assert kernel("auto", wanted, mask) == "xla"
+    with pytest.raises(UserError, match=reason):
+        kernel("tpu", wanted, mask)
+
+
+def test_an_old_tpu_has_xla(tpu: SimpleNamespace) -> None:
+    tpu.device_kind = "TPU v3"
     assert kernel("auto", query(), None) == "xla"

@@ -137,7 +137,7 @@ def needing(mib: int) -> Compiled:
     kinds = ("argument", "output", "alias", "host_temp", "generated_code", "temp")
     sizes = {f"{kind}_size_in_bytes": (kind == "temp") * mib << 20 for kind in kinds}
     memory = types.SimpleNamespace(**sizes)
-    return Compiled(memory, Cost(), 1.0, "cpu")
+    return Compiled(memory, Cost(), None, 1.0, "cpu")
 
 
 def test_a_run_that_does_not_fit_is_told_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ class Collective:
     op_name: str  # its origin in the model
     chain: str = ""  # TPU: shared by the parts of one exchange over several fusions
     begins: bool = False  # whether this is the exchange's first part
+    is_asynchronous: bool = False  # whether other work goes on meanwhile
     trips: int = 1
 
     @property
@@ -111,6 +112,11 @@ def _join(costs: Iterable[Cost]) -> Cost:
     collectives = tuple(c for cost in costs for c in cost.collectives)
     unknown = tuple(name for cost in costs for name in cost.unknown_loops)
     return Cost(sum(cost.flops for cost in costs), collectives, unknown)
+
+
+def own_flops(frame: Frame, step: Instruction) -> float:
+    """Operations of one instruction, or of the computation that a fusion calls."""
+    return _step_cost(frame, step).flops
 
 
 def _step_cost(frame: Frame, step: Instruction) -> Cost:
@@ -255,6 +261,7 @@ def _collective(frame: Frame, step: Instruction, kind: str) -> Collective:
         named[1] if named else "",
         f"{step.attribute('channel_id')}/{chain[1]}" if chain else "",
         any('custom_call_target="AsyncCollectiveStart"' in other.attributes for other in others),
+        step.opcode.endswith("-start") or bool(chain),
     )
 
 
