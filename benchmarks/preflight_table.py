@@ -95,13 +95,15 @@ Each row is the real train step of a configuration, compiled ahead of time for t
 - *operations*: matrix products and convolutions compiled, against those of the model (forward, and
   twice that backward): what is above 1 is computed again.
 - *exchanged*: GB a device and step, each exchange by the larger of what goes in and what comes out.
-- *samples/s*: at 50 % of the devices' peak. A plan, not a measurement.
+- *step*, *utilisation*, *samples/s*: by the cycles that the compiler expects ([scale.md](scale.md),
+  "How long a step takes"), not measured. Empty: not compiled since attention has a kernel.
 - All were compiled on two cores; the last rows compute everything again and need the least memory.
 
 """
 COLUMNS = (
     "config", "model", "slice", "mesh (data × fsdp × tensor)", "batch", "remat", "micro-batches",
-    "state", "temporaries", "peak", "operations", "exchanged", "compiled in", "samples/s",
+    "state", "temporaries", "peak", "operations", "exchanged", "compiled in", "step", "utilisation",
+    "samples/s",
 )  # fmt: skip
 
 
@@ -146,8 +148,12 @@ def cells(row: Row, report: dict[str, Any]) -> list[str]:
         gib(state),
     ]
     if not report["fits"]:
-        return [*first, "", f"**does not fit**: {peak}", "", "", "", ""]
-    rate = report["planned_samples_per_second"]["50%"]
+        return [*first, "", f"**does not fit**: {peak}", "", "", "", "", "", ""]
+    seconds = report.get("estimated_seconds")
+    estimates = ["", "", ""]
+    if seconds is not None:
+        rate = report["estimated_samples_per_second"]
+        estimates = [f"{seconds:.3f} s", f"{report['estimated_utilization']:.0%}", f"{rate:,.0f}"]
     return [
         *first,
         gib(report["temp_bytes_per_device"]),
@@ -155,7 +161,7 @@ def cells(row: Row, report: dict[str, Any]) -> list[str]:
         f"{report['compiled_to_model_flops']:.3f} ×",
         f"{report['collective_bytes_per_device'] / 1e9:.2f}",
         f"{report['compile_seconds']:.0f} s",
-        "" if rate is None else f"{rate:,.0f}",
+        *estimates,
     ]
 
 

@@ -10,6 +10,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 BATCH_AXES = ("data", "fsdp")  # mesh axes that split the batch
+_SUBLANES = 8  # rows of a TPU's tile, to which tokens are padded
+_MOST_PADDING = 0.05  # share of the tokens
 TENSOR_AXIS = "tensor"  # mesh axis that splits heads, hidden units and the vocabulary
 
 
@@ -44,8 +46,8 @@ def constrain_batch(x: jax.Array, split: int | None = None) -> jax.Array:
     these axes, so that modules run anywhere. An axis whose size the devices do not divide stays
     whole.
 
-    On a TPU, (B, L, D) also lies row by row. Left alone, the compiler swaps batch and tokens where
-    257 tokens would be padded to 264, and copies at each kernel.
+    On a TPU, (B, L, D) also lies row by row unless that pads many tokens. Left alone, the compiler
+    swaps batch and tokens where 257 tokens would be padded to 264, and copies at each kernel.
     """
     mesh = jax.sharding.get_abstract_mesh()
     batch = tuple(axis for axis in BATCH_AXES if mesh_size(mesh, axis) > 1)
@@ -57,6 +59,8 @@ def constrain_batch(x: jax.Array, split: int | None = None) -> jax.Array:
     if is_split:
         x = jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
     if x.ndim != 3 or target_device().platform != "tpu":
+        return x
+    if -x.shape[1] % _SUBLANES > _MOST_PADDING * x.shape[1]:
         return x
     if not is_split:
         return _row_by_row(x)

@@ -8,15 +8,13 @@ import jax
 # Policies refer to activations by these names, which the modules give them.
 BLOCK_INPUT = "block_input"  # (B, L, D)
 ATTENTION_PROJECTED = "attention_projected"  # queries, keys and values, 3 x (B, L, H, K)
-# Results of the TPU's kernel, (B, L, H·K) and (B, H, L); computing them again takes a third of it.
-FUSED_ATTENTION = "fused_attention"
+FUSED_ATTENTION = "fused_attention"  # results of the TPU's kernel, (B, L, H·K) and (B, H, L)
 
 policies = jax.checkpoint_policies
-_fused = policies.save_only_these_names(FUSED_ATTENTION)
 # The policies are ordered from the most memory to the least.
 REMAT_POLICIES = {
     # Every matrix product is kept except attention's scores.
-    "dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, _fused),
+    "dots": policies.dots_with_no_batch_dims_saveable,
     # A block's input, queries, keys and values are kept.
     "qkv": policies.save_only_these_names(ATTENTION_PROJECTED),
     # Only a block's input is kept.
@@ -34,11 +32,11 @@ REMAT_POLICIES = {
 def products(primitive: Any, *shapes: Any, **parameters: Any) -> bool:
     """Policy that keeps the results of matrix products and fused attention kernels."""
     # The gradient of cuDNN's kernel, a single primitive, needs the kernel's second result.
-    return (
-        primitive.name.startswith("dot_product_attention")
-        or bool(policies.dots_saveable(primitive, *shapes, **parameters))
-        or bool(_fused(primitive, *shapes, **parameters))
+    kept = policies.save_from_both_policies(
+        policies.dots_saveable, policies.save_only_these_names(FUSED_ATTENTION)
     )
+    is_library = primitive.name.startswith("dot_product_attention")
+    return is_library or bool(kept(primitive, *shapes, **parameters))
 
 
 def rematerialized(block: type[nn.Module], remat: str, in_scan: bool = False) -> Any:

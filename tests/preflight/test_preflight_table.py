@@ -16,7 +16,8 @@ REPORT = {
     **{"temp_bytes_per_device": 5 * 2**30, "peak_bytes_per_device": 6 * 2**30},
     **{"hbm_bytes_per_device": int(15.75 * 2**30), "collective_bytes_per_device": 2.5e9},
     **{"compiled_to_model_flops": 1.2345, "compile_seconds": 61.4},
-    "planned_samples_per_second": {"50%": 51_234.5},
+    **{"estimated_seconds": 0.6396, "estimated_utilization": 0.501},
+    "estimated_samples_per_second": 51_234.5,
 }
 
 
@@ -40,7 +41,7 @@ def test_finished_rows_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     lines = output.read_text(encoding="utf-8").splitlines()
     assert lines[-2] == (
         "| a | ViT-B-32 | v5e:8x8 (64) | 8 × 8 × 1 | 32,768 | full | 1 | 3.00 | 5.00 | "
-        "6.00 of 15.75 | 1.234 × | 2.50 | 61 s | 51,234 |"
+        "6.00 of 15.75 | 1.234 × | 2.50 | 61 s | 0.640 s | 50% | 51,234 |"
     )
     assert "**does not fit**: 6.00 of 15.75" in lines[-1]
     assert list(json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))) == [
