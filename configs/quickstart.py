@@ -50,13 +50,13 @@ def get_config():
     config.optimizer.warmup_steps = 250
     config.optimizer.weight_decay = 0.1
     config.batch_size = 128
-    config.steps = 2600
+    config.steps = 2800
     config.log_every_steps = 25
     config.evaluations = (
-        {"task": "glyphs/letters", "every_steps": 650},
-        {"task": "glyphs/retrieval", "every_steps": 650},
+        {"task": "glyphs/letters", "every_steps": 700},
+        {"task": "glyphs/retrieval", "every_steps": 700},
     )
-    config.checkpoint.every_steps = 650
+    config.checkpoint.every_steps = 700
     return config
 
 
