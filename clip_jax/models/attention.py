@@ -119,8 +119,8 @@ class Attention(nn.Module):
 
     def _is_fused(self, x_BLD: Array, context: Context) -> bool:
         """Whether this is plain self-attention by the TPU's kernel, without heads as an axis."""
-        is_plain = context._replace(mask=None) == NO_CONTEXT
-        if not is_plain or self.is_mutable_collection(FEATURES):
+        others = (context.rope, context.memory_BNC, context.position)
+        if any(other is not None for other in others) or self.is_mutable_collection(FEATURES):
             return False
         heads, dtype = self.config.heads, self.config.dtype
         shape = (*x_BLD.shape[:2], heads, x_BLD.shape[-1] // heads)
@@ -134,10 +134,7 @@ class Attention(nn.Module):
 
         heads, dtype, width = self.config.heads, self.config.dtype, x_BLD.shape[-1]
         shape = (heads, width // heads)
-        kernel = self.param(
-            "query_key_value", self.inits.query_key_value, (width, 3, *shape), jnp.float32
-        )
-        kernel_SDD = kernel.astype(dtype).reshape(width, 3, width).swapaxes(0, 1)
+        kernel_SDD = self._joint_kernel(width, shape).reshape(width, 3, width).swapaxes(0, 1)
         biases_SD = self._bias(shape).astype(dtype).reshape(3, width)
         # Three products, since the parts of a single one would be copied out for the kernel.
         query, key, value = (constrain_batch(x_BLD @ part, split=2) for part in kernel_SDD)
@@ -178,8 +175,7 @@ class Attention(nn.Module):
         init, shape = self.inits.query_key_value, (heads, head_dim)
         bias = self._bias(shape).astype(dtype)
         if memory is None or memory.shape[-1] == width:
-            kernel = self.param("query_key_value", init, (width, 3, *shape), jnp.float32)
-            kernel = kernel.astype(dtype)
+            kernel = self._joint_kernel(width, shape)
             if memory is None:
                 qkv = constrain_batch(jnp.einsum("bld,dshk->blshk", x_BLD, kernel) + bias, split=3)
                 return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
@@ -201,6 +197,12 @@ class Attention(nn.Module):
         else:  # the memory is the same for all tokens
             key_value = self.variable(MEMORY, "key_value", of_memory).value
         return query, key_value[:, :, 0], key_value[:, :, 1]
+
+    def _joint_kernel(self, width: int, shape: tuple[int, int]) -> Array:
+        """Returns the three projections' kernel, (D, 3, H, K), in the compute dtype."""
+        init = self.inits.query_key_value
+        kernel = self.param("query_key_value", init, (width, 3, *shape), jnp.float32)
+        return kernel.astype(self.config.dtype)
 
     def _with_past(self, name: str, new_B1HK: Array, context: Context) -> Array:
         """(B, 1, H, K) -> (B, N, H, K): adds new keys or values to those of all positions."""

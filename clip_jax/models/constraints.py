@@ -10,9 +10,9 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 BATCH_AXES = ("data", "fsdp")  # mesh axes that split the batch
+TENSOR_AXIS = "tensor"  # mesh axis that splits heads, hidden units and the vocabulary
 _SUBLANES = 8  # rows of a TPU's tile, to which tokens are padded
 _MOST_PADDING = 0.05  # share of the tokens
-TENSOR_AXIS = "tensor"  # mesh axis that splits heads, hidden units and the vocabulary
 
 
 class Device(NamedTuple):
