@@ -3,8 +3,8 @@
 COMMAND   make quickstart, or
           python -m clip_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 HARDWARE  2 CPU cores
-TIME      under 5 minutes of training
-EXPECTED  on STIX General, a typeface that training never saw: 55 to 58 % recall@10 of image -> text
+TIME      about 5 minutes of training
+EXPECTED  on STIX General, a typeface that training never saw: 55 to 57 % recall@10 of image -> text
           over all 3,287 glyphs, 94 to 96 % zero-shot top-1 over the 52 ASCII letters by their names
 
 Choices were made on DejaVu alone: trained on its sans-serif faces without a tenth of the names,
