@@ -37,7 +37,7 @@ def main(_: list[str]) -> None:
     import jax.numpy as jnp
     from jax.sharding import SingleDeviceSharding
 
-    from clip_jax.models.tpu_attention import tpu_attention
+    from clip_jax.models.kernels.tpu_attention import tpu_attention
     from clip_jax.preflight.topology import find_target
 
     for topology in _TOPOLOGIES.value:

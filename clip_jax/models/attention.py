@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from clip_jax.models.attention_kernels import choose, dot_product, key_mask
 from clip_jax.models.constraints import constrain_batch
 from clip_jax.models.initializers import BlockInitializers
+from clip_jax.models.kernels.choice import choose, dot_product, key_mask
 from clip_jax.models.kinds import HybridConfig, VitConfig
 from clip_jax.models.remat import ATTENTION_PROJECTED
 
@@ -130,7 +130,7 @@ class Attention(nn.Module):
     def _fused(self, x_BLD: Array, context: Context) -> Array:
         """Self-attention, (B, L, D), by the TPU's kernel."""
         # Pallas takes half a second to import, and only a TPU needs it.
-        from clip_jax.models.tpu_attention import tpu_self_attention
+        from clip_jax.models.kernels.tpu_attention import tpu_self_attention
 
         heads, dtype, width = self.config.heads, self.config.dtype, x_BLD.shape[-1]
         shape = (heads, width // heads)

@@ -51,7 +51,7 @@ class SharedConfig:
     scan_layers: bool = field("layout", False)
     # The backward pass recomputes activations, from the most memory to the least; models/remat.py.
     remat: Literal["none", "dots", "qkv", "full", "offload"] = computing("none")
-    attention: Literal["auto", "xla", "cudnn", "tpu"] = computing("auto")  # attention_kernels.py
+    attention: Literal["auto", "xla", "cudnn", "tpu"] = computing("auto")  # kernels/choice.py
 
     image_mean: tuple[float, float, float] = image(OPENAI_MEAN)  # of RGB in [0, 1]; on the device
     image_std: tuple[float, float, float] = image(OPENAI_STD)

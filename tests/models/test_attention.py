@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from clip_jax.errors import UserError
-from clip_jax.models.attention_kernels import choose
+from clip_jax.models.kernels.choice import choose
 
 
 def query(dtype: Any = jnp.bfloat16, head_dim: int = 64) -> Any:

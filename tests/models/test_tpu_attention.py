@@ -16,9 +16,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from clip_jax.models import attention
-from clip_jax.models import tpu_attention as tpu_attention_module
 from clip_jax.models.attention import BlockConfig
-from clip_jax.models.tpu_attention import tpu_attention, tpu_self_attention
+from clip_jax.models.kernels import tpu_attention as tpu_attention_module
+from clip_jax.models.kernels.tpu_attention import tpu_attention, tpu_self_attention
 from clip_jax.models.transformer import Transformer
 from clip_jax.sharding import make_mesh
 

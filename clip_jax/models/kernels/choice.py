@@ -34,7 +34,7 @@ def dot_product(
     kernel = choose(wanted, query_BLHK, key_BNHK, mask)
     if kernel == "tpu":
         # Pallas takes half a second to import, and only a TPU needs it.
-        from clip_jax.models.tpu_attention import tpu_attention
+        from clip_jax.models.kernels.tpu_attention import tpu_attention
 
         of_keys = None if mask is None else key_mask(mask, key_BNHK)
         return tpu_attention(query_BLHK, key_BNHK, value_BNHK, causal, of_keys)

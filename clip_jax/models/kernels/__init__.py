@@ -1,0 +1,1 @@
+"""Implementations of attention: which one runs where, and the one for TPUs."""
