@@ -16,7 +16,7 @@ _MOST_PADDING = 0.05  # share of the tokens
 
 
 class Device(NamedTuple):
-    """What a program is for."""
+    """Platform and kind of the devices that a program is for."""
 
     platform: str  # "tpu", "gpu" or "cpu"
     kind: str  # jax's name, such as "TPU v5 lite"

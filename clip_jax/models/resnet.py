@@ -62,7 +62,7 @@ class BatchNorm(nn.Module):
             mean, var = jax.lax.stop_gradient((mean, var))
         # All is in float32, since a rounded gain times a large mean would leave an offset.
         gain = scale * jax.lax.rsqrt(var + self.eps)
-        return (x.astype(jnp.float32) * gain + (bias - mean * gain)).astype(x.dtype)
+        return ((x.astype(jnp.float32) - mean) * gain + bias).astype(x.dtype)
 
 
 def _keep_last(_: Any, value: jax.Array) -> jax.Array:

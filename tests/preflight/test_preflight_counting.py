@@ -195,6 +195,7 @@ def test_asynchronous_collectives_count_once() -> None:
         "reduce-scatter": 128,
     }
     assert [c.group for c in cost.collectives] == [4, 2, 0, 4, 4]
+    assert all(c.is_asynchronous for c in cost.collectives)
     assert cost.collectives[0].op_name == "gather"
 
 

@@ -35,6 +35,15 @@ def test_program_for_a_described_tpu(config_file: Path, tmp_path: Path) -> None:
     assert set(report) >= API_KEYS
     assert report["hbm_bytes_per_device"] == int(15.75 * 2**30)
     assert 0.8 < report["compiled_to_model_flops"] <= 1.05
+    assert report["batch_gathers"] == []
+    assert "a step by the compiler's estimate: " in result.stdout
+    assert "where it goes" in result.stdout
+    seconds = report["estimated_seconds"]
+    assert sum(report["estimated_parts"].values()) == pytest.approx(seconds)
+    assert report["estimated_samples_per_second"] == pytest.approx(64 / seconds)
+    assert report["estimated_utilization"] == pytest.approx(
+        report["model_flops_per_step"] / (seconds * 4 * 197e12)
+    )
     assert report["planned_samples_per_second"]["50%"] == pytest.approx(
         0.5 * 4 * 197e12 * 64 / report["model_flops_per_step"]
     )

@@ -53,7 +53,8 @@ def tpu_attention(
 
     Products take operands of the inputs' dtype and sum in float32. `key_mask_BN` is True for keys
     that may be attended to, at least one a row. Under a mesh (`jax.set_mesh`) the batch is split
-    over data and fsdp, heads over tensor. `interpret=True` runs the kernels anywhere, slowly.
+    over data and fsdp, heads over tensor; the batch must divide. `interpret=True` runs the kernels
+    anywhere, slowly. float32 products have full precision.
     """
     flat = tuple(x.reshape(*x.shape[:2], -1) for x in (query_BLHK, key_BNHK, value_BNHK))
     options = _Options(query_BLHK.shape[2], causal, interpret)
@@ -68,7 +69,8 @@ def tpu_self_attention(
     key_mask_BL: Array | None = None,
     interpret: bool = False,
 ) -> Array:
-    """As `tpu_attention`, (B, L, D), of queries, keys and values (B, L, D) and their biases (3, D).
+    """As `tpu_attention`, (B, L, D), of queries, keys and values (B, L, D) and their biases (3, D),
+    all of one dtype; D is heads times their width.
 
     Heads that are narrower than a row of registers would be padded, moved and copied as
     (…, H, K). The biases' gradients are sums over what the backward kernel has in its registers;
@@ -184,7 +186,7 @@ def _call(
 
 
 def _cost(arrays: list[Array], shapes: list[Any], backward: bool, heads: int) -> pl.CostEstimate:
-    """What the compiler's scheduler and pre-flight are told: one call's work on padded shapes.
+    """Work of one call on padded shapes, for the compiler's scheduler and pre-flight.
 
     Scores are tiles of 8 keys and 128 queries; a head fills a matrix unit's 128 rows or leaves
     them empty.
@@ -246,6 +248,7 @@ def _forward_kernel(
     *hidden_ref, mixed_ref, log_sum_ref = refs
 
     def body(image: Any, head: int, lanes: Any) -> None:
+        """Writes one head's result and the logarithms of its sums."""
         query, key, value = (ref[image, :, lanes] for ref in (query_ref, key_ref, value_ref))
         hidden = hidden_ref[0][image] if masked else None
         scores = _scores(query, key, hidden, options.causal)
@@ -267,6 +270,7 @@ def _backward_kernel(
     outputs = refs[masked:]
 
     def body(image: Any, head: int, lanes: Any) -> None:
+        """Writes one head's gradients."""
         query, key, value, gradient = (ref[image, :, lanes] for ref in inputs)
         hidden = refs[0][image] if masked else None
         scores = _scores(query, key, hidden, options.causal)

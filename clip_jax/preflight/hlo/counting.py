@@ -143,7 +143,11 @@ def _step_cost(frame: Frame, step: Instruction) -> Cost:
         return max(branches, key=lambda cost: cost.flops)
     if opcode in ("fusion", "call", "async"):
         names = step.called("calls", "to_apply")
-        return _join(_cost(frame.call(name)) for name in names)
+        cost = _join(_cost(frame.call(name)) for name in names)
+        if opcode != "async":
+            return cost
+        hidden = (dataclasses.replace(c, is_asynchronous=True) for c in cost.collectives)
+        return dataclasses.replace(cost, collectives=tuple(hidden))
     if opcode == "custom-call":
         return Cost(_library_flops(frame, step))
     return Cost()
