@@ -7,7 +7,7 @@ from clip_jax.preflight import suggest as suggesting
 from clip_jax.preflight.advice import advise
 from clip_jax.preflight.compile import Run
 from clip_jax.preflight.report import Report, describe
-from clip_jax.preflight.suggest import format_suggestions, suggest
+from clip_jax.preflight.suggest import cost, format_suggestions, suggest
 
 
 def test_advice_for_temporaries_and_for_state() -> None:
@@ -94,3 +94,7 @@ def test_search_stops_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = search(monkeypatch, 1000, seconds=0)
     assert [row["flags"] for row in rows] == [""]  # the run as it is, which fits
     assert format_suggestions([]).startswith("nothing")
+
+
+def test_an_estimate_of_the_time_ranks() -> None:
+    assert cost({"estimated_utilization": 0.5}) == 2.0

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny_preflight import needs_libtpu
 
+from clip_jax.models import constraints
 from clip_jax.models.attention import BlockConfig
 from clip_jax.models.flops import peak_flops
 from clip_jax.models.transformer import Transformer
@@ -39,14 +40,16 @@ def compiled(mesh: Mesh, function, *shapes, dtype=jnp.bfloat16) -> str:
         return jax.jit(function).lower(*arguments).compile().as_text()
 
 
-def stack_text(mesh: Mesh, scan_layers: bool, attention: str = "auto") -> str:
+def stack_text(
+    mesh: Mesh, scan_layers: bool, attention: str = "auto", shape: tuple[int, ...] = (32, 64, 256)
+) -> str:
     """The gradient of four blocks."""
     config = BlockConfig(
         4, 1024, "gelu", 1e-5, jnp.dtype("bfloat16"), "openai", attention=attention
     )
     stack = Transformer(4, config, scan_layers, "qkv")
     place = NamedSharding(mesh, PartitionSpec())
-    x = jax.ShapeDtypeStruct((32, 64, 256), jnp.bfloat16, sharding=place)
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
     shapes = jax.eval_shape(stack.init, jax.random.key(0), x)
     params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes)
     gradient = jax.grad(lambda p, x: (stack.apply(p, x).astype(jnp.float32) ** 2).sum())
@@ -96,6 +99,25 @@ def test_parts_are_the_whole_and_kernels_count(mesh: Mesh) -> None:
     by_xla = estimate(stack_text(mesh, scan_layers=True, attention="xla"))
     assert not any(o.is_kernel for o in by_xla.operations)
     assert by_xla.parts["attention core"] > timing.parts["attention core"]
+
+
+def test_one_layout_saves_time(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (128, 257, 256)
+    told = estimate(stack_text(mesh, True, shape=shape)).seconds
+    monkeypatch.setattr(constraints, "_row_by_row", lambda x: x)
+    assert told < 0.98 * estimate(stack_text(mesh, True, shape=shape)).seconds
+
+
+def test_activations_are_stored_once_on_a_tpu(mesh: Mesh) -> None:
+    """At the widths of ViT-L it saves 3 % of a step; narrow ones as here gain nothing."""
+    x = jnp.ones((2, 4))
+
+    def barriers() -> int:
+        return str(jax.make_jaxpr(lambda x: constraints.materialize(x))(x)).count("barrier")
+
+    assert barriers() == 0
+    with jax.set_mesh(mesh):
+        assert barriers() == 1
 
 
 def test_lines_of_the_model_belong_to_parts() -> None:
