@@ -1,14 +1,16 @@
 """Zero-shot classifier and accuracies against the definition; templates and class names."""
 
 import hashlib
+from functools import partial
 
 import numpy as np
 import pytest
 
 from clip_jax.errors import UserError
 from clip_jax.evaluation import zero_shot
+from clip_jax.evaluation.metrics.intervals import mean_per_class_interval, share_interval
 from clip_jax.evaluation.prompts import get_templates, read_classnames
-from clip_jax.evaluation.zero_shot import evaluate_zero_shot, top_k_hits, zero_shot_classifier
+from clip_jax.evaluation.zero_shot import evaluate_zero_shot, zero_shot_classifier
 
 CLASSES = ["cat", "dog", "red {} fox", "owl", "bee", "ant"]
 
@@ -145,6 +147,31 @@ def test_accuracies_by_hand():
     }
 
 
+def test_limits_of_the_accuracies():
+    labels = np.repeat(np.arange(6), 10)
+    predicted = np.where(np.arange(60) % 4 == 0, (labels + 1) % 6, labels)
+    classifier = zero_shot_classifier(embed_text, CLASSES, "photo")
+    call = partial(
+        evaluate_zero_shot,
+        lambda batch: classifier.T[batch],
+        embed_text,
+        [(predicted, labels)],
+        CLASSES,
+        "photo",
+    )
+    row, plain = call(intervals=True), call()
+    assert plain.items() <= row.items()
+    names = ("accuracy_top1", "mean_per_class_accuracy", "accuracy_top5")
+    assert row.keys() - plain.keys() == {n + end for n in names for end in ("_low", "_high")}
+    hits = predicted == labels
+    for name, limits in (
+        ("accuracy_top1", share_interval(hits)),
+        ("mean_per_class_accuracy", mean_per_class_interval(hits, labels)),
+    ):
+        assert (row[f"{name}_low"], row[f"{name}_high"]) == limits
+        assert limits[0] < row[name] == 0.75 < limits[1]
+
+
 def test_no_top5_under_five_classes():
     images = np.zeros((2, 2, 2, 3), np.uint8)
     batch = [(images, np.array([0, 3]))]
@@ -164,14 +191,6 @@ def test_constant_embeddings_give_chance():
     )
     assert got["accuracy_top1"] == pytest.approx(0.1)
     assert got["accuracy_top5"] == pytest.approx(0.5)
-
-
-def test_top_k_hits_with_ties():
-    scores = np.array([[3.0, 2.0, 2.0, 2.0, 1.0]] * 3, np.float32)
-    labels = np.array([0, 2, 4])
-    assert top_k_hits(scores, labels, 1).tolist() == [1.0, 0.0, 0.0]
-    assert top_k_hits(scores, labels, 2).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
-    assert top_k_hits(scores, labels, 4).tolist() == [1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(
