@@ -1,6 +1,7 @@
 """`Clip`: model, parameters, tokenizer and image transform in one object."""
 
 import functools
+import hashlib
 import itertools
 import logging
 import math
@@ -31,7 +32,7 @@ from clip_jax.models.generation import (
     generation_settings,
 )
 from clip_jax.models.two_tower import TwoTower, count_trainable, l2_normalize, normalize_images
-from clip_jax.sharding import batch_sharding, make_mesh, replicated
+from clip_jax.sharding import batch_sharding, leaves_by_path, make_mesh, replicated
 from clip_jax.text.tokenizer import Tokenizer
 from clip_jax.weights.layouts.layout import NoTokenizerError
 from clip_jax.weights.save import save_model
@@ -133,6 +134,16 @@ class Clip:
     def num_parameters(self) -> int:
         """Number of trainable scalars, without batch normalisation's running statistics."""
         return count_trainable(self.params)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the configuration and every parameter, as 64 hexadecimal digits."""
+        digest = hashlib.sha256(repr(self.config).encode())
+        for path, leaf in sorted(leaves_by_path(self.params).items()):
+            array = np.asarray(leaf)
+            digest.update(f"{path} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return digest.hexdigest()
 
     def encode_image(
         self,
