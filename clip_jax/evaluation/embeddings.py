@@ -150,7 +150,8 @@ def data_hash(source: Source, transform: ImageTransform) -> str:
     count = min(len(source), _HASHED_IMAGES)
     for index in np.linspace(0, len(source) - 1, count).round().astype(int):
         try:
-            digest.update(source[int(index)].image)
+            image = source[int(index)].image
+            digest.update(image if isinstance(image, bytes) else image.tobytes())
         except DecodeError as error:
             digest.update(str(error).encode())
     return digest.hexdigest()
