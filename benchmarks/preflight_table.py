@@ -149,7 +149,7 @@ def cells(row: Row, report: dict[str, Any]) -> list[str]:
     ]
     if not report["fits"]:
         return [*first, "", f"**does not fit**: {peak}", "", "", "", "", "", ""]
-    seconds = report.get("estimated_seconds")
+    seconds = report.get("estimated_step_seconds")
     estimates = ["", "", ""]
     if seconds is not None:
         rate = report["estimated_samples_per_second"]
