@@ -21,7 +21,7 @@ from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation.labels import UNLABELLED, read_labels
 from clip_jax.evaluation.prompts import get_templates
-from clip_jax.evaluation.retrieval import retrieval_recalls
+from clip_jax.evaluation.retrieval_metrics import retrieval_metrics
 from clip_jax.evaluation.zero_shot import evaluate_zero_shot
 from clip_jax.images.transform import ImageTransform
 
@@ -95,6 +95,7 @@ def zero_shot(embedders: Embedders, data: TaskData) -> list[Row]:
         batches(),
         labels.names,
         get_templates(data.templates),
+        intervals=True,
     )
     row = {**_dataset(source, data), "templates": data.templates, "labels": labels.read_as}
     unlabelled = {"num_unlabelled": labels.num_unlabelled} if labels.num_unlabelled else {}
@@ -115,7 +116,7 @@ def retrieval(embedders: Embedders, data: TaskData) -> list[Row]:
     captions = [source.captions(index) for index in used]
     texts = [text for group in captions for text in group]
     image_of_text = np.repeat(np.arange(len(used)), [len(group) for group in captions])
-    metrics = retrieval_recalls(
+    metrics = retrieval_metrics(
         np.concatenate(embeds), embedders.embed_text(texts), image_of_text, texts=texts
     )
     return [{**_dataset(source, data), **metrics}]
@@ -132,6 +133,7 @@ def _glyph_letters(split: str, embedders: Embedders, _: TaskData) -> list[Row]:
         [(images, np.arange(len(chosen)))],
         names,
         get_templates("none"),
+        intervals=True,
     )
     return [{"dataset": f"glyphs/{split}", **metrics}]
 
@@ -147,7 +149,7 @@ def _glyph_retrieval(split: str, embedders: Embedders, _: TaskData) -> list[Row]
     for part, queries in (("", None), ("/seen_names", seen), ("/unseen_names", ~seen)):
         if queries is not None and not (queries.any() and (~queries).any()):
             continue  # all names of a DejaVu face are seen
-        metrics = retrieval_recalls(
+        metrics = retrieval_metrics(
             image_embeds,
             text_embeds,
             np.arange(len(source)),

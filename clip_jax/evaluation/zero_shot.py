@@ -11,6 +11,9 @@ import numpy as np
 
 from clip_jax.arguments import text_list
 from clip_jax.errors import UserError
+from clip_jax.evaluation.metrics.checks import as_labels
+from clip_jax.evaluation.metrics.classification import top_k_hits
+from clip_jax.evaluation.metrics.rows import metrics_row, per_class_estimate
 from clip_jax.evaluation.prompts import Templates, get_templates
 
 TEXTS_PER_CALL = 1024  # prompts that are embedded at once
@@ -74,6 +77,8 @@ def evaluate_zero_shot(
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     classnames: Iterable[str],
     templates: Templates = "openai",
+    *,
+    intervals: bool = False,
 ) -> dict[str, float]:
     """Measures the zero-shot accuracy of a model given as its two functions.
 
@@ -86,11 +91,12 @@ def evaluate_zero_shot(
       batches: (images uint8 (n, S, S, 3), labels int (n,)) each; n may differ from batch to batch.
       classnames: name of class 0, 1, …, C − 1.
       templates: anything that `get_templates` takes.
+      intervals: gives the limits of every metric's 95 % interval too.
 
     Returns:
       `accuracy_top1`, `accuracy_top5` (only with at least five classes),
-      `mean_per_class_accuracy` (top-1, over the classes that occur), all in [0, 1];
-      `num_images`, `num_classes`.
+      `mean_per_class_accuracy` (top-1, over the classes that occur), all in [0, 1], and the limits
+      `NAME_low`, `NAME_high` of each; `num_images`, `num_classes`.
 
     Raises:
       UserError: no images, a label outside the classes, an embedding that is not finite.
@@ -99,7 +105,7 @@ def evaluate_zero_shot(
     num_classes, num_images = classifier.shape[1], 0
     top1, top5, all_labels = [], [], []
     for images, labels in batches:
-        labels = _check_labels(labels, len(images), num_classes)
+        labels = as_labels(labels, len(images), num_classes)
         scores = np.asarray(embed_image(images), np.float32) @ classifier
         # A NaN compares false with everything and would count as a right answer.
         if not np.isfinite(scores).all():
@@ -112,45 +118,10 @@ def evaluate_zero_shot(
     if not num_images:
         raise UserError("zero-shot evaluation: there are no images")
     hits, labels = np.concatenate(top1), np.concatenate(all_labels)
-    metrics = {
-        "accuracy_top1": float(hits.mean()),
-        "mean_per_class_accuracy": _mean_per_class(hits, labels),
-        "num_images": num_images,
-        "num_classes": num_classes,
-    }
+    metrics = {"accuracy_top1": hits, "mean_per_class_accuracy": per_class_estimate(hits, labels)}
     if num_classes >= 5:
-        metrics["accuracy_top5"] = float(np.concatenate(top5).mean())
-    return metrics
-
-
-def _mean_per_class(hits: np.ndarray, labels: np.ndarray) -> float:
-    """Averages the mean hits of each class over the classes that occur."""
-    images_of_class = np.bincount(labels)
-    hits_of_class = np.bincount(labels, weights=hits)
-    present = images_of_class > 0
-    return float((hits_of_class[present] / images_of_class[present]).mean())
-
-
-def top_k_hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """float (N, C), int (N,) -> float64 (N,): probability that the label is among the top k.
-
-    It lies strictly between 0 and 1 only if other classes tie with the label's score.
-    """
-    of_label = np.take_along_axis(scores, labels[:, None], axis=1)
-    above = (scores > of_label).sum(1)
-    tied = (scores == of_label).sum(1)  # the label itself is one of them
-    return np.clip((k - above) / tied, 0.0, 1.0)
-
-
-def _check_labels(labels, num_images: int, num_classes: int) -> np.ndarray:
-    array = np.asarray(labels)
-    if array.shape != (num_images,) or array.dtype.kind not in "iu":
-        raise UserError(
-            f"labels {array.dtype} {array.shape}: accepted are ({num_images},) integers"
-        )
-    wrong = (array < 0) | (array >= num_classes)
-    if wrong.any():
-        raise UserError(
-            f"label {array[wrong][0]}: accepted is 0 to {num_classes - 1}, a class each"
-        )
-    return array.astype(np.int64)
+        metrics["accuracy_top5"] = np.concatenate(top5)
+    row = metrics_row(metrics)
+    if not intervals:
+        row = {name: row[name] for name in metrics}
+    return {**row, "num_images": num_images, "num_classes": num_classes}
