@@ -8,6 +8,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from clip_jax.data.sources.splits import is_for_training
 from clip_jax.data.stream.evaluation_batches import evaluation_batches
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
+from clip_jax.evaluation.associations import jaccard, jaccard_metrics, read_associations
+from clip_jax.evaluation.compositional import match_hits, pair_scores
 from clip_jax.evaluation.labels import UNLABELLED, read_labels
 from clip_jax.evaluation.prompts import get_templates
 from clip_jax.evaluation.retrieval import retrieval_recalls
@@ -93,7 +96,7 @@ def zero_shot(embedders: Embedders, data: TaskData) -> list[Row]:
         embedders.embed_image,
         embedders.embed_text,
         batches(),
-        labels.names,
+        labels.prompt_names,
         get_templates(data.templates),
     )
     row = {**_dataset(source, data), "templates": data.templates, "labels": labels.read_as}
@@ -104,6 +107,23 @@ def zero_shot(embedders: Embedders, data: TaskData) -> list[Row]:
 def retrieval(embedders: Embedders, data: TaskData) -> list[Row]:
     """Measures recall at 1, 5, 10 both ways; a caption of several images is right for each."""
     source = open_captioned(data)
+    image_embeds, used = _embed_images(embedders, source, data)
+    captions = [source.captions(index) for index in used]
+    texts = [text for group in captions for text in group]
+    image_of_text = np.repeat(np.arange(len(used)), [len(group) for group in captions])
+    metrics = retrieval_recalls(
+        image_embeds, embedders.embed_text(texts), image_of_text, texts=texts
+    )
+    return [{**_dataset(source, data), **metrics}]
+
+
+def _embed_images(
+    embedders: Embedders, source: Source, data: TaskData
+) -> tuple[np.ndarray, list[int]]:
+    """Returns (embeddings float32 (N, D), numbers of their records), of all usable images.
+
+    Raises UserError if there is none.
+    """
     embeds, used = [], []
     bad: dict[str, str] = {}
     for indices, images in evaluation_batches(source, embedders.transform, data.batch_size, bad):
@@ -112,13 +132,79 @@ def retrieval(embedders: Embedders, data: TaskData) -> list[Row]:
     if not embeds:
         key, reason = next(iter(bad.items()), ("", "there is none"))
         raise UserError(f"{data.path}: no image can be used; the first is {key}: {reason}")
+    return np.concatenate(embeds), used
+
+
+def compositional(embedders: Embedders, data: TaskData) -> list[Row]:
+    """Measures how often an image's right caption is above a wrong one: captions come in pairs."""
+    source = open_captioned(data)
+    image_embeds, used = _embed_images(embedders, source, data)
     captions = [source.captions(index) for index in used]
+    for index, group in zip(used, captions, strict=True):
+        if len(group) % 2:
+            raise UserError(
+                f"{data.path}: {source.key(index)} has {len(group)} captions; accepted are pairs of"
+                " a right and a wrong one"
+            )
     texts = [text for group in captions for text in group]
-    image_of_text = np.repeat(np.arange(len(used)), [len(group) for group in captions])
-    metrics = retrieval_recalls(
-        np.concatenate(embeds), embedders.embed_text(texts), image_of_text, texts=texts
+    image_of_pair = np.repeat(np.arange(len(used)), [len(group) // 2 for group in captions])
+    hits = match_hits(pair_scores(image_embeds, embedders.embed_text(texts), image_of_pair))
+    sizes = {"num_images": len(used), "num_samples": len(image_of_pair)}
+    return [
+        {**_dataset(source, data), "text_accuracy": float(hits["text_accuracy"].mean()), **sizes}
+    ]
+
+
+def _of_pair(data: TaskData, number: int) -> TaskData:
+    """Returns the data of one of Winoground's two images and captions."""
+    return dataclasses.replace(
+        data, image_column=f"image_{number}", caption_column=f"caption_{number}"
     )
-    return [{**_dataset(source, data), **metrics}]
+
+
+def winoground(embedders: Embedders, data: TaskData) -> list[Row]:
+    """Matches two images with two captions, of columns image_0, image_1, caption_0, caption_1."""
+    parts = [_of_pair(data, number) for number in (0, 1)]
+    sources = [open_captioned(part) for part in parts]
+    if len(sources[0]) != len(sources[1]):
+        sizes = " and ".join(str(len(source)) for source in sources)
+        raise UserError(f"{data.path}: has {sizes} usable rows of its two images; give whole rows")
+    embeds, used = zip(
+        *(_embed_images(embedders, *each) for each in zip(sources, parts, strict=True)),
+        strict=True,
+    )
+    both = np.intersect1d(*used)
+    images_Nx2xD = np.stack([e[np.isin(u, both)] for e, u in zip(embeds, used, strict=True)], 1)
+    texts = [source.captions(int(index))[0] for index in both for source in sources]
+    texts_Nx2xD = np.asarray(embedders.embed_text(texts)).reshape(images_Nx2xD.shape)
+    hits = match_hits(np.einsum("nid,ntd->nit", images_Nx2xD, texts_Nx2xD))
+    metrics = {name: float(values.mean()) for name, values in hits.items()}
+    return [{**_dataset(sources[0], data), **metrics, "num_samples": len(both)}]
+
+
+def _open_candidates(data: TaskData) -> Source:
+    """Opens WinoGAViL's images."""
+    read_associations(data.path)
+    return open_captioned(data, needs_captions=False)
+
+
+def winogavil(embedders: Embedders, data: TaskData) -> list[Row]:
+    """Measures which candidate images a cue is associated with (see `associations.py`)."""
+    problems, source = read_associations(data.path), _open_candidates(data)
+    image_embeds, used = _embed_images(embedders, source, data)
+    files = [Path(source.key(index)) for index in used]
+    image_of = {name: row for row, file in enumerate(files) for name in (file.name, file.stem)}
+    texts = embedders.embed_text([problem.prompt for problem in problems])
+    values = []
+    for problem, text in zip(problems, texts, strict=True):
+        missing = [name for name in problem.candidates if name not in image_of]
+        if missing:
+            raise UserError(f"{data.path}: no usable image of the candidate {missing[0]!r}")
+        rows = [image_of[name] for name in problem.candidates]
+        values.append(jaccard(image_embeds[rows] @ text, np.asarray(problem.is_associated)))
+    metrics = jaccard_metrics(np.asarray(values), (len(each.candidates) for each in problems))
+    sizes = {"num_images": len(used), "num_samples": len(problems)}
+    return [{**_dataset(source, data), **metrics, **sizes}]
 
 
 def _glyph_letters(split: str, embedders: Embedders, _: TaskData) -> list[Row]:
@@ -161,6 +247,9 @@ def _glyph_retrieval(split: str, embedders: Embedders, _: TaskData) -> list[Row]
 TASKS: dict[str, Task] = {
     "zero_shot": Task(zero_shot, open_labelled, _check_labelled),
     "retrieval": Task(retrieval, open_captioned),
+    "compositional": Task(compositional, open_captioned),
+    "winoground": Task(winoground, lambda data: open_captioned(_of_pair(data, 0))),
+    "winogavil": Task(winogavil, _open_candidates),
     "glyphs/letters": Task(partial(_glyph_letters, "test")),
     "glyphs/retrieval": Task(partial(_glyph_retrieval, "test")),
     "glyphs_validation/letters": Task(partial(_glyph_letters, "validation")),

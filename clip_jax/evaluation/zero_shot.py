@@ -13,19 +13,23 @@ from clip_jax.arguments import text_list
 from clip_jax.errors import UserError
 from clip_jax.evaluation.prompts import Templates, get_templates
 
+# The names of the classes; several names of one class are a list or a tuple.
+Classes = Iterable[str | Sequence[str]]
+
 TEXTS_PER_CALL = 1024  # prompts that are embedded at once
 
 
 def zero_shot_classifier(
     embed_text: Callable[[list[str]], np.ndarray],
-    classnames: Iterable[str],
+    classnames: Classes,
     templates: Templates = "openai",
 ) -> np.ndarray:
-    """Builds a classifier from C class names and K templates: float32 (D, C), unit columns.
+    """Builds a classifier from C classes and K templates: float32 (D, C), unit columns.
 
     Args:
       embed_text: list of n <= 1024 strings -> float32 (n, D); normalised again in any case.
-      classnames: names for the templates' "{}"; any ordered iterable, but not a single string.
+      classnames: names for the templates' "{}"; any ordered iterable, but not a single string. A
+        class with several names, such as ("happy", "smiling"), has the mean over all its prompts.
       templates: anything that `get_templates` takes.
 
     Raises:
@@ -33,30 +37,37 @@ def zero_shot_classifier(
         finite.
     """
     templates = get_templates(templates)
-    classnames = check_classnames(classnames)
+    classes = check_classnames(classnames)
     # A class name or template may hold other braces, which str.format would choke on.
-    prompts = [t.replace("{}", name) for name in classnames for t in templates]
+    prompts = [t.replace("{}", name) for names in classes for name in names for t in templates]
+    class_of_prompt = np.repeat(range(len(classes)), [len(x) * len(templates) for x in classes])
     sums: np.ndarray | None = None
     for start in range(0, len(prompts), TEXTS_PER_CALL):
         chunk = prompts[start : start + TEXTS_PER_CALL]
         embeds = np.asarray(embed_text(chunk), np.float64)
         if sums is None:
-            sums = np.zeros((len(classnames), embeds.shape[-1]))
-        class_of_prompt = np.arange(start, start + len(chunk)) // len(templates)
-        np.add.at(sums, class_of_prompt, _normalised(embeds, chunk))
+            sums = np.zeros((len(classes), embeds.shape[-1]))
+        np.add.at(sums, class_of_prompt[start : start + len(chunk)], _normalised(embeds, chunk))
     assert sums is not None
-    return _normalised(sums, classnames).T.astype(np.float32)
+    return _normalised(sums, [names[0] for names in classes]).T.astype(np.float32)
 
 
-def check_classnames(classnames: Iterable[str]) -> list[str]:
-    """Returns the names as a list.
+def check_classnames(classnames: Classes) -> list[tuple[str, ...]]:
+    """Returns the names of each class.
 
     Raises `UserError` for a single string, an unordered collection, an invalid name or no names.
     """
-    names = text_list(classnames, "classnames", "cat", allow_blank=False)
-    if not names:
+    if isinstance(classnames, list | tuple) and any(
+        isinstance(x, list | tuple) for x in classnames
+    ):
+        # A published name may be blank: its prompt is the rest of the template.
+        lists = (list(x) if isinstance(x, list | tuple) else [x] for x in classnames)
+        classes = [tuple(text_list(x, f"classnames[{n}]", "cat")) for n, x in enumerate(lists)]
+    else:
+        classes = [(x,) for x in text_list(classnames, "classnames", "cat", allow_blank=False)]
+    if not all(classes) or not classes:
         raise UserError(f"classnames={classnames!r}: accepted is a list of at least one name")
-    return names
+    return classes
 
 
 def _normalised(embeds: np.ndarray, texts: Sequence[str]) -> np.ndarray:
@@ -72,7 +83,7 @@ def evaluate_zero_shot(
     embed_image: Callable[[np.ndarray], np.ndarray],
     embed_text: Callable[[list[str]], np.ndarray],
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
-    classnames: Iterable[str],
+    classnames: Classes,
     templates: Templates = "openai",
 ) -> dict[str, float]:
     """Measures the zero-shot accuracy of a model given as its two functions.

@@ -14,7 +14,7 @@ from absl import flags
 from clip_jax.data.options import SourceConfig
 from clip_jax.data.sources import formats
 from clip_jax.errors import UserError
-from clip_jax.training.config_values import plain_types
+from clip_jax.typed_values import plain_types
 
 Config = TypeVar("Config", bound=SourceConfig)
 
