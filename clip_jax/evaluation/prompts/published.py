@@ -27,6 +27,7 @@ class Published(NamedTuple):
 
     classes: tuple[ClassNames, ...]
     templates: tuple[str, ...] | str  # or the name of a set of templates
+    source: str  # where they were published
 
 
 def published_sets() -> tuple[str, ...]:
@@ -47,7 +48,8 @@ def published(name: str) -> Published | None:
         by_label = {each.label: each for each in whole.classes}
         classes = tuple(by_label[each.label] for each in classes)
     templates = values["templates"]
-    return Published(classes, templates if isinstance(templates, str) else tuple(templates))
+    found = templates if isinstance(templates, str) else tuple(templates)
+    return Published(classes, found, values["source"])
 
 
 def as_class(entry: str | list[str]) -> ClassNames:
@@ -59,5 +61,10 @@ def as_class(entry: str | list[str]) -> ClassNames:
 
 @functools.cache
 def _sets() -> dict[str, Any]:
-    files = (json.loads(path.read_text("utf-8")) for path in sorted(_FOLDER.glob("*.json")))
-    return {name: values for file in files for name, values in file["sets"].items()}
+    found: dict[str, Any] = {}
+    for path in sorted(_FOLDER.glob("*.json")):
+        file = json.loads(path.read_text("utf-8"))
+        found |= {
+            name: {"source": file["source"], **values} for name, values in file["sets"].items()
+        }
+    return found

@@ -14,7 +14,7 @@ from clip_jax.evaluation.prompts.published import published
 from clip_jax.evaluation.suites.files import FORMS, babel_prompts, read_files
 from clip_jax.evaluation.suites.layout import CLASSES, cached_text, lines_of, read_layout
 from clip_jax.evaluation.suites.sets import EvaluationSet, all_sets
-from clip_jax.files.patterns import is_remote
+from clip_jax.files.patterns import is_remote, what_is_wrong
 
 _HUB = re.compile(
     r"https://huggingface\.co/(datasets/[^/]+)(/.*)?"
@@ -36,6 +36,8 @@ def find_data(chosen: EvaluationSet, data_root: str = "") -> TaskData:
     if not root:
         how = how_to_get(chosen)
         raise UserError(f"--data_root: is missing, and {chosen.name} would be below it; {how}")
+    if not is_remote(root) and not os.path.isdir(root):
+        raise UserError(f"--data_root={data_root}: {what_is_wrong(root)}; give a folder of sets")
     if chosen.files == "babel":
         return _find_babel(chosen, root)
     looked = []
@@ -54,10 +56,9 @@ def find_data(chosen: EvaluationSet, data_root: str = "") -> TaskData:
             place = f"{root}/{parent}{chosen.tfds}"
             if os.path.isdir(place):
                 return _of_tfds(chosen, place, data)
-    raise UserError(
-        f"{chosen.name}: not found under --data_root={data_root} (looked for {', '.join(looked)});"
-        f" {how_to_get(chosen, root)}"
-    )
+    names = ", ".join(dict.fromkeys(looked))
+    where = f"not found under --data_root={data_root} (looked for {names})"
+    raise UserError(f"{chosen.name}: {where}; {how_to_get(chosen, root)}")
 
 
 def _find_babel(chosen: EvaluationSet, root: str) -> TaskData:

@@ -11,6 +11,7 @@ import numpy as np
 from clip_jax.data.records import Source
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import DecodeError, UserError
+from clip_jax.evaluation.associations import read_associations
 from clip_jax.evaluation.labels import UNLABELLED, Labels, read_labels
 from clip_jax.evaluation.prompts import get_classes, get_templates
 from clip_jax.evaluation.suites.finding import find_data
@@ -96,16 +97,17 @@ def _check_number(
 
 def _check_samples(opened: OpenedSet) -> None:
     source, chosen, data = opened.source, opened.set, opened.data
-    if chosen.kind == "winogavil":
-        return  # its problems are no images, and `read_associations` reads all
     found = len(source)
     if opened.labels is not None:
         found = int((opened.labels.numbers != UNLABELLED).sum())
+    elif chosen.kind == "winogavil":
+        found = len(read_associations(data.path))
     if chosen.texts or chosen.kind == "compositional":
         texts = sum(len(source.captions(index)) for index in range(len(source)))
         _check_number(chosen, "captions", texts, chosen.texts, data)
         found = texts // 2 if chosen.kind == "compositional" else found
-    what = "problems" if chosen.kind in ("compositional", "winoground") else "images"
+    has_problems = chosen.kind in ("compositional", "winoground", "winogavil")
+    what = "problems" if has_problems else "images"
     _check_number(chosen, what, found, chosen.samples, data)
 
 
