@@ -39,15 +39,16 @@ flags.adopt_module_key_flags(source_flags)
 
 def main() -> int:
     """Loads the models, averages them, writes the result and how it came about."""
-    if len(_MODEL.value or ()) < 2:
+    names = _MODEL.value or []
+    if len(names) < 2:
         raise UserError("--model: is missing; give two or more models with commas between")
     if not _OUTPUT.value:
         raise UserError("--output: is missing; give a new folder for the model")
     output, data, method = local_path(_OUTPUT.value, "--output"), _DATA.read(), _METHOD.value
     if method != "uniform" and not data.path:
         raise UserError(f"--data: is missing; --method={method} chooses by labelled images")
-    if method == "interpolate" and len(_MODEL.value) != 2:
-        raise UserError(f"--model: names {len(_MODEL.value)} models; interpolation is between two")
+    if method == "interpolate" and len(names) != 2:
+        raise UserError(f"--model: names {len(names)} models; interpolation is between two")
     from clip_jax.clip import Clip
     from clip_jax.evaluation.embeddings import Embedders
     from clip_jax.evaluation.soup import greedy_soup, soup
@@ -56,7 +57,7 @@ def main() -> int:
 
     if method != "uniform":
         check_task("zero_shot", data)
-    first, *others = [load(source) for source in _MODEL.value]
+    first, *others = [load(source) for source in names]
     trees = [clip.params for clip in (first, *others)]
 
     def accuracy(params: Any) -> float:
@@ -65,19 +66,19 @@ def main() -> int:
         embedders = Embedders(clip.encode_image, encode_text, clip.transform)
         return float(run_task("zero_shot", embedders, data)[0]["accuracy_top1"])
 
-    record: dict[str, Any] = {"method": method, "models": _MODEL.value}
+    record: dict[str, Any] = {"method": method, "models": names}
     if method == "uniform":
         weights = _numbers(_WEIGHTS.value)
         mixed = soup(trees, weights)
         record["weights"] = weights or [1 / len(trees)] * len(trees)
     elif method == "greedy":
         mixed, chosen, scores = greedy_soup(trees, accuracy)
-        for name, score in zip(_MODEL.value, scores, strict=True):
+        for name, score in zip(names, scores, strict=True):
             print(f"{100 * score:6.2f} %  {name}")
         print(
-            f"{100 * accuracy(mixed):6.2f} %  soup of {', '.join(_MODEL.value[i] for i in chosen)}"
+            f"{100 * accuracy(mixed):6.2f} %  soup of {', '.join(names[i] for i in chosen)}"
         )
-        record |= {"chosen": [_MODEL.value[i] for i in chosen], "accuracy_top1": scores}
+        record |= {"chosen": [names[i] for i in chosen], "accuracy_top1": scores}
     else:
         curve = []
         for step in range(_STEPS.value + 1):
@@ -85,7 +86,7 @@ def main() -> int:
             curve.append((part, accuracy(soup(trees, (1 - part, part)))))
             print(f"{part:5.2f}  {100 * curve[-1][1]:6.2f} %")
         best = max(curve, key=lambda point: point[1])[0]
-        print(f"best: {best:.2f} of the way from {_MODEL.value[0]} to {_MODEL.value[1]}")
+        print(f"best: {best:.2f} of the way from {names[0]} to {names[1]}")
         mixed = soup(trees, (1 - best, best))
         record |= {"part": best, "curve": curve}
     Clip(first.config, mixed, first.tokenizer).save(output)

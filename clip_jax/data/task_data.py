@@ -15,8 +15,10 @@ class TaskOptions(Checked):
     # Labels are read as class names, as class numbers (0 is the first line of `classnames`), or
     # as whichever fits; docs/data.md has the table.
     labels: Literal["auto", "names", "numbers"] = "auto"
-    classnames: str | None = None  # file, one name per line; None: the names found in the data
-    templates: str = "openai"  # name of a set of prompt templates, or a file
+    # File, one name per line or a .json; or a published set, such as "food101"; None: the names
+    # found in the data.
+    classnames: str | None = None
+    templates: str = "openai"  # name of a set of prompt templates, a published set, or a file
     batch_size: Annotated[int, POSITIVE] = 256  # images
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from clip_jax.evaluation.metrics.paired import mcnemar_test, paired_difference
 from clip_jax.evaluation.results import Results, Row
+from clip_jax.evaluation.zero_shot import GROUPS, METRIC
 
-METRIC, GROUPS = "metric/", "groups/"  # prefixes of a row's arrays, before the metric's name
 _SAME = ("task", "dataset", "split", "data_hash")
 
 
@@ -88,5 +88,5 @@ def _alike(pair: Pair, key: str) -> bool:
     arrays = (pair.of_first, pair.of_second)
     if any(key not in samples for samples in arrays):
         return False
-    records = [samples.get("records") for samples in arrays]
-    return len(pair.of_first[key]) == len(pair.of_second[key]) and np.array_equal(*records)
+    first, second = (samples.get("records", np.zeros(0)) for samples in arrays)
+    return len(pair.of_first[key]) == len(pair.of_second[key]) and np.array_equal(first, second)

@@ -61,7 +61,7 @@ class Results:
             for row, samples in rows:
                 if samples:
                     with replacing(self._samples(row)) as aside, open(aside, "wb") as file:
-                        np.savez_compressed(file, **samples)
+                        np.savez_compressed(file, allow_pickle=False, **samples)
             write_text(self.folder / "results.json", results_json(self.rows))
             write_text(self.folder / "results.csv", results_csv(self.rows))
 

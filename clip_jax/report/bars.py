@@ -1,7 +1,7 @@
 """Bar charts with intervals, a row for each dataset and a colour for each model."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -24,7 +24,7 @@ class Bars:
 
     title: str
     names: Sequence[str]
-    series: dict[str, Sequence[tuple[float, float, float]]]
+    series: Mapping[str, Sequence[tuple[float, float, float]]]
     level: tuple[Sequence[float], str] | None = None
     summary: str = ""
 

@@ -115,7 +115,7 @@ def _words(metric: str) -> str:
 
 
 def _bars(rows: list[Row], models: list[str]) -> tuple[str, list[Bars]]:
-    names = list(dict.fromkeys(row_name(row) for row in rows if main_metric(row)))
+    names = list(dict.fromkeys(row_name(row) for row in rows if main_metric(row) is not None))
     found = {(row["model"], row_name(row)): row for row in rows}
     nothing = (np.nan,) * 3
 

@@ -14,7 +14,7 @@ from absl import flags
 from clip_jax.data.options import SourceConfig
 from clip_jax.data.sources import formats
 from clip_jax.errors import UserError
-from clip_jax.training.config_values import plain_types
+from clip_jax.typed_values import plain_types
 
 Config = TypeVar("Config", bound=SourceConfig)
 
@@ -31,8 +31,8 @@ HELP = {
     "split": "Split of data that have several.",
     "label_key": "zero_shot: metadata field with the class name or number.",
     "labels": "zero_shot: whether labels are names or numbers of lines of --classnames.",
-    "classnames": "zero_shot: file with a class name a line.",
-    "templates": "zero_shot: openai, openai_simple, photo, none, or a file.",
+    "classnames": "zero_shot: file with a class name a line, or a published set, such as food101.",
+    "templates": "zero_shot: openai, openai_simple, photo, none, a published set, or a file.",
     "batch_size": "Images a batch.",
 }
 

@@ -108,6 +108,18 @@ def test_classifier_is_the_definition(texts_per_call, monkeypatch):
         np.testing.assert_allclose(classifier[:, c], mean / np.linalg.norm(mean), atol=1e-6)
 
 
+def test_a_class_of_several_names_is_the_mean_over_all_its_prompts():
+    templates, classes = ("a {}.", "the {}"), ("fox", ("happy", "smiling", ""), ["cat"])
+    classifier = zero_shot_classifier(embed_text, classes, templates)
+    for c, names in enumerate((("fox",), ("happy", "smiling", ""), ("cat",))):
+        prompts = [t.replace("{}", name) for name in names for t in templates]
+        mean = embed_text(prompts).mean(0)
+        np.testing.assert_allclose(classifier[:, c], mean / np.linalg.norm(mean), atol=1e-6)
+    for wrong in (("fox", ()), ("fox", ["a", 3])):
+        with pytest.raises(UserError, match="classnames"):
+            zero_shot_classifier(embed_text, wrong, templates)
+
+
 def test_embeddings_of_a_class_that_are_not_finite():
     with pytest.raises(UserError, match=r"'cat'.*not finite"):
         zero_shot_classifier(lambda t: np.full((len(t), 4), np.nan), ["cat"], "none")

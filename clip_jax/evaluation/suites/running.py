@@ -1,0 +1,24 @@
+"""Evaluation of opened sets by the evaluators of `clip_jax.evaluation.tasks`."""
+
+from clip_jax.evaluation.suites.opening import OpenedSet
+from clip_jax.evaluation.tasks import Embedders, Row, run_task
+
+_RECALLS = ("image_to_text_recall_at_1", "text_to_image_recall_at_1")
+
+
+def evaluate_set(embedders: Embedders, opened: OpenedSet) -> list[Row]:
+    """Returns the rows of a set, as `run_task` does, with the set's name, split and main metric."""
+    return [named_row(opened, row) for row in run_task(opened.set.kind, embedders, opened.data)]
+
+
+def named_row(opened: OpenedSet, row: Row) -> Row:
+    """Returns a row of results with the name of its set in place of a path.
+
+    The row also gets `split`, `metric` (the name of the main metric) and `chance` (its value by
+    guessing), and of retrieval `mean_recall_at_1`, over both directions.
+    """
+    chosen = opened.set
+    if all(name in row for name in _RECALLS):
+        row = {**row, "mean_recall_at_1": sum(row[name] for name in _RECALLS) / len(_RECALLS)}
+    named = {"dataset": chosen.name, "split": chosen.split, "metric": chosen.metric}
+    return {**row, **named, **({} if chosen.chance is None else {"chance": chosen.chance})}
