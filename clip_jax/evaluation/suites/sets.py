@@ -29,7 +29,8 @@ class EvaluationSet(Checked):
     kind: Literal[
         "zero_shot", "multilabel", "retrieval", "compositional", "winoground", "winogavil"
     ] = "zero_shot"
-    metric: str = "accuracy_top1"  # the one that is quoted, by its name in a row of results
+    # The metric that is quoted, by its name in a row of results; "": the usual one of the kind.
+    metric: str = ""
     classes: Annotated[int | None, Range(1)] = None
     # Images of the split, or problems where one has several images or captions; more than one
     # number if releases differ. (): any.
@@ -54,6 +55,10 @@ class EvaluationSet(Checked):
     # How the data are read. A set with `data.path` is there, all others under a root.
     data: TaskData = field(default_factory=TaskData)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "metric", self.metric or _METRICS[self.kind])
+
     @property
     def split(self) -> str:
         """Name of the split that is evaluated."""
@@ -77,6 +82,14 @@ class EvaluationSet(Checked):
         return tuple(f"{a}{name}{z}" for name in names for a, z in _AROUND)
 
 
+_METRICS = {
+    "zero_shot": "accuracy_top1",
+    "multilabel": "mean_average_precision",
+    "retrieval": "mean_recall_at_1",
+    "compositional": "text_accuracy",
+    "winoground": "accuracy",
+    "winogavil": "jaccard_10_to_12",
+}
 _AROUND = (("", ""), ("wds_", ""), ("wds_", "_test"))  # ours, clip-benchmark's, DataComp's
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from benchmark_sets import COLOURS, SEEING, captioned, classified, npy, square, write_layout
 from loopback import Loopback
+from places import REPOSITORY, TESTS
 from small_sets import write, write_tfds
 
 from clip_jax.data.task_data import TaskData
@@ -56,6 +58,26 @@ def test_folders_in_clip_benchmarks_layout(folder: str, hues: Path) -> None:
     assert (found["accuracy_top1"], found["num_images"]) == (1.0, 5)
     assert (found["dataset"], found["split"], found["metric"]) == ("hues", "test", "accuracy_top1")
     assert found["chance"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.slow
+def test_what_clip_benchmark_writes(tmp_path: Path, cache: Path) -> None:
+    python, script = REPOSITORY / ".oracle/bin/python", TESTS / "oracle/write_benchmark_sets.py"
+    if not [*(REPOSITORY / ".oracle").glob("lib/python*/site-packages/clip_benchmark")]:
+        pytest.skip("clip_benchmark is not in .oracle")
+    subprocess.run([str(python), str(script), str(tmp_path)], check=True, capture_output=True)
+    opened = open_set(row(samples=(7,)), str(tmp_path))
+    assert opened.labels is not None
+    assert opened.labels.numbers.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert opened.templates == ("a photo of a {}.", "a {} thing.")
+    assert evaluated(opened)["accuracy_top1"] == 1.0
+    several = open_set(row("many", kind="multilabel", samples=(7,)), str(tmp_path)).targets
+    assert several is not None
+    assert several.tolist() == [[n % 3 == 0, True, False] for n in range(7)]
+    pairs = row("pairs", kind="retrieval", classes=None, samples=(7,), texts=(14,))
+    opened = open_set(pairs, str(tmp_path))
+    assert opened.source.captions(1) == ("a green square", "one, green")
+    assert evaluated(opened)["mean_recall_at_1"] == 1.0
 
 
 def test_a_wrong_order_of_classes_shows(hues: Path) -> None:

@@ -23,12 +23,10 @@ templates = "openai_simple"
 [sets.pairs]
 path = "pairs"
 kind = "compositional"
-metric = "text_accuracy"
 samples = [3]
 [sets.captions]
 path = "pairs"
 kind = "retrieval"
-metric = "mean_recall_at_1"
 texts = [6]
 """
 
