@@ -75,9 +75,7 @@ def main() -> int:
         mixed, chosen, scores = greedy_soup(trees, accuracy)
         for name, score in zip(names, scores, strict=True):
             print(f"{100 * score:6.2f} %  {name}")
-        print(
-            f"{100 * accuracy(mixed):6.2f} %  soup of {', '.join(names[i] for i in chosen)}"
-        )
+        print(f"{100 * accuracy(mixed):6.2f} %  soup of {', '.join(names[i] for i in chosen)}")
         record |= {"chosen": [names[i] for i in chosen], "accuracy_top1": scores}
     else:
         curve = []

@@ -68,7 +68,7 @@ def spelled(row: Row, metric: str) -> str:
 
 
 def _figures(rows: list[Row], failed: list[Row], models: list[str]) -> list[tuple[str, str]]:
-    samples = sum(row.get("num_images", row.get("num_samples", 0)) for row in rows)
+    samples = sum(int(row.get("num_images", row.get("num_samples", 0))) for row in rows)
     figures = [(f"{len({row_name(row) for row in rows})}", "sets and tasks")]
     if len(models) > 1:
         figures.append((f"{len(models)}", "models"))
