@@ -1,12 +1,15 @@
 """Page of an evaluation: figures with their intervals, bars over datasets, and what went wrong."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clip_jax.evaluation.comparison import differences
 from clip_jax.evaluation.metrics.calibration import reliability
 from clip_jax.evaluation.results import Results, Row
+from clip_jax.files.disk import write_text, writing
 from clip_jax.report.bars import Bars
 from clip_jax.report.charts import Chart, Curve
 from clip_jax.report.page import Section, made_or_left_out, render, short
@@ -16,8 +19,20 @@ MOST_CLASSES = 30  # of a confusion matrix; of more classes, only the pairs most
 PAIRS = 12
 
 
+REPORT = "report.html"
+
+
+def write_evaluation_page(results: Results, is_compared: bool) -> Path:
+    """Writes report.html beside the rows, and returns its path."""
+    assert results.folder is not None
+    compared = comparison_sections(results) if is_compared else []
+    with writing(results.folder):
+        write_text(results.folder / REPORT, build_evaluation_page(results, compared))
+    return results.folder / REPORT
+
+
 def build_evaluation_page(results: Results, compared: Sequence[Section] = ()) -> str:
-    """The whole page as HTML; `compared` are further sections, see `comparison.py`."""
+    """The whole page as HTML; `compared` are sections on the models' differences."""
     rows = [row for row in results.rows if "error" not in row]
     failed = [row for row in results.rows if "error" in row]
     models = list(dict.fromkeys(row["model"] for row in results.rows))
@@ -57,6 +72,10 @@ def row_name(row: Row) -> str:
     return row["dataset"] if task == "zero_shot" else f"{row['dataset']}, {task}"
 
 
+def _size(row: Row) -> int:
+    return int(row.get("num_images") or row.get("num_samples") or 0)
+
+
 def spelled(row: Row, metric: str) -> str:
     """Formats a metric with its interval in per cent, such as "63.3 (62.9–63.7)"."""
     value, low, high = (row.get(f"{metric}{end}") for end in ("", "_low", "_high"))
@@ -67,8 +86,32 @@ def spelled(row: Row, metric: str) -> str:
     return f"{100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
+def comparison_sections(results: Results) -> list[Section]:
+    """Sections on the differences of the models, and the images on which two disagree most."""
+
+    def table() -> tuple[str, Any]:
+        lines = []
+        for row in differences(results):
+            low, high = (f"{100 * row[f'difference_{end}']:+.1f}" for end in ("low", "high"))
+            exact = row.get("mcnemar_p_value")
+            lines.append(
+                (
+                    row_name(row),
+                    _words(row["metric"]),
+                    f"{row['model']} − {row['against']}",
+                    f"{100 * row['difference']:+.1f} ({low} to {high})",
+                    f"{row['p_value']:.2g}",
+                    "–" if exact is None else f"{exact:.2g}",
+                )
+            )
+        titles = ("set", "metric", "models", "difference", "p, bootstrap", "p, McNemar")
+        return "In points, on the same samples; p-values are not adjusted.", [(3, titles, lines)]
+
+    return [made_or_left_out("Differences", "lists", table)]
+
+
 def _figures(rows: list[Row], failed: list[Row], models: list[str]) -> list[tuple[str, str]]:
-    samples = sum(int(row.get("num_images", row.get("num_samples", 0))) for row in rows)
+    samples = sum(_size(row) for row in rows)
     figures = [(f"{len({row_name(row) for row in rows})}", "sets and tasks")]
     if len(models) > 1:
         figures.append((f"{len(models)}", "models"))
@@ -90,7 +133,6 @@ def _table(rows: list[Row], models: list[str]) -> tuple[str, Any]:
         if metric is None:
             continue
         cells = [spelled(of_model[m], metric) if m in of_model else "–" for m in models]
-        size = first.get("num_images", first.get("num_samples", 0))
         chance = first.get("chance")
         main.append(
             (
@@ -98,7 +140,7 @@ def _table(rows: list[Row], models: list[str]) -> tuple[str, Any]:
                 _words(metric),
                 *cells,
                 "–" if chance is None else f"{100 * chance:.1f}",
-                f"{size:,}",
+                f"{_size(first):,}",
             )
         )
     tables = [(2, ("set", "metric", *models, "chance", "images"), main)]
