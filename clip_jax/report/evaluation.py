@@ -17,6 +17,7 @@ from clip_jax.training.log.metrics import format_seconds
 
 MOST_CLASSES = 30  # of a confusion matrix; of more classes, only the pairs most often mistaken
 PAIRS = 12
+_NO_SHARES = ("_rank", "_loss")  # endings of metrics that are not in per cent
 
 
 REPORT = "report.html"
@@ -48,6 +49,9 @@ def build_evaluation_page(results: Results, compared: Sequence[Section] = ()) ->
         )
     for row in rows:
         sections += _details(row, results.samples(row), len(models) > 1)
+    sections.append(
+        made_or_left_out("Other metrics", "lists", lambda: _other_metrics(rows, models))
+    )
     shown = models[0] if len(models) == 1 else f"{len(models)} models"
     return render(
         name=f"clip_jax evaluation: {shown}",
@@ -81,9 +85,9 @@ def spelled(row: Row, metric: str) -> str:
     value, low, high = (row.get(f"{metric}{end}") for end in ("", "_low", "_high"))
     if value is None:
         return "–"
-    if low is None or high is None:
-        return f"{100 * value:.1f}"
-    return f"{100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+    factor, digits = (1, 2) if metric.endswith(_NO_SHARES) else (100, 1)
+    value, *limits = (f"{factor * x:,.{digits}f}" for x in (value, low, high) if x is not None)
+    return f"{value} ({'–'.join(limits)})" if limits else value
 
 
 def comparison_sections(results: Results) -> list[Section]:
@@ -121,34 +125,41 @@ def _figures(rows: list[Row], failed: list[Row], models: list[str]) -> list[tupl
     return [*figures, (format_seconds(sum(row.get("seconds", 0) for row in rows)), "in all")]
 
 
-def _table(rows: list[Row], models: list[str]) -> tuple[str, Any]:
-    """A line for each set and task: the main metric of each model, then the other metrics."""
+def _by_name(rows: list[Row]) -> dict[str, dict[str, Row]]:
+    """Groups rows by set and task: name -> model -> row."""
     by_name: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_name.setdefault(row_name(row), {})[row["model"]] = row
-    main = []
-    for name, of_model in by_name.items():
+    return by_name
+
+
+def _table(rows: list[Row], models: list[str]) -> tuple[str, Any]:
+    """A line for each set and task, with the main metric of each model."""
+    lines = []
+    for name, of_model in _by_name(rows).items():
         first = next(iter(of_model.values()))
         metric = main_metric(first)
         if metric is None:
             continue
         cells = [spelled(of_model[m], metric) if m in of_model else "–" for m in models]
         chance = first.get("chance")
-        main.append(
-            (
-                name,
-                _words(metric),
-                *cells,
-                "–" if chance is None else f"{100 * chance:.1f}",
-                f"{_size(first):,}",
-            )
-        )
-    tables = [(2, ("set", "metric", *models, "chance", "images"), main)]
-    for row in rows:
-        others = [key for key in row if f"{key}_low" in row and key != main_metric(row)]
-        if others:
-            name = row_name(row) + (f", {row['model']}" if len(models) > 1 else "")
-            tables.append((1, (name, "value"), [(_words(k), spelled(row, k)) for k in others]))
+        known = "–" if chance is None else f"{100 * chance:.1f}"
+        lines.append((name, _words(metric), *cells, known, f"{_size(first):,}"))
+    return "", [(2, ("set", "metric", *models, "chance", "images"), lines)]
+
+
+def _other_metrics(rows: list[Row], models: list[str]) -> tuple[str, Any]:
+    """A table for each set and task, with a line for each further metric."""
+    tables = []
+    for name, of_model in _by_name(rows).items():
+        first = next(iter(of_model.values()))
+        others = [key for key in first if f"{key}_low" in first and key != main_metric(first)]
+        lines = [
+            (_words(key), *(spelled(of_model.get(model, {}), key) for model in models))
+            for key in others
+        ]
+        if lines:
+            tables.append((1, (name, *models), lines))
     return "", tables
 
 
