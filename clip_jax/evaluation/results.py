@@ -51,8 +51,8 @@ class Results:
     def add(self, rows: Sequence[tuple[Row, Samples]]) -> None:
         """Adds rows with their arrays, in place of earlier ones of the same identity."""
         new = [row for row, _ in rows]
-        same = [[row.get(key) for key in IDENTITY] for row in new]
-        kept = [row for row in self.rows if [row.get(key) for key in IDENTITY] not in same]
+        same = [_identity(row) for row in new]
+        kept = [row for row in self.rows if _identity(row) not in same]
         # An error has no hashes if the data could not be opened; whatever follows replaces it.
         names = [(row["model"], row["task"], row["dataset"]) for row in new]
         kept = [
@@ -86,6 +86,10 @@ class Results:
     def _samples(self, folder: Path, row: Row) -> Path:
         words = json.dumps([row.get(key) for key in IDENTITY])
         return folder / "samples" / f"{hashlib.sha256(words.encode()).hexdigest()[:24]}.npz"
+
+
+def _identity(row: Row) -> list[Any]:
+    return [row.get(key) for key in ("model", *IDENTITY)]
 
 
 def results_json(rows: Sequence[Row]) -> str:

@@ -34,9 +34,11 @@ def write_evaluation_page(results: Results, is_compared: bool) -> Path:
 
 def build_evaluation_page(results: Results, compared: Sequence[Section] = ()) -> str:
     """The whole page as HTML; `compared` are sections on the models' differences."""
-    rows = [row for row in results.rows if "error" not in row]
-    failed = [row for row in results.rows if "error" in row]
-    models = list(dict.fromkeys(row["model"] for row in results.rows))
+    short_name = _short_names([row["model"] for row in results.rows])
+    named = [(row, {**row, "model": short_name[row["model"]]}) for row in results.rows]
+    rows = [row for _, row in named if "error" not in row]
+    failed = [row for _, row in named if "error" in row]
+    models = list(dict.fromkeys(short_name.values()))
     sections = [
         made_or_left_out("Results", "lists", lambda: _table(rows, models)),
         made_or_left_out("Over datasets", "charts", lambda: _bars(rows, models)),
@@ -47,8 +49,8 @@ def build_evaluation_page(results: Results, compared: Sequence[Section] = ()) ->
         sections.append(
             Section("Not evaluated", "lists", body=[(3, ("model", "set", "why"), lines)])
         )
-    for row in rows:
-        sections += _details(row, results.samples(row), len(models) > 1)
+    for original, row in named:
+        sections += _details(row, results.samples(original), len(models) > 1)
     sections.append(
         made_or_left_out("Other metrics", "lists", lambda: _other_metrics(rows, models))
     )
@@ -60,6 +62,17 @@ def build_evaluation_page(results: Results, compared: Sequence[Section] = ()) ->
         figures=_figures(rows, failed, models),
         sections=sections,
     )
+
+
+def _short_names(models: Sequence[str]) -> dict[str, str]:
+    """Returns each model's name without the folders that all have in common."""
+    parts = {model: model.rstrip("/").split("/") for model in models}
+    shared = 0
+    while len({tuple(words[: shared + 1]) for words in parts.values()}) == 1 and all(
+        len(words) > shared + 1 for words in parts.values()
+    ):
+        shared += 1
+    return {model: "/".join(words[shared:]) for model, words in parts.items()}
 
 
 def main_metric(row: Row) -> str | None:
@@ -93,6 +106,8 @@ def spelled(row: Row, metric: str) -> str:
 def comparison_sections(results: Results) -> list[Section]:
     """Sections on the differences of the models, and the images on which two disagree most."""
 
+    short_name = _short_names([row["model"] for row in results.rows])
+
     def table() -> tuple[str, Any]:
         lines = []
         for row in differences(results):
@@ -102,7 +117,7 @@ def comparison_sections(results: Results) -> list[Section]:
                 (
                     row_name(row),
                     _words(row["metric"]),
-                    f"{row['model']} − {row['against']}",
+                    f"{short_name[row['model']]} − {short_name[row['against']]}",
                     f"{100 * row['difference']:+.1f} ({low} to {high})",
                     f"{row['p_value']:.2g}",
                     "–" if exact is None else f"{exact:.2g}",
