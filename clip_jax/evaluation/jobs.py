@@ -15,7 +15,7 @@ import numpy as np
 from clip_jax.data.records import Source
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import DecodeError, UserError
-from clip_jax.evaluation.embeddings import Embedders, data_hash, prompts_hash
+from clip_jax.evaluation.embeddings import AnyEmbedders, data_hash, prompts_hash
 from clip_jax.evaluation.labels import read_labels
 from clip_jax.evaluation.opening import Row
 from clip_jax.evaluation.prompts import get_templates
@@ -54,7 +54,7 @@ class _Opened(NamedTuple):
 def run_jobs(
     model: str,
     model_hash: str,
-    embedders: Embedders,
+    embedders: AnyEmbedders,
     jobs: Sequence[Job],
     results: Results,
     *,
@@ -138,7 +138,7 @@ def _prompts(names: Sequence[Any], templates: Sequence[str]) -> Iterator[str]:
     yield from templates
 
 
-def _data_hash(opened: _Opened, embedders: Embedders) -> str:
+def _data_hash(opened: _Opened, embedders: AnyEmbedders) -> str:
     if opened.source is None:  # glyphs, which come with the package
         return prompts_hash([repr(embedders.transform)])
     return data_hash(opened.source, embedders.transform)
@@ -151,7 +151,7 @@ def _settings_hash(data: TaskData) -> str:
 
 
 def _with_pictures(
-    samples: dict[str, np.ndarray], opened: _Opened, embedders: Embedders
+    samples: dict[str, np.ndarray], opened: _Opened, embedders: AnyEmbedders
 ) -> dict[str, np.ndarray]:
     """Adds pictures of the surest mistakes and of the queries that ended worst."""
     source = opened.source

@@ -8,7 +8,7 @@ import numpy as np
 from clip_jax.data.records import Source
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
-from clip_jax.evaluation.embeddings import Embedders, embed_source, embed_texts
+from clip_jax.evaluation.embeddings import AnyEmbedders, embed_source, embed_texts
 from clip_jax.evaluation.labels import UNLABELLED, read_labels
 from clip_jax.evaluation.opening import Row, dataset_fields, open_labelled
 from clip_jax.evaluation.prompts import get_templates
@@ -21,7 +21,7 @@ def check_labelled(source: Source, data: TaskData) -> Sequence[str]:
     return read_labels(source, data).notes
 
 
-def zero_shot(embedders: Embedders, data: TaskData) -> list[Row]:
+def zero_shot(embedders: AnyEmbedders, data: TaskData) -> list[Row]:
     """Measures zero-shot classification of labelled images (paper section 3.1)."""
     source = open_labelled(data)
     labels = read_labels(source, data)
@@ -36,7 +36,7 @@ def zero_shot(embedders: Embedders, data: TaskData) -> list[Row]:
         get_templates(data.templates),
     )
     metrics, samples = evaluate_zero_shot(
-        images.embeds[used], numbers[used], classifier, embedders.logit_scale
+        images.embeds[used], numbers[used], classifier, embedders.class_logits
     )
     samples |= {"records": images.records[used], "classnames": np.asarray(labels.names)}
     row = {**dataset_fields(source, data), "templates": data.templates, "labels": labels.read_as}

@@ -14,7 +14,7 @@ from clip_jax.data.sources.splits import is_for_training
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation import glyph_tasks, matching
-from clip_jax.evaluation.embeddings import Embedders
+from clip_jax.evaluation.embeddings import AnyEmbedders
 from clip_jax.evaluation.opening import Row, open_captioned, open_labelled
 from clip_jax.evaluation.recognition import check_labelled, zero_shot
 
@@ -27,7 +27,7 @@ class Task:
 
     # Returns rows of dataset and metrics by name; rows may have any further keys. "samples" are the
     # arrays behind a row, which a folder of results keeps beside it.
-    run: Callable[[Embedders, TaskData], list[Row]]
+    run: Callable[[AnyEmbedders, TaskData], list[Row]]
     # Opens the data, such as `open_captioned`; None for a task that needs no path.
     open: Callable[[TaskData], Source] | None = None
     # Raises `UserError` for what else it cannot use; returns warnings for the user.
@@ -85,7 +85,7 @@ def _named(key: str | None) -> Iterator[None]:
         raise UserError(f"{key}: {error}" if key else str(error)) from error
 
 
-def run_task(name: str, embedders: Embedders, data: TaskData) -> list[Row]:
+def run_task(name: str, embedders: AnyEmbedders, data: TaskData) -> list[Row]:
     """Returns the rows of one task: {"task", "dataset", metrics by name}."""
     rows = ({"task": name, **row} for row in TASKS[name].run(embedders, data))
     return [{key: value for key, value in row.items() if key != "samples"} for row in rows]

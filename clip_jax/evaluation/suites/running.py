@@ -1,13 +1,14 @@
 """Evaluation of opened sets by the evaluators of `clip_jax.evaluation.tasks`."""
 
 from clip_jax.errors import UserError
+from clip_jax.evaluation.embeddings import AnyEmbedders
 from clip_jax.evaluation.suites.opening import OpenedSet
-from clip_jax.evaluation.tasks import TASKS, Embedders, Row, run_task
+from clip_jax.evaluation.tasks import TASKS, Row, run_task
 
 _RECALLS = ("image_to_text_recall_at_1", "text_to_image_recall_at_1")
 
 
-def evaluate_set(embedders: Embedders, opened: OpenedSet) -> list[Row]:
+def evaluate_set(embedders: AnyEmbedders, opened: OpenedSet) -> list[Row]:
     """Returns the rows of a set, as `run_task` does, with the set's name, split and main metric.
 
     Raises UserError if no task of `TASKS` has the name of the set's kind, or as the task does.
