@@ -192,7 +192,8 @@ def _bars(rows: list[Row], models: list[str]) -> tuple[str, list[Bars]]:
         metric = main_metric(row) if row else None
         if metric is None:
             return nothing
-        return row[metric], row[f"{metric}_low"], row[f"{metric}_high"]
+        value = row[metric]
+        return value, row.get(f"{metric}_low", value), row.get(f"{metric}_high", value)
 
     chance = [next((r.get("chance") for r in rows if row_name(r) == n), None) for n in names]
     level = ([np.nan if c is None else c for c in chance], "chance")

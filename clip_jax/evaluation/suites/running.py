@@ -5,8 +5,6 @@ from clip_jax.evaluation.embeddings import AnyEmbedders
 from clip_jax.evaluation.suites.opening import OpenedSet
 from clip_jax.evaluation.tasks import TASKS, Row, run_task
 
-_RECALLS = ("image_to_text_recall_at_1", "text_to_image_recall_at_1")
-
 
 def evaluate_set(embedders: AnyEmbedders, opened: OpenedSet) -> list[Row]:
     """Returns the rows of a set, as `run_task` does, with the set's name, split and main metric.
@@ -23,10 +21,8 @@ def named_row(opened: OpenedSet, row: Row) -> Row:
     """Returns a row of results with the name of its set in place of a path.
 
     The row also gets `split`, `metric` (the name of the main metric) and `chance` (its value by
-    guessing), and of retrieval `mean_recall_at_1`, over both directions.
+    guessing).
     """
     chosen = opened.set
-    if all(name in row for name in _RECALLS):
-        row = {**row, "mean_recall_at_1": sum(row[name] for name in _RECALLS) / len(_RECALLS)}
     named = {"dataset": chosen.name, "split": chosen.split, "metric": chosen.metric}
     return {**row, **named, **({} if chosen.chance is None else {"chance": chosen.chance})}
