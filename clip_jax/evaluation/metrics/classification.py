@@ -109,9 +109,8 @@ def jaccard_index(scores: Any, targets: Any) -> np.ndarray:
     order = np.argsort(-scores, axis=1, kind="stable")
     number = targets.sum(1)
     if not number.all():
-        raise UserError(
-            f"targets[{int(np.argmin(number))}]: none; accepted is at least one a sample"
-        )
+        row = int(np.argmin(number))
+        raise UserError(f"targets[{row}]: has none; accepted is at least one a sample")
     is_chosen = np.arange(scores.shape[1]) < number[:, None]
     shared = (np.take_along_axis(targets, order, 1) & is_chosen).sum(1)
     return shared / (2 * number - shared)
