@@ -192,8 +192,9 @@ def _bars(rows: list[Row], models: list[str]) -> tuple[str, list[Bars]]:
         metric = main_metric(row) if row else None
         if metric is None:
             return nothing
-        value = row[metric]
-        return value, row.get(f"{metric}_low", value), row.get(f"{metric}_high", value)
+        value = float(row[metric])
+        low, high = (float(row.get(f"{metric}_{end}", value)) for end in ("low", "high"))
+        return value, low, high
 
     chance = [next((r.get("chance") for r in rows if row_name(r) == n), None) for n in names]
     level = ([np.nan if c is None else c for c in chance], "chance")
