@@ -27,5 +27,8 @@ def named_row(opened: OpenedSet, row: Row) -> Row:
     chosen = opened.set
     if all(name in row for name in _RECALLS):
         row = {**row, "mean_recall_at_1": sum(row[name] for name in _RECALLS) / len(_RECALLS)}
-    named = {"dataset": chosen.name, "split": chosen.split, "metric": chosen.metric}
+    # A row of one group keeps what follows the path, and has no worst group.
+    name = chosen.name + row["dataset"].removeprefix(opened.data.path)
+    metric = chosen.metric.removeprefix("worst_group_") if "group" in row else chosen.metric
+    named = {"dataset": name, "split": chosen.split, "metric": metric}
     return {**row, **named, **({} if chosen.chance is None else {"chance": chosen.chance})}
