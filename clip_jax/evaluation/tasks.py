@@ -15,6 +15,8 @@ from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation import glyph_tasks, matching
 from clip_jax.evaluation.embeddings import AnyEmbedders
+from clip_jax.evaluation.fairness.faces import check_faces, fairness, open_faces
+from clip_jax.evaluation.fairness.skew import check_grouped, open_grouped, skew
 from clip_jax.evaluation.opening import Row, open_captioned, open_labelled
 from clip_jax.evaluation.recognition import check_labelled, zero_shot
 
@@ -40,6 +42,8 @@ TASKS: dict[str, Task] = {
     "compositional": Task(matching.compositional, open_captioned),
     "winoground": Task(matching.winoground, lambda data: open_captioned(matching.of_pair(data, 0))),
     "winogavil": Task(matching.winogavil, matching.open_candidates),
+    "skew": Task(skew, open_grouped, check_grouped),
+    "fairness": Task(fairness, open_faces, check_faces),
     "glyphs/letters": Task(partial(glyph_tasks.letters, "test")),
     "glyphs/retrieval": Task(partial(glyph_tasks.retrieval, "test")),
     "glyphs_validation/letters": Task(partial(glyph_tasks.letters, "validation")),

@@ -24,5 +24,8 @@ def named_row(opened: OpenedSet, row: Row) -> Row:
     guessing).
     """
     chosen = opened.set
-    named = {"dataset": chosen.name, "split": chosen.split, "metric": chosen.metric}
+    # A row of one group keeps what follows the path, and has no worst group.
+    name = chosen.name + row["dataset"].removeprefix(opened.data.path)
+    metric = chosen.metric.removeprefix("worst_group_") if "group" in row else chosen.metric
+    named = {"dataset": name, "split": chosen.split, "metric": metric}
     return {**row, **named, **({} if chosen.chance is None else {"chance": chosen.chance})}
