@@ -100,6 +100,7 @@ class Embedders:
     width: int = 0  # D, where several models are joined
     shares: bool = False
     store: EmbeddingStore | None = None
+    change: str = ""  # what `embed_image` does to the pixels first, see `changed`
 
     def class_logits(self, embeds: np.ndarray, classifier: np.ndarray) -> np.ndarray:
         """(N, D), (D, C) of length 1 -> (N, C): what the softmax over classes takes."""
@@ -147,6 +148,22 @@ class Ensemble:
 AnyEmbedders = Embedders | Ensemble
 
 
+def changed(
+    embedders: AnyEmbedders, change: str, function: Callable[[np.ndarray], np.ndarray]
+) -> AnyEmbedders:
+    """Returns the same model on pixels that a function changes, uint8 (B, S, S, 3) -> the same.
+
+    `change` names the function, and its arguments, in hashes.
+    """
+    if isinstance(embedders, Ensemble):
+        members = [changed(member, change, function) for member in embedders.members]
+        return dataclasses.replace(embedders, members=tuple(members))
+    embed = embedders.embed_image
+    return dataclasses.replace(
+        embedders, embed_image=lambda images: embed(function(images)), change=change
+    )
+
+
 def embed_source(embedders: AnyEmbedders, source: Source, batch_size: int) -> EmbeddedImages:
     """Embeds every decodable image of a source once, or finds it in the store.
 
@@ -158,7 +175,7 @@ def embed_source(embedders: AnyEmbedders, source: Source, batch_size: int) -> Em
         rows = [part.embeds[np.isin(part.records, common)] for part in parts]
         return EmbeddedImages(embedders.joined(rows), common, parts[0].bad)
     store = embedders.store
-    key = "" if store is None else data_hash(source, embedders.transform)
+    key = "" if store is None else data_hash(source, (embedders.transform, embedders.change))
     known = None if store is None else store.read(key)
     # A folder that only some processes see is of no use.
     if all(json.loads(seen) for seen in _gathered(embedders, json.dumps(known is not None))):

@@ -18,7 +18,13 @@ from clip_jax.evaluation.embeddings import AnyEmbedders
 from clip_jax.evaluation.fairness.faces import check_faces, fairness, open_faces
 from clip_jax.evaluation.fairness.skew import check_grouped, open_grouped, skew
 from clip_jax.evaluation.opening import Row, open_captioned, open_labelled
-from clip_jax.evaluation.recognition import check_labelled, zero_shot
+from clip_jax.evaluation.recognition import (
+    check_labelled,
+    check_multilabel,
+    multilabel,
+    zero_shot,
+)
+from clip_jax.evaluation.robustness import corruptions, resolutions
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +44,9 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "zero_shot": Task(zero_shot, open_labelled, check_labelled),
+    "multilabel": Task(multilabel, open_labelled, check_multilabel),
+    "corruptions": Task(corruptions, open_labelled, check_labelled),
+    "resolutions": Task(resolutions, open_labelled, check_labelled),
     "retrieval": Task(matching.retrieval, open_captioned),
     "compositional": Task(matching.compositional, open_captioned),
     "winoground": Task(matching.winoground, lambda data: open_captioned(matching.of_pair(data, 0))),

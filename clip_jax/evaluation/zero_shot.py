@@ -44,18 +44,35 @@ def zero_shot_classifier(
     """
     templates = get_templates(templates)
     classes = check_classnames(classnames)
+    return prompts_classifier(embed_text, prompts_of_classes(classes, templates))
+
+
+def prompts_of_classes(
+    classes: Sequence[Sequence[str]], templates: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Returns the prompts of each class: every template with every name."""
     # A class name or template may hold other braces, which str.format would choke on.
-    prompts = [t.replace("{}", name) for names in classes for name in names for t in templates]
-    class_of_prompt = np.repeat(range(len(classes)), [len(x) * len(templates) for x in classes])
+    return [tuple(t.replace("{}", name) for name in names for t in templates) for names in classes]
+
+
+def prompts_classifier(
+    embed_text: Callable[[list[str]], np.ndarray], prompts: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """Builds a classifier from the prompts of C classes, at least one each: float32 (D, C).
+
+    `embed_text` and the errors are those of `zero_shot_classifier`.
+    """
+    texts = [text for of_class in prompts for text in of_class]
+    class_of_text = np.repeat(range(len(prompts)), [len(of_class) for of_class in prompts])
     sums: np.ndarray | None = None
-    for start in range(0, len(prompts), TEXTS_PER_CALL):
-        chunk = prompts[start : start + TEXTS_PER_CALL]
+    for start in range(0, len(texts), TEXTS_PER_CALL):
+        chunk = texts[start : start + TEXTS_PER_CALL]
         embeds = np.asarray(embed_text(chunk), np.float64)
         if sums is None:
-            sums = np.zeros((len(classes), embeds.shape[-1]))
-        np.add.at(sums, class_of_prompt[start : start + len(chunk)], _normalised(embeds, chunk))
+            sums = np.zeros((len(prompts), embeds.shape[-1]))
+        np.add.at(sums, class_of_text[start : start + len(chunk)], unit_rows(embeds, chunk))
     assert sums is not None
-    return _normalised(sums, [names[0] for names in classes]).T.astype(np.float32)
+    return unit_rows(sums, [of_class[0] for of_class in prompts]).T.astype(np.float32)
 
 
 def check_classnames(classnames: Classes) -> list[tuple[str, ...]]:
@@ -76,7 +93,11 @@ def check_classnames(classnames: Classes) -> list[tuple[str, ...]]:
     return classes
 
 
-def _normalised(embeds: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+def unit_rows(embeds: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """Divides the embeddings (N, D) of N texts by their lengths.
+
+    Raises `UserError` that names a text whose embedding is zero or not finite.
+    """
     norms = np.linalg.norm(embeds, axis=-1, keepdims=True)
     wrong = ~(np.isfinite(norms) & (norms > 0))[:, 0]
     if wrong.any():
