@@ -100,7 +100,8 @@ def test_a_good_template_among_fifty_bad_ones_is_found() -> None:
     assert select_forward(found, used)[0][0] == 31
     assert best_weights(found, used).argmax() == 31
     weights = learned_weights(found, used)
-    assert weights.argmax() == 31 and weights.sum() == pytest.approx(1)
+    assert weights.argmax() == 31
+    assert weights.sum() == pytest.approx(1)
     references = {"openai": trial(BAD[:20]).judge(np.ones(20))}
     choice = choose_prompts(found, names, references, learn=False)
     assert choice.chosen[0] == 31
@@ -108,14 +109,16 @@ def test_a_good_template_among_fifty_bad_ones_is_found() -> None:
     other = trial(names, 400, seed=9)
     test = check_choice(other, choice, {"openai": trial(BAD[:20], 400, 9).judge(np.ones(20))})
     gain = {row["prompts"]: row for row in test["differences"]}
-    assert gain[CHOSEN]["difference_low"] > 0.1 and gain[CHOSEN]["mcnemar_p_value"] < 1e-6
+    assert gain[CHOSEN]["difference_low"] > 0.1
+    assert gain[CHOSEN]["mcnemar_p_value"] < 1e-6
 
 
 def test_forward_selection_adds_what_helps_and_stops() -> None:
     found, used = trial(BAD[:8], 150), np.arange(150) % 3 > 0
     path = select_forward(found, used)
     accuracies = [accuracy for _, accuracy in path]
-    assert accuracies == sorted(accuracies) and len({n for n, _ in path}) == len(path)
+    assert accuracies == sorted(accuracies)
+    assert len({n for n, _ in path}) == len(path)
 
     def score(chosen: Sequence[int]) -> tuple[float, float]:
         return found.judge(np.isin(range(8), chosen) * 1.0).mean(used)
