@@ -14,7 +14,7 @@ class Candidates(NamedTuple):
     """Prompts to choose from.
 
     Attributes:
-      names: of K candidates: the different templates, then the file of class prompts if there is one.
+      names: of K candidates: the different templates, then perhaps the file of class prompts.
       prompts: of each candidate.
       references: name -> prompts that are only compared with: OpenAI's, and, if a class has
         several names, all templates with the first.
