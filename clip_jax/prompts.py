@@ -48,9 +48,10 @@ flags.adopt_module_key_flags(source_flags)
 
 def main() -> int:
     """Loads the model, chooses prompts, measures the choice, writes the folder."""
-    for name, value in (("--model", _MODEL.value), ("--output", _OUTPUT.value)):
-        if not value:
-            raise UserError(f"{name}: is missing; see --help")
+    if not _MODEL.value:
+        raise UserError("--model: is missing; give a training run or an export")
+    if not _OUTPUT.value:
+        raise UserError("--output: is missing; give a folder to write")
     output, data = local_path(_OUTPUT.value, "--output"), _DATA.read()
     if not data.path:
         raise UserError("--data: is missing; give labelled images that are not the test set")
@@ -128,10 +129,10 @@ def main() -> int:
         }
     weights = choice.weights.get(LEARNED)
     by_name = None if weights is None else dict(zip(names, weights.tolist(), strict=True))
-    files = {
+    files: dict[str, str | None] = {
         "templates.txt": None if by_class else "\n".join(result["chosen"]) + "\n",
-        "templates.json": by_class and _json(by_class),
-        "weights.json": by_name and _json(by_name),
+        "templates.json": _json(by_class) if by_class else None,
+        "weights.json": _json(by_name) if by_name else None,
         "results.json": _json(result),
         "report.html": build_prompts_page(result),
     }

@@ -14,7 +14,7 @@ class Candidates(NamedTuple):
     """Prompts to choose from.
 
     Attributes:
-      names: of K candidates: the templates, then the file of class prompts if there is one.
+      names: of K candidates: the different templates, then perhaps the file of class prompts.
       prompts: of each candidate.
       references: name -> prompts that are only compared with: OpenAI's, and, if a class has
         several names, all templates with the first.
@@ -34,7 +34,7 @@ def find_candidates(
 
     Raises UserError: as `get_templates`, `check_classnames` or `read_class_prompts`.
     """
-    templates = get_templates(templates)
+    templates = tuple(dict.fromkeys(get_templates(templates)))
     classes = check_classnames(labels.prompt_names)
     names, prompts = templates, [prompts_of_classes(classes, [each]) for each in templates]
     if class_prompts:

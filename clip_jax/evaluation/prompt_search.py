@@ -148,22 +148,23 @@ def learned_weights(trial: Trial, used: np.ndarray) -> np.ndarray:
     """Fits convex weights of the candidates by the likelihood of the labels, float64 (K,), sum 1.
 
     A Dirichlet(2) prior, as if each candidate had been right once, keeps few images from deciding
-    between many candidates.
+    between many candidates. The logit scale is fitted too, and forgotten: else a model that is too
+    sure of itself would get the vaguest prompts.
 
     Args:
       used: bool (N,), the images that decide.
     """
     share = jnp.asarray(used / used.sum(), jnp.float32)
 
-    def loss(logits: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         value, slopes = _weighed_loss(
-            jnp.asarray(logits, jnp.float32), trial.sums, trial.images, trial.labels, share,
+            jnp.asarray(values, jnp.float32), trial.sums, trial.images, trial.labels, share,
             trial.logit_scale, 1 / used.sum(),
         )  # fmt: skip
         return float(value), np.asarray(slopes, np.float64)
 
-    found = minimize(loss, np.zeros(len(trial.sums)), jac=True, method="L-BFGS-B")
-    return np.asarray(softmax(found.x))
+    found = minimize(loss, np.zeros(len(trial.sums) + 1), jac=True, method="L-BFGS-B")
+    return np.asarray(softmax(found.x[:-1]))
 
 
 def held_out(trial: Trial, choose: Choose, folds: int = FOLDS, seed: int = 0) -> Judged:
@@ -229,10 +230,12 @@ def _judged(
 @jax.jit
 @jax.value_and_grad
 def _weighed_loss(
-    logits_K: jax.Array, sums_KCD: jax.Array, images_ND: jax.Array, labels_N: jax.Array,
+    values: jax.Array, sums_KCD: jax.Array, images_ND: jax.Array, labels_N: jax.Array,
     share_N: jax.Array, scale: float, prior: float,
 ) -> jax.Array:  # fmt: skip
-    """Mean loss of an ensemble of weights softmax(logits), plus the prior's own."""
+    """Mean loss of an ensemble, plus its prior's; `values` are K logits of weights, and the
+    logarithm of what the scale is multiplied by."""
+    logits_K, scale = values[:-1], scale * jnp.exp(values[-1])
     sums_CD = _mixed(jax.nn.softmax(logits_K), sums_KCD)
     losses_N = _losses(_scores(sums_CD, images_ND), labels_N, scale)
     return share_N @ losses_N - prior * jax.nn.log_softmax(logits_K).sum()

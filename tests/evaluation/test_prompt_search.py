@@ -151,13 +151,16 @@ def test_learned_weights_are_the_optimum() -> None:
     sums, rows = np.asarray(found.sums, np.float64), np.flatnonzero(used)
     labels = np.asarray(found.labels)[rows]
 
-    def objective(logits: np.ndarray) -> float:
+    def objective(values: np.ndarray) -> float:
+        logits, scale = values[:-1], 20 * np.exp(values[-1])
         columns = np.tensordot(softmax(logits), sums, 1)
         columns /= np.linalg.norm(columns, axis=1, keepdims=True)
-        logs = log_softmax(20 * np.asarray(found.images, np.float64)[rows] @ columns.T, 1)
+        logs = log_softmax(scale * np.asarray(found.images, np.float64)[rows] @ columns.T, 1)
         return -logs[range(80), labels].mean() - log_softmax(logits).sum() / 80
 
-    expected = softmax(minimize(objective, np.zeros(4), method="Nelder-Mead", tol=1e-10).x)
+    options = {"maxiter": 20_000, "maxfev": 20_000}
+    best = minimize(objective, np.zeros(5), method="Nelder-Mead", tol=1e-10, options=options).x
+    expected = softmax(best[:-1])
     np.testing.assert_allclose(learned_weights(found, used), expected, atol=2e-3)
 
 
