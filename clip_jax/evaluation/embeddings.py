@@ -155,13 +155,16 @@ def changed(
 
     `change` names the function, and its arguments, in hashes.
     """
+
+    def of(one: Embedders) -> Embedders:
+        embed = one.embed_image
+        return dataclasses.replace(
+            one, embed_image=lambda images: embed(function(images)), change=change
+        )
+
     if isinstance(embedders, Ensemble):
-        members = [changed(member, change, function) for member in embedders.members]
-        return dataclasses.replace(embedders, members=tuple(members))
-    embed = embedders.embed_image
-    return dataclasses.replace(
-        embedders, embed_image=lambda images: embed(function(images)), change=change
-    )
+        return dataclasses.replace(embedders, members=tuple(map(of, embedders.members)))
+    return of(embedders)
 
 
 def embed_source(embedders: AnyEmbedders, source: Source, batch_size: int) -> EmbeddedImages:

@@ -235,7 +235,7 @@ def _weighed_loss(
 ) -> jax.Array:  # fmt: skip
     """Mean loss of an ensemble, plus its prior's; `values` are K logits of weights, and the
     logarithm of what the scale is multiplied by."""
-    logits_K, scale = values[:-1], scale * jnp.exp(values[-1])
+    logits_K, fitted = values[:-1], scale * jnp.exp(values[-1])
     sums_CD = _mixed(jax.nn.softmax(logits_K), sums_KCD)
-    losses_N = _losses(_scores(sums_CD, images_ND), labels_N, scale)
+    losses_N = _losses(_scores(sums_CD, images_ND), labels_N, fitted)
     return share_N @ losses_N - prior * jax.nn.log_softmax(logits_K).sum()

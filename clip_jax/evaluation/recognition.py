@@ -117,7 +117,9 @@ def zero_shot(embedders: AnyEmbedders, data: TaskData) -> list[Row]:
         shares |= {f"{name}_projected": values for name, values in changed.items()}
     if groups is None:
         return [row]
-    fields: Row = {key: row[key] for key in ("dataset", "split", "templates", "labels") if key in row}
+    fields: Row = {
+        key: row[key] for key in ("dataset", "split", "templates", "labels") if key in row
+    }
     in_group = groups[samples["records"]]
     samples["group"] = in_group
     row |= worst_group_row(shares, in_group)
