@@ -204,7 +204,7 @@ def _scores(sums_CD: jax.Array, images_ND: jax.Array) -> jax.Array:
     return jnp.matmul(images_ND, classifier_CD.T, precision=_PRECISION)
 
 
-def _losses(scores_NC: jax.Array, labels_N: jax.Array, scale: float) -> jax.Array:
+def _losses(scores_NC: jax.Array, labels_N: jax.Array, scale: jax.typing.ArrayLike) -> jax.Array:
     logs_NC = jax.nn.log_softmax(scale * scores_NC, axis=1)
     return -jnp.take_along_axis(logs_NC, labels_N[:, None], 1)[:, 0]
 
