@@ -67,7 +67,7 @@ def test_damaged_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> 
     store = EmbeddingStore(tmp_path / "store", "m" * 64)
     embed_source(dataclasses.replace(SEEING, store=store), source, 8)
     (path,) = (tmp_path / "store").iterdir()
-    key = data_hash(source, SEEING.transform)
+    key = data_hash(source, (SEEING.transform, ""))
     foreign = EmbeddingStore(tmp_path / "store", "m" * 16 + "n" * 48)
     with pytest.raises(UserError, match=r"holds embeddings of model m+ .* not of mmm"):
         foreign.read(key)
