@@ -57,7 +57,7 @@ def test_splits_within_the_data(tmp_path: Path) -> None:
     assert (chosen.source.key(0), tested.source.key(0)) == ("10", "20")
     with pytest.raises(UserError, match=r"'test' is for tests.*--split=val"):
         open_both(TaskData(path=whole, split="test"), None)
-    with pytest.raises(UserError, match=r"'test' is for tests.*train-0\.tar"):
+    with pytest.raises(UserError, match=r"'test' is for tests.*val-0\.tar"):
         open_both(TaskData(path=str(tmp_path / "all" / "test-0.tar")), None)
 
 
