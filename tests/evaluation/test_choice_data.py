@@ -110,7 +110,7 @@ def test_candidates(tmp_path: Path) -> None:
     data = TaskData(path=photos(tmp_path / "mine", range(4)), classnames=str(names))
     (opened,) = open_both(data, None)
     found = find_candidates(opened.labels, ["a {}", "{}!"], str(own))
-    assert found.names == ("a {}", "{}!", f"class prompts of {own}")
+    assert found.names == ("a {}", "{}!", "class prompts of own.json")
     assert found.prompts[1] == [("cat!", "kitten!"), ("dog!",)]
     assert found.prompts[2] == [("whiskers",), ("a wet nose", "a tail")]
     assert found.references["first name of each class"] == [("a cat", "cat!"), ("a dog", "dog!")]
