@@ -117,6 +117,7 @@ def main(argv: list[str]) -> None:
             )
         },
         "over_bare": round(statistics.median(a / b for a, b, _ in turns), 3),
+        "ratios_over_bare": [round(a / b, 3) for a, b, _ in turns],
         "gain_over_padding": round(statistics.median(c / a for a, _, c in turns), 2),
         "difference": float(np.abs(found - expected).max()),
         "limits": LIMITS,

@@ -119,9 +119,9 @@ def _other_split(data: TaskData, source: Source) -> str | None:
     if split_in(path.name) is None:
         path = path.parent
     beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
-    found = [(each, split_in(each.name)) for each in beside]
-    others = [str(each) for each, split in found if split is not None and not is_for_tests(split)]
-    return next(iter(others), None)
+    found = {str(each): split_in(each.name) for each in beside}
+    others = {name: split for name, split in found.items() if split and not is_for_tests(split)}
+    return min(others, key=lambda name: is_for_training(others[name]), default=None)
 
 
 def _digests(source: Source) -> Iterator[tuple[bytes, str]]:

@@ -1,5 +1,6 @@
 """Candidates of the prompt laboratory, and the prompts that they are compared with."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from clip_jax.evaluation.labels import Labels
@@ -38,7 +39,7 @@ def find_candidates(
     classes = check_classnames(labels.prompt_names)
     names, prompts = templates, [prompts_of_classes(classes, [each]) for each in templates]
     if class_prompts:
-        names = (*names, f"class prompts of {class_prompts}")
+        names = (*names, f"class prompts of {Path(class_prompts).name}")
         prompts.append(read_class_prompts(class_prompts, labels.classes))
     references = {"openai": prompts_of_classes(classes, get_templates("openai"))}
     if any(len(each) > 1 for each in classes):

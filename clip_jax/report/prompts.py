@@ -7,8 +7,8 @@ from clip_jax.report.evaluation import spelled
 from clip_jax.report.page import Section, render, short
 from clip_jax.training.log.metrics import format_seconds
 
-_SHOWN = 40  # candidates in the plot, best first
-_NAME = 48  # letters of a template in the plot
+_SHOWN = 24  # candidates in the plot, best first
+_NAME = 28  # letters of a template in the plot
 _HELD_OUT = (
     "A choice is measured on images that it has not seen: it is repeated without each fifth of"
     " the images, and judged on that fifth. The interval is of the images drawn."

@@ -57,7 +57,7 @@ def test_splits_within_the_data(tmp_path: Path) -> None:
     assert (chosen.source.key(0), tested.source.key(0)) == ("10", "20")
     with pytest.raises(UserError, match=r"'test' is for tests.*--split=val"):
         open_both(TaskData(path=whole, split="test"), None)
-    with pytest.raises(UserError, match=r"'test' is for tests.*train-0\.tar"):
+    with pytest.raises(UserError, match=r"'test' is for tests.*val-0\.tar"):
         open_both(TaskData(path=str(tmp_path / "all" / "test-0.tar")), None)
 
 
@@ -110,7 +110,7 @@ def test_candidates(tmp_path: Path) -> None:
     data = TaskData(path=photos(tmp_path / "mine", range(4)), classnames=str(names))
     (opened,) = open_both(data, None)
     found = find_candidates(opened.labels, ["a {}", "{}!"], str(own))
-    assert found.names == ("a {}", "{}!", f"class prompts of {own}")
+    assert found.names == ("a {}", "{}!", "class prompts of own.json")
     assert found.prompts[1] == [("cat!", "kitten!"), ("dog!",)]
     assert found.prompts[2] == [("whiskers",), ("a wet nose", "a tail")]
     assert found.references["first name of each class"] == [("a cat", "cat!"), ("a dog", "dog!")]

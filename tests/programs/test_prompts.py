@@ -36,7 +36,7 @@ def test_a_choice(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     result = json.loads((output / "results.json").read_text())
-    names = ["a {}", "the letter {}", "{} in italics", f"class prompts of {photos}/own.json"]
+    names = ["a {}", "the letter {}", "{} in italics", "class prompts of own.json"]
     validation, test = result["validation"], result["test"]
     assert [row["prompts"] for row in validation["candidates"]] == names
     assert (validation["num_images"], test["num_images"], result["num_classes"]) == (20, 20, 2)
