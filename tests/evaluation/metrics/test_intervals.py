@@ -49,6 +49,7 @@ def cases() -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
         "skewed numbers": (rng.exponential(size=500), None),
         "numbers, groups": (rng.normal(size=len(image)) + 4 * ease, image),
         "few numbers": (rng.normal(size=12), None),
+        "numbers of which a few decide": (rng.lognormal(0, 1.8, 2000), None),
     }
 
 
@@ -70,7 +71,7 @@ def test_resamples_are_those_of_drawing_one_by_one(case: str) -> None:
     expected = np.quantile(means, levels)
     got = bootstrap_interval(values, groups, resamples=20_000)
     step = 1 / len(values) if case == "hits" else 0  # the means of hits lie on a lattice
-    assert got == pytest.approx(tuple(expected), abs=0.05 * means.std() + step)
+    assert got == pytest.approx(tuple(expected), abs=0.08 * means.std() + step)
 
 
 def test_agrees_with_scipys_bca_on_many_samples() -> None:
@@ -153,6 +154,31 @@ def test_a_share_of_many_groups_has_the_bootstraps_interval() -> None:
     assert (low, high) == pytest.approx(bootstrap_interval(hits, image), abs=0.03 * (high - low))
 
 
+def solves_wilsons_equation(limits: tuple[float, float], mean: float, variance: float, z: float):
+    """Whether each limit is a share from which the mean is z standard errors away."""
+    size = mean * (1 - mean) / variance
+    for limit in limits:
+        assert (limit - mean) ** 2 == pytest.approx(z**2 * limit * (1 - limit) / size)
+    assert limits[0] < mean < limits[1]
+
+
+def test_a_share_of_three_groups_by_hand() -> None:
+    hits, groups = [1, 0, 1, 1, 0, 0], [0, 0, 1, 1, 2, 2]
+    # Sums 1, 2, 0 deviate from the mean 1/2 of two by 0, 1, -1; of three groups.
+    variance = 3 / 2 * (0 + 1 + 1) / 6**2
+    limits = share_interval(hits, groups)
+    solves_wilsons_equation(limits, 1 / 2, variance, stats.t(2).ppf(0.975))
+
+
+def test_a_mean_per_class_by_hand() -> None:
+    hits, labels = [1, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1]
+    # Two samples of a class differ 8/15 as often as two of any class would: 8/7 samples of prior,
+    # with 5/8 right, which leaves accuracies of 1/3 and 11/12 and of each variance 36/43.
+    variance = 36 / 43 * (1 / 3 * 2 / 3 + 11 / 12 * 1 / 12) / 4 / 2**2
+    limits = mean_per_class_interval(hits, labels)
+    solves_wilsons_equation(limits, 5 / 8, variance, 1.959963985)
+
+
 def test_the_interval_of_a_mean_per_class() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat([3, 5, 8, 9], 2000)
@@ -209,6 +235,14 @@ def test_a_paired_difference_and_its_p_value_say_the_same() -> None:
     assert 3 < sum(seen) < 22
     swapped = paired_difference(second, first)
     assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low), abs=0.02)
+
+
+def test_a_limit_of_the_interval_has_the_p_value_of_its_confidence() -> None:
+    values = np.random.default_rng(0).exponential(size=25)  # skewed
+    for confidence in (0.95, 0.7):
+        for limit in bootstrap_interval(values, confidence=confidence):
+            found = paired_difference(values, np.full(25, limit))
+            assert found.p_value == pytest.approx(1 - confidence, abs=2e-3)
 
 
 def test_a_paired_difference_at_the_edges() -> None:
