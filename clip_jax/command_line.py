@@ -144,7 +144,7 @@ def _explain(error: Exception, argv: list[str]) -> str:
     from flax.traverse_util import flatten_dict
 
     from clip_jax.training.config import default_config
-    from clip_jax.training.config_values import unknown_key
+    from clip_jax.typed_values import unknown_key
 
     known = ["config." + key for key in flatten_dict(default_config().to_dict(), sep=".")]
     for argument in argv[1:]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from clip_jax.evaluation.metrics.ranking import expected_ranks, hits_at_k
 from clip_jax.evaluation.metrics.rows import (
     Estimate,
@@ -18,6 +20,7 @@ from clip_jax.evaluation.retrieval import (
     query_sizes,
     retrieval_queries,
 )
+from clip_jax.evaluation.zero_shot import GROUPS, METRIC
 
 
 def retrieval_metrics(
@@ -29,21 +32,37 @@ def retrieval_metrics(
     texts: Sequence[str] | None = None,
     image_query_mask=None,
     text_query_mask=None,
-) -> dict[str, float]:
-    """Returns recalls, median and mean ranks of (N, D) images and (T,) captions, both ways.
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Measures recalls, median and mean ranks of (N, D) images and (T,) captions, both ways.
 
     Arguments and errors are those of `retrieval_recalls`, and so are the results, each recall with
     its 95 % limits `NAME_low` and `NAME_high`. Also `image_to_text_median_rank` and
-    `image_to_text_mean_rank`, from 1, and those of `text_to_image`, with limits. An image and its
+    `image_to_text_mean_rank`, from 1, and those of `text_to_image`, with limits, and
+    `mean_recall_at_1` over both directions. An image and its
     captions are drawn together, for they are dependent; the gallery is not drawn.
+
+    Also returns the arrays behind them: `image_to_text_ranks` and `text_to_image_ranks` (Q,), each
+    query's contribution to a recall under `METRIC` and its name, its image under `GROUPS`.
     """
     ks = check_ks(ks)
     masks = image_query_mask, text_query_mask
     found = retrieval_queries(image_embeds, text_embeds, image_of_text, texts, *masks)
     estimates: dict[str, Estimate] = {}
+    samples: dict[str, np.ndarray] = {}
     for direction, queries in found.items():
         estimates |= _estimates(direction, queries, ks)
-    return metrics_row(estimates) | query_sizes(image_embeds, text_embeds, found)
+        samples[f"{direction}_ranks"] = expected_ranks(queries.counts)
+        for name in (f"{direction}_recall_at_{k}" for k in ks):
+            samples[f"{METRIC}{name}"] = hits_at_k(queries.counts, int(name.rpartition("_")[2]))
+            samples[f"{GROUPS}{name}"] = queries.images
+    if 1 in ks:  # the mean over both directions, whose queries are images and captions
+        name, both = "mean_recall_at_1", list(found.values())
+        total = sum(len(queries.counts) for queries in both)
+        hits = [hits_at_k(x.counts, 1) * total / (2 * len(x.counts)) for x in both]
+        samples[f"{METRIC}{name}"] = np.concatenate(hits)
+        samples[f"{GROUPS}{name}"] = np.concatenate([queries.images for queries in both])
+        estimates[name] = share_estimate(samples[f"{METRIC}{name}"], samples[f"{GROUPS}{name}"])
+    return metrics_row(estimates) | query_sizes(image_embeds, text_embeds, found), samples
 
 
 def image_to_image_metrics(

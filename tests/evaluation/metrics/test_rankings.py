@@ -43,7 +43,7 @@ def test_retrieval_rows_hold_ranks_and_limits_by_image() -> None:
     texts = images[image_of_text] + 0.25 * rng.normal(size=(len(image_of_text), 8))
     texts = (texts / np.linalg.norm(texts, axis=1, keepdims=True)).astype(np.float32)
     mask = rng.random(len(image_of_text)) < 0.7
-    row = retrieval_metrics(images, texts, image_of_text, (1, 5), text_query_mask=mask)
+    row, samples = retrieval_metrics(images, texts, image_of_text, (1, 5), text_query_mask=mask)
     recalls = retrieval_recalls(images, texts, image_of_text, (1, 5), text_query_mask=mask)
     assert recalls.items() <= row.items()
 
@@ -53,11 +53,15 @@ def test_retrieval_rows_hold_ranks_and_limits_by_image() -> None:
     for direction, ranks in (("text_to_image", to_image), ("image_to_text", to_text)):
         assert row[f"{direction}_mean_rank"] == pytest.approx(ranks.mean())
         assert row[f"{direction}_median_rank"] == np.median(ranks)
+        np.testing.assert_array_equal(samples[f"{direction}_ranks"], ranks)
         assert row[f"{direction}_recall_at_5"] == pytest.approx((ranks <= 5).mean())
     limits = row["text_to_image_recall_at_1_low"], row["text_to_image_recall_at_1_high"]
     assert limits == pytest.approx(share_interval(to_image == 1, image_of_text[mask]))
     limits = row["image_to_text_recall_at_1_low"], row["image_to_text_recall_at_1_high"]
     assert limits == pytest.approx(share_interval(to_text == 1))
+    both = (np.mean(to_text == 1) + np.mean(to_image == 1)) / 2
+    assert row["mean_recall_at_1"] == pytest.approx(both)
+    assert row["mean_recall_at_1_low"] < both < row["mean_recall_at_1_high"]
     for name in row:
         if not name.startswith("num_") and not name.endswith(("_low", "_high")):
             assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
