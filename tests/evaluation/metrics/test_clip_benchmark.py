@@ -26,7 +26,7 @@ from sklearn.metrics import average_precision_score
 from clip_jax.evaluation.metrics.multilabel import mean_average_precision
 from clip_jax.evaluation.metrics.ranking import hits_at_k, selection_hits
 from clip_jax.evaluation.retrieval import rank_counts, retrieval_recalls
-from clip_jax.evaluation.zero_shot import evaluate_zero_shot
+from clip_jax.evaluation.zero_shot import evaluate_zero_shot, zero_shot_classifier
 
 pytestmark = pytest.mark.parity
 
@@ -176,13 +176,12 @@ def our_classification(setting: Arrays) -> dict[str, float]:
     def embed_text(texts: list[str]) -> np.ndarray:
         return np.stack([classes[tuple(map(int, text.split("/")))] for text in texts])
 
-    found = evaluate_zero_shot(
-        lambda rows: setting["images"][rows],
+    classifier = zero_shot_classifier(
         embed_text,
-        [(np.arange(len(setting["labels"])), setting["labels"])],
         [str(c) for c in range(count)],
         [f"{template}/{{}}" for template in range(len(classes))],
     )
+    found, _ = evaluate_zero_shot(setting["images"], setting["labels"], classifier, np.matmul)
     return {
         "acc1": found["accuracy_top1"],
         "acc5": found.get("accuracy_top5", np.nan),
