@@ -5,6 +5,7 @@ from typing import Any
 from clip_jax.data.records import Source, split_of
 from clip_jax.data.sources.refine import open_refined
 from clip_jax.data.task_data import TaskData
+from clip_jax.evaluation.groups import group_member
 
 Row = dict[str, Any]
 
@@ -20,7 +21,8 @@ def open_captioned(data: TaskData, **changes: Any) -> Source:
 
 def open_labelled(data: TaskData) -> Source:
     """Opens images with labels, which need no captions."""
-    return open_captioned(data, needs_captions=False, label_column=data.label_key)
+    label_column = group_member(data.group_key) or data.label_key
+    return open_captioned(data, needs_captions=False, label_column=label_column)
 
 
 def dataset_fields(source: Source, data: TaskData) -> Row:

@@ -204,7 +204,7 @@ def _scores(sums_CD: jax.Array, images_ND: jax.Array) -> jax.Array:
     return jnp.matmul(images_ND, classifier_CD.T, precision=_PRECISION)
 
 
-def _losses(scores_NC: jax.Array, labels_N: jax.Array, scale: jax.Array | float) -> jax.Array:
+def _losses(scores_NC: jax.Array, labels_N: jax.Array, scale: jax.typing.ArrayLike) -> jax.Array:
     logs_NC = jax.nn.log_softmax(scale * scores_NC, axis=1)
     return -jnp.take_along_axis(logs_NC, labels_N[:, None], 1)[:, 0]
 
@@ -235,7 +235,7 @@ def _weighed_loss(
 ) -> jax.Array:  # fmt: skip
     """Mean loss of an ensemble, plus its prior's; `values` are K logits of weights, and the
     logarithm of what the scale is multiplied by."""
-    logits_K, own_scale = values[:-1], scale * jnp.exp(values[-1])
+    logits_K, fitted = values[:-1], scale * jnp.exp(values[-1])
     sums_CD = _mixed(jax.nn.softmax(logits_K), sums_KCD)
-    losses_N = _losses(_scores(sums_CD, images_ND), labels_N, own_scale)
+    losses_N = _losses(_scores(sums_CD, images_ND), labels_N, fitted)
     return share_N @ losses_N - prior * jax.nn.log_softmax(logits_K).sum()

@@ -37,7 +37,8 @@ def retrieval_metrics(
 
     Arguments and errors are those of `retrieval_recalls`, and so are the results, each recall with
     its 95 % limits `NAME_low` and `NAME_high`. Also `image_to_text_median_rank` and
-    `image_to_text_mean_rank`, from 1, and those of `text_to_image`, with limits. An image and its
+    `image_to_text_mean_rank`, from 1, and those of `text_to_image`, with limits, and
+    `mean_recall_at_1` over both directions. An image and its
     captions are drawn together, for they are dependent; the gallery is not drawn.
 
     Also returns the arrays behind them: `image_to_text_ranks` and `text_to_image_ranks` (Q,), each
@@ -54,6 +55,13 @@ def retrieval_metrics(
         for name in (f"{direction}_recall_at_{k}" for k in ks):
             samples[f"{METRIC}{name}"] = hits_at_k(queries.counts, int(name.rpartition("_")[2]))
             samples[f"{GROUPS}{name}"] = queries.images
+    if 1 in ks:  # the mean over both directions, whose queries are images and captions
+        name, both = "mean_recall_at_1", list(found.values())
+        total = sum(len(queries.counts) for queries in both)
+        hits = [hits_at_k(x.counts, 1) * total / (2 * len(x.counts)) for x in both]
+        samples[f"{METRIC}{name}"] = np.concatenate(hits)
+        samples[f"{GROUPS}{name}"] = np.concatenate([queries.images for queries in both])
+        estimates[name] = share_estimate(samples[f"{METRIC}{name}"], samples[f"{GROUPS}{name}"])
     return metrics_row(estimates) | query_sizes(image_embeds, text_embeds, found), samples
 
 

@@ -110,7 +110,7 @@ def evaluate_zero_shot(
     image_embeds: np.ndarray,
     labels: np.ndarray,
     classifier: np.ndarray,
-    logit_scale: float = 100.0,
+    class_logits: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Measures the accuracy of a classifier of cosines, and its calibration.
 
@@ -121,7 +121,8 @@ def evaluate_zero_shot(
       image_embeds: float32 (N, D), L2-normalised.
       labels: int (N,), from 0 to C − 1.
       classifier: float32 (D, C), such as `zero_shot_classifier`'s.
-      logit_scale: by which cosines are multiplied for the softmax.
+      class_logits: (n, D), (D, C) -> (n, C): logits of some images, such as
+        `Embedders.class_logits`.
 
     Returns:
       The metrics, each with its 95 % limits `NAME_low` and `NAME_high`: `accuracy_top1`,
@@ -141,9 +142,9 @@ def evaluate_zero_shot(
     parts = []
     for start in range(0, len(labels), _ROWS):
         rows = slice(start, start + _ROWS)
-        scores = np.asarray(image_embeds[rows], np.float32) @ classifier
-        judged = judge_predictions(logit_scale * scores, labels[rows])
-        parts.append((*judged, top_k_hits(scores, labels[rows], 5), scores.argmax(1)))
+        logits = class_logits(image_embeds[rows], classifier)
+        judged = judge_predictions(logits, labels[rows])
+        parts.append((*judged, top_k_hits(logits, labels[rows], 5), logits.argmax(1)))
     confidence, top1, loss, brier, top5, predictions = map(np.concatenate, zip(*parts, strict=True))
     shares = {
         "accuracy_top1": top1,

@@ -35,6 +35,11 @@ HELP = {
     "templates": "zero_shot: openai, openai_simple, photo, none, a published set, or a file: a"
     " template a line, or a .json of {class: [prompts]}.",
     "batch_size": "Images a batch.",
+    "group_key": "zero_shot, skew: metadata field of groups, such as region; or npy[0], of tars.",
+    "left_out_group": "zero_shot, skew: group that does not count.",
+    "project_out": "zero_shot, skew: also after a projection of texts that takes out gender, race,"
+    " or the groups in the first line of a file, such as male,female.",
+    "skew_k": "skew: images at the top of a ranking whose groups count.",
 }
 
 

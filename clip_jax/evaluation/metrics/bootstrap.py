@@ -6,7 +6,7 @@ The sum of a cell's draws is then its count times the cell's mean, plus noise of
 variance, so the first two moments of the resamples are exact.
 
 Levels are those of BCa (Efron 1987), which corrects bias and skewness, at quantiles of Student's t
-with the variance's factor G/(G − 1) (Hesterberg 2015, section 4.3), which corrects the narrowness
+with the variance's factor G/(G − 1) (Hesterberg 2015), which corrects the narrowness
 of few groups.
 """
 

@@ -52,7 +52,7 @@ def mean_per_class(hits: Any, labels: Any) -> np.ndarray:
     """Returns the contributions (N,) of the mean, over the classes that occur, of their mean hit.
 
     Deviations from a class's mean are stretched by n/(n − 1) in variance, since it is the mean of
-    its n samples that they deviate from.
+    its n samples that they deviate from. Classes of one sample deviate from the mean of them all.
 
     Args:
       hits: float (N,), such as those of `top_k_hits`.
@@ -61,9 +61,13 @@ def mean_per_class(hits: Any, labels: Any) -> np.ndarray:
     hits = as_values(hits, "hits")
     sums, sizes = class_totals(hits, labels)
     means = sums / sizes
+    centre = means.mean()
     number = np.unique(labels, return_inverse=True)[1]  # among the classes that occur
     stretch = np.sqrt(sizes / np.maximum(sizes - 1, 1)) / (sizes * len(sizes))
-    return means.mean() + len(hits) * stretch[number] * (hits - means[number])
+    alone = sizes == 1
+    if alone.any():
+        means[alone] = means[alone].mean()
+    return centre + len(hits) * stretch[number] * (hits - means[number])
 
 
 def macro_f1(predictions: Any, labels: Any) -> np.ndarray:
@@ -105,9 +109,8 @@ def jaccard_index(scores: Any, targets: Any) -> np.ndarray:
     order = np.argsort(-scores, axis=1, kind="stable")
     number = targets.sum(1)
     if not number.all():
-        raise UserError(
-            f"targets[{int(np.argmin(number))}]: none; accepted is at least one a sample"
-        )
+        row = int(np.argmin(number))
+        raise UserError(f"targets[{row}]: has none; accepted is at least one a sample")
     is_chosen = np.arange(scores.shape[1]) < number[:, None]
     shared = (np.take_along_axis(targets, order, 1) & is_chosen).sum(1)
     return shared / (2 * number - shared)

@@ -1,8 +1,6 @@
 """Opening of a set: its images, labels and groups, and whether they are all there."""
 
 import dataclasses
-import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +8,15 @@ import numpy as np
 
 from clip_jax.data.records import Source
 from clip_jax.data.task_data import TaskData
-from clip_jax.errors import DecodeError, UserError
+from clip_jax.errors import UserError
 from clip_jax.evaluation.associations import read_associations
+from clip_jax.evaluation.groups import read_groups
 from clip_jax.evaluation.labels import UNLABELLED, Labels, read_labels
 from clip_jax.evaluation.prompts import get_classes, get_templates
+from clip_jax.evaluation.recognition import read_targets
 from clip_jax.evaluation.suites.finding import find_data
 from clip_jax.evaluation.suites.sets import EvaluationSet
-from clip_jax.evaluation.tasks import TASKS, open_captioned
-
-NO_GROUP = -1
+from clip_jax.evaluation.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class OpenedSet:
       source: the opened images.
       labels: classes of the images and their names; None for a kind without, or with several.
       targets: bool (N, C), the classes of each image of a multi-label set.
-      groups: int64 (N,), the group of each image for worst-group accuracy, or `NO_GROUP`.
+      groups: str (N,), the group of each image for worst-group accuracy, or `groups.NO_GROUP`.
       templates: of the prompts; () for a kind without classes.
     """
 
@@ -55,7 +53,7 @@ def open_set(chosen: EvaluationSet, data_root: str = "", *, subset: bool = False
         images or captions are not as many as expected, or a label, class name, template or group
         cannot be used.
     """
-    data = find_data(chosen, data_root)
+    data = _with_groups(chosen, find_data(chosen, data_root))
     opened = OpenedSet(chosen, data, _open(chosen, data))
     if chosen.kind == "zero_shot":
         labels = read_labels(opened.source, data)
@@ -67,17 +65,23 @@ def open_set(chosen: EvaluationSet, data_root: str = "", *, subset: bool = False
         targets = read_targets(opened.source, data.label_key, len(classes))
         templates = get_templates(data.templates)
         opened = dataclasses.replace(opened, targets=targets, templates=templates)
-    if chosen.group is not None or chosen.group_at is not None:
-        opened = dataclasses.replace(opened, groups=read_groups(opened.source, chosen))
+    if data.group_key is not None:
+        opened = dataclasses.replace(opened, groups=read_groups(opened.source, data))
     if not subset:
         _check_samples(opened)
     return opened
 
 
-def _open(chosen: EvaluationSet, data: TaskData) -> Source:
+def _with_groups(chosen: EvaluationSet, data: TaskData) -> TaskData:
+    """Returns the data with the field of the groups: a column, or the `.npy` beside an image."""
+    key = data.group_key or chosen.group
     if chosen.group_at is not None and data.format == "webdataset":
-        return open_captioned(data, needs_captions=False, label_column="npy")
-    open_data = TASKS["zero_shot" if chosen.kind == "multilabel" else chosen.kind].open
+        key = f"npy[{chosen.group_at}]"
+    return dataclasses.replace(data, group_key=key)
+
+
+def _open(chosen: EvaluationSet, data: TaskData) -> Source:
+    open_data = TASKS[chosen.kind].open
     assert open_data is not None
     return open_data(data)
 
@@ -109,73 +113,3 @@ def _check_samples(opened: OpenedSet) -> None:
     has_problems = chosen.kind in ("compositional", "winoground", "winogavil")
     what = "problems" if has_problems else "images"
     _check_number(chosen, what, found, chosen.samples, data)
-
-
-def read_targets(source: Source, key: str, num_classes: int) -> np.ndarray:
-    """Reads the classes of each image of a multi-label set: bool (N, C).
-
-    A label is a `.npy` of a number a class, or one or several class numbers.
-
-    Raises UserError that names the record: a label is missing, or is neither.
-    """
-    targets = np.zeros((len(source), num_classes), bool)
-    for index, value in _fields(source, key):
-        if isinstance(value, bytes):
-            marks = _array(value, source.key(index))
-            if marks.shape != (num_classes,):
-                raise UserError(
-                    f"record {source.key(index)}: its {key} has shape {marks.shape}; expected is"
-                    f" ({num_classes},), a number a class"
-                )
-            targets[index] = marks > 0
-            continue
-        numbers = np.atleast_1d(np.asarray(value))
-        if numbers.dtype.kind not in "iu" or not ((numbers >= 0) & (numbers < num_classes)).all():
-            raise UserError(
-                f"record {source.key(index)}: {key}={value!r}: accepted are class numbers, 0 to"
-                f" {num_classes - 1}"
-            )
-        targets[index, numbers] = True
-    return targets
-
-
-def read_groups(source: Source, chosen: EvaluationSet) -> np.ndarray:
-    """Reads the group of each image for worst-group accuracy: int64 (N,), or `NO_GROUP` for one
-    that does not count.
-
-    Raises UserError that names the record without it.
-    """
-    groups: list[Any] = [None] * len(source)
-    first = source.metadata(0)
-    if chosen.group in first or chosen.group_at is None:
-        for index, value in _fields(source, str(chosen.group)):
-            groups[index] = value
-    else:
-        for index, value in _fields(source, "npy"):
-            fields = _array(value, source.key(index))
-            groups[index] = int(fields.ravel()[chosen.group_at])
-    names = {name: number for number, name in enumerate(sorted(set(groups), key=str))}
-    if all(isinstance(name, int) for name in names):
-        names = {name: name for name in names}
-    numbers = np.asarray([names[name] for name in groups], np.int64)
-    return np.where(numbers == chosen.left_out_group, NO_GROUP, numbers)
-
-
-def _fields(source: Source, key: str) -> Iterator[tuple[int, Any]]:
-    """Yields (record, its field `key`). Raises UserError that names one without it."""
-    for index in range(len(source)):
-        try:
-            fields = source.metadata(index)
-        except DecodeError as error:
-            raise UserError(f"record {source.key(index)}: {error}") from error
-        if fields.get(key) is None:
-            has = ", ".join(sorted(fields)) or "none"
-            raise UserError(f"record {source.key(index)}: no metadata field {key!r} (has: {has})")
-        yield index, fields[key]
-
-
-def _array(value: Any, key: str) -> np.ndarray:
-    try:
-        return np.load(io.BytesIO(value), allow_pickle=False)
-    except (ValueError, OSError, EOFError, TypeError) as error:
-        raise UserError(f"record {key}: its .npy cannot be read: {error}") from error

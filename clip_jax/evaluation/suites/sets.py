@@ -46,10 +46,9 @@ class EvaluationSet(Checked):
     label: str = "label"  # feature of TFDS that holds the class, or the classes
     files: str | None = None  # the form of the set's own files, by its name in `files.py`
     # Worst-group accuracy: the metadata field of a table or TFDS, and the place in the `.npy`
-    # beside each image of clip-benchmark's layout; one group may not count.
+    # beside each image of clip-benchmark's layout.
     group: str | None = None
     group_at: int | None = None
-    left_out_group: int | None = None
     open_clip: tuple[float, ...] = ()  # percent of OpenAI's ViT-B/32 and ViT-L/14 in its table
     clip_benchmark: tuple[float, ...] = ()  # likewise
     # How the data are read. A set with `data.path` is there, all others under a root.

@@ -16,8 +16,9 @@ from small_sets import write, write_tfds
 
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
+from clip_jax.evaluation.groups import NO_GROUP
 from clip_jax.evaluation.suites.finding import find_data
-from clip_jax.evaluation.suites.opening import NO_GROUP, OpenedSet, open_set
+from clip_jax.evaluation.suites.opening import OpenedSet, open_set
 from clip_jax.evaluation.suites.running import evaluate_set
 from clip_jax.evaluation.suites.sets import EvaluationSet, all_sets
 
@@ -30,8 +31,7 @@ def row(name: str = "hues", **fields: Any) -> EvaluationSet:
 
 
 def evaluated(opened: OpenedSet) -> dict[str, Any]:
-    (found,) = evaluate_set(SEEING, opened)
-    return found
+    return evaluate_set(SEEING, opened)[0]
 
 
 def refused(message: str, chosen: EvaluationSet, root: Path | str, **options: Any) -> None:
@@ -190,11 +190,14 @@ def grouped(*groups: float) -> list[dict[str, bytes]]:
 
 def test_groups_of_the_array_beside(tmp_path: Path, cache: Path) -> None:
     write_layout(tmp_path / "hues", grouped(0, 1, 5, 1, 0), list(COLOURS), TEMPLATES)
-    chosen = row(group="region", group_at=1, left_out_group=5)
+    chosen = row(group="region", group_at=1, data=TaskData(left_out_group="5"))
     opened = open_set(chosen, str(tmp_path))
     assert opened.groups is not None
-    assert opened.groups.tolist() == [0, NO_GROUP, 0, 1, 1]  # samples 0, 2, 4, then 1, 3
-    assert evaluated(opened)["accuracy_top1"] == 1.0
+    assert opened.groups.tolist() == ["0", NO_GROUP, "0", "1", "1"]  # samples 0, 2, 4, then 1, 3
+    found = evaluate_set(SEEING, opened)
+    assert [x["dataset"] for x in found] == ["hues", "hues/npy[1]=0", "hues/npy[1]=1"]
+    assert found[0]["accuracy_top1"] == found[0]["worst_group_accuracy_top1"] == 1.0
+    assert (found[0]["num_groups"], found[1]["num_images"]) == (2, 2)
 
 
 def test_groups_of_a_column(tmp_path: Path) -> None:
@@ -205,7 +208,7 @@ def test_groups_of_a_column(tmp_path: Path) -> None:
     write(tmp_path / "hues" / "metadata.jsonl", lines)
     opened = open_set(row(group="income"), str(tmp_path))
     assert opened.groups is not None
-    assert opened.groups.tolist() == [0, 1, 0, 1, 0]
+    assert opened.groups.tolist() == ["0", "1", "0", "1", "0"]
     refused("no metadata field 'region'", row(group="region"), tmp_path)
 
 

@@ -8,10 +8,10 @@ import pytest
 from benchmark_sets import COLOURS, captioned, classified, square, write_layout
 
 import clip_jax
+from clip_jax.evaluation.embeddings import Embedders
 from clip_jax.evaluation.suites.opening import open_set
 from clip_jax.evaluation.suites.running import evaluate_set
 from clip_jax.evaluation.suites.sets import resolve_suite
-from clip_jax.evaluation.tasks import Embedders
 from clip_jax.text.sentencepiece_model import train_sentencepiece
 
 OWN = """
