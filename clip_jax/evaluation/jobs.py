@@ -18,7 +18,7 @@ from clip_jax.errors import DecodeError, UserError
 from clip_jax.evaluation.embeddings import AnyEmbedders, data_hash, prompts_hash
 from clip_jax.evaluation.labels import read_labels
 from clip_jax.evaluation.opening import Row
-from clip_jax.evaluation.prompts import get_templates
+from clip_jax.evaluation.recognition import prompts_of
 from clip_jax.evaluation.results import Results
 from clip_jax.evaluation.suites.opening import open_set
 from clip_jax.evaluation.suites.running import named_row
@@ -126,8 +126,8 @@ def _open(job: Job, data_root: str) -> _Opened:
     if task.check is not None:
         task.check(source, job.data)
     if job.task == "zero_shot":
-        names = read_labels(source, job.data).prompt_names
-        prompts = tuple(_prompts(names, get_templates(job.data.templates)))
+        of_classes = prompts_of(read_labels(source, job.data), job.data)
+        prompts = tuple(text for of_class in of_classes for text in of_class)
     return _Opened(source, job.data, prompts, lambda row: row)
 
 

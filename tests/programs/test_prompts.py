@@ -72,6 +72,15 @@ def test_a_choice(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
     difference = chosen["accuracy_top1"] - openai["accuracy_top1"]
     assert gain["difference"] == pytest.approx(difference)
 
+    ended = run_program(
+        "clip_jax.evaluate", f"--model={tiny_run}", "--tasks=zero_shot",
+        f"--data={photos}/validation", f"--templates={photos}/own.json",
+        f"--output={tmp_path / 'result.json'}",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    (again,) = json.loads((tmp_path / "result.json").read_text())["results"]
+    assert again["accuracy_top1"] == own["accuracy_top1"]
+
     page = (output / "report.html").read_text()
     assert is_self_contained(page)
     assert tiles(page)["candidates"] == "4"
