@@ -139,7 +139,7 @@ class Clip:
 
     @property
     def logit_scale(self) -> float:
-        """What cosines are multiplied by to be logits."""
+        """Returns the factor by which cosines are multiplied to be logits."""
         return math.exp(float(self.params["logit_scale"]))
 
     @property

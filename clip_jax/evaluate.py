@@ -10,12 +10,14 @@ A folder as --output gets results.json, results.csv and report.html, and keeps e
 command goes on with what is missing.
 """
 
+import dataclasses
 import functools
 import hashlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 from absl import flags
 
 from clip_jax import command_line, job_flags
@@ -27,7 +29,10 @@ from clip_jax.training import source_flags
 from clip_jax.training.source_flags import SourceFlags
 
 if TYPE_CHECKING:
-    from clip_jax.evaluation.embeddings import Embedders
+    from clip_jax.evaluation.embeddings import AnyEmbedders, Embedders
+    from clip_jax.evaluation.ensemble import Method
+
+ENSEMBLE = "ensemble"  # in the rows, of all models together
 
 _MODEL = flags.DEFINE_list("model", None, "What clip_jax.load takes; several with commas between.")
 _TASKS = flags.DEFINE_list("tasks", None, "Comma-separated tasks, on --data.")
@@ -39,6 +44,13 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder, or a .json file; without it the table is all."
 )
 _COMPARE = flags.DEFINE_boolean("compare", False, "Add differences of the models to the report.")
+_ENSEMBLE = flags.DEFINE_enum(
+    "ensemble", None, ["similarities", "logits", "probabilities"],
+    "Evaluate the models together too, by the mean of these.",
+)  # fmt: skip
+_ENSEMBLE_DATA = flags.DEFINE_string(
+    "ensemble_data", None, "Labelled validation images to fit weights and temperatures on."
+)
 _DATA = SourceFlags(TaskData)
 flags.adopt_module_key_flags(source_flags)
 flags.adopt_module_key_flags(job_flags)
@@ -67,6 +79,10 @@ def _evaluate(models: list[str]) -> int:
     file, folder = _outputs(_OUTPUT.value)
     if _COMPARE.value and (folder is None or len(models) < 2):
         raise UserError("--compare: needs two models or more, and a folder as --output")
+    if _ENSEMBLE.value and len(models) < 2:
+        raise UserError(f"--ensemble={_ENSEMBLE.value}: needs two models or more")
+    if _ENSEMBLE_DATA.value and not _ENSEMBLE.value:
+        raise UserError("--ensemble_data: is for --ensemble, which is missing")
     data = _DATA.read()
     for task in _TASKS.value or ():
         check_task(task, data)
@@ -75,8 +91,15 @@ def _evaluate(models: list[str]) -> int:
         jobs += [Job(chosen.kind, chosen.data, chosen) for chosen in resolve_suite(suite)]
     results = Results(folder)
     fine = True
-    for model in models:
-        embedders, model_hash = _embedders(model, folder)
+    loaded: list[tuple[Embedders, str]] = []
+    for model in [*models, *([ENSEMBLE] if _ENSEMBLE.value else [])]:
+        embedders: AnyEmbedders
+        if model == ENSEMBLE:
+            embedders, model_hash = _ensemble(loaded, data, cast("Method", _ENSEMBLE.value))
+        else:
+            embedders, model_hash = _embedders(model, folder)
+            if _ENSEMBLE.value:  # otherwise a model's memory is free for the next
+                loaded.append((embedders, model_hash))
         prefix = f"{model}: " if len(models) > 1 else ""
         say = functools.partial(_say, prefix)
         fine &= run_jobs(
@@ -129,10 +152,34 @@ def _embedders(source: str, folder: Path | None) -> "tuple[Embedders, str]":
         functools.partial(clip.encode_text, truncate=True),  # captions may be long
         clip.transform,
         clip.logit_scale,
+        clip.config.embed_dim,
         shares=True,
         store=None if folder is None else EmbeddingStore(folder / "embeddings", model_hash),
     )
     return embedders, model_hash
+
+
+def _ensemble(
+    loaded: "list[tuple[Embedders, str]]", data: TaskData, method: "Method"
+) -> "tuple[AnyEmbedders, str]":
+    """Returns the models as one, with equal weights or those fitted on --ensemble_data."""
+    from clip_jax.evaluation.embeddings import Ensemble
+    from clip_jax.evaluation.ensemble import Mixture
+    from clip_jax.evaluation.recognition import fit_ensemble
+
+    members = tuple(embedders for embedders, _ in loaded)
+    if _ENSEMBLE_DATA.value:
+        path = dataclasses.replace(data, path=_ENSEMBLE_DATA.value, split=None)
+        mixture = fit_ensemble(members, path, method)
+        shown = ", ".join(f"{weight:.3f}" for weight in mixture.weights)
+        _say(f"{ENSEMBLE}: ", f"weights {shown}")
+    else:
+        scales = np.asarray([member.logit_scale for member in members])
+        mixture = Mixture(np.full(len(members), 1 / len(members)), scales)
+    words = [model_hash for _, model_hash in loaded]
+    words += [method, *map(repr, (*mixture.weights.tolist(), *mixture.scales.tolist()))]
+    ensemble = Ensemble(members, mixture, method)
+    return ensemble, hashlib.sha256(" ".join(words).encode()).hexdigest()
 
 
 if __name__ == "__main__":

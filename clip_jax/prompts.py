@@ -18,13 +18,12 @@ seen: of --data by cross-validation, and of --test_data, which is measured once,
 
 import functools
 import json
-import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from absl import flags
 
 from clip_jax import command_line
@@ -34,6 +33,14 @@ from clip_jax.errors import UserError
 from clip_jax.files.disk import telling, write_text
 from clip_jax.training import source_flags
 from clip_jax.training.source_flags import SourceFlags
+
+if TYPE_CHECKING:
+    from clip_jax.clip import Clip
+    from clip_jax.evaluation.choice_data import Labelled
+    from clip_jax.evaluation.labels import Labels
+    from clip_jax.evaluation.prompt_candidates import Candidates
+    from clip_jax.evaluation.prompt_comparison import Choice
+    from clip_jax.evaluation.prompt_search import Judged, Trial
 
 _MODEL = flags.DEFINE_string("model", None, "What clip_jax.load takes: an export, a training run.")
 _CLASS_PROMPTS = flags.DEFINE_string(
@@ -58,30 +65,60 @@ def main() -> int:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output}: is a file; give a folder")
     from clip_jax.evaluation.choice_data import open_both
+    from clip_jax.evaluation.embeddings import prompts_hash
+    from clip_jax.evaluation.prompt_candidates import find_candidates
+    from clip_jax.evaluation.prompt_comparison import CHOSEN, check_choice, choose_prompts
+    from clip_jax.loading import load
+    from clip_jax.report.prompts import build_prompts_page
+
+    begun = time.perf_counter()
+    opened = open_both(data, _TEST_DATA.value)
+    candidates = find_candidates(opened[0].labels, data.templates, _CLASS_PROMPTS.value)
+    names = candidates.names
+    clip = load(_MODEL.value)
+    trials, references, facts = _embedded(clip, output, data, opened, candidates, begun)
+    choice = choose_prompts(trials[0], names, references[0], learn=_LEARN.value)
+    _say(f"{len(choice.chosen)} candidates are chosen", begun)
+    texts = [text for each in candidates.prompts for of_class in each for text in of_class]
+    result: dict[str, Any] = {
+        "model": _MODEL.value,
+        "model_hash": clip.fingerprint,
+        "num_classes": len(opened[0].labels.names),
+        "prompts_hash": prompts_hash(texts),
+        "chosen": [names[number] for number in choice.chosen],
+        "validation": {**facts[0], **choice.figures},
+    }
+    if _TEST_DATA.value:
+        result["test"] = {**facts[1], **check_choice(trials[1], choice, references[1])}
+    result["seconds"] = round(time.perf_counter() - begun, 2)
+    files = {**_chosen_files(opened[0].labels, candidates, choice), "results.json": _json(result)}
+    _write(output, {**files, "report.html": build_prompts_page(result)})
+    _tell(result, CHOSEN)
+    print(f"written: {output}")
+    return 0
+
+
+def _embedded(
+    clip: "Clip",
+    output: Path,
+    data: TaskData,
+    opened: "Sequence[Labelled]",
+    candidates: "Candidates",
+    begun: float,
+) -> "tuple[list[Trial], list[dict[str, Judged]], list[dict[str, Any]]]":
+    """Embeds prompts and images; returns trials, judged references and facts of each data set."""
     from clip_jax.evaluation.embeddings import (
         Embedders,
         EmbeddingStore,
         data_hash,
         embed_source,
         embed_texts,
-        prompts_hash,
     )
     from clip_jax.evaluation.labels import UNLABELLED
     from clip_jax.evaluation.opening import dataset_fields
-    from clip_jax.evaluation.prompt_candidates import find_candidates
-    from clip_jax.evaluation.prompt_comparison import CHOSEN, LEARNED, check_choice, choose_prompts
     from clip_jax.evaluation.prompt_search import make_trial, prompt_sums
-    from clip_jax.loading import load
-    from clip_jax.report.prompts import build_prompts_page
 
-    begun = time.perf_counter()
-    opened = open_both(data, _TEST_DATA.value)
-    labels = opened[0].labels
-    candidates = find_candidates(labels, data.templates, _CLASS_PROMPTS.value)
-    names, count = candidates.names, len(candidates.names)
-
-    clip = load(_MODEL.value)
-    scale = math.exp(float(np.asarray(clip.params["logit_scale"])))
+    count, scale = len(candidates.names), clip.logit_scale
     store = EmbeddingStore(output / "embeddings", clip.fingerprint)
     encode_text = functools.partial(clip.encode_text, truncate=True)
     embedders = Embedders(clip.encode_image, encode_text, clip.transform, scale, store=store)
@@ -89,7 +126,7 @@ def main() -> int:
         functools.partial(embed_texts, embedders),
         [*candidates.prompts, *candidates.references.values()],
     )
-    _say(f"{count} candidates for {len(labels.names)} classes are embedded", begun)
+    _say(f"{count} candidates for {len(opened[0].labels.names)} classes are embedded", begun)
     trials, references, facts = [], [], []
     for each in opened:
         images = embed_source(embedders, each.source, data.batch_size)
@@ -107,39 +144,29 @@ def main() -> int:
             }
         )
         _say(f"{each.data.path}: {used.sum():,} images are embedded", begun)
-    choice = choose_prompts(trials[0], names, references[0], learn=_LEARN.value)
-    _say(f"{len(choice.chosen)} candidates are chosen", begun)
-    texts = [text for each in candidates.prompts for of_class in each for text in of_class]
-    result: dict[str, Any] = {
-        "model": _MODEL.value,
-        "model_hash": clip.fingerprint,
-        "num_classes": len(labels.names),
-        "prompts_hash": prompts_hash(texts),
-        "chosen": [names[number] for number in choice.chosen],
-        "validation": {**facts[0], **choice.figures},
-    }
-    if _TEST_DATA.value:
-        result["test"] = {**facts[1], **check_choice(trials[1], choice, references[1])}
-    result["seconds"] = round(time.perf_counter() - begun, 2)
-    by_class = None
-    if candidates.has_class_prompts and count - 1 in choice.chosen:
+    return trials, references, facts
+
+
+def _chosen_files(
+    labels: "Labels", candidates: "Candidates", choice: "Choice"
+) -> dict[str, str | None]:
+    """Returns the files of the choice; None for one that this choice does not have."""
+    from clip_jax.evaluation.prompt_comparison import LEARNED
+
+    names, by_class = candidates.names, None
+    if candidates.has_class_prompts and len(names) - 1 in choice.chosen:
         by_class = {
             each.label: [text for n in choice.chosen for text in candidates.prompts[n][at]]
             for at, each in enumerate(labels.classes)
         }
     weights = choice.weights.get(LEARNED)
     by_name = None if weights is None else dict(zip(names, weights.tolist(), strict=True))
-    files: dict[str, str | None] = {
-        "templates.txt": None if by_class else "\n".join(result["chosen"]) + "\n",
+    chosen = "".join(f"{names[number]}\n" for number in choice.chosen)
+    return {
+        "templates.txt": None if by_class else chosen,
         "templates.json": _json(by_class) if by_class else None,
         "weights.json": _json(by_name) if by_name else None,
-        "results.json": _json(result),
-        "report.html": build_prompts_page(result),
     }
-    _write(output, files)
-    _tell(result, CHOSEN)
-    print(f"written: {output}")
-    return 0
 
 
 def _write(output: Path, files: dict[str, str | None]) -> None:

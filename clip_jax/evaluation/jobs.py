@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from clip_jax.errors import DecodeError, UserError
 from clip_jax.evaluation.embeddings import AnyEmbedders, data_hash, prompts_hash
 from clip_jax.evaluation.labels import read_labels
 from clip_jax.evaluation.opening import Row
-from clip_jax.evaluation.recognition import prompts_of
+from clip_jax.evaluation.recognition import check_labelled, prompts_of
 from clip_jax.evaluation.results import Results
 from clip_jax.evaluation.suites.opening import open_set
 from clip_jax.evaluation.suites.running import named_row
@@ -75,11 +76,11 @@ def run_jobs(
             opened = _open(job, data_root)
             identity = {
                 "model_hash": model_hash,
-                "data_hash": _data_hash(opened, embedders),
+                "data_hash": _data_hash(job, opened, embedders),
                 "prompts_hash": prompts_hash(opened.prompts),
-                "settings_hash": _settings_hash(opened.data),
+                "settings_hash": _settings_hash(job, opened.data),
             }
-            if from_first(bool(results.find({"task": job.task, **identity}))):
+            if from_first(bool(results.find({"model": model, "task": job.task, **identity}))):
                 say(f"{number}/{len(jobs)} {job.task}, {job.name}: finished before")
                 continue
             found = TASKS[job.task].run(embedders, opened.data)
@@ -125,7 +126,7 @@ def _open(job: Job, data_root: str) -> _Opened:
     source, prompts = task.open(job.data), tuple[str, ...]()
     if task.check is not None:
         task.check(source, job.data)
-    if job.task == "zero_shot":
+    if task.check is check_labelled:
         of_classes = prompts_of(read_labels(source, job.data), job.data)
         prompts = tuple(text for of_class in of_classes for text in of_class)
     return _Opened(source, job.data, prompts, lambda row: row)
@@ -138,16 +139,31 @@ def _prompts(names: Sequence[Any], templates: Sequence[str]) -> Iterator[str]:
     yield from templates
 
 
-def _data_hash(opened: _Opened, embedders: AnyEmbedders) -> str:
-    if opened.source is None:  # glyphs, which come with the package
+def _data_hash(job: Job, opened: _Opened, embedders: AnyEmbedders) -> str:
+    """Hashes images and captions, and all other fields of the records if the task reads labels."""
+    source = opened.source
+    if source is None:  # glyphs, which come with the package
         return prompts_hash([repr(embedders.transform)])
-    return data_hash(opened.source, embedders.transform)
+    digest = hashlib.sha256(data_hash(source, embedders.transform).encode())
+    if TASKS[job.task].check is not None:
+        for index in range(len(source)):
+            try:
+                digest.update(repr(sorted(source.metadata(index).items())).encode())
+            except DecodeError as error:
+                digest.update(str(error).encode())
+    return digest.hexdigest()
 
 
-def _settings_hash(data: TaskData) -> str:
-    fields = dataclasses.asdict(data)
-    kept = {key: value for key, value in fields.items() if key not in _NOT_OF_RESULTS}
-    return hashlib.sha256(repr(kept).encode()).hexdigest()
+def _settings_hash(job: Job, data: TaskData) -> str:
+    """Hashes the set's name and the options that change a result; of files, their content."""
+    digest = hashlib.sha256(job.name.encode())
+    for key, value in dataclasses.asdict(data).items():
+        if key in _NOT_OF_RESULTS:
+            continue
+        digest.update(f"{key}={value!r}".encode())
+        if isinstance(value, str) and value and Path(value).is_file():
+            digest.update(Path(value).read_bytes())
+    return digest.hexdigest()
 
 
 def _with_pictures(

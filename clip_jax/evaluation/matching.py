@@ -10,11 +10,12 @@ from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation.associations import read_associations
 from clip_jax.evaluation.embeddings import AnyEmbedders, embed_source, embed_texts
+from clip_jax.evaluation.labels import UNLABELLED, read_labels
 from clip_jax.evaluation.metrics.classification import jaccard_index
 from clip_jax.evaluation.metrics.ranking import selection_hits
 from clip_jax.evaluation.metrics.rows import metrics_row
-from clip_jax.evaluation.opening import Row, dataset_fields, open_captioned
-from clip_jax.evaluation.retrieval_metrics import retrieval_metrics
+from clip_jax.evaluation.opening import Row, dataset_fields, open_captioned, open_labelled
+from clip_jax.evaluation.retrieval_metrics import image_to_image_metrics, retrieval_metrics
 from clip_jax.evaluation.zero_shot import GROUPS, METRIC
 
 
@@ -30,6 +31,17 @@ def retrieval(embedders: AnyEmbedders, data: TaskData) -> list[Row]:
     )
     samples |= {"records": images.records, "image_of_text": image_of_text}
     return [{**dataset_fields(source, data), **metrics, "samples": samples}]
+
+
+def image_to_image(embedders: AnyEmbedders, data: TaskData) -> list[Row]:
+    """Measures how an image finds another one of its class among all labelled images."""
+    source = open_labelled(data)
+    numbers = read_labels(source, data).numbers
+    images = embed_source(embedders, source, data.batch_size)
+    used = numbers[images.records] != UNLABELLED
+    records = images.records[used]
+    metrics, samples = image_to_image_metrics(images.embeds[used], numbers[records])
+    return [{**dataset_fields(source, data), **metrics, "samples": samples | {"records": records}}]
 
 
 def compositional(embedders: AnyEmbedders, data: TaskData) -> list[Row]:

@@ -22,7 +22,7 @@ CHOSEN, LEARNED = "chosen", "learned weights"
 
 
 class Choice(NamedTuple):
-    """What was chosen on validation images, and the figures of it.
+    """Prompts that were chosen on validation images, and the figures of them.
 
     Attributes:
       chosen: numbers of the candidates of forward selection, in the order of their addition.

@@ -10,7 +10,8 @@ from clip_jax.data.attribute_words import attribute_words
 from clip_jax.data.records import Source
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
-from clip_jax.evaluation.embeddings import AnyEmbedders, embed_source, embed_texts
+from clip_jax.evaluation.embeddings import AnyEmbedders, Embedders, embed_source, embed_texts
+from clip_jax.evaluation.ensemble import Method, Mixture, fit_mixture
 from clip_jax.evaluation.fairness.projection import projected, text_projection
 from clip_jax.evaluation.groups import (
     array_of,
@@ -93,6 +94,20 @@ def recognise(
     row = {**dataset_fields(source, data), "templates": data.templates, "labels": labels.read_as}
     unlabelled = {"num_unlabelled": labels.num_unlabelled} if labels.num_unlabelled else {}
     return {**row, **metrics, **unlabelled, "samples": samples}, embeds
+
+
+def fit_ensemble(members: Sequence[Embedders], data: TaskData, method: Method) -> Mixture:
+    """Fits the weights of an ensemble, and its members' logit scales, on labelled images.
+
+    The images must not be those of the test. Raises UserError: they cannot be used.
+    """
+    cosines, labels = [], np.zeros(0, np.int64)
+    for member in members:
+        opened = open_recognition(member, data)
+        row, embeds = recognise(member, opened, data)
+        cosines.append(embeds @ opened.classifier)
+        labels = row["samples"]["labels"]
+    return fit_mixture(cosines, labels, [member.logit_scale for member in members], method)
 
 
 def zero_shot(embedders: AnyEmbedders, data: TaskData) -> list[Row]:

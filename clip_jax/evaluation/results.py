@@ -17,7 +17,7 @@ from clip_jax.files.disk import replacing, telling, write_text
 Row = dict[str, Any]
 Samples = Mapping[str, np.ndarray]
 
-# What a row is a result of. Rows that agree in all are the same, and are not computed twice.
+# Rows that agree in all of these are the same, and are not computed twice.
 IDENTITY = ("model_hash", "task", "dataset", "split", "data_hash", "prompts_hash", "settings_hash")
 
 

@@ -35,7 +35,7 @@ _NO_ITEM = -1  # the index of a padded gallery item, and of a query that is no g
 
 
 class Queries(NamedTuple):
-    """What the queries of one direction found."""
+    """Results of the queries of one direction."""
 
     counts: np.ndarray  # int32 (Q, 3), of `hits_at_k`
     images: np.ndarray  # int (Q,): the image of each; queries of one image are dependent

@@ -48,6 +48,7 @@ TASKS: dict[str, Task] = {
     "corruptions": Task(corruptions, open_labelled, check_labelled),
     "resolutions": Task(resolutions, open_labelled, check_labelled),
     "retrieval": Task(matching.retrieval, open_captioned),
+    "image_to_image": Task(matching.image_to_image, open_labelled, check_labelled),
     "compositional": Task(matching.compositional, open_captioned),
     "winoground": Task(matching.winoground, lambda data: open_captioned(matching.of_pair(data, 0))),
     "winogavil": Task(matching.winogavil, matching.open_candidates),

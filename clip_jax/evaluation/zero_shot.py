@@ -14,6 +14,7 @@ from clip_jax.errors import UserError
 from clip_jax.evaluation.metrics.calibration import calibration_error, judge_predictions
 from clip_jax.evaluation.metrics.checks import as_labels
 from clip_jax.evaluation.metrics.classification import macro_f1, mean_per_class, top_k_hits
+from clip_jax.evaluation.metrics.multilabel import roc_auc
 from clip_jax.evaluation.metrics.rows import mean_estimate, metrics_row, per_class_estimate
 from clip_jax.evaluation.prompts import Templates, get_templates
 
@@ -127,7 +128,8 @@ def evaluate_zero_shot(
     Returns:
       The metrics, each with its 95 % limits `NAME_low` and `NAME_high`: `accuracy_top1`,
       `accuracy_top5` and `mean_top1_top5` (only with at least five classes),
-      `mean_per_class_accuracy` and `macro_f1` (over the classes that occur),
+      `mean_per_class_accuracy` and `macro_f1` (over the classes that occur), `roc_auc` (of two
+      classes),
       `expected_calibration_error`, `adaptive_calibration_error`, `brier_score`, `log_loss` (nats);
       `num_images`, `num_classes`.
       The arrays behind them, (N,) each: `labels`, `predictions`, `confidence`, and the
@@ -139,10 +141,11 @@ def evaluate_zero_shot(
     if not len(image_embeds):
         raise UserError("zero-shot evaluation: there are no images")
     labels = as_labels(labels, len(image_embeds), classifier.shape[1])
-    parts = []
+    parts, margins = [], []
     for start in range(0, len(labels), _ROWS):
         rows = slice(start, start + _ROWS)
         logits = class_logits(image_embeds[rows], classifier)
+        margins.append(logits[:, -1] - logits[:, 0])
         judged = judge_predictions(logits, labels[rows])
         parts.append((*judged, top_k_hits(logits, labels[rows], 5), logits.argmax(1)))
     confidence, top1, loss, brier, top5, predictions = map(np.concatenate, zip(*parts, strict=True))
@@ -156,6 +159,8 @@ def evaluate_zero_shot(
     }
     if classifier.shape[1] >= 5:
         shares |= {"accuracy_top5": top5, "mean_top1_top5": (top1 + top5) / 2}
+    if classifier.shape[1] == 2 and len(np.unique(labels)) == 2:
+        shares["roc_auc"] = roc_auc(np.concatenate(margins), labels)
     per_class = {"mean_per_class_accuracy": per_class_estimate(top1, labels)}
     row = metrics_row({**shares, **per_class, "log_loss": mean_estimate(loss)})
     contributions = {f"{METRIC}{name}": values for name, values in shares.items()}

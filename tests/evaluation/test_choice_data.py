@@ -69,7 +69,7 @@ def test_a_planted_leak_is_refused(tmp_path: Path) -> None:
     (Path(leaky) / "dog" / "broken.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"--test_data=.*: 1 of its 8 images .*renamed"):
         open_both(data, leaky)
-    # In shards as well, where keys and format differ.
+    # Shards have other keys and another format.
     with pytest.raises(UserError, match="2 of its 4 images"):
         open_both(TaskData(path=photos(tmp_path / "two", range(2), ("cat",))),
                   tar(tmp_path / "shards" / "0.tar", range(4)))  # fmt: skip

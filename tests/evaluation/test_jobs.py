@@ -92,6 +92,43 @@ def test_other_prompts_are_another_result(tmp_path: Path, jobs: list[Job]) -> No
     assert [row["templates"] for row in Results(folder).rows] == ["photo", "none"]
 
 
+def test_changed_labels_and_files_are_another_result(tmp_path: Path) -> None:
+    """The keys and images stay; a label, or the content of the file of templates, is another."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("red", "blue"):
+        (folder / f"{name}.png").write_bytes(square(name))
+
+    def evaluate(labels: tuple[str, str], template: str) -> int:
+        rows = [
+            {"file_name": f"{name}.png", "class": label}
+            for name, label in zip(("red", "blue"), labels, strict=True)
+        ]
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "templates.txt").write_text(template + "\n")
+        data = TaskData(path=str(folder), templates=str(tmp_path / "templates.txt"))
+        results = Results(tmp_path / "results")
+        for task in ("zero_shot", "resolutions"):
+            run_jobs("a", "a" * 64, SEEING, [Job(task, data)], results, say=quiet)
+        return len(results.rows)
+
+    first = evaluate(("red", "blue"), "a {}")
+    assert evaluate(("red", "blue"), "a {}") == first
+    assert evaluate(("blue", "red"), "a {}") == 2 * first
+    assert evaluate(("blue", "red"), "the {}") == 3 * first
+
+
+def test_models_of_other_samples_are_not_compared(tmp_path: Path, jobs: list[Job]) -> None:
+    results = Results(tmp_path / "results")
+    for model in "ab":
+        run_jobs(model, model * 64, SEEING, jobs, results, say=quiet)
+    assert {row["dataset"] for row in differences(results)} == {"hues", "pairs"}
+    (row,) = (row for row in results.rows if (row["model"], row["dataset"]) == ("b", "hues"))
+    samples = results.samples(row)
+    results.add([(row, {**samples, "records": samples["records"] + 1})])
+    assert {row["dataset"] for row in differences(results)} == {"pairs"}
+
+
 def test_damaged_results_are_named(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"results\.json: is damaged .*; remove it"):

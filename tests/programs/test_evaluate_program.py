@@ -93,11 +93,30 @@ def test_killed_and_run_again(tiny_run: Path, photos: Path, tmp_path: Path) -> N
     assert_same(rows(tmp_path / "killed"), rows(tmp_path / "whole"))
 
 
+def test_models_together(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
+    """The run and its export are one model by two names, so together they are it once more."""
+    process = start(
+        Path(f"{tiny_run},{tiny_run / 'model'}"),
+        tmp_path / "out",
+        *("--tasks=zero_shot", f"--data={photos}", "--templates=photo", "--ensemble=logits"),
+        f"--ensemble_data={photos}",
+        "--compare",
+    )
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert "ensemble: weights 0." in said
+    one, _, together = rows(tmp_path / "out")
+    assert together["model"] == "ensemble"
+    assert together["accuracy_top1"] == pytest.approx(one["accuracy_top1"])
+    assert len({row["model_hash"] for row in rows(tmp_path / "out")}) == 2  # of one model, and both
+
+
 def test_mistakes_are_one_line(tiny_run: Path, tmp_path: Path) -> None:
     for words, message in (
         (["--suite=vtabb"], "vtab"),
         (["--tasks=zero_shot", "--data=nowhere"], "nowhere"),
         (["--tasks=glyphs/letters", "--compare"], "--compare: needs two models"),
+        (["--tasks=glyphs/letters", "--ensemble=logits"], "--ensemble=logits: needs two models"),
         ([], "--tasks: is missing"),
     ):
         process = start(tiny_run, tmp_path / "out", *words)

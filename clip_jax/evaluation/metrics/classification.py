@@ -13,30 +13,6 @@ from clip_jax.evaluation.metrics.checks import as_labels, as_scores, as_targets,
 from clip_jax.evaluation.metrics.intervals import class_totals
 
 
-def classification_contributions(scores: Any, labels: Any) -> dict[str, np.ndarray]:
-    """Returns the contributions float64 (N,) of every metric of scores (N, C), labels int (N,).
-
-    The metrics: `accuracy_top1`, `mean_per_class_accuracy`, `macro_f1`, and with at least five
-    classes `accuracy_top5` and `mean_top1_top5` (Kinetics-700's). The interval of
-    `mean_per_class_accuracy` comes from the hits: see `mean_per_class_interval`.
-
-    Raises:
-      UserError: scores that are not (N, C) or hold NaN, labels that are not classes.
-    """
-    scores = as_scores(scores)
-    labels = as_labels(labels, *scores.shape)
-    top1 = top_k_hits(scores, labels, 1)
-    metrics = {
-        "accuracy_top1": top1,
-        "mean_per_class_accuracy": mean_per_class(top1, labels),
-        "macro_f1": macro_f1(scores.argmax(1), labels),
-    }
-    if scores.shape[1] >= 5:
-        metrics["accuracy_top5"] = top_k_hits(scores, labels, 5)
-        metrics["mean_top1_top5"] = (top1 + metrics["accuracy_top5"]) / 2
-    return metrics
-
-
 def top_k_hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """float (N, C), int (N,) -> float64 (N,): probability that the label is among the top k.
 

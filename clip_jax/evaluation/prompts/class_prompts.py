@@ -3,14 +3,13 @@
 Source: Pratt et al. 2023 (arXiv 2209.03320), whose descriptions a language model wrote.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from clip_jax.arguments import shown
 from clip_jax.errors import UserError
-from clip_jax.evaluation.prompts import read_lines
+from clip_jax.evaluation.prompts import read_json
 from clip_jax.evaluation.prompts.published import ClassNames
 
 
@@ -24,10 +23,7 @@ def read_class_prompts(
     Raises:
       UserError: the file cannot be read, is no such object, or lacks a class.
     """
-    try:
-        entries = json.loads("\n".join(read_lines(path)))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+    entries = read_json(path)
     wanted = "accepted is {class: [prompt, …]}, at least one prompt a class"
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{path}: {shown(entries)}; {wanted}")

@@ -1,20 +1,7 @@
 """Evaluation of opened sets by the evaluators of `clip_jax.evaluation.tasks`."""
 
-from clip_jax.errors import UserError
-from clip_jax.evaluation.embeddings import AnyEmbedders
 from clip_jax.evaluation.suites.opening import OpenedSet
-from clip_jax.evaluation.tasks import TASKS, Row, run_task
-
-
-def evaluate_set(embedders: AnyEmbedders, opened: OpenedSet) -> list[Row]:
-    """Returns the rows of a set, as `run_task` does, with the set's name, split and main metric.
-
-    Raises UserError if no task of `TASKS` has the name of the set's kind, or as the task does.
-    """
-    if opened.set.kind not in TASKS:
-        known = ", ".join(TASKS)
-        raise UserError(f"{opened.set.name}: no task evaluates {opened.set.kind!r} ({known})")
-    return [named_row(opened, row) for row in run_task(opened.set.kind, embedders, opened.data)]
+from clip_jax.evaluation.tasks import Row
 
 
 def named_row(opened: OpenedSet, row: Row) -> Row:

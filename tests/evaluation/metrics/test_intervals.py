@@ -209,7 +209,7 @@ def test_the_interval_of_a_median() -> None:
 
 
 def test_mcnemar_by_hand() -> None:
-    # Of 12 that differ the first model wins 2.
+    # The first model wins 2 of the 12 that differ.
     first = np.array([1.0] * 20 + [1] * 2 + [0] * 10 + [0] * 5)
     second = np.array([1.0] * 20 + [0] * 2 + [1] * 10 + [0] * 5)
     exact = 2 * (1 + 12 + 66) / 2**12

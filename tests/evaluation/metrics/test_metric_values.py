@@ -15,7 +15,6 @@ from clip_jax.evaluation.metrics.calibration import (
     reliability,
 )
 from clip_jax.evaluation.metrics.classification import (
-    classification_contributions,
     jaccard_index,
     macro_f1,
     mean_per_class,
@@ -27,6 +26,7 @@ from clip_jax.evaluation.metrics.multilabel import (
     mean_average_precision,
     roc_auc,
 )
+from clip_jax.evaluation.zero_shot import METRIC, evaluate_zero_shot
 
 Statistic = Callable[[np.ndarray], float]
 
@@ -69,7 +69,9 @@ def scored(seed: int, number: int, classes: int) -> tuple[np.ndarray, np.ndarray
 @pytest.mark.parametrize("classes", [2, 4, 6, 30])
 def test_classification_is_scikit_learns(classes: int) -> None:
     scores, labels = scored(classes, 150, classes)
-    found = {k: v.mean() for k, v in classification_contributions(scores, labels).items()}
+    found, samples = evaluate_zero_shot(
+        scores, labels, np.eye(classes, dtype=np.float32), np.matmul
+    )
     predicted, every = scores.argmax(1), np.arange(classes)
     binary = scores[:, 1] - scores[:, 0] if classes == 2 else scores
     wanted = {
@@ -85,8 +87,13 @@ def test_classification_is_scikit_learns(classes: int) -> None:
     if classes >= 5:
         top5 = sklearn.top_k_accuracy_score(labels, scores, k=5, labels=every)
         wanted |= {"accuracy_top5": top5, "mean_top1_top5": (wanted["accuracy_top1"] + top5) / 2}
-    assert found == pytest.approx(wanted, abs=1e-12)
+    if classes == 2:
+        wanted["roc_auc"] = sklearn.roc_auc_score(labels, binary)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-12)
+    means = {name: samples[f"{METRIC}{name}"].mean() for name in wanted}
+    assert means == pytest.approx(wanted, abs=1e-12)
     assert ("accuracy_top5" in found) == (classes >= 5)
+    assert ("roc_auc" in found) == (classes == 2)
 
 
 def test_top_k_hits_with_ties() -> None:
@@ -270,10 +277,6 @@ def test_calibration_errors_by_hand() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: classification_contributions([0.5], [0]), r"scores .*accepted are \(N, C\)"),
-        (lambda: classification_contributions([[1, np.nan]], [0]), r"scores\[0\]: NaN"),
-        (lambda: classification_contributions([[1, 2]], [2]), "label 2: accepted is 0 to 1"),
-        (lambda: classification_contributions([[1, 2]], ["cat"]), "labels <U3"),
         (lambda: macro_f1([0, -1], [0, 1]), "prediction -1: accepted is 0 or more"),
         (lambda: jaccard_index([[1, 2]], [[0, 0]]), r"targets\[0\]: has none"),
         (lambda: jaccard_index([[1, 2]], [[0, 2]]), "accepted are 0 and 1"),

@@ -82,7 +82,7 @@ def test_images_find_others_of_their_class() -> None:
     positive = (labels[:, None] == labels) & ~np.eye(120, dtype=bool)
     asked = positive.any(1)
     ranks = sorted_ranks(scores, positive)[asked]
-    row = image_to_image_metrics(images, labels, (1, 5))
+    row, _ = image_to_image_metrics(images, labels, (1, 5))
     assert row["image_to_image_recall_at_1"] == pytest.approx((ranks == 1).mean())
     assert row["image_to_image_recall_at_5"] == pytest.approx((ranks <= 5).mean())
     assert row["image_to_image_mean_rank"] == pytest.approx(ranks.mean())
@@ -93,7 +93,7 @@ def test_images_find_others_of_their_class() -> None:
 
 def test_equal_images_find_each_other_by_chance() -> None:
     labels = np.arange(90) % 30
-    row = image_to_image_metrics(np.ones((90, 4)) / 2, labels, (1,))
+    row, _ = image_to_image_metrics(np.ones((90, 4)) / 2, labels, (1,))
     assert row["image_to_image_recall_at_1"] == pytest.approx(2 / 89)
     with pytest.raises(UserError, match="no two images have the same one"):
         image_to_image_metrics(np.eye(3), [0, 1, 2])

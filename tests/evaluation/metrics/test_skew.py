@@ -41,7 +41,7 @@ def test_skew(
 
 
 def test_ndkl() -> None:
-    # Of the first 1, 2, 3, 4: shares (1, 0), (1, 0), (2/3, 1/3), (1/2, 1/2) against (1/2, 1/2).
+    # Shares of the first 1, 2, 3, 4: (1, 0), (1, 0), (2/3, 1/3), (1/2, 1/2) against (1/2, 1/2).
     divergence = [log(2), log(2), 2 / 3 * log(4 / 3) + 1 / 3 * log(2 / 3), 0]
     weight = [1, 1 / log2(3), 1 / 2, 1 / log2(5)]
     wanted = sum(w * d for w, d in zip(weight, divergence, strict=True)) / sum(weight)
