@@ -42,11 +42,8 @@ class Results:
 
     def find(self, identity: Mapping[str, Any]) -> list[Row]:
         """Returns the finished rows that agree with all of `identity`."""
-        return [
-            row
-            for row in self.rows
-            if "error" not in row and all(row.get(key) == identity[key] for key in identity)
-        ]
+        # A failure has no hashes and is none of them.
+        return [row for row in self.rows if all(row.get(k) == v for k, v in identity.items())]
 
     def add(self, rows: Sequence[tuple[Row, Samples]]) -> None:
         """Adds rows with their arrays, in place of earlier ones of the same identity."""

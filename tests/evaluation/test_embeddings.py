@@ -13,6 +13,7 @@ from clip_jax.evaluation.embeddings import (
     Embedders,
     EmbeddingStore,
     Ensemble,
+    changed,
     data_hash,
     embed_source,
     embed_texts,
@@ -60,6 +61,15 @@ def test_an_image_is_embedded_once(folder: Path, tmp_path: Path) -> None:
     (folder / "green" / "1.png").write_bytes(square("blue"))
     embed_source(embedders, open_labelled(TaskData(path=str(folder))), 2)
     assert sum(calls) == 16
+
+
+def test_changed_pixels_are_kept_apart(folder: Path, tmp_path: Path) -> None:
+    source = open_labelled(TaskData(path=str(folder)))
+    plain = dataclasses.replace(SEEING, store=EmbeddingStore(tmp_path / "store", "m" * 64))
+    swapped = changed(plain, "swapped", lambda images: images[..., ::-1])
+    first, second = (embed_source(e, source, 8).embeds for e in (plain, swapped))
+    np.testing.assert_allclose(second, first[:, ::-1])
+    np.testing.assert_array_equal(embed_source(swapped, source, 8).embeds, second)
 
 
 def test_damaged_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Many sets for one model: finished ones are skipped, a failure is a row, the page shows all."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_sets import SEEING, captioned, classified, square, write_layout
+from benchmark_sets import COLOURS, SEEING, captioned, classified, square, write_layout
 
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
@@ -89,7 +90,47 @@ def test_other_prompts_are_another_result(tmp_path: Path, jobs: list[Job]) -> No
             label_key="cls",
         )
         run_jobs("a", "a" * 64, SEEING, [Job("zero_shot", data)], Results(folder), say=quiet)
-    assert [row["templates"] for row in Results(folder).rows] == ["photo", "none"]
+    rows = Results(folder).rows
+    assert [row["templates"] for row in rows] == ["photo", "none"]
+    for row, template in zip(rows, ("a photo of a {}.", "{}"), strict=True):
+        prompts = [template.format(name) for name in ("red", "green", "blue")]
+        expected = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+        assert row["prompts_hash"] == expected
+
+
+def test_other_options_are_another_result(tmp_path: Path, jobs: list[Job]) -> None:
+    """With the same prompts and images; the batch size is no such option."""
+    folder, (job, *_) = tmp_path / "results", jobs
+    for changes in ({}, {"skew_k": 7}, {"skew_k": 7, "batch_size": 2}):
+        data = dataclasses.replace(job.chosen.data, **changes)  # type: ignore[union-attr]
+        chosen = dataclasses.replace(job.chosen, data=data)
+        run_jobs("a", "a" * 64, SEEING, [Job(job.task, data, chosen)], Results(folder), say=quiet)
+    assert len(Results(folder).rows) == 2
+
+
+def test_pictures_are_of_the_surest_mistakes_and_the_worst_queries(
+    tmp_path: Path, jobs: list[Job]
+) -> None:
+    def swap(images: np.ndarray) -> np.ndarray:
+        """Sees blue as red, and red as a little less than that."""
+        colours = SEEING.embed_image(images)
+        wrong = np.array([[0.9, 0.3, 0.3], [0.3, 0.9, 0.3], [0.6, 0.5, 0.6]])
+        found = wrong[colours.argmax(1)]
+        return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+    results = Results(tmp_path / "results")
+    run_jobs("a", "a" * 64, dataclasses.replace(SEEING, embed_image=swap), jobs, results, say=quiet)
+    hues, pairs = (results.samples(row) for row in results.rows[:2])
+    wrong = np.flatnonzero(hues["labels"] != hues["predictions"])
+    sure = hues["confidence"][hues["mistakes"]]
+    assert sorted(hues["mistakes"]) == sorted(wrong)
+    assert list(sure) == sorted(sure, reverse=True)
+    assert hues["mistake_pictures"].shape == (len(wrong), 144, 144, 3)
+    ranks = pairs["text_to_image_ranks"]
+    assert list(pairs["worst_ranks"]) == sorted(ranks, reverse=True)
+    first = pairs["worst_pictures"][0]
+    colour = next(name for name in ("red", "green", "blue") if name in str(pairs["worst_texts"][0]))
+    assert first[72, 72].tolist() == list(COLOURS[colour])  # the query's own picture
 
 
 def test_changed_labels_and_files_are_another_result(tmp_path: Path) -> None:

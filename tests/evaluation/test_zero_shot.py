@@ -167,6 +167,21 @@ def test_blocks_of_images_change_nothing(monkeypatch):
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
+def test_calibration_has_bins_of_equal_width_and_of_equal_mass():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((200, 6)) * 2
+    labels = rng.integers(0, 6, 200)
+    row, samples = evaluate_zero_shot(logits, labels, np.eye(6), np.matmul)
+    sure, hits = samples["confidence"], samples[f"{METRIC}accuracy_top1"]
+    for name, edges in (
+        ("expected", np.linspace(0, 1, 16)),
+        ("adaptive", np.quantile(sure, np.linspace(0, 1, 16))),
+    ):
+        bins = np.clip(np.searchsorted(edges, sure) - 1, 0, 14)
+        gaps = [abs((hits - sure)[bins == b].sum()) for b in range(15)]
+        assert row[f"{name}_calibration_error"] == pytest.approx(sum(gaps) / 200)
+
+
 def test_no_top5_under_five_classes():
     embeds = embed_text(["cat", "cat"])
     classifier = zero_shot_classifier(embed_text, CLASSES[:4], "none")

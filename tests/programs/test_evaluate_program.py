@@ -111,6 +111,20 @@ def test_models_together(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
     assert len({row["model_hash"] for row in rows(tmp_path / "out")}) == 2  # of one model, and both
 
 
+def test_a_set_that_fails_shows_in_the_exit_status(
+    tiny_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text(
+        f'[sets.here]\npath = "{photos}"\ntemplates = "photo"\n[sets.gone]\npath = "nowhere"\n'
+    )
+    process = start(tiny_run, tmp_path / "out", f"--suite={tmp_path / 'mine.toml'}")
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, said
+    here, gone = rows(tmp_path / "out")
+    assert 0 <= here["accuracy_top1"] <= 1
+    assert "nowhere" in gone["error"]
+
+
 def test_mistakes_are_one_line(tiny_run: Path, tmp_path: Path) -> None:
     for words, message in (
         (["--suite=vtabb"], "vtab"),
