@@ -112,10 +112,10 @@ def test_pictures_are_of_the_surest_mistakes_and_the_worst_queries(
     tmp_path: Path, jobs: list[Job]
 ) -> None:
     def swap(images: np.ndarray) -> np.ndarray:
-        """Sees blue as red, and red as a little less than that."""
+        """Takes red for green, and blue, less surely, for red."""
         colours = SEEING.embed_image(images)
-        wrong = np.array([[0.9, 0.3, 0.3], [0.3, 0.9, 0.3], [0.6, 0.5, 0.6]])
-        found = wrong[colours.argmax(1)]
+        seen = np.array([[0.1, 0.9, 0.1], [0.2, 0.9, 0.1], [0.7, 0.5, 0.6]])
+        found = seen[colours.argmax(1)]
         return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
     results = Results(tmp_path / "results")
@@ -125,9 +125,11 @@ def test_pictures_are_of_the_surest_mistakes_and_the_worst_queries(
     sure = hues["confidence"][hues["mistakes"]]
     assert sorted(hues["mistakes"]) == sorted(wrong)
     assert list(sure) == sorted(sure, reverse=True)
+    assert sure[0] > sure[-1] + 1e-3
     assert hues["mistake_pictures"].shape == (len(wrong), 144, 144, 3)
     ranks = pairs["text_to_image_ranks"]
     assert list(pairs["worst_ranks"]) == sorted(ranks, reverse=True)
+    assert ranks.max() > ranks.min()
     first = pairs["worst_pictures"][0]
     colour = next(name for name in ("red", "green", "blue") if name in str(pairs["worst_texts"][0]))
     assert first[72, 72].tolist() == list(COLOURS[colour])  # the query's own picture

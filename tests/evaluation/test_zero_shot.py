@@ -170,7 +170,9 @@ def test_blocks_of_images_change_nothing(monkeypatch):
 def test_calibration_has_bins_of_equal_width_and_of_equal_mass():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((200, 6)) * 2
-    labels = rng.integers(0, 6, 200)
+    # The surest half of the images is right and the rest is not, so that the signs of gaps differ.
+    order = np.argsort(np.argsort(logits.max(1)))
+    labels = (logits.argmax(1) + (order < 100)) % 6
     row, samples = evaluate_zero_shot(logits, labels, np.eye(6), np.matmul)
     sure, hits = samples["confidence"], samples[f"{METRIC}accuracy_top1"]
     for name, edges in (
@@ -180,6 +182,8 @@ def test_calibration_has_bins_of_equal_width_and_of_equal_mass():
         bins = np.clip(np.searchsorted(edges, sure) - 1, 0, 14)
         gaps = [abs((hits - sure)[bins == b].sum()) for b in range(15)]
         assert row[f"{name}_calibration_error"] == pytest.approx(sum(gaps) / 200)
+    widths = (row[f"{name}_calibration_error"] for name in ("expected", "adaptive"))
+    assert abs(next(widths) - next(widths)) > 1e-3
 
 
 def test_no_top5_under_five_classes():

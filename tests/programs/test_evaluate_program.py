@@ -111,7 +111,7 @@ def test_models_together(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
     assert len({row["model_hash"] for row in rows(tmp_path / "out")}) == 2  # of one model, and both
 
 
-def test_a_set_that_fails_shows_in_the_exit_status(
+def test_a_set_that_fails_is_a_row_and_status_1(
     tiny_run: Path, photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.toml").write_text(

@@ -35,9 +35,7 @@ def models(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str
     for seed in (1, 2):
         rng = np.random.default_rng(seed)
         params = jax.tree.map(
-            lambda x, rng=rng: (
-                np.asarray(x) + 0.3 * rng.standard_normal(np.shape(x)).astype(x.dtype)
-            ),
+            lambda x, rng=rng: x + 0.3 * rng.standard_normal(np.shape(x)).astype(x.dtype),
             first.params,
         )
         Clip(first.config, params, first.tokenizer).save(folder / str(seed))
