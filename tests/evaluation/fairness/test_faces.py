@@ -17,14 +17,6 @@ from clip_jax.text.sentencepiece_model import train_sentencepiece
 
 RACES = ["Black", "White", "Indian", "Latino_Hispanic"]
 RACES += ["Middle_Eastern", "Southeast_Asian", "East_Asian"]
-    "Black",
-    "White",
-    "Indian",
-    "Latino_Hispanic",
-    "Middle_Eastern",
-    "Southeast_Asian",
-    "East_Asian",
-]
 
 
 @pytest.fixture
