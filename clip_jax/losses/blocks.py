@@ -227,4 +227,5 @@ def _share(split: Split, images_RD: Array, weights_R: Array | None) -> Array | f
     # The compiler divides by a constant in this way; so weights of 1 give the same bits.
     if weights_R is None:
         return 1 / (len(images_RD) * split.shards)
-    return 1 / split.sum(weights_R.sum())
+    total = split.sum(weights_R.sum())
+    return jnp.where(total > 0, 1 / total, 0.0)  # a batch without weight teaches nothing
