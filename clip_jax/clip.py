@@ -138,6 +138,11 @@ class Clip:
         return count_trainable(self.params)
 
     @property
+    def logit_scale(self) -> float:
+        """Returns the factor by which cosines are multiplied to be logits."""
+        return math.exp(float(self.params["logit_scale"]))
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the configuration and every parameter, as 64 hexadecimal digits."""
         digest = hashlib.sha256(repr(self.config).encode())
@@ -260,7 +265,7 @@ class Clip:
         """
         classifier_DC = self.zero_shot_classifier(classnames, templates, truncate)
         cosine_NC = self.encode_image(images) @ classifier_DC
-        logits_NC = math.exp(float(self.params["logit_scale"])) * cosine_NC
+        logits_NC = self.logit_scale * cosine_NC
         return np.asarray(jax.nn.softmax(jnp.asarray(logits_NC), axis=-1))
 
     def generate(

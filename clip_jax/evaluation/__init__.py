@@ -13,6 +13,8 @@ _EXPORTS = {
     "min_skew": "clip_jax.evaluation.metrics.skew",
     "ndkl": "clip_jax.evaluation.metrics.skew",
     "retrieval_recalls": "clip_jax.evaluation.retrieval",
+    "greedy_soup": "clip_jax.evaluation.soup",
+    "soup": "clip_jax.evaluation.soup",
 }
 
 __all__ = sorted(_EXPORTS)
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from clip_jax.evaluation.metrics.skew import min_skew as min_skew
     from clip_jax.evaluation.metrics.skew import ndkl as ndkl
     from clip_jax.evaluation.retrieval import retrieval_recalls as retrieval_recalls
+    from clip_jax.evaluation.soup import greedy_soup as greedy_soup
+    from clip_jax.evaluation.soup import soup as soup
 
 
 def __getattr__(name: str) -> Any:

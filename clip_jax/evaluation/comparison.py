@@ -68,21 +68,6 @@ def differences(results: Results) -> list[dict[str, Any]]:
     return found
 
 
-def disagreements(pair: Pair, count: int) -> np.ndarray:
-    """Returns the samples that one model of a pair has right and the other wrong, int (up to
-    count,): those of which both are surest together, from either side in turn."""
-    key = f"{METRIC}accuracy_top1"
-    if "confidence" not in pair.of_first or not _alike(pair, key):
-        return np.zeros(0, int)
-    first, second = pair.of_first[key], pair.of_second[key]
-    sure = pair.of_first["confidence"] * pair.of_second["confidence"]
-    sides = [np.flatnonzero(first > second), np.flatnonzero(first < second)]
-    sides = [side[np.argsort(-sure[side], kind="stable")] for side in sides]
-    longest = max(map(len, sides))
-    turns = [side[i] for i in range(longest) for side in sides if i < len(side)]
-    return np.asarray(turns[:count], int)
-
-
 def _alike(pair: Pair, key: str) -> bool:
     """Whether both rows have this array, of the same samples."""
     arrays = (pair.of_first, pair.of_second)

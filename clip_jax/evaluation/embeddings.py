@@ -5,6 +5,7 @@ other prompts cost no image pass.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ import numpy as np
 from clip_jax.data.records import Source
 from clip_jax.data.stream.evaluation_batches import evaluation_batches
 from clip_jax.errors import DecodeError, UserError
+from clip_jax.evaluation.ensemble import Method, Mixture, mixed_log_probabilities
 from clip_jax.files.disk import replacing
 from clip_jax.hosts.agreement import gather
 from clip_jax.images.transform import ImageTransform
@@ -95,17 +97,88 @@ class Embedders:
     embed_text: Embed  # list[str] -> float32 (N, D), rows of length 1
     transform: ImageTransform  # anything -> uint8 (S, S, 3)
     logit_scale: float = 100.0  # by which cosines are multiplied to be logits
+    width: int = 0  # D, where several models are joined
     shares: bool = False
     store: EmbeddingStore | None = None
+    change: str = ""  # what `embed_image` does to the pixels first, see `changed`
+
+    def class_logits(self, embeds: np.ndarray, classifier: np.ndarray) -> np.ndarray:
+        """(N, D), (D, C) of length 1 -> (N, C): what the softmax over classes takes."""
+        return self.logit_scale * (np.asarray(embeds, np.float32) @ classifier)
 
 
-def embed_source(embedders: Embedders, source: Source, batch_size: int) -> EmbeddedImages:
+@dataclass(frozen=True)
+class Ensemble:
+    """Several models as one, which evaluators see like one.
+
+    An embedding is the members' side by side, each times the root of its weight, so that a cosine
+    of two is the weighted mean of theirs. With "logits", a weight is multiplied by the logit scale.
+    """
+
+    members: tuple[Embedders, ...]
+    mixture: Mixture
+    method: Method = "similarities"
+
+    @property
+    def transform(self) -> tuple[ImageTransform, ...]:
+        """The members' transforms, for hashes."""
+        return tuple(member.transform for member in self.members)
+
+    def joined(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Members' embeddings M of (N, D) -> float32 (N, sum of D), rows of length 1."""
+        roots = np.sqrt(self._shares()).astype(np.float32)
+        return np.concatenate([r * part for r, part in zip(roots, parts, strict=True)], axis=1)
+
+    def class_logits(self, embeds: np.ndarray, classifier: np.ndarray) -> np.ndarray:
+        """(N, D), (D, C) of length 1 -> (N, C): what the softmax over classes takes."""
+        cosines, start = [], 0
+        for member, root in zip(self.members, np.sqrt(self._shares()), strict=True):
+            part = slice(start, start + member.width)
+            lengths = np.linalg.norm(classifier[part], axis=0)
+            cosines.append(embeds[:, part] @ classifier[part] / (root * lengths))
+            start = part.stop
+        return mixed_log_probabilities(cosines, self.mixture, self.method)
+
+    def _shares(self) -> np.ndarray:
+        weights, scales = self.mixture
+        shares = weights * scales if self.method == "logits" else weights
+        return np.maximum(shares / shares.sum(), 1e-12)  # a root of 0 would leave no length
+
+
+AnyEmbedders = Embedders | Ensemble
+
+
+def changed(
+    embedders: AnyEmbedders, change: str, function: Callable[[np.ndarray], np.ndarray]
+) -> AnyEmbedders:
+    """Returns the same model on pixels that a function changes, uint8 (B, S, S, 3) -> the same.
+
+    `change` names the function, and its arguments, in hashes.
+    """
+
+    def of(one: Embedders) -> Embedders:
+        embed = one.embed_image
+        return dataclasses.replace(
+            one, embed_image=lambda images: embed(function(images)), change=change
+        )
+
+    if isinstance(embedders, Ensemble):
+        return dataclasses.replace(embedders, members=tuple(map(of, embedders.members)))
+    return of(embedders)
+
+
+def embed_source(embedders: AnyEmbedders, source: Source, batch_size: int) -> EmbeddedImages:
     """Embeds every decodable image of a source once, or finds it in the store.
 
     Raises UserError: no image can be decoded, or an embedding is not finite.
     """
+    if isinstance(embedders, Ensemble):
+        parts = [embed_source(member, source, batch_size) for member in embedders.members]
+        common = functools.reduce(np.intersect1d, [part.records for part in parts])
+        rows = [part.embeds[np.isin(part.records, common)] for part in parts]
+        return EmbeddedImages(embedders.joined(rows), common, parts[0].bad)
     store = embedders.store
-    key = "" if store is None else data_hash(source, embedders.transform)
+    key = "" if store is None else data_hash(source, (embedders.transform, embedders.change))
     known = None if store is None else store.read(key)
     # A folder that only some processes see is of no use.
     if all(json.loads(seen) for seen in _gathered(embedders, json.dumps(known is not None))):
@@ -133,14 +206,16 @@ def embed_source(embedders: Embedders, source: Source, batch_size: int) -> Embed
     return found
 
 
-def embed_texts(embedders: Embedders, texts: Sequence[str]) -> np.ndarray:
+def embed_texts(embedders: AnyEmbedders, texts: Sequence[str]) -> np.ndarray:
     """Embeds texts, each process its share: float32 (N, D), rows of length 1."""
+    if isinstance(embedders, Ensemble):
+        return embedders.joined([embed_texts(member, texts) for member in embedders.members])
     mine = _share(embedders, len(texts))
     embeds = embedders.embed_text([texts[i] for i in mine])
     return _joined(embedders, [embeds], [np.asarray(mine, np.int64)], {}).embeds
 
 
-def data_hash(source: Source, transform: ImageTransform) -> str:
+def data_hash(source: Source, transform: Any) -> str:
     """Hashes what an image pass reads: keys, captions, the transform and a sample of the images.
 
     Of a large source, `_HASHED_IMAGES` images are read, so that the hash costs no pass; a change of

@@ -6,14 +6,14 @@ import numpy as np
 
 from clip_jax.data.sources import glyphs
 from clip_jax.data.task_data import TaskData
-from clip_jax.evaluation.embeddings import Embedders, embed_source, embed_texts
+from clip_jax.evaluation.embeddings import AnyEmbedders, embed_source, embed_texts
 from clip_jax.evaluation.opening import Row
 from clip_jax.evaluation.prompts import get_templates
 from clip_jax.evaluation.retrieval_metrics import retrieval_metrics
 from clip_jax.evaluation.zero_shot import evaluate_zero_shot, zero_shot_classifier
 
 
-def letters(split: str, embedders: Embedders, data: TaskData) -> list[Row]:
+def letters(split: str, embedders: AnyEmbedders, data: TaskData) -> list[Row]:
     """Measures zero-shot classification of the ASCII letters of a typeface by their names."""
     source = glyphs.open_glyphs(split)
     chosen = [i for i, c in enumerate(source.codepoints) if glyphs.is_ascii_letter(int(c))]
@@ -24,13 +24,13 @@ def letters(split: str, embedders: Embedders, data: TaskData) -> list[Row]:
     )
     labels = np.arange(len(chosen))
     metrics, samples = evaluate_zero_shot(
-        images.embeds[chosen], labels, classifier, embedders.logit_scale
+        images.embeds[chosen], labels, classifier, embedders.class_logits
     )
     samples |= {"records": np.asarray(chosen), "classnames": np.asarray(names)}
     return [{"dataset": f"glyphs/{split}", **metrics, "samples": samples}]
 
 
-def retrieval(split: str, embedders: Embedders, data: TaskData) -> list[Row]:
+def retrieval(split: str, embedders: AnyEmbedders, data: TaskData) -> list[Row]:
     """Measures retrieval over all glyphs of a typeface, also by whether training saw the name."""
     source = glyphs.open_glyphs(split)
     images = embed_source(embedders, source, data.batch_size)

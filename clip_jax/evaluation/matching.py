@@ -9,16 +9,17 @@ from clip_jax.data.records import Source
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation.associations import read_associations
-from clip_jax.evaluation.embeddings import Embedders, embed_source, embed_texts
+from clip_jax.evaluation.embeddings import AnyEmbedders, embed_source, embed_texts
+from clip_jax.evaluation.labels import UNLABELLED, read_labels
 from clip_jax.evaluation.metrics.classification import jaccard_index
 from clip_jax.evaluation.metrics.ranking import selection_hits
 from clip_jax.evaluation.metrics.rows import metrics_row
-from clip_jax.evaluation.opening import Row, dataset_fields, open_captioned
-from clip_jax.evaluation.retrieval_metrics import retrieval_metrics
+from clip_jax.evaluation.opening import Row, dataset_fields, open_captioned, open_labelled
+from clip_jax.evaluation.retrieval_metrics import image_to_image_metrics, retrieval_metrics
 from clip_jax.evaluation.zero_shot import GROUPS, METRIC
 
 
-def retrieval(embedders: Embedders, data: TaskData) -> list[Row]:
+def retrieval(embedders: AnyEmbedders, data: TaskData) -> list[Row]:
     """Measures recall at 1, 5, 10 both ways; a caption of several images is right for each."""
     source = open_captioned(data)
     images = embed_source(embedders, source, data.batch_size)
@@ -32,7 +33,18 @@ def retrieval(embedders: Embedders, data: TaskData) -> list[Row]:
     return [{**dataset_fields(source, data), **metrics, "samples": samples}]
 
 
-def compositional(embedders: Embedders, data: TaskData) -> list[Row]:
+def image_to_image(embedders: AnyEmbedders, data: TaskData) -> list[Row]:
+    """Measures how an image finds another one of its class among all labelled images."""
+    source = open_labelled(data)
+    numbers = read_labels(source, data).numbers
+    images = embed_source(embedders, source, data.batch_size)
+    used = numbers[images.records] != UNLABELLED
+    records = images.records[used]
+    metrics, samples = image_to_image_metrics(images.embeds[used], numbers[records])
+    return [{**dataset_fields(source, data), **metrics, "samples": samples | {"records": records}}]
+
+
+def compositional(embedders: AnyEmbedders, data: TaskData) -> list[Row]:
     """Measures how often an image's right caption is above a wrong one: captions come in pairs."""
     source = open_captioned(data)
     images = embed_source(embedders, source, data.batch_size)
@@ -70,7 +82,7 @@ def of_pair(data: TaskData, number: int) -> TaskData:
     )
 
 
-def winoground(embedders: Embedders, data: TaskData) -> list[Row]:
+def winoground(embedders: AnyEmbedders, data: TaskData) -> list[Row]:
     """Matches two images with two captions, of columns image_0, image_1, caption_0, caption_1."""
     parts = [of_pair(data, number) for number in (0, 1)]
     sources = [open_captioned(part) for part in parts]
@@ -92,7 +104,7 @@ def open_candidates(data: TaskData) -> Source:
     return open_captioned(data, needs_captions=False)
 
 
-def winogavil(embedders: Embedders, data: TaskData) -> list[Row]:
+def winogavil(embedders: AnyEmbedders, data: TaskData) -> list[Row]:
     """Measures which candidate images a cue is associated with (see `associations.py`)."""
     problems, source = read_associations(data.path), open_candidates(data)
     images = embed_source(embedders, source, data.batch_size)

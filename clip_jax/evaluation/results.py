@@ -17,17 +17,22 @@ from clip_jax.files.disk import replacing, telling, write_text
 Row = dict[str, Any]
 Samples = Mapping[str, np.ndarray]
 
-# What a row is a result of. Rows that agree in all are the same, and are not computed twice.
+# Rows that agree in all of these are the same, and are not computed twice.
 IDENTITY = ("model_hash", "task", "dataset", "split", "data_hash", "prompts_hash", "settings_hash")
 
 
 class Results:
-    """Folder with results.json, results.csv, and samples/, the arrays behind each row."""
+    """Folder with results.json, results.csv, and samples/, the arrays behind each row.
 
-    def __init__(self, folder: Path) -> None:
+    Without a folder, the rows alone are kept, in memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
         """Opens a folder, which need not exist. Raises UserError if its rows cannot be read."""
         self.folder = folder
         self.rows: list[Row] = []
+        if folder is None:
+            return
         path = folder / "results.json"
         try:
             if path.exists():
@@ -37,17 +42,14 @@ class Results:
 
     def find(self, identity: Mapping[str, Any]) -> list[Row]:
         """Returns the finished rows that agree with all of `identity`."""
-        return [
-            row
-            for row in self.rows
-            if "error" not in row and all(row.get(key) == identity[key] for key in identity)
-        ]
+        # A failure has no hashes and is none of them.
+        return [row for row in self.rows if all(row.get(k) == v for k, v in identity.items())]
 
     def add(self, rows: Sequence[tuple[Row, Samples]]) -> None:
         """Adds rows with their arrays, in place of earlier ones of the same identity."""
         new = [row for row, _ in rows]
-        same = [[row.get(key) for key in IDENTITY] for row in new]
-        kept = [row for row in self.rows if [row.get(key) for key in IDENTITY] not in same]
+        same = [_identity(row) for row in new]
+        kept = [row for row in self.rows if _identity(row) not in same]
         # An error has no hashes if the data could not be opened; whatever follows replaces it.
         names = [(row["model"], row["task"], row["dataset"]) for row in new]
         kept = [
@@ -56,26 +58,35 @@ class Results:
             if "error" not in row or (row["model"], row["task"], row["dataset"]) not in names
         ]
         self.rows = [*kept, *new]
+        if self.folder is None:
+            return
         with telling(str(self.folder)):
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
             for row, samples in rows:
                 if samples:
-                    with replacing(self._samples(row)) as aside, open(aside, "wb") as file:
+                    with (
+                        replacing(self._samples(self.folder, row)) as aside,
+                        open(aside, "wb") as file,
+                    ):
                         np.savez_compressed(file, allow_pickle=False, **samples)
             write_text(self.folder / "results.json", results_json(self.rows))
             write_text(self.folder / "results.csv", results_csv(self.rows))
 
     def samples(self, row: Row) -> dict[str, np.ndarray]:
         """Returns the arrays behind a row; empty if it has none."""
-        path = self._samples(row)
-        if not path.is_file():
+        path = None if self.folder is None else self._samples(self.folder, row)
+        if path is None or not path.is_file():
             return {}
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
 
-    def _samples(self, row: Row) -> Path:
+    def _samples(self, folder: Path, row: Row) -> Path:
         words = json.dumps([row.get(key) for key in IDENTITY])
-        return self.folder / "samples" / f"{hashlib.sha256(words.encode()).hexdigest()[:24]}.npz"
+        return folder / "samples" / f"{hashlib.sha256(words.encode()).hexdigest()[:24]}.npz"
+
+
+def _identity(row: Row) -> list[Any]:
+    return [row.get(key) for key in ("model", *IDENTITY)]
 
 
 def results_json(rows: Sequence[Row]) -> str:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from scipy.sparse import csr_array
 
 from clip_jax.arguments import shown, text_list, whole_number
 from clip_jax.errors import UserError
@@ -23,9 +24,9 @@ from clip_jax.evaluation.metrics.checks import as_labels
 from clip_jax.evaluation.metrics.ranking import hits_at_k
 
 DEFAULT_KS = (1, 5, 10)
-# One block of scores is 1024 x 4096 float32 per device: 16 MiB.
-QUERIES_PER_BLOCK = 1024
-GALLERY_PER_BLOCK = 4096
+# One block of scores is 512 x 1024 float32 per device, 2 MiB, which a core's cache holds.
+QUERIES_PER_BLOCK = 512
+GALLERY_PER_BLOCK = 1024
 
 # These pad ragged label arrays; they differ so that padding never matches padding.
 _NO_QUERY_LABEL = -1
@@ -34,7 +35,7 @@ _NO_ITEM = -1  # the index of a padded gallery item, and of a query that is no g
 
 
 class Queries(NamedTuple):
-    """What the queries of one direction found."""
+    """Results of the queries of one direction."""
 
     counts: np.ndarray  # int32 (Q, 3), of `hits_at_k`
     images: np.ndarray  # int (Q,): the image of each; queries of one image are dependent
@@ -253,6 +254,7 @@ def _rank_counts(
         replicated,
     )
     by_query = NamedSharding(mesh, P("queries"))
+    special = _special_blocks(query_labels, gallery_labels, query_block, gallery_block)
     blocks = zip(
         _blocks(queries, query_block, 0.0),
         _blocks(query_labels, query_block, _NO_QUERY_LABEL),
@@ -260,21 +262,47 @@ def _rank_counts(
         strict=True,
     )
     # All blocks are dispatched before the first result is read, so the host never waits in between.
-    counts = [_count_block(*jax.device_put(block, by_query), *fixed) for block in blocks]
+    counts = [
+        _count_block(*jax.device_put(block, by_query), *fixed, jax.device_put(row, replicated))
+        for block, row in zip(blocks, special, strict=True)
+    ]
     return np.concatenate([np.asarray(c) for c in counts])[: len(queries)]
 
 
+def _special_blocks(
+    query_labels: np.ndarray, gallery_labels: np.ndarray, query_block: int, gallery_block: int
+) -> np.ndarray:
+    """Returns bool (query blocks, gallery blocks): where a query has a positive, or padding is."""
+
+    def labels_of(labels: np.ndarray, block: int, count: int) -> csr_array:
+        rows = np.repeat(np.arange(len(labels)) // block, labels.shape[1])
+        kept = labels.ravel() >= 0
+        shape = (-(-len(labels) // block), count)
+        return csr_array((np.ones(kept.sum()), (rows[kept], labels.ravel()[kept])), shape)
+
+    count = int(max(query_labels.max(), gallery_labels.max())) + 1
+    of_gallery = labels_of(gallery_labels, gallery_block, count)
+    special = (labels_of(query_labels, query_block, count) @ of_gallery.T).toarray() > 0
+    special[:, -1] |= len(gallery_labels) % gallery_block > 0
+    return special
+
+
 @jax.jit
-def _count_block(queries_BxD, labels_BxP, own_B, gallery_NxGxD, labels_NxGxR, index_NxG):
+def _count_block(
+    queries_BxD, labels_BxP, own_B, gallery_NxGxD, labels_NxGxR, index_NxG, is_special_N
+):
     """Counts one block of queries against all N blocks of the gallery: int32 (B, 3).
 
-    Makes two passes over the gallery, the first for the best positive's score. Ties are counted by
+    The best positive's score comes first, from the blocks that have positives. Ties are counted by
     equality, and equal inputs give bitwise equal scores only if the same product computes them.
     """
 
+    def product(gallery_GxD):
+        return jnp.matmul(queries_BxD, gallery_GxD.T, precision=jax.lax.Precision.HIGHEST)
+
     def scores(block):
-        gallery_GxD, labels_GxR, index_G = block
-        score_BxG = jnp.matmul(queries_BxD, gallery_GxD.T, precision=jax.lax.Precision.HIGHEST)
+        gallery_GxD, labels_GxR, index_G, _ = block
+        score_BxG = product(gallery_GxD)
         positive_BxG = jnp.zeros(score_BxG.shape, bool)
         for p in range(labels_BxP.shape[1]):
             for r in range(labels_GxR.shape[1]):
@@ -283,17 +311,31 @@ def _count_block(queries_BxD, labels_BxP, own_B, gallery_NxGxD, labels_NxGxR, in
         return jnp.where(found_BxG, score_BxG, -jnp.inf), positive_BxG
 
     def best_of_block(best_B, block):
-        score, positive = scores(block)
-        return jnp.maximum(best_B, jnp.where(positive, score, -jnp.inf).max(1)), None
+        def among_positives():
+            score, positive = scores(block)
+            return jnp.maximum(best_B, jnp.where(positive, score, -jnp.inf).max(1))
+
+        return jax.lax.cond(block[-1], among_positives, lambda: best_B), None
 
     def count_block(best_B, counts_Bx3, block):
-        score, positive = scores(block)
         best = best_B[:, None]
-        tied = score == best
-        counts = [(score > best) & ~positive, tied & ~positive, tied & positive]
-        return counts_Bx3 + jnp.stack([c.sum(1, dtype=jnp.int32) for c in counts], 1), None
 
-    gallery = (gallery_NxGxD, labels_NxGxR, index_NxG)
+        def count_special():
+            score, positive = scores(block)
+            tied = score == best
+            counts = [(score > best) & ~positive, tied & ~positive, tied & positive]
+            return jnp.stack([c.sum(1, dtype=jnp.int32) for c in counts], 1)
+
+        def count_negatives():
+            score = product(block[0])
+            # One sum counts both, as a block is shorter than 1 << 16.
+            both = (score > best).astype(jnp.int32) + (score == best) * (1 << 16)
+            both_B = both.sum(1)
+            return jnp.stack([both_B & 0xFFFF, both_B >> 16, jnp.zeros_like(both_B)], 1)
+
+        return counts_Bx3 + jax.lax.cond(block[-1], count_special, count_negatives), None
+
+    gallery = (gallery_NxGxD, labels_NxGxR, index_NxG, is_special_N)
     num_queries = len(queries_BxD)
     best_B, _ = jax.lax.scan(best_of_block, jnp.full(num_queries, -jnp.inf), gallery)
     counts = jnp.zeros((num_queries, 3), jnp.int32)

@@ -37,7 +37,8 @@ def retrieval_metrics(
 
     Arguments and errors are those of `retrieval_recalls`, and so are the results, each recall with
     its 95 % limits `NAME_low` and `NAME_high`. Also `image_to_text_median_rank` and
-    `image_to_text_mean_rank`, from 1, and those of `text_to_image`, with limits. An image and its
+    `image_to_text_mean_rank`, from 1, and those of `text_to_image`, with limits, and
+    `mean_recall_at_1` over both directions. An image and its
     captions are drawn together, for they are dependent; the gallery is not drawn.
 
     Also returns the arrays behind them: `image_to_text_ranks` and `text_to_image_ranks` (Q,), each
@@ -50,17 +51,21 @@ def retrieval_metrics(
     samples: dict[str, np.ndarray] = {}
     for direction, queries in found.items():
         estimates |= _estimates(direction, queries, ks)
-        samples[f"{direction}_ranks"] = expected_ranks(queries.counts)
-        for name in (f"{direction}_recall_at_{k}" for k in ks):
-            samples[f"{METRIC}{name}"] = hits_at_k(queries.counts, int(name.rpartition("_")[2]))
-            samples[f"{GROUPS}{name}"] = queries.images
+        samples |= _samples(direction, queries, ks)
+    if 1 in ks:  # the mean over both directions, whose queries are images and captions
+        name, both = "mean_recall_at_1", list(found.values())
+        total = sum(len(queries.counts) for queries in both)
+        hits = [hits_at_k(x.counts, 1) * total / (2 * len(x.counts)) for x in both]
+        samples[f"{METRIC}{name}"] = np.concatenate(hits)
+        samples[f"{GROUPS}{name}"] = np.concatenate([queries.images for queries in both])
+        estimates[name] = share_estimate(samples[f"{METRIC}{name}"], samples[f"{GROUPS}{name}"])
     return metrics_row(estimates) | query_sizes(image_embeds, text_embeds, found), samples
 
 
 def image_to_image_metrics(
     image_embeds, labels, ks: Sequence[int] = DEFAULT_KS
-) -> dict[str, float]:
-    """Returns recalls and ranks of finding, from an image, another one of its class.
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Measures how an image finds another one of its class, by recalls and ranks.
 
     Args:
       image_embeds: float (N, D), L2-normalised. Each image is a query if its class has another, and
@@ -70,7 +75,8 @@ def image_to_image_metrics(
 
     Returns:
       `image_to_image_recall_at_{k}`, `image_to_image_median_rank`, `image_to_image_mean_rank`, the
-      95 % limits `NAME_low`, `NAME_high` of each, `num_images`, `num_image_queries`.
+      95 % limits `NAME_low`, `NAME_high` of each, `num_images`, `num_image_queries`; and the arrays
+      behind them, as those of `retrieval_metrics`.
 
     Raises:
       UserError: embeddings that are not finite, labels that do not fit, no two images of one class.
@@ -78,7 +84,17 @@ def image_to_image_metrics(
     ks = check_ks(ks)
     queries = image_to_image_queries(image_embeds, labels)
     row = metrics_row(_estimates("image_to_image", queries, ks))
-    return row | {"num_images": len(image_embeds), "num_image_queries": len(queries.counts)}
+    sizes = {"num_images": len(image_embeds), "num_image_queries": len(queries.counts)}
+    return row | sizes, _samples("image_to_image", queries, ks)
+
+
+def _samples(direction: str, queries: Queries, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """Returns the arrays behind the metrics of one direction."""
+    samples = {f"{direction}_ranks": expected_ranks(queries.counts)}
+    for k in ks:
+        samples[f"{METRIC}{direction}_recall_at_{k}"] = hits_at_k(queries.counts, k)
+        samples[f"{GROUPS}{direction}_recall_at_{k}"] = queries.images
+    return samples
 
 
 def _estimates(direction: str, queries: Queries, ks: Sequence[int]) -> dict[str, Estimate]:

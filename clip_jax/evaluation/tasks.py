@@ -14,11 +14,17 @@ from clip_jax.data.sources.splits import is_for_training
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation import glyph_tasks, matching
-from clip_jax.evaluation.embeddings import Embedders
+from clip_jax.evaluation.embeddings import AnyEmbedders
 from clip_jax.evaluation.fairness.faces import check_faces, fairness, open_faces
 from clip_jax.evaluation.fairness.skew import check_grouped, open_grouped, skew
 from clip_jax.evaluation.opening import Row, open_captioned, open_labelled
-from clip_jax.evaluation.recognition import check_labelled, zero_shot
+from clip_jax.evaluation.recognition import (
+    check_labelled,
+    check_multilabel,
+    multilabel,
+    zero_shot,
+)
+from clip_jax.evaluation.robustness import corruptions, resolutions
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +35,7 @@ class Task:
 
     # Returns rows of dataset and metrics by name; rows may have any further keys. "samples" are the
     # arrays behind a row, which a folder of results keeps beside it.
-    run: Callable[[Embedders, TaskData], list[Row]]
+    run: Callable[[AnyEmbedders, TaskData], list[Row]]
     # Opens the data, such as `open_captioned`; None for a task that needs no path.
     open: Callable[[TaskData], Source] | None = None
     # Raises `UserError` for what else it cannot use; returns warnings for the user.
@@ -38,7 +44,11 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "zero_shot": Task(zero_shot, open_labelled, check_labelled),
+    "multilabel": Task(multilabel, open_labelled, check_multilabel),
+    "corruptions": Task(corruptions, open_labelled, check_labelled),
+    "resolutions": Task(resolutions, open_labelled, check_labelled),
     "retrieval": Task(matching.retrieval, open_captioned),
+    "image_to_image": Task(matching.image_to_image, open_labelled, check_labelled),
     "compositional": Task(matching.compositional, open_captioned),
     "winoground": Task(matching.winoground, lambda data: open_captioned(matching.of_pair(data, 0))),
     "winogavil": Task(matching.winogavil, matching.open_candidates),
@@ -89,7 +99,7 @@ def _named(key: str | None) -> Iterator[None]:
         raise UserError(f"{key}: {error}" if key else str(error)) from error
 
 
-def run_task(name: str, embedders: Embedders, data: TaskData) -> list[Row]:
+def run_task(name: str, embedders: AnyEmbedders, data: TaskData) -> list[Row]:
     """Returns the rows of one task: {"task", "dataset", metrics by name}."""
     rows = ({"task": name, **row} for row in TASKS[name].run(embedders, data))
     return [{key: value for key, value in row.items() if key != "samples"} for row in rows]

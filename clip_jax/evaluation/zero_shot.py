@@ -14,6 +14,7 @@ from clip_jax.errors import UserError
 from clip_jax.evaluation.metrics.calibration import calibration_error, judge_predictions
 from clip_jax.evaluation.metrics.checks import as_labels
 from clip_jax.evaluation.metrics.classification import macro_f1, mean_per_class, top_k_hits
+from clip_jax.evaluation.metrics.multilabel import roc_auc
 from clip_jax.evaluation.metrics.rows import mean_estimate, metrics_row, per_class_estimate
 from clip_jax.evaluation.prompts import Templates, get_templates
 
@@ -44,18 +45,35 @@ def zero_shot_classifier(
     """
     templates = get_templates(templates)
     classes = check_classnames(classnames)
+    return prompts_classifier(embed_text, prompts_of_classes(classes, templates))
+
+
+def prompts_of_classes(
+    classes: Sequence[Sequence[str]], templates: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Returns the prompts of each class: every template with every name."""
     # A class name or template may hold other braces, which str.format would choke on.
-    prompts = [t.replace("{}", name) for names in classes for name in names for t in templates]
-    class_of_prompt = np.repeat(range(len(classes)), [len(x) * len(templates) for x in classes])
+    return [tuple(t.replace("{}", name) for name in names for t in templates) for names in classes]
+
+
+def prompts_classifier(
+    embed_text: Callable[[list[str]], np.ndarray], prompts: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """Builds a classifier from the prompts of C classes, at least one each: float32 (D, C).
+
+    `embed_text` and the errors are those of `zero_shot_classifier`.
+    """
+    texts = [text for of_class in prompts for text in of_class]
+    class_of_text = np.repeat(range(len(prompts)), [len(of_class) for of_class in prompts])
     sums: np.ndarray | None = None
-    for start in range(0, len(prompts), TEXTS_PER_CALL):
-        chunk = prompts[start : start + TEXTS_PER_CALL]
+    for start in range(0, len(texts), TEXTS_PER_CALL):
+        chunk = texts[start : start + TEXTS_PER_CALL]
         embeds = np.asarray(embed_text(chunk), np.float64)
         if sums is None:
-            sums = np.zeros((len(classes), embeds.shape[-1]))
-        np.add.at(sums, class_of_prompt[start : start + len(chunk)], _normalised(embeds, chunk))
+            sums = np.zeros((len(prompts), embeds.shape[-1]))
+        np.add.at(sums, class_of_text[start : start + len(chunk)], unit_rows(embeds, chunk))
     assert sums is not None
-    return _normalised(sums, [names[0] for names in classes]).T.astype(np.float32)
+    return unit_rows(sums, [of_class[0] for of_class in prompts]).T.astype(np.float32)
 
 
 def check_classnames(classnames: Classes) -> list[tuple[str, ...]]:
@@ -76,7 +94,11 @@ def check_classnames(classnames: Classes) -> list[tuple[str, ...]]:
     return classes
 
 
-def _normalised(embeds: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+def unit_rows(embeds: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """Divides the embeddings (N, D) of N texts by their lengths.
+
+    Raises `UserError` that names a text whose embedding is zero or not finite.
+    """
     norms = np.linalg.norm(embeds, axis=-1, keepdims=True)
     wrong = ~(np.isfinite(norms) & (norms > 0))[:, 0]
     if wrong.any():
@@ -89,7 +111,7 @@ def evaluate_zero_shot(
     image_embeds: np.ndarray,
     labels: np.ndarray,
     classifier: np.ndarray,
-    logit_scale: float = 100.0,
+    class_logits: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Measures the accuracy of a classifier of cosines, and its calibration.
 
@@ -100,12 +122,14 @@ def evaluate_zero_shot(
       image_embeds: float32 (N, D), L2-normalised.
       labels: int (N,), from 0 to C − 1.
       classifier: float32 (D, C), such as `zero_shot_classifier`'s.
-      logit_scale: by which cosines are multiplied for the softmax.
+      class_logits: (n, D), (D, C) -> (n, C): logits of some images, such as
+        `Embedders.class_logits`.
 
     Returns:
       The metrics, each with its 95 % limits `NAME_low` and `NAME_high`: `accuracy_top1`,
       `accuracy_top5` and `mean_top1_top5` (only with at least five classes),
-      `mean_per_class_accuracy` and `macro_f1` (over the classes that occur),
+      `mean_per_class_accuracy` and `macro_f1` (over the classes that occur), `roc_auc` (of two
+      classes),
       `expected_calibration_error`, `adaptive_calibration_error`, `brier_score`, `log_loss` (nats);
       `num_images`, `num_classes`.
       The arrays behind them, (N,) each: `labels`, `predictions`, `confidence`, and the
@@ -117,12 +141,13 @@ def evaluate_zero_shot(
     if not len(image_embeds):
         raise UserError("zero-shot evaluation: there are no images")
     labels = as_labels(labels, len(image_embeds), classifier.shape[1])
-    parts = []
+    parts, margins = [], []
     for start in range(0, len(labels), _ROWS):
         rows = slice(start, start + _ROWS)
-        scores = np.asarray(image_embeds[rows], np.float32) @ classifier
-        judged = judge_predictions(logit_scale * scores, labels[rows])
-        parts.append((*judged, top_k_hits(scores, labels[rows], 5), scores.argmax(1)))
+        logits = class_logits(image_embeds[rows], classifier)
+        margins.append(logits[:, -1] - logits[:, 0])
+        judged = judge_predictions(logits, labels[rows])
+        parts.append((*judged, top_k_hits(logits, labels[rows], 5), logits.argmax(1)))
     confidence, top1, loss, brier, top5, predictions = map(np.concatenate, zip(*parts, strict=True))
     shares = {
         "accuracy_top1": top1,
@@ -134,6 +159,8 @@ def evaluate_zero_shot(
     }
     if classifier.shape[1] >= 5:
         shares |= {"accuracy_top5": top5, "mean_top1_top5": (top1 + top5) / 2}
+    if classifier.shape[1] == 2 and len(np.unique(labels)) == 2:
+        shares["roc_auc"] = roc_auc(np.concatenate(margins), labels)
     per_class = {"mean_per_class_accuracy": per_class_estimate(top1, labels)}
     row = metrics_row({**shares, **per_class, "log_loss": mean_estimate(loss)})
     contributions = {f"{METRIC}{name}": values for name, values in shares.items()}

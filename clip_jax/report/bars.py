@@ -10,6 +10,7 @@ from clip_jax.report.charts import LEGEND_ROW, Theme, as_png, new_figure
 
 ROW = 0.26  # inches of a bar
 ROOM = 0.85  # inches of the axis below
+LONGEST = 26  # letters of a row's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +52,19 @@ class Bars:
             half = count / 2
             axes.vlines(level, middle - half, middle + half, color=theme.ink, linestyle=":",
                         label=self.level[1])  # fmt: skip
-        axes.set_yticks(at + (count - 1) / 2, list(self.names))
+        axes.set_yticks(at + (count - 1) / 2, [_shown(name) for name in self.names])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color=theme.grid, linewidth=0.9)
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g} %"))
         if count > 1 or self.level is not None:
             figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9,
                           labelcolor=theme.ink)  # fmt: skip
         return as_png(figure)
+
+
+def _shown(name: str) -> str:
+    """Cuts a long name in its middle, as names differ at both ends."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}"

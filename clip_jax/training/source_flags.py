@@ -32,7 +32,8 @@ HELP = {
     "label_key": "zero_shot: metadata field with the class name or number.",
     "labels": "zero_shot: whether labels are names or numbers of lines of --classnames.",
     "classnames": "zero_shot: file with a class name a line, or a published set, such as food101.",
-    "templates": "zero_shot: openai, openai_simple, photo, none, a published set, or a file.",
+    "templates": "zero_shot: openai, openai_simple, photo, none, a published set, or a file: a"
+    " template a line, or a .json of {class: [prompts]}.",
     "batch_size": "Images a batch.",
     "group_key": "zero_shot, skew: metadata field of groups, such as region; or npy[0], of tars.",
     "left_out_group": "zero_shot, skew: group that does not count.",

@@ -28,6 +28,8 @@ def test_greedy_soup_takes_what_does_not_hurt() -> None:
     assert chosen == [1, 2]
     assert scores == [-6, -1, -1]
     assert float(found["c"][0]) == 3
+    # A model that changes nothing joins, as in the paper.
+    assert greedy_soup([tree(0, 3), tree(0, 3)], lambda p: float(p["c"][0]))[1] == [0, 1]
 
 
 @pytest.mark.parametrize(

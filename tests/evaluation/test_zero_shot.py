@@ -138,7 +138,7 @@ def test_accuracies_by_hand():
     predicted = np.array([0, 0, 0, 1, 1, 2, 0, 5, 4])
     labels = np.array([0, 0, 0, 0, 1, 2, 2, 5, 5])
     classifier = zero_shot_classifier(embed_text, CLASSES, "photo")
-    got, samples = evaluate_zero_shot(classifier.T[predicted], labels, classifier)
+    got, samples = evaluate_zero_shot(classifier.T[predicted], labels, classifier, np.matmul)
     scores = classifier.T[predicted] @ classifier
     top5 = np.mean([y in np.argsort(-s)[:5] for s, y in zip(scores, labels, strict=True)])
     expected = {
@@ -161,25 +161,47 @@ def test_blocks_of_images_change_nothing(monkeypatch):
     embeds = rng.standard_normal((50, 16)).astype(np.float32)
     classifier = zero_shot_classifier(embed_text, CLASSES, "photo")
     labels = rng.integers(0, 6, 50)
-    whole = evaluate_zero_shot(embeds, labels, classifier)[0]
+    whole = evaluate_zero_shot(embeds, labels, classifier, np.matmul)[0]
     monkeypatch.setattr("clip_jax.evaluation.zero_shot._ROWS", 7)
-    assert evaluate_zero_shot(embeds, labels, classifier)[0] == pytest.approx(whole, rel=1e-5)
+    parts = evaluate_zero_shot(embeds, labels, classifier, np.matmul)[0]
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_calibration_has_bins_of_equal_width_and_of_equal_mass():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((200, 6)) * 2
+    # The surest half of the images is right and the rest is not, so that the signs of gaps differ.
+    order = np.argsort(np.argsort(logits.max(1)))
+    labels = (logits.argmax(1) + (order < 100)) % 6
+    row, samples = evaluate_zero_shot(logits, labels, np.eye(6), np.matmul)
+    sure, hits = samples["confidence"], samples[f"{METRIC}accuracy_top1"]
+    for name, edges in (
+        ("expected", np.linspace(0, 1, 16)),
+        ("adaptive", np.quantile(sure, np.linspace(0, 1, 16))),
+    ):
+        bins = np.clip(np.searchsorted(edges, sure) - 1, 0, 14)
+        gaps = [abs((hits - sure)[bins == b].sum()) for b in range(15)]
+        assert row[f"{name}_calibration_error"] == pytest.approx(sum(gaps) / 200)
+    widths = (row[f"{name}_calibration_error"] for name in ("expected", "adaptive"))
+    assert abs(next(widths) - next(widths)) > 1e-3
 
 
 def test_no_top5_under_five_classes():
     embeds = embed_text(["cat", "cat"])
     classifier = zero_shot_classifier(embed_text, CLASSES[:4], "none")
-    four, _ = evaluate_zero_shot(embeds, np.array([0, 3]), classifier)
+    four, _ = evaluate_zero_shot(embeds, np.array([0, 3]), classifier, np.matmul)
     assert "accuracy_top5" not in four
     assert four["accuracy_top1"] == 0.5
     classifier = zero_shot_classifier(embed_text, CLASSES[:5], "none")
-    five, _ = evaluate_zero_shot(embeds, np.array([0, 3]), classifier)
+    five, _ = evaluate_zero_shot(embeds, np.array([0, 3]), classifier, np.matmul)
     assert five["accuracy_top5"] == 1.0
 
 
 def test_constant_embeddings_give_chance():
     constant = np.ones((8, 16), np.float32) / 4
-    got, _ = evaluate_zero_shot(constant, np.zeros(8, int), np.ones((16, 10), np.float32) / 4)
+    got, _ = evaluate_zero_shot(
+        constant, np.zeros(8, int), np.ones((16, 10), np.float32) / 4, np.matmul
+    )
     assert got["accuracy_top1"] == pytest.approx(0.1)
     assert got["accuracy_top5"] == pytest.approx(0.5)
 
@@ -204,10 +226,10 @@ def test_top_k_hits_with_ties():
 def test_bad_labels(labels, message):
     classifier = zero_shot_classifier(embed_text, CLASSES, "none")
     with pytest.raises(UserError, match=message):
-        evaluate_zero_shot(embed_text(["cat", "cat"]), labels, classifier)
+        evaluate_zero_shot(embed_text(["cat", "cat"]), labels, classifier, np.matmul)
 
 
 def test_no_images():
     classifier = zero_shot_classifier(embed_text, CLASSES, "none")
     with pytest.raises(UserError, match="no images"):
-        evaluate_zero_shot(np.zeros((0, 16), np.float32), np.zeros(0, int), classifier)
+        evaluate_zero_shot(np.zeros((0, 16), np.float32), np.zeros(0, int), classifier, np.matmul)

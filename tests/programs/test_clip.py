@@ -129,6 +129,19 @@ def test_tokenizer_must_fit(clip: clip_jax.Clip) -> None:
         clip_jax.create("custom", tokenizer=clip.tokenizer, vocab_size=8, vision={"layers": 1})
 
 
+def test_fingerprint_is_of_every_parameter() -> None:
+    small = {"image_size": 16, "embed_dim": 8, "vocab_size": 64, "context_length": 8}
+    tower = {"width": 8, "layers": 1, "heads": 2, "mlp_dim": 8}
+    one, same, other = (
+        clip_jax.create("custom", seed=seed, **small, vision={**tower, "patch_size": 8}, text=tower)
+        for seed in (0, 0, 1)
+    )
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    params = jax.tree.map(np.array, one.params)
+    params["logit_scale"] = params["logit_scale"] + np.float32(1e-6)
+    assert clip_jax.clip.Clip(one.config, params).fingerprint != one.fingerprint
+
+
 def test_damaged_bundles_are_named(clip: clip_jax.Clip, tmp_path: Path) -> None:
     clip.save(tmp_path / "m")
     about = json.loads((tmp_path / "m" / "config.json").read_text())

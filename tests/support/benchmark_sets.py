@@ -3,13 +3,17 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pictures import encode
 from PIL import Image
 from shards import write_shard
 
-from clip_jax.evaluation.tasks import Embedders
+from clip_jax.evaluation.embeddings import Embedders
+from clip_jax.evaluation.suites.opening import OpenedSet
+from clip_jax.evaluation.suites.running import named_row
+from clip_jax.evaluation.tasks import run_task
 from clip_jax.images.transform import ImageTransform
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -34,6 +38,11 @@ def _embed_text(texts: list[str]) -> np.ndarray:
 
 # Right for every caption or class that names the colour of its square.
 SEEING = Embedders(_embed_image, _embed_text, ImageTransform(image_size=8))
+
+
+def evaluated_rows(embedders: Embedders, opened: OpenedSet) -> list[dict[str, Any]]:
+    """The rows of a set."""
+    return [named_row(opened, row) for row in run_task(opened.set.kind, embedders, opened.data)]
 
 
 def npy(*values: float) -> bytes:

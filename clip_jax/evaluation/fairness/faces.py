@@ -20,7 +20,7 @@ from clip_jax.data.attribute_words import RACES
 from clip_jax.data.records import Source
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
-from clip_jax.evaluation.embeddings import Embedders, embed_source, embed_texts
+from clip_jax.evaluation.embeddings import AnyEmbedders, embed_source, embed_texts
 from clip_jax.evaluation.groups import record_fields, rows_by_group
 from clip_jax.evaluation.metrics.rows import metrics_row
 from clip_jax.evaluation.opening import Row, dataset_fields, open_captioned
@@ -88,7 +88,7 @@ def read_attributes(source: Source) -> dict[str, np.ndarray]:
     return found
 
 
-def fairness(embedders: Embedders, data: TaskData) -> list[Row]:
+def fairness(embedders: AnyEmbedders, data: TaskData) -> list[Row]:
     """Measures rates of crime and non-human labels, and accuracies of attributes, by group."""
     source = open_faces(data)
     attributes = read_attributes(source)

@@ -13,7 +13,7 @@ from clip_jax.data.attribute_words import attribute_words
 from clip_jax.data.records import Source
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
-from clip_jax.evaluation.embeddings import Embedders, embed_source, embed_texts
+from clip_jax.evaluation.embeddings import AnyEmbedders, embed_source, embed_texts
 from clip_jax.evaluation.fairness.projection import projected, text_projection
 from clip_jax.evaluation.groups import NO_GROUP, group_member, read_groups
 from clip_jax.evaluation.metrics.rows import mean_estimate, metrics_row
@@ -62,7 +62,7 @@ def _prompts(data: TaskData) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return concepts, get_templates(data.templates if named else PROMPTS)
 
 
-def skew(embedders: Embedders, data: TaskData) -> list[Row]:
+def skew(embedders: AnyEmbedders, data: TaskData) -> list[Row]:
     """Measures the skew of the rankings of all images by the prompts of each concept."""
     source = open_grouped(data)
     groups = _groups(source, data)

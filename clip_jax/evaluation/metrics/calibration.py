@@ -28,7 +28,7 @@ class Reliability(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What calibration is measured from: float64 (N,) each."""
+    """Each sample's part in the calibration metrics: float64 (N,) each."""
 
     confidence: np.ndarray  # probability of the likeliest class
     hits: np.ndarray  # whether that class is right; ties in expectation

@@ -13,30 +13,6 @@ from clip_jax.evaluation.metrics.checks import as_labels, as_scores, as_targets,
 from clip_jax.evaluation.metrics.intervals import class_totals
 
 
-def classification_contributions(scores: Any, labels: Any) -> dict[str, np.ndarray]:
-    """Returns the contributions float64 (N,) of every metric of scores (N, C), labels int (N,).
-
-    The metrics: `accuracy_top1`, `mean_per_class_accuracy`, `macro_f1`, and with at least five
-    classes `accuracy_top5` and `mean_top1_top5` (Kinetics-700's). The interval of
-    `mean_per_class_accuracy` comes from the hits: see `mean_per_class_interval`.
-
-    Raises:
-      UserError: scores that are not (N, C) or hold NaN, labels that are not classes.
-    """
-    scores = as_scores(scores)
-    labels = as_labels(labels, *scores.shape)
-    top1 = top_k_hits(scores, labels, 1)
-    metrics = {
-        "accuracy_top1": top1,
-        "mean_per_class_accuracy": mean_per_class(top1, labels),
-        "macro_f1": macro_f1(scores.argmax(1), labels),
-    }
-    if scores.shape[1] >= 5:
-        metrics["accuracy_top5"] = top_k_hits(scores, labels, 5)
-        metrics["mean_top1_top5"] = (top1 + metrics["accuracy_top5"]) / 2
-    return metrics
-
-
 def top_k_hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """float (N, C), int (N,) -> float64 (N,): probability that the label is among the top k.
 
@@ -52,7 +28,7 @@ def mean_per_class(hits: Any, labels: Any) -> np.ndarray:
     """Returns the contributions (N,) of the mean, over the classes that occur, of their mean hit.
 
     Deviations from a class's mean are stretched by n/(n − 1) in variance, since it is the mean of
-    its n samples that they deviate from.
+    its n samples that they deviate from. Classes of one sample deviate from the mean of them all.
 
     Args:
       hits: float (N,), such as those of `top_k_hits`.
@@ -61,9 +37,13 @@ def mean_per_class(hits: Any, labels: Any) -> np.ndarray:
     hits = as_values(hits, "hits")
     sums, sizes = class_totals(hits, labels)
     means = sums / sizes
+    centre = means.mean()
     number = np.unique(labels, return_inverse=True)[1]  # among the classes that occur
     stretch = np.sqrt(sizes / np.maximum(sizes - 1, 1)) / (sizes * len(sizes))
-    return means.mean() + len(hits) * stretch[number] * (hits - means[number])
+    alone = sizes == 1
+    if alone.any():
+        means[alone] = means[alone].mean()
+    return centre + len(hits) * stretch[number] * (hits - means[number])
 
 
 def macro_f1(predictions: Any, labels: Any) -> np.ndarray:
@@ -105,9 +85,8 @@ def jaccard_index(scores: Any, targets: Any) -> np.ndarray:
     order = np.argsort(-scores, axis=1, kind="stable")
     number = targets.sum(1)
     if not number.all():
-        raise UserError(
-            f"targets[{int(np.argmin(number))}]: none; accepted is at least one a sample"
-        )
+        row = int(np.argmin(number))
+        raise UserError(f"targets[{row}]: has none; accepted is at least one a sample")
     is_chosen = np.arange(scores.shape[1]) < number[:, None]
     shared = (np.take_along_axis(targets, order, 1) & is_chosen).sum(1)
     return shared / (2 * number - shared)

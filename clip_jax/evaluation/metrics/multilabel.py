@@ -47,7 +47,7 @@ def average_precision(scores: Any, targets: Any, curve: Curve = "steps") -> np.n
       curve: the precision at a level of recall, one level a positive: that at the positive's score
         ("steps", as scikit-learn); the best at that recall or a higher one ("interpolated", VOC
         since 2010); or the latter at recall 0, 0.1, …, 1 ("11_points", VOC 2007; Everingham et al.
-        2010, section 4.2).
+        2010).
 
     Raises:
       UserError: shapes that do not fit, NaN, or no positive.

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from clip_jax.arguments import shown, text_list, with_home
 from clip_jax.errors import UserError
@@ -91,10 +92,7 @@ def get_classes(classnames: str | os.PathLike[str]) -> tuple[ClassNames, ...]:
         return known.classes
     if not os.fspath(classnames).lower().endswith(".json"):
         return tuple(ClassNames(name, (name,)) for name in read_classnames(classnames))
-    try:
-        entries = json.loads("\n".join(read_lines(classnames)))
-    except ValueError as error:
-        raise UserError(f"{classnames} is no JSON: {error}") from error
+    entries = read_json(classnames)
     wanted = "accepted is a text, or a list of texts: the label in the data, then names for prompts"
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{classnames}: must be a list of classes; of each, {wanted}")
@@ -120,6 +118,14 @@ def read_classnames(path: str | os.PathLike[str]) -> tuple[str, ...]:
             f"{path}, line {names.index('') + 1}: empty; accepted is a class name a line"
         )
     return names
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Reads a JSON file. Raises UserError if it cannot be read or is none."""
+    try:
+        return json.loads("\n".join(read_lines(path)))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
 
 
 def read_lines(path: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Where the data of a set are: below a root, here or in a store, in any of its forms."""
+"""Search for the data of a set: below a root, here or in a store, in any of its forms."""
 
 import dataclasses
 import json

@@ -10,9 +10,10 @@ from clip_jax.data.records import Source
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation.associations import read_associations
-from clip_jax.evaluation.groups import array_of, read_groups, record_fields
+from clip_jax.evaluation.groups import read_groups
 from clip_jax.evaluation.labels import UNLABELLED, Labels, read_labels
 from clip_jax.evaluation.prompts import get_classes, get_templates
+from clip_jax.evaluation.recognition import read_targets
 from clip_jax.evaluation.suites.finding import find_data
 from clip_jax.evaluation.suites.sets import EvaluationSet
 from clip_jax.evaluation.tasks import TASKS
@@ -80,7 +81,7 @@ def _with_groups(chosen: EvaluationSet, data: TaskData) -> TaskData:
 
 
 def _open(chosen: EvaluationSet, data: TaskData) -> Source:
-    open_data = TASKS["zero_shot" if chosen.kind == "multilabel" else chosen.kind].open
+    open_data = TASKS[chosen.kind].open
     assert open_data is not None
     return open_data(data)
 
@@ -112,31 +113,3 @@ def _check_samples(opened: OpenedSet) -> None:
     has_problems = chosen.kind in ("compositional", "winoground", "winogavil")
     what = "problems" if has_problems else "images"
     _check_number(chosen, what, found, chosen.samples, data)
-
-
-def read_targets(source: Source, key: str, num_classes: int) -> np.ndarray:
-    """Reads the classes of each image of a multi-label set: bool (N, C).
-
-    A label is a `.npy` of a number a class, or one or several class numbers.
-
-    Raises UserError that names the record: a label is missing, or is neither.
-    """
-    targets = np.zeros((len(source), num_classes), bool)
-    for index, value in record_fields(source, key):
-        if isinstance(value, bytes):
-            marks = array_of(value, source.key(index))
-            if marks.shape != (num_classes,):
-                raise UserError(
-                    f"record {source.key(index)}: its {key} has shape {marks.shape}; expected is"
-                    f" ({num_classes},), a number a class"
-                )
-            targets[index] = marks > 0
-            continue
-        numbers = np.atleast_1d(np.asarray(value))
-        if numbers.dtype.kind not in "iu" or not ((numbers >= 0) & (numbers < num_classes)).all():
-            raise UserError(
-                f"record {source.key(index)}: {key}={value!r}: accepted are class numbers, 0 to"
-                f" {num_classes - 1}"
-            )
-        targets[index, numbers] = True
-    return targets

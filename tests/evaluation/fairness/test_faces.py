@@ -9,10 +9,12 @@ import pytest
 from pictures import encode, photo
 
 import clip_jax
+from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
+from clip_jax.evaluation.embeddings import Embedders
 from clip_jax.evaluation.fairness import faces
 from clip_jax.evaluation.fairness.faces import AGES, GENDERS, label_rates
-from clip_jax.evaluation.tasks import TASKS, Embedders, TaskData, check_task
+from clip_jax.evaluation.tasks import TASKS, check_task
 from clip_jax.text.sentencepiece_model import train_sentencepiece
 
 RACES = ["Black", "White", "Indian", "Latino_Hispanic"]

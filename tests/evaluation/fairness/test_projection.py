@@ -59,7 +59,7 @@ def test_a_planted_bias_goes_and_accuracy_stays() -> None:
 
     def measured(texts: np.ndarray) -> tuple[float, float, float]:
         skew = skew_metrics(embeds, texts, groups, 200)
-        accuracy = evaluate_zero_shot(embeds, labels, texts.T)[0]["accuracy_top1"]
+        accuracy = evaluate_zero_shot(embeds, labels, texts.T, np.matmul)[0]["accuracy_top1"]
         return skew["max_skew_uniform"].mean(), skew["ndkl_data"].mean(), accuracy
 
     (skew, divergence, accuracy), (skew_after, divergence_after, accuracy_after) = (

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_sets import SEEING, square
+from benchmark_sets import SEEING, evaluated_rows, square
 from small_sets import write
 
 from clip_jax.errors import UserError
 from clip_jax.evaluation.prompts import get_classes, get_templates
 from clip_jax.evaluation.suites.opening import OpenedSet, open_set
-from clip_jax.evaluation.suites.running import evaluate_set
 from clip_jax.evaluation.suites.sets import all_sets
 
 COLOURS = ("red", "green", "blue")
@@ -27,7 +26,7 @@ def opened(name: str, root: Path) -> OpenedSet:
 
 
 def evaluated(found: OpenedSet) -> dict[str, Any]:
-    (row,) = evaluate_set(SEEING, found)
+    (row,) = evaluated_rows(SEEING, found)
     return row
 
 

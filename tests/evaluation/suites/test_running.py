@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_sets import COLOURS, captioned, classified, square, write_layout
+from benchmark_sets import COLOURS, captioned, classified, evaluated_rows, square, write_layout
 
 import clip_jax
+from clip_jax.evaluation.embeddings import Embedders
 from clip_jax.evaluation.suites.opening import open_set
-from clip_jax.evaluation.suites.running import evaluate_set
 from clip_jax.evaluation.suites.sets import resolve_suite
-from clip_jax.evaluation.tasks import Embedders
 from clip_jax.text.sentencepiece_model import train_sentencepiece
 
 OWN = """
@@ -62,7 +61,7 @@ def test_a_suite_of_ones_own(clip: clip_jax.Clip, tmp_path: Path, cache: Path) -
     rows = {}
     for chosen in resolve_suite(f"{tmp_path / 'mine.toml'},fer2013"):
         opened = open_set(chosen, str(tmp_path / "root"), subset=chosen.name == "fer2013")
-        (rows[chosen.name],) = evaluate_set(embedders, opened)
+        (rows[chosen.name],) = evaluated_rows(embedders, opened)
     assert list(rows) == ["hues", "pairs", "captions", "fer2013"]
     for row in rows.values():
         assert 0 <= row[row["metric"]] <= 1

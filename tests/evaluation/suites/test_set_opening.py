@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_sets import COLOURS, SEEING, captioned, classified, npy, square, write_layout
+from benchmark_sets import (
+    COLOURS,
+    SEEING,
+    captioned,
+    classified,
+    evaluated_rows,
+    npy,
+    square,
+    write_layout,
+)
 from loopback import Loopback
 from places import REPOSITORY, TESTS
 from small_sets import write, write_tfds
@@ -19,7 +28,6 @@ from clip_jax.errors import UserError
 from clip_jax.evaluation.groups import NO_GROUP
 from clip_jax.evaluation.suites.finding import find_data
 from clip_jax.evaluation.suites.opening import OpenedSet, open_set
-from clip_jax.evaluation.suites.running import evaluate_set
 from clip_jax.evaluation.suites.sets import EvaluationSet, all_sets
 
 SEEN = ("red", "green", "blue", "red", "blue")
@@ -31,7 +39,7 @@ def row(name: str = "hues", **fields: Any) -> EvaluationSet:
 
 
 def evaluated(opened: OpenedSet) -> dict[str, Any]:
-    return evaluate_set(SEEING, opened)[0]
+    return evaluated_rows(SEEING, opened)[0]
 
 
 def refused(message: str, chosen: EvaluationSet, root: Path | str, **options: Any) -> None:
@@ -194,7 +202,7 @@ def test_groups_of_the_array_beside(tmp_path: Path, cache: Path) -> None:
     opened = open_set(chosen, str(tmp_path))
     assert opened.groups is not None
     assert opened.groups.tolist() == ["0", NO_GROUP, "0", "1", "1"]  # samples 0, 2, 4, then 1, 3
-    found = evaluate_set(SEEING, opened)
+    found = evaluated_rows(SEEING, opened)
     assert [x["dataset"] for x in found] == ["hues", "hues/npy[1]=0", "hues/npy[1]=1"]
     assert found[0]["accuracy_top1"] == found[0]["worst_group_accuracy_top1"] == 1.0
     assert (found[0]["num_groups"], found[1]["num_images"]) == (2, 2)

@@ -10,12 +10,14 @@ from pictures import encode
 from PIL import Image
 from shards import write_shard
 
+from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation import max_skew, min_skew, ndkl
+from clip_jax.evaluation.embeddings import Embedders
 from clip_jax.evaluation.fairness.skew import skew_metrics
 from clip_jax.evaluation.metrics.groups import group_rates, worst_group
 from clip_jax.evaluation.prompts.published import published
-from clip_jax.evaluation.tasks import TASKS, Embedders, TaskData, check_task, run_task
+from clip_jax.evaluation.tasks import TASKS, check_task, run_task
 from clip_jax.images.transform import ImageTransform
 
 log, log2 = math.log, math.log2
