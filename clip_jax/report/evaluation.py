@@ -1,32 +1,46 @@
 """Page of an evaluation: figures with their intervals, bars over datasets, and what went wrong."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clip_jax.evaluation.comparison import differences
+from clip_jax.evaluation.disagreement import Disagreement
 from clip_jax.evaluation.metrics.calibration import reliability
 from clip_jax.evaluation.results import Results, Row
 from clip_jax.files.disk import write_text, writing
 from clip_jax.report.bars import Bars
 from clip_jax.report.charts import Chart, Curve
+from clip_jax.report.comparison import comparison_sections
 from clip_jax.report.page import Section, made_or_left_out, render, short
+from clip_jax.report.result_words import (
+    main_metric,
+    metric_words,
+    row_name,
+    short_names,
+    size,
+    spelled,
+)
 from clip_jax.training.log.metrics import format_seconds
 
 MOST_CLASSES = 30  # of a confusion matrix; of more classes, only the pairs most often mistaken
 PAIRS = 12
-_NO_SHARES = ("_rank", "_loss")  # endings of metrics that are not in per cent
-
-
+MOST_PICTURES = 320  # of a page, which would otherwise grow with its sets and models
+FEWEST = 2  # of a section
 REPORT = "report.html"
 
 
-def write_evaluation_page(results: Results, is_compared: bool) -> Path:
-    """Writes report.html beside the rows, and returns its path."""
+def write_evaluation_page(
+    results: Results, disagreements: Sequence[Disagreement] | None = None
+) -> Path:
+    """Writes report.html beside the rows, and returns its path.
+
+    Models are compared if `disagreements` is not None.
+    """
     assert results.folder is not None
-    compared = comparison_sections(results) if is_compared else []
+    compared = [] if disagreements is None else comparison_sections(results, disagreements)
     with writing(results.folder):
         write_text(results.folder / REPORT, build_evaluation_page(results, compared))
     return results.folder / REPORT
@@ -34,7 +48,7 @@ def write_evaluation_page(results: Results, is_compared: bool) -> Path:
 
 def build_evaluation_page(results: Results, compared: Sequence[Section] = ()) -> str:
     """The whole page as HTML; `compared` are sections on the models' differences."""
-    short_name = _short_names([row["model"] for row in results.rows])
+    short_name = short_names([row["model"] for row in results.rows])
     named = [(row, {**row, "model": short_name[row["model"]]}) for row in results.rows]
     rows = [row for _, row in named if "error" not in row]
     failed = [row for _, row in named if "error" in row]
@@ -60,77 +74,22 @@ def build_evaluation_page(results: Results, compared: Sequence[Section] = ()) ->
         title=f"Evaluation of {shown}",
         about="Shares in per cent; the 95 % interval is of the images drawn, not of training.",
         figures=_figures(rows, failed, models),
-        sections=sections,
+        sections=_within_bounds(sections),
     )
 
 
-def _short_names(models: Sequence[str]) -> dict[str, str]:
-    """Returns each model's name without the folders that all have in common."""
-    parts = {model: model.rstrip("/").split("/") for model in models}
-    shared = 0
-    while len({tuple(words[: shared + 1]) for words in parts.values()}) == 1 and all(
-        len(words) > shared + 1 for words in parts.values()
-    ):
-        shared += 1
-    return {model: "/".join(words[shared:]) for model, words in parts.items()}
-
-
-def main_metric(row: Row) -> str | None:
-    """Returns the name of a row's main metric; None if it has none with an interval."""
-    named = row.get("metric")
-    if named in row:
-        return str(named)
-    return next((key for key in row if f"{key}_low" in row), None)
-
-
-def row_name(row: Row) -> str:
-    """Returns dataset and task for people, such as "cifar10, knn"."""
-    task = row["task"]
-    return row["dataset"] if task == "zero_shot" else f"{row['dataset']}, {task}"
-
-
-def _size(row: Row) -> int:
-    return int(row.get("num_images") or row.get("num_samples") or 0)
-
-
-def spelled(row: Row, metric: str) -> str:
-    """Formats a metric with its interval in per cent, such as "63.3 (62.9–63.7)"."""
-    value, low, high = (row.get(f"{metric}{end}") for end in ("", "_low", "_high"))
-    if value is None:
-        return "–"
-    factor, digits = (1, 2) if metric.endswith(_NO_SHARES) else (100, 1)
-    value, *limits = (f"{factor * x:,.{digits}f}" for x in (value, low, high) if x is not None)
-    return f"{value} ({'–'.join(limits)})" if limits else value
-
-
-def comparison_sections(results: Results) -> list[Section]:
-    """Sections on the differences of the models, and the images on which two disagree most."""
-
-    short_name = _short_names([row["model"] for row in results.rows])
-
-    def table() -> tuple[str, Any]:
-        lines = []
-        for row in differences(results):
-            low, high = (f"{100 * row[f'difference_{end}']:+.1f}" for end in ("low", "high"))
-            exact = row.get("mcnemar_p_value")
-            lines.append(
-                (
-                    row_name(row),
-                    _words(row["metric"]),
-                    f"{short_name[row['model']]} − {short_name[row['against']]}",
-                    f"{100 * row['difference']:+.1f} ({low} to {high})",
-                    f"{row['p_value']:.2g}",
-                    "–" if exact is None else f"{exact:.2g}",
-                )
-            )
-        titles = ("set", "metric", "models", "difference", "p, bootstrap", "p, McNemar")
-        return "In points, on the same samples; p-values are not adjusted.", [(3, titles, lines)]
-
-    return [made_or_left_out("Differences", "lists", table)]
+def _within_bounds(sections: Sequence[Section]) -> list[Section]:
+    """Shows fewer pictures a section if there are many sections of them."""
+    galleries = sum(section.kind == "answers" for section in sections)
+    most = max(FEWEST, MOST_PICTURES // max(1, galleries))
+    return [
+        dataclasses.replace(each, body=each.body[:most]) if each.kind == "answers" else each
+        for each in sections
+    ]
 
 
 def _figures(rows: list[Row], failed: list[Row], models: list[str]) -> list[tuple[str, str]]:
-    samples = sum(_size(row) for row in rows)
+    samples = sum(size(row) for row in rows)
     figures = [(f"{len({row_name(row) for row in rows})}", "sets and tasks")]
     if len(models) > 1:
         figures.append((f"{len(models)}", "models"))
@@ -159,7 +118,7 @@ def _table(rows: list[Row], models: list[str]) -> tuple[str, Any]:
         cells = [spelled(of_model[m], metric) if m in of_model else "–" for m in models]
         chance = first.get("chance")
         known = "–" if chance is None else f"{100 * chance:.1f}"
-        lines.append((name, _words(metric), *cells, known, f"{_size(first):,}"))
+        lines.append((name, metric_words(metric), *cells, known, f"{size(first):,}"))
     return "", [(2, ("set", "metric", *models, "chance", "images"), lines)]
 
 
@@ -170,16 +129,12 @@ def _other_metrics(rows: list[Row], models: list[str]) -> tuple[str, Any]:
         first = next(iter(of_model.values()))
         others = [key for key in first if f"{key}_low" in first and key != main_metric(first)]
         lines = [
-            (_words(key), *(spelled(of_model.get(model, {}), key) for model in models))
+            (metric_words(key), *(spelled(of_model.get(model, {}), key) for model in models))
             for key in others
         ]
         if lines:
             tables.append((1, (name, *models), lines))
     return "", tables
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ").replace(" to ", "→").replace("recall at ", "R@")
 
 
 def _bars(rows: list[Row], models: list[str]) -> tuple[str, list[Bars]]:
@@ -216,12 +171,12 @@ def _details(row: Row, samples: dict[str, np.ndarray], several: bool) -> list[Se
     if "mistakes" in samples:
         lead = "The wrong answers of which the model was surest."
         sections.append(
-            made_or_left_out(f"{name}: mistakes", "quiz", lambda: (lead, _mistakes(samples)))
+            made_or_left_out(f"{name}: mistakes", "answers", lambda: (lead, _mistakes(samples)))
         )
     if "worst_ranks" in samples:
         lead = "The captions whose own picture came last, and that picture."
         sections.append(
-            made_or_left_out(f"{name}: worst queries", "quiz", lambda: (lead, _worst(samples)))
+            made_or_left_out(f"{name}: worst queries", "answers", lambda: (lead, _worst(samples)))
         )
     return sections
 
@@ -259,30 +214,23 @@ def _confusions(samples: dict[str, np.ndarray]) -> tuple[str, Any]:
 
 def _mistakes(samples: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     names = samples["classnames"].tolist()
-    cards = []
-    for number, pixels in zip(samples["mistakes"], samples["mistake_pictures"], strict=True):
-        truth = names[samples["labels"][number]]
-        answer = names[samples["predictions"][number]]
-        share = float(samples["confidence"][number])
-        cards.append(
-            {
-                "image": pixels,
-                "name": truth,
-                "is_right": False,
-                "guesses": [(answer, share, False)],
-                "note": truth,
-            }
-        )
-    return cards
+    return [
+        {
+            "image": pixels,
+            "answers": [(names[samples["predictions"][n]], float(samples["confidence"][n]), False)],
+            "what": "True label",
+            "note": names[samples["labels"][n]],
+        }
+        for n, pixels in zip(samples["mistakes"], samples["mistake_pictures"], strict=True)
+    ]
 
 
 def _worst(samples: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     return [
         {
             "image": pixels,
-            "name": str(text),
-            "is_right": False,
-            "guesses": [(f"rank {int(rank):,}", 0.0, False)],
+            "answers": [(f"rank {int(rank):,}", None, False)],
+            "what": "Caption",
             "note": str(text),
         }
         for text, rank, pixels in zip(

@@ -167,8 +167,8 @@ def read_sets(path: str) -> tuple[dict[str, EvaluationSet], dict[str, tuple[str,
     for key in values:
         if key not in ("sets", "suites"):
             raise UserError(
-                f"{path}: unknown key {key!r}; accepted is a table a set, such as [sets.shop] with a"
-                " path, and [suites], lists of their names"
+                f"{path}: unknown key {key!r}; accepted is a table a set, such as [sets.shop] with"
+                " a path, and [suites], lists of their names"
             )
     rows = values.get("sets")
     if not isinstance(rows, dict) or not rows:

@@ -131,7 +131,7 @@ def test_the_set_is_found_below_a_root(fairface: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"put fairface_label_val\.csv and .* into .*root/fairface"):
         open_set(chosen, str(root))
     (root / "fairface").symlink_to(fairface)
-    with pytest.raises(UserError, match="28 images in .*, expected 10,954"):
+    with pytest.raises(UserError, match=r"28 images in .*, expected 10,954"):
         open_set(chosen, str(root))
     opened = open_set(chosen, str(root), subset=True)
     whole, *groups = evaluated_rows(SEEING, opened)
