@@ -23,6 +23,7 @@ from clip_jax.report.result_words import (
     size,
     spelled,
 )
+from clip_jax.report.shifts import shift_sections
 from clip_jax.training.log.metrics import format_seconds
 
 MOST_CLASSES = 30  # of a confusion matrix; of more classes, only the pairs most often mistaken
@@ -56,6 +57,7 @@ def build_evaluation_page(results: Results, compared: Sequence[Section] = ()) ->
     sections = [
         made_or_left_out("Results", "lists", lambda: _table(rows, models)),
         made_or_left_out("Over datasets", "charts", lambda: _bars(rows, models)),
+        *shift_sections(results, short_name),
         *compared,
     ]
     if failed:
