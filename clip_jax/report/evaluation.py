@@ -1,7 +1,8 @@
 """Page of an evaluation: figures with their intervals, bars over datasets, and what went wrong."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 
 from clip_jax.evaluation.disagreement import Disagreement
 from clip_jax.evaluation.metrics.calibration import reliability
-from clip_jax.evaluation.results import Results, Row
+from clip_jax.evaluation.results import Results, Row, Samples
+from clip_jax.evaluation.zero_shot import METRIC
 from clip_jax.files.disk import write_text, writing
 from clip_jax.report.bars import Bars
 from clip_jax.report.charts import Chart, Curve
-from clip_jax.report.comparison import comparison_sections
+from clip_jax.report.comparison import difference_sections, examples_section
 from clip_jax.report.page import Section, made_or_left_out, render, short
 from clip_jax.report.result_words import (
     main_metric,
@@ -28,7 +30,7 @@ from clip_jax.training.log.metrics import format_seconds
 
 MOST_CLASSES = 30  # of a confusion matrix; of more classes, only the pairs most often mistaken
 PAIRS = 12
-MOST_PICTURES = 320  # of a page, which would otherwise grow with its sets and models
+MOST_PICTURES = 400  # of a page, which would otherwise grow with its sets and models
 FEWEST = 2  # of a section
 REPORT = "report.html"
 
@@ -38,38 +40,45 @@ def write_evaluation_page(
 ) -> Path:
     """Writes report.html beside the rows, and returns its path.
 
-    Models are compared if `disagreements` is not None.
+    Models are compared if there are `disagreements`, which may be empty.
     """
     assert results.folder is not None
-    compared = [] if disagreements is None else comparison_sections(results, disagreements)
     with writing(results.folder):
-        write_text(results.folder / REPORT, build_evaluation_page(results, compared))
+        write_text(results.folder / REPORT, build_evaluation_page(results, disagreements))
     return results.folder / REPORT
 
 
-def build_evaluation_page(results: Results, compared: Sequence[Section] = ()) -> str:
-    """The whole page as HTML; `compared` are sections on the models' differences."""
+def build_evaluation_page(
+    results: Results, disagreements: Sequence[Disagreement] | None = None
+) -> str:
+    """The whole page as HTML."""
     short_name = short_names([row["model"] for row in results.rows])
     named = [(row, {**row, "model": short_name[row["model"]]}) for row in results.rows]
     rows = [row for _, row in named if "error" not in row]
     failed = [row for _, row in named if "error" in row]
     models = list(dict.fromkeys(short_name.values()))
+    compared = [] if disagreements is None else difference_sections(results, short_name)
     sections = [
         made_or_left_out("Results", "lists", lambda: _table(rows, models)),
         made_or_left_out("Over datasets", "charts", lambda: _bars(rows, models)),
         *shift_sections(results, short_name),
-        *compared,
+        *compared[:1],
+        *(examples_section(each, short_name) for each in disagreements or ()),
     ]
     if failed:
         lines = [(row["model"], f"{row['task']}, {row['dataset']}", row["error"]) for row in failed]
         sections.append(
             Section("Not evaluated", "lists", body=[(3, ("model", "set", "why"), lines)])
         )
-    for original, row in named:
-        sections += _details(row, results.samples(original), len(models) > 1)
+    for name in _by_name(rows):
+        details = [
+            (row, results.samples(original)) for original, row in named if row_name(row) == name
+        ]
+        sections += _details(name, details, len(models) > 1)
     sections.append(
         made_or_left_out("Other metrics", "lists", lambda: _other_metrics(rows, models))
     )
+    sections += compared[1:]
     shown = models[0] if len(models) == 1 else f"{len(models)} models"
     return render(
         name=f"clip_jax evaluation: {shown}",
@@ -111,6 +120,7 @@ def _by_name(rows: list[Row]) -> dict[str, dict[str, Row]]:
 
 def _table(rows: list[Row], models: list[str]) -> tuple[str, Any]:
     """A line for each set and task, with the main metric of each model."""
+    has_chance = any("chance" in row for row in rows)
     lines = []
     for name, of_model in _by_name(rows).items():
         first = next(iter(of_model.values()))
@@ -119,9 +129,10 @@ def _table(rows: list[Row], models: list[str]) -> tuple[str, Any]:
             continue
         cells = [spelled(of_model[m], metric) if m in of_model else "–" for m in models]
         chance = first.get("chance")
-        known = "–" if chance is None else f"{100 * chance:.1f}"
-        lines.append((name, metric_words(metric), *cells, known, f"{size(first):,}"))
-    return "", [(2, ("set", "metric", *models, "chance", "images"), lines)]
+        guessed = ["–" if chance is None else f"{100 * chance:.1f}"] if has_chance else []
+        lines.append((name, metric_words(metric), *cells, *guessed, f"{size(first):,}"))
+    titles = ("set", "metric", *models, *(["chance"] if has_chance else []), "images")
+    return "", [(2, titles, lines)]
 
 
 def _other_metrics(rows: list[Row], models: list[str]) -> tuple[str, Any]:
@@ -160,40 +171,37 @@ def _bars(rows: list[Row], models: list[str]) -> tuple[str, list[Bars]]:
     return "", [Bars("Main metric of each set", names, series, level if known else None)]
 
 
-def _details(row: Row, samples: dict[str, np.ndarray], several: bool) -> list[Section]:
-    """Sections of one row: reliability, classes mistaken for each other, pictures."""
-    name = row_name(row) + (f", {row['model']}" if several else "")
-    sections = []
-    if "confidence" in samples:
-        sections.append(
-            made_or_left_out(f"{name}: confidence", "charts", lambda: ("", [_reliability(samples)]))
-        )
-    if "predictions" in samples and "classnames" in samples:
-        sections.append(made_or_left_out(f"{name}: classes", "lists", lambda: _confusions(samples)))
-    if "mistakes" in samples:
-        lead = "The wrong answers of which the model was surest."
-        sections.append(
-            made_or_left_out(f"{name}: mistakes", "answers", lambda: (lead, _mistakes(samples)))
-        )
-    if "worst_ranks" in samples:
-        lead = "The captions whose own picture came last, and that picture."
-        sections.append(
-            made_or_left_out(f"{name}: worst queries", "answers", lambda: (lead, _worst(samples)))
-        )
-    return sections
+def _details(name: str, rows: Sequence[tuple[Row, Samples]], several: bool) -> Iterator[Section]:
+    """Yields sections of one set: reliability, classes mistaken for each other, pictures."""
+    sure = [(row["model"], samples) for row, samples in rows if "confidence" in samples]
+    if sure:
+        yield made_or_left_out(f"{name}: confidence", "charts", lambda: ("", [_reliability(sure)]))
+    for row, samples in rows:
+        title = f"{name}, {row['model']}" if several else name
+        if "predictions" in samples and "classnames" in samples:
+            made = functools.partial(_confusions, samples)
+            yield made_or_left_out(f"{title}: classes", "lists", made)
+        if "mistakes" in samples:
+            made = functools.partial(_mistakes, samples)
+            yield made_or_left_out(f"{title}: mistakes", "answers", made)
+        if "worst_ranks" in samples:
+            made = functools.partial(_worst, samples)
+            yield made_or_left_out(f"{title}: worst queries", "answers", made)
 
 
-def _reliability(samples: dict[str, np.ndarray]) -> Chart:
-    bins = reliability(samples["confidence"], samples["metric/accuracy_top1"])
-    ideal = Curve((0, 1), (0, 100), "as sure as right")
-    found = Curve(bins.confidence.tolist(), (100 * bins.accuracy).tolist(), "measured")
+def _reliability(models: Sequence[tuple[str, Samples]]) -> Chart:
+    curves = []
+    for model, samples in models:
+        bins = reliability(samples["confidence"], samples[f"{METRIC}accuracy_top1"])
+        percent = (100 * bins.accuracy).tolist()
+        curves.append(Curve(bins.confidence.tolist(), percent, model))
     return Chart(
-        "Accuracy by confidence", (found, ideal), is_percentage=True, across="confidence",
-        has_markers=True,
+        "Accuracy by confidence", (*curves, Curve((0, 1), (0, 100), "as sure as right")),
+        is_percentage=True, across="confidence", has_markers=True,
     )  # fmt: skip
 
 
-def _confusions(samples: dict[str, np.ndarray]) -> tuple[str, Any]:
+def _confusions(samples: Samples) -> tuple[str, Any]:
     labels, predictions = samples["labels"], samples["predictions"]
     names = samples["classnames"].tolist()
     count = len(names)
@@ -214,9 +222,9 @@ def _confusions(samples: dict[str, np.ndarray]) -> tuple[str, Any]:
     return "The classes most often mistaken.", [(2, ("true class", "answer", "images"), lines)]
 
 
-def _mistakes(samples: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def _mistakes(samples: Samples) -> tuple[str, Any]:
     names = samples["classnames"].tolist()
-    return [
+    return "The wrong answers of which the model was surest.", [
         {
             "image": pixels,
             "answers": [(names[samples["predictions"][n]], float(samples["confidence"][n]), False)],
@@ -227,8 +235,9 @@ def _mistakes(samples: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     ]
 
 
-def _worst(samples: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    return [
+def _worst(samples: Samples) -> tuple[str, Any]:
+    lead = "The captions whose own picture came last, and that picture."
+    return lead, [
         {
             "image": pixels,
             "answers": [(f"rank {int(rank):,}", None, False)],
