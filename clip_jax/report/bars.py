@@ -10,7 +10,7 @@ from clip_jax.report.charts import LEGEND_ROW, Theme, as_png, new_figure
 
 ROW = 0.26  # inches of a bar
 ROOM = 0.85  # inches of the axis below
-LONGEST = 26  # letters of a row's name
+LONGEST = 36  # letters of a row's name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,9 +58,13 @@ def build_evaluation_page(
     failed = [row for _, row in named if "error" in row]
     models = list(dict.fromkeys(short_name.values()))
     compared = [] if disagreements is None else difference_sections(results, short_name)
-    sections = [
-        made_or_left_out("Results", "lists", lambda: _table(rows, models)),
-        made_or_left_out("Over datasets", "charts", lambda: _bars(rows, models)),
+    sections = []
+    if any(main_metric(row) is not None for row in rows):
+        sections = [
+            made_or_left_out("Results", "lists", lambda: _table(rows, models)),
+            made_or_left_out("Over datasets", "charts", lambda: _bars(rows, models)),
+        ]
+    sections += [
         *shift_sections(results, short_name),
         *compared[:1],
         *(examples_section(each, short_name) for each in disagreements or ()),

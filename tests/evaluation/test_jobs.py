@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmark_sets import COLOURS, SEEING, captioned, classified, square, write_layout
+from pages import sections
 
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
@@ -200,3 +201,12 @@ def test_a_page_of_two_models(tmp_path: Path, jobs: list[Job]) -> None:
     assert "http://" not in page
     assert "https://" not in page
     assert json.loads((folder / "results.json").read_text())["model"] == ["runs/a", "runs/b"]
+
+
+def test_a_page_of_failures_alone(tmp_path: Path, jobs: list[Job]) -> None:
+    results = Results(tmp_path / "results")
+    for model in "ab":
+        run_jobs(model, model * 64, SEEING, jobs[-1:], results, say=quiet)
+    page = write_evaluation_page(results, find_disagreements(jobs, results)).read_text("utf-8")
+    assert "gone" in sections(page)["Not evaluated"]
+    assert "Results" not in sections(page)
