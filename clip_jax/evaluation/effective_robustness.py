@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clip_jax.evaluation.metrics.rows import Estimate, share_estimate
+from clip_jax.evaluation.prompts.published import published
 from clip_jax.evaluation.results import Results, Row
 from clip_jax.evaluation.zero_shot import METRIC
 
@@ -31,7 +32,7 @@ def shifts(results: Results) -> Iterator[Shift]:
     """Yields each row of a shifted set with the same model's row of the standard set.
 
     If the shifted set has a part of the standard one's classes, only images of these count there;
-    the answers are among all classes. Sets with other classes, such as ObjectNet, are beside all.
+    the answers are among all classes.
     """
     rows = {
         (row["model"], row["dataset"]): row
@@ -54,15 +55,22 @@ def shifts(results: Results) -> Iterator[Shift]:
 
 def _of_classes(results: Results, row: Row, standard: Row) -> Shift:
     shifted = row["dataset"]
-    part = results.samples(row).get("classnames")
-    samples = results.samples(standard)
-    if part is not None and samples and np.isin(part, samples["classnames"]).all():
+    samples, part = results.samples(standard), _classes(results, row)
+    if samples and np.isin(part, samples["classnames"]).all():
         counts = np.isin(samples["classnames"][samples["labels"]], part)
         if counts.any() and not counts.all():
             found = share_estimate(samples[f"{METRIC}{_METRIC}"][counts])
             name = f"{STANDARD}, classes of {shifted}"
             return Shift(row["model"], shifted, name, _estimate(row), found)
     return Shift(row["model"], shifted, STANDARD, _estimate(row), _estimate(standard))
+
+
+def _classes(results: Results, row: Row) -> np.ndarray:
+    """Returns the names of the standard set's classes that a shifted set has, str (C,)."""
+    known, whole = published(row["dataset"]), published(STANDARD)
+    if known is not None and known.imagenet and whole is not None:
+        return np.asarray([x.names[0] for x in whole.classes if x.label in known.imagenet])
+    return results.samples(row).get("classnames", np.zeros(0, str))
 
 
 def _estimate(row: Row) -> Estimate:

@@ -8,6 +8,7 @@ import pytest
 from pages import pictures, sections, words
 
 from clip_jax.evaluation.effective_robustness import shifts
+from clip_jax.evaluation.prompts.published import published
 from clip_jax.evaluation.results import Results
 from clip_jax.evaluation.zero_shot import METRIC
 from clip_jax.report.evaluation import write_evaluation_page
@@ -58,8 +59,23 @@ def test_a_part_of_the_classes(results: Results) -> None:
     assert shift.on_shifted.value == pytest.approx(2 / 3)
 
 
+def test_classes_with_names_of_their_own(results: Results) -> None:
+    """ObjectNet's alarm clock is ImageNet's analog and digital clocks; ants are no part of it."""
+    known, whole = published("objectnet"), published("imagenet1k")
+    assert known is not None
+    assert whole is not None
+    assert len(known.imagenet) == len(set(known.imagenet)) == 125
+    names = [x.names[0] for x in whole.classes if x.label in known.imagenet]
+    hits: dict[str, list[int]] = {"ant": [1, 1, 1, 0], **{name: [0, 0] for name in names}}
+    hits["analog clock"] = [1, 0]
+    results.add([row_of("imagenet1k", hits), row_of("objectnet", {"alarm clock": [1, 0, 0]})])
+    (shift,) = shifts(results)
+    assert shift.standard == "imagenet1k, classes of objectnet"
+    assert shift.on_standard.value == pytest.approx(1 / 250)
+
+
 def test_other_classes(results: Results) -> None:
-    results.add([row_of("objectnet", {"bee": [1], "alarm clock": [1, 0]})])
+    results.add([row_of("imagenet-r", {"bee": [1], "alarm clock": [1, 0]})])
     (shift,) = shifts(results)
     assert (shift.standard, shift.on_standard.value) == ("imagenet1k", pytest.approx(4 / 12))
 
