@@ -1,0 +1,200 @@
+"""Multinomial logistic regression with an L2 penalty, at scikit-learn's optimum.
+
+`fit_logistic_regression` minimises what `sklearn.linear_model.LogisticRegression` does. Its `C`
+is 1 / (l2·N); with two classes, for which it has one vector of weights instead of two, 2 / (l2·N).
+
+Features are whitened in float64 (an exact change of variables: the penalty changes with it), so
+that the search, in float32, has a Hessian near the identity whatever the features' scales, mean and
+correlations are.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from clip_jax.arguments import shown
+from clip_jax.errors import UserError
+from clip_jax.evaluation.probe.penalty_path import MAX_EVALUATIONS, Rows, solve_path
+
+logger = logging.getLogger(__name__)
+
+LOGITS_PER_BLOCK = 1 << 22  # 16 MiB of float32 on each device
+_ROWS_AT_ONCE = 1 << 14  # that are float64 on the host
+
+
+def fit_logistic_regression(features, labels, l2) -> tuple[np.ndarray, np.ndarray]:
+    """Fits one classifier for each penalty.
+
+    Minimises mean cross-entropy + l2/2·‖W‖² over W (D, C) and the bias (C,), which has no penalty.
+    Rows are split over the local devices.
+
+    Args:
+      features: float (N, D), used as they are: neither normalised nor standardised.
+      labels: int (N,), of classes 0 to C − 1; each class occurs.
+      l2: float (K,), each greater than 0.
+
+    Returns:
+      (weights float64 (K, D, C), bias float64 (K, C)): logits are `features @ weights + bias`. The
+      bias's mean over the classes, which changes no probability, is 0.
+
+    Raises:
+      UserError: features that are not (N, D) or not finite, labels that are not integers, a single
+        class or a class without a row, a penalty that is not greater than 0.
+    """
+    problem = make_problem(features, labels)
+    l2 = np.asarray(l2)
+    if l2.ndim != 1 or l2.dtype.kind not in "iuf" or not ((l2 > 0) & np.isfinite(l2)).all():
+        raise UserError(f"l2={shown(l2)}: must be a list of numbers that are greater than 0")
+    falling = np.argsort(-l2, kind="stable")
+    solutions = problem.solve(l2[falling])
+    weights, bias = problem.whitening.undo(solutions[np.argsort(falling)])
+    return weights, bias
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Map of features to mean 0 and covariance I: (x − mean) @ basis."""
+
+    mean_D: np.ndarray  # float64
+    basis_DR: np.ndarray  # float64; orthogonal columns
+    spectrum_R: np.ndarray  # float64: variance of the features along each column
+
+    def __call__(self, features_ND: np.ndarray) -> np.ndarray:
+        """Returns the white features, float32 (N, R)."""
+        white_NR = np.empty((len(features_ND), len(self.spectrum_R)), np.float32)
+        for part in _parts(len(features_ND)):
+            white_NR[part] = (features_ND[part].astype(np.float64) - self.mean_D) @ self.basis_DR
+        return white_NR
+
+    def undo(self, solutions_KPC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns weights (K, D, C) and bias (K, C) of features as they were, float64."""
+        solutions_KPC = solutions_KPC.astype(np.float64)
+        weights_KDC = np.matmul(self.basis_DR, solutions_KPC[:, :-1])
+        bias_KC = solutions_KPC[:, -1] - np.einsum("d,kdc->kc", self.mean_D, weights_KDC)
+        return weights_KDC, bias_KC - bias_KC.mean(1, keepdims=True)
+
+
+def fit_whitening(features_ND: np.ndarray) -> Whitening:
+    """Finds the whitening of features; directions in which they do not vary are left out."""
+    count, width = features_ND.shape
+    mean_D = features_ND.mean(0, dtype=np.float64)
+    covariance_DD = np.zeros((width, width))
+    for part in _parts(count):
+        centred = features_ND[part].astype(np.float64) - mean_D
+        covariance_DD += centred.T @ centred / count
+    spectrum, vectors = np.linalg.eigh(covariance_DD)
+    # The bound below which an eigenvalue is rounding error is that of numpy's `matrix_rank`.
+    varies = spectrum > spectrum[-1] * width * np.finfo(np.float64).eps
+    spectrum, vectors = spectrum[varies], vectors[:, varies]
+    return Whitening(mean_D, vectors / np.sqrt(spectrum), spectrum)
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(start, start + _ROWS_AT_ONCE) for start in range(0, count, _ROWS_AT_ONCE)]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows to fit, white and on the devices."""
+
+    whitening: Whitening
+    rows: Rows
+    start_PC: np.ndarray  # weights 0, and the bias that fits the classes' shares
+
+    def solve(self, l2_K: np.ndarray, start_PC: np.ndarray | None = None) -> np.ndarray:
+        """Returns the solutions for falling penalties, float32 (K, R + 1, C), of white features."""
+        inverse_spectrum = (1 / self.whitening.spectrum_R).astype(np.float32)
+        solutions, counts = solve_path(
+            self.rows,
+            inverse_spectrum,
+            l2_K.astype(np.float32),
+            self.start_PC if start_PC is None else start_PC,
+        )
+        logger.debug("evaluations of each penalty: %s", counts)
+        unsolved = np.asarray(counts) >= MAX_EVALUATIONS
+        if unsolved.any():
+            logger.warning(
+                "logistic regression: %d of %d penalties are not solved after %d evaluations, the"
+                " largest is l2=%g",
+                *(unsolved.sum(), len(l2_K), MAX_EVALUATIONS, l2_K[unsolved][0]),
+            )
+        return np.asarray(solutions)
+
+
+def make_problem(features, labels) -> Problem:
+    """Checks features (N, D) and labels (N,), and puts them on the local devices.
+
+    Raises `UserError` as `fit_logistic_regression` does.
+    """
+    features_ND = check_features(features)
+    labels_N = check_labels(labels, len(features_ND))
+    whitening = fit_whitening(features_ND)
+    shares_C = np.bincount(labels_N) / len(labels_N)
+    start_PC = np.zeros((len(whitening.spectrum_R) + 1, len(shares_C)), np.float32)
+    start_PC[-1] = np.log(shares_C)
+    return Problem(whitening, _on_devices(whitening(features_ND), labels_N), start_PC)
+
+
+def _on_devices(white_NR: np.ndarray, labels_N: np.ndarray) -> Rows:
+    """Splits the rows evenly over the local devices, and there into blocks of bounded size."""
+    devices = jax.local_devices()
+    mesh = jax.make_mesh((len(devices),), ("shard",), devices=devices, axis_types=(AxisType.Auto,))
+    by_shard = NamedSharding(mesh, P("shard"))
+    count, classes = len(labels_N), int(labels_N.max()) + 1
+    blocks = -(-count * classes // (len(devices) * LOGITS_PER_BLOCK))
+    block = -(-count // (len(devices) * blocks))
+
+    def placed(values: np.ndarray) -> jax.Array:
+        padded = np.zeros((len(devices) * blocks * block, *values.shape[1:]), values.dtype)
+        padded[:count] = values
+        shape = (len(devices), blocks, block, *values.shape[1:])
+        return jax.device_put(padded.reshape(shape), by_shard)
+
+    weights_N = np.full(count, 1 / count, np.float32)
+    return Rows(placed(white_NR), placed(labels_N.astype(np.int32)), placed(weights_N))
+
+
+def check_features(features, name: str = "features") -> np.ndarray:
+    """Returns features as a float array (N, D). Raises `UserError` if they are not, or not finite."""
+    array = np.asarray(features)
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "iuf":
+        raise UserError(
+            f"{name}: {array.dtype} of shape {array.shape}; accepted are numbers (N, D), N > 0"
+        )
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(1))[0])
+        raise UserError(f"{name}: row {row} is not finite")
+    return array if array.dtype.kind == "f" else array.astype(np.float64)
+
+
+def check_labels(labels, count: int, name: str = "labels") -> np.ndarray:
+    """Returns labels int64 (N,) of classes that all occur. Raises `UserError` for others."""
+    array = np.asarray(labels)
+    if array.dtype.kind in "OSU":
+        raise UserError(
+            f"{name}: are text, such as {shown(array.flat[0]) if array.size else array}; accepted"
+            " are numbers of classes, from 0"
+        )
+    if array.shape != (count,) or array.dtype.kind not in "iu":
+        raise UserError(
+            f"{name}: {array.dtype} of shape {array.shape}; accepted are integers ({count},), one"
+            " a row of the features"
+        )
+    if array.min() < 0:
+        raise UserError(f"{name}: {array.min()} is among them; accepted are 0 and more")
+    rows_of_class = np.bincount(array)
+    if len(rows_of_class) == 1:
+        raise UserError(f"{name}: are all 0; accepted are at least two classes")
+    if not rows_of_class.all():
+        empty = np.flatnonzero(rows_of_class == 0)
+        raise UserError(
+            f"{name}: class {empty[0]} of {len(rows_of_class)} has no row"
+            + (f" (nor have {len(empty) - 1} more)" if len(empty) > 1 else "")
+            + "; accepted are the numbers 0 to C - 1, each at least once"
+        )
+    return array.astype(np.int64)
