@@ -9,6 +9,7 @@ correlations are.
 """
 
 import logging
+import math
 from dataclasses import dataclass
 
 import jax
@@ -23,7 +24,13 @@ from clip_jax.evaluation.probe.penalty_path import MAX_EVALUATIONS, Rows, solve_
 
 logger = logging.getLogger(__name__)
 
-LOGITS_PER_BLOCK = 1 << 22  # 16 MiB of float32 on each device
+LOGITS_PER_BLOCK = 1 << 20
+TOLERANCE = 1e-10  # of a fit; predictions then agree with scikit-learn's where it is at its optimum
+# Between penalties that are far apart, others are solved roughly, which takes fewer evaluations than
+# one long step: 300 instead of 700 for a single weak penalty of the benchmark.
+_HELPERS_PER_DECADE = 2
+HELPER_TOLERANCE = 1e-4
+_PATH_MULTIPLE = 16  # penalties; each length is compiled
 _ROWS_AT_ONCE = 1 << 14  # that are float64 on the host
 
 
@@ -51,9 +58,8 @@ def fit_logistic_regression(features, labels, l2) -> tuple[np.ndarray, np.ndarra
     if l2.ndim != 1 or l2.dtype.kind not in "iuf" or not ((l2 > 0) & np.isfinite(l2)).all():
         raise UserError(f"l2={shown(l2)}: must be a list of numbers that are greater than 0")
     falling = np.argsort(-l2, kind="stable")
-    solutions = problem.solve(l2[falling])
-    weights, bias = problem.whitening.undo(solutions[np.argsort(falling)])
-    return weights, bias
+    solutions = problem.solve(l2[falling], TOLERANCE)
+    return problem.whitening.undo(solutions[np.argsort(falling)])
 
 
 @dataclass(frozen=True)
@@ -104,26 +110,55 @@ class Problem:
 
     whitening: Whitening
     rows: Rows
+    count: int  # number of rows
     start_PC: np.ndarray  # weights 0, and the bias that fits the classes' shares
 
-    def solve(self, l2_K: np.ndarray, start_PC: np.ndarray | None = None) -> np.ndarray:
-        """Returns the solutions for falling penalties, float32 (K, R + 1, C), of white features."""
-        inverse_spectrum = (1 / self.whitening.spectrum_R).astype(np.float32)
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return self.start_PC.shape[1]
+
+    def solve(
+        self,
+        l2_K: np.ndarray,
+        tolerance: float,
+        start: tuple[float, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Returns the solutions for falling penalties, float32 (K, R + 1, C), of white features.
+
+        `start` is a larger penalty and its solution, if one is known.
+        """
+        largest, start_PC = start or (self.whitening.spectrum_R.max(), self.start_PC)
+        path, is_asked = _with_helpers(l2_K, largest)
+        unused = (0, -len(path) % _PATH_MULTIPLE)
         solutions, counts = solve_path(
             self.rows,
-            inverse_spectrum,
-            l2_K.astype(np.float32),
-            self.start_PC if start_PC is None else start_PC,
+            (1 / self.whitening.spectrum_R).astype(np.float32),
+            np.pad(path, unused, mode="edge").astype(np.float32),
+            np.pad(np.where(is_asked, tolerance, HELPER_TOLERANCE), unused).astype(np.float32),
+            len(path),
+            start_PC,
         )
-        logger.debug("evaluations of each penalty: %s", counts)
-        unsolved = np.asarray(counts) >= MAX_EVALUATIONS
+        unsolved = np.asarray(counts)[: len(path)] >= MAX_EVALUATIONS
         if unsolved.any():
             logger.warning(
-                "logistic regression: %d of %d penalties are not solved after %d evaluations, the"
-                " largest is l2=%g",
-                *(unsolved.sum(), len(l2_K), MAX_EVALUATIONS, l2_K[unsolved][0]),
+                "logistic regression: l2=%g is not solved after %d evaluations",
+                *(path[unsolved][0], MAX_EVALUATIONS),
             )
-        return np.asarray(solutions)
+        return np.asarray(solutions)[: len(path)][is_asked]
+
+
+def _with_helpers(l2_K: np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray]:
+    """Fills gaps of a falling sequence that begins at `largest`, two values a decade.
+
+    Returns the values, and which of them are of the sequence.
+    """
+    values, is_asked = list[float](), list[bool]()
+    for before, l2 in zip([largest, *l2_K[:-1]], l2_K, strict=True):
+        steps = math.ceil(_HELPERS_PER_DECADE * math.log10(before / l2) - 1e-6)
+        values += [*np.geomspace(before, l2, max(steps, 1) + 1)[1:-1], l2]
+        is_asked += [False] * (max(steps, 1) - 1) + [True]
+    return np.array(values), np.array(is_asked)
 
 
 def make_problem(features, labels) -> Problem:
@@ -137,49 +172,58 @@ def make_problem(features, labels) -> Problem:
     shares_C = np.bincount(labels_N) / len(labels_N)
     start_PC = np.zeros((len(whitening.spectrum_R) + 1, len(shares_C)), np.float32)
     start_PC[-1] = np.log(shares_C)
-    return Problem(whitening, _on_devices(whitening(features_ND), labels_N), start_PC)
+    rows = place_rows(whitening(features_ND), labels_N, len(shares_C))
+    return Problem(whitening, rows, len(labels_N), start_PC)
 
 
-def _on_devices(white_NR: np.ndarray, labels_N: np.ndarray) -> Rows:
-    """Splits the rows evenly over the local devices, and there into blocks of bounded size."""
+def place_rows(white_NR: np.ndarray, labels_N: np.ndarray, num_classes: int) -> Rows:
+    """Puts rows of equal weight on the local devices, in blocks of bounded size."""
     devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices),), ("shard",), devices=devices, axis_types=(AxisType.Auto,))
-    by_shard = NamedSharding(mesh, P("shard"))
-    count, classes = len(labels_N), int(labels_N.max()) + 1
-    blocks = -(-count * classes // (len(devices) * LOGITS_PER_BLOCK))
-    block = -(-count // (len(devices) * blocks))
+    mesh = jax.make_mesh((len(devices),), ("rows",), devices=devices, axis_types=(AxisType.Auto,))
+    count = len(labels_N)
+    blocks = -(-count * num_classes // (len(devices) * LOGITS_PER_BLOCK))
+    block = -(-count // (len(devices) * blocks)) * len(devices)
 
     def placed(values: np.ndarray) -> jax.Array:
-        padded = np.zeros((len(devices) * blocks * block, *values.shape[1:]), values.dtype)
+        padded = np.zeros((blocks * block, *values.shape[1:]), values.dtype)
         padded[:count] = values
-        shape = (len(devices), blocks, block, *values.shape[1:])
-        return jax.device_put(padded.reshape(shape), by_shard)
+        by_row = NamedSharding(mesh, P(None, "rows"))
+        return jax.device_put(padded.reshape(blocks, block, *values.shape[1:]), by_row)
 
     weights_N = np.full(count, 1 / count, np.float32)
     return Rows(placed(white_NR), placed(labels_N.astype(np.int32)), placed(weights_N))
 
 
-def check_features(features, name: str = "features") -> np.ndarray:
-    """Returns features as a float array (N, D). Raises `UserError` if they are not, or not finite."""
+def check_features(features, name: str = "features", width: int | None = None) -> np.ndarray:
+    """Returns features as a float array (N, D). Raises `UserError` for any but finite numbers.
+
+    `width` is the D that they must have, if it is given.
+    """
     array = np.asarray(features)
     if array.ndim != 2 or not array.size or array.dtype.kind not in "iuf":
         raise UserError(
             f"{name}: {array.dtype} of shape {array.shape}; accepted are numbers (N, D), N > 0"
         )
+    if width not in (None, array.shape[1]):
+        raise UserError(f"{name}: are {array.shape[1]} wide; accepted is {width}, as in training")
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(1))[0])
         raise UserError(f"{name}: row {row} is not finite")
     return array if array.dtype.kind == "f" else array.astype(np.float64)
 
 
-def check_labels(labels, count: int, name: str = "labels") -> np.ndarray:
-    """Returns labels int64 (N,) of classes that all occur. Raises `UserError` for others."""
+def check_labels(
+    labels, count: int, name: str = "labels", num_classes: int | None = None
+) -> np.ndarray:
+    """Returns labels as int64 (N,). Raises `UserError` for any but numbers of classes.
+
+    Without `num_classes` there are as many as the largest label says, at least two, and each
+    occurs.
+    """
     array = np.asarray(labels)
     if array.dtype.kind in "OSU":
-        raise UserError(
-            f"{name}: are text, such as {shown(array.flat[0]) if array.size else array}; accepted"
-            " are numbers of classes, from 0"
-        )
+        example = shown(array.flat[0]) if array.size else "none"
+        raise UserError(f"{name}: are text, such as {example}; accepted are class numbers, from 0")
     if array.shape != (count,) or array.dtype.kind not in "iu":
         raise UserError(
             f"{name}: {array.dtype} of shape {array.shape}; accepted are integers ({count},), one"
@@ -187,14 +231,18 @@ def check_labels(labels, count: int, name: str = "labels") -> np.ndarray:
         )
     if array.min() < 0:
         raise UserError(f"{name}: {array.min()} is among them; accepted are 0 and more")
+    if num_classes is not None:
+        if array.max() >= num_classes:
+            raise UserError(f"{name}: {array.max()} is among them, but no training row has it")
+        return array.astype(np.int64)
     rows_of_class = np.bincount(array)
     if len(rows_of_class) == 1:
         raise UserError(f"{name}: are all 0; accepted are at least two classes")
     if not rows_of_class.all():
         empty = np.flatnonzero(rows_of_class == 0)
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise UserError(
-            f"{name}: class {empty[0]} of {len(rows_of_class)} has no row"
-            + (f" (nor have {len(empty) - 1} more)" if len(empty) > 1 else "")
-            + "; accepted are the numbers 0 to C - 1, each at least once"
+            f"{name}: class {empty[0]} of {len(rows_of_class)}{more} has no row; accepted are the"
+            " numbers 0 to C - 1, each at least once"
         )
     return array.astype(np.int64)

@@ -1,13 +1,14 @@
 """Logistic regression for a falling sequence of penalties, as one compiled program of L-BFGS.
 
-A penalty's solution is the start of the next one's search, so a sweep takes about ten evaluations
-a penalty; penalties that are solved side by side, each from zero, take several times as many, and
-all wait for the slowest. Problems that differ in their rows' weights can be solved side by side, by
-`jax.vmap` of `solve_path`.
+The solutions of two penalties are where the search for the next one starts. On the benchmark that
+takes a tenth of the evaluations that penalties side by side take, each from zero, and none waits
+for another. What does go side by side, by `jax.vmap`, are problems that differ in their weights of
+rows, such as the seeds and shots of a few-shot probe.
 
-Steps are preconditioned: features are white, so the Hessian is near diagonal (`_preconditioner`).
-The line search looks at slopes only, as a difference of two losses has no digits left near the
-optimum in float32; convexity makes that safe.
+Features are white, so that a diagonal estimate of the Hessian is a good first one. The line search
+looks at slopes only, since near the optimum a difference of two losses has no digit left in
+float32; convexity makes that safe. `optax.lbfgs` under `vmap` would compute both branches of its
+line search, and so two gradients a trial.
 """
 
 import functools
@@ -18,21 +19,17 @@ import jax.numpy as jnp
 
 MAX_EVALUATIONS = 3000  # of a penalty; one that is much weaker than any of use may take hundreds
 HISTORY = 10  # pairs of steps and changes of gradient; scipy's number
-# Squared distance to the optimum at which a penalty is solved, in the norm of the Hessian, relative
-# to the loss and to the squared length of the solution. Losses then agree with scikit-learn's at
-# its tightest tolerance to 1e-7, below the 1e-5 at which its default tolerance stops.
-TOLERANCE = 1e-10
 # A step is too long if the slope at its end is this share of that at its start, but upwards.
 OVERSHOOT = 0.9
 _TINY = 1e-30
 
 
 class Rows(NamedTuple):
-    """Training rows, as N blocks of B rows in each of S shards; each shard is on one device."""
+    """Training rows in N blocks of B rows, which are evenly over the devices."""
 
-    features_SNBR: jax.Array  # float32, white: mean 0, covariance I
-    labels_SNB: jax.Array  # int32
-    weights_SNB: jax.Array  # float32, of sum 1; rows that only fill a block weigh 0
+    features_NBR: jax.Array  # float32, white: mean 0, covariance I
+    labels_NB: jax.Array  # int32
+    weights_NB: jax.Array  # float32, of sum 1; rows that only fill a block weigh 0
 
 
 class _State(NamedTuple):
@@ -55,12 +52,22 @@ class _State(NamedTuple):
 
 @jax.jit
 def solve_path(
-    rows: Rows, inverse_spectrum_R: jax.Array, l2_K: jax.Array, start_PC: jax.Array
+    rows: Rows,
+    inverse_spectrum_R: jax.Array,
+    l2_K: jax.Array,
+    tolerance_K: jax.Array,
+    count: int,
+    start_PC: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Minimises weighted cross-entropy + l2/2·Σ weight²·inverse_spectrum for falling `l2_K`.
 
-    The first search begins at `start_PC`. Returns solutions float32 (K, P, C) and the evaluations
-    that each took, int32 (K,); one that took `MAX_EVALUATIONS` is not converged.
+    Only the first `count` penalties are solved, so that sweeps of about one length share a program.
+    The first search begins at `start_PC`. A penalty is solved at a squared distance to the optimum
+    of its tolerance, in the norm of the Hessian, relative to the loss and to the squared length of
+    the solution.
+
+    Returns solutions float32 (K, P, C) and the evaluations that each took, int32 (K,); one that
+    took `MAX_EVALUATIONS` is not solved.
     """
     penalty_P1 = jnp.append(inverse_spectrum_R, 0.0)[:, None]
     # Solutions are nearly linear in the logarithm of the penalty, over short distances.
@@ -81,7 +88,7 @@ def solve_path(
         decrement = -jnp.vdot(gradient, direction)
         length = jnp.vdot(params, params / inverse_PC)
         evaluations = state.evaluations + 1
-        is_solved = decrement <= TOLERANCE * jnp.minimum(loss, length)
+        is_solved = decrement <= tolerance_K[state.number] * jnp.minimum(loss, length)
         is_last = accepted & is_solved | (evaluations >= MAX_EVALUATIONS)
         solutions = state.solutions_KPC.at[state.number].set(params)
         before = solutions[jnp.maximum(state.number - 1, 0)]
@@ -124,7 +131,7 @@ def solve_path(
         solutions,
         jnp.zeros(len(l2_K), jnp.int32),
     )
-    last = jax.lax.while_loop(lambda state: state.number < len(l2_K), body, first)
+    last = jax.lax.while_loop(lambda state: state.number < count, body, first)
     return last.solutions_KPC, last.counts_K
 
 
@@ -141,12 +148,8 @@ def _loss_and_gradient(
     def add_block(sums: Any, block: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, _block_sums(params_PC, *block)), None
 
-    def sums_of_shard(shard: Rows) -> Any:
-        zeros = jnp.zeros(()), jnp.zeros_like(params_PC), jnp.zeros(params_PC.shape[1])
-        return jax.lax.scan(add_block, zeros, tuple(shard))[0]
-
-    sums = jax.vmap(sums_of_shard)(rows)
-    loss, gradient, curvature_C = jax.tree.map(lambda values: values.sum(0), sums)
+    zeros = jnp.zeros(()), jnp.zeros_like(params_PC), jnp.zeros(params_PC.shape[1])
+    (loss, gradient, curvature_C), _ = jax.lax.scan(add_block, zeros, tuple(rows))
     loss += 0.5 * jnp.sum(l2_P1 * jnp.square(params_PC))
     return loss, gradient + l2_P1 * params_PC, curvature_C
 
