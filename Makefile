@@ -2,7 +2,8 @@
 # make test         everything: formatting, types, floors, all tests (14 minutes on 2 cores)
 # make test-fast    the daily tier (2:20 on 2 cores)
 # make docs         the site of docs/, into site/; a broken link fails
-# make test-parity  every family against transformers and open_clip, writes docs/parity.md (25 minutes)
+# make test-parity  every family against transformers and open_clip, metrics against clip-benchmark,
+#                   writes docs/parity.md (25 minutes)
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,6 +14,7 @@ QUICKSTART := runs/quickstart
 JOBS ?= 2
 # A Python with the reference libraries; give another to use one that is there already.
 ORACLE ?= .oracle/bin/python
+PARITY := tests/weights/test_parity_families.py tests/evaluation/metrics/test_clip_benchmark.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -35,6 +37,8 @@ install-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
+# The library asks for a build of OpenCV that needs a screen.
+	@$(BIN)/pip install --quiet --no-deps imagecorruptions-imaug -c $(CONSTRAINTS)
 	@touch $@
 
 lint: install-dev
@@ -54,18 +58,19 @@ test-fast: lint
 
 oracle: .oracle/.installed
 
-# torchvision, timm and open_clip would ask for a build of torch of their own.
+# torchvision, timm and open_clip would ask for a build of torch of their own, clip-benchmark for
+# scores of captions that its other metrics do without.
 .oracle/.installed: constraints/oracle.txt
 	@echo "installing the reference libraries into .oracle (once, a few minutes) …"
 	@$(PYTHON) -m venv .oracle
 	@.oracle/bin/pip install --quiet -c $< torch transformers safetensors ftfy regex pillow tqdm \
-		huggingface_hub sentencepiece pandas braceexpand webdataset
-	@.oracle/bin/pip install --quiet -c $< --no-deps torchvision timm open_clip_torch
+		huggingface_hub sentencepiece pandas braceexpand webdataset scikit-learn
+	@.oracle/bin/pip install --quiet -c $< --no-deps torchvision timm open_clip_torch clip-benchmark
 	@touch $@
 
 test-parity: install-dev $(if $(filter .oracle/%,$(ORACLE)),oracle)
 	@rm -rf .cache/oracle/results; status=0; \
-	ORACLE=$(abspath $(ORACLE)) $(BIN)/pytest tests/weights/test_parity_families.py -m parity --durations=10 || status=$$?; \
+	ORACLE=$(abspath $(ORACLE)) $(BIN)/pytest $(PARITY) -m parity --durations=10 || status=$$?; \
 	$(BIN)/python tests/oracle/report.py || status=$$?; \
 	exit $$status
 

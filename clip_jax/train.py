@@ -11,7 +11,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from clip_jax import command_line
+from clip_jax import command_line, job_flags
 from clip_jax.arguments import config_with_home, local_path
 from clip_jax.errors import INTERRUPTED, UserError
 
@@ -19,26 +19,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, such as configs/quickstart.py.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same folder resumes it.")
-_MULTIHOST = flags.DEFINE_boolean(
-    "multihost", False, "Join the other processes of this job (TPU pod, SLURM, Open MPI)."
-)
-_ADDRESS = flags.DEFINE_string(
-    "coordinator_address",
-    None,
-    "HOST:PORT of process 0 (or $JAX_COORDINATOR_ADDRESS), where the others join it.",
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Processes of this job (or $JAX_NUM_PROCESSES)."
-)
-_PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Number of this process, from 0 (or $JAX_PROCESS_ID)."
-)
-_JOIN_TIMEOUT = flags.DEFINE_integer(
-    "join_timeout", 300, "Seconds to wait for all processes at the start.", lower_bound=1
-)
-_PEER_TIMEOUT = flags.DEFINE_integer(
-    "peer_timeout", 40, "Seconds of silence after which a process counts as gone.", lower_bound=5
-)
+flags.adopt_module_key_flags(job_flags)
 _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps",
     None,
@@ -65,10 +46,7 @@ def main() -> int:
 
     config = build_config(config_dict)
     steps = None if _PROFILE_STEPS.value is None else parse_steps(_PROFILE_STEPS.value)
-    from clip_jax.hosts.join import find_job, joined
-
-    job = find_job(_MULTIHOST.value, _ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    with joined(job, _JOIN_TIMEOUT.value, _PEER_TIMEOUT.value):
+    with job_flags.joined_job():
         import jax
 
         from clip_jax.training.log.summary import print_summary

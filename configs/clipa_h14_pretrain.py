@@ -4,8 +4,9 @@ COMMAND   python -m clip_jax.train --config=configs/clipa_h14_pretrain.py --work
               --config.data.path='shards/{00000..41455}.tar' \
               --config.tokenizer.source=FOLDER_OF_bert-base-uncased
 TOPOLOGY  256 TPU v5e chips (v5e:16x16), mesh data × fsdp = 16 × 16
-MEMORY    8.8 of 15.8 GiB a chip at its peak, by pre-flight (docs/preflight.md)
-SPEED     planned: 162,000 pairs/s at 50 % utilisation, 22 hours for 13 billion pairs
+MEMORY    8.9 of 15.8 GiB a chip at its peak, by pre-flight (docs/preflight.md)
+SPEED     estimated by the compiler: 149,000 pairs/s, 46 % of the peak, 24 hours for 13 billion
+          pairs
 EXPECTED  after clipa_h14_tune.py 79.1 % zero-shot top-1 on ImageNet (LAION-2B) or 81.8 %
           (DataComp-1B), images squashed; the paper's cost is 8,640 A100-hours for both phases.
 

@@ -5,8 +5,9 @@ COMMAND   python -m clip_jax.train --config=configs/clipa_h14_tune.py --workdir=
               --config.init.source=RUN_OF_clipa_h14_pretrain \
               --config.tokenizer.source=FOLDER_OF_bert-base-uncased
 TOPOLOGY  256 TPU v5e chips (v5e:16x16), mesh data × fsdp = 16 × 16
-MEMORY    9.9 of 15.8 GiB a chip at its peak, by pre-flight (docs/preflight.md)
-SPEED     planned: 23,700 pairs/s at 50 % utilisation, 92 minutes for 0.13 billion pairs
+MEMORY    7.3 of 15.8 GiB a chip at its peak, by pre-flight (docs/preflight.md)
+SPEED     estimated by the compiler: 26,900 pairs/s, 57 % of the peak, 81 minutes for 0.13 billion
+          pairs
 EXPECTED  79.1 % zero-shot top-1 on ImageNet (LAION-2B) or 81.8 % (DataComp-1B), images squashed.
 """
 

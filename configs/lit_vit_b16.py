@@ -4,8 +4,9 @@ COMMAND   python -m clip_jax.train --config=configs/lit_vit_b16.py --workdir=…
               --config.data.path='shards/{00000..41455}.tar' \
               --config.init.source=MODEL
 TOPOLOGY  16 TPU v5e chips (v5e:4x4), mesh data × fsdp = 4 × 4
-MEMORY    5.8 of 15.8 GiB a chip at its peak, by pre-flight (docs/preflight.md)
-SPEED     planned: 29,700 pairs/s at 50 % utilisation, 9 hours for 0.98 billion pairs
+MEMORY    6.0 of 15.8 GiB a chip at its peak, by pre-flight (docs/preflight.md)
+SPEED     estimated by the compiler: 22,200 pairs/s, 37 % of the peak, 12 hours for 0.98 billion
+          pairs
 EXPECTED  depends on the image tower; LiT's public B/16 with a tower of ImageNet-21k has 72.1 %
           zero-shot top-1 on ImageNet, its L/16 75.7 % (big_vision). Batch and rate are this
           file's.

@@ -3,8 +3,9 @@
 COMMAND   python -m clip_jax.train --config=configs/openai_rn50.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar'
 TOPOLOGY  256 TPU v5e chips (v5e:16x16), mesh data × fsdp = 16 × 16
-MEMORY    10.4 of 15.8 GiB a chip at its peak, by pre-flight (docs/preflight.md)
-SPEED     planned: 477,000 pairs/s at 50 % utilisation, 7 hours for 13 billion pairs
+MEMORY    7.0 of 15.8 GiB a chip at its peak, by pre-flight (docs/preflight.md)
+SPEED     estimated by the compiler: 243,000 pairs/s, 25 % of the peak, 15 hours for 13 billion
+          pairs
 EXPECTED  59.8 % zero-shot top-1 on ImageNet with the 80 templates, after 32 epochs of OpenAI's
           400 million pairs.
 """

@@ -3,8 +3,8 @@
 COMMAND   python -m clip_jax.train --config=configs/openai_rn50x64.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar'
 TOPOLOGY  512 TPU v5p chips (v5p:8x8x8), mesh data × fsdp = 64 × 8
-MEMORY    52.3 of 95.7 GiB a chip at its peak, by pre-flight (docs/preflight.md)
-SPEED     planned: 72,000 pairs/s at 50 % utilisation, 49 hours for 13 billion pairs
+MEMORY    51.1 of 95.7 GiB a chip at its peak, by pre-flight (docs/preflight.md)
+SPEED     estimated by the compiler: 68,700 pairs/s, 48 % of the peak, 53 hours for 13 billion pairs
 EXPECTED  73.9 % zero-shot top-1 on ImageNet with the 80 templates, after 32 epochs of OpenAI's
           400 million pairs.
 

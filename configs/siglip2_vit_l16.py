@@ -3,8 +3,8 @@
 COMMAND   python -m clip_jax.train --config=configs/siglip2_vit_l16.py --workdir=… --multihost \
               --config.data.path='shards/{00000..41455}.tar'
 TOPOLOGY  256 TPU v5e chips (v5e:16x16), mesh data × fsdp = 16 × 16
-MEMORY    10.1 of 15.8 GiB a chip at its peak, by pre-flight (docs/preflight.md)
-SPEED     planned: 41,700 pairs/s at 50 % utilisation, 11 days for 40 billion pairs
+MEMORY    9.6 of 15.8 GiB a chip at its peak, by pre-flight (docs/preflight.md)
+SPEED     estimated by the compiler: 45,900 pairs/s, 55 % of the peak, 10 days for 40 billion pairs
 EXPECTED  the released weights have 82.5 % zero-shot top-1 on ImageNet; they saw WebLI in 109
           languages, 40 billion pairs, and had a caption decoder and self-distillation besides,
           which are not published and not here. The vocabulary is that of any released SigLIP 2

@@ -19,6 +19,7 @@ class CaptionOptions:
     # "sample" draws one, by weight if columns have weights; "first" takes the first; "concatenate"
     # joins all with spaces.
     choice: Literal["sample", "first", "concatenate"] = "sample"
+    lines: bool = False  # a text is several captions, one a line, as clip-benchmark writes them
     clean: bool = False  # alt texts: removes entities, tags, addresses and file names
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import DecodeError, UserError
-from clip_jax.evaluation.prompts import read_classnames
+from clip_jax.evaluation.prompts import get_classes
+from clip_jax.evaluation.prompts.published import ClassNames
 
 UNLABELLED = -1
 _NUMBER = re.compile(r"([+-]?\d{1,18})(\.0*)?", re.ASCII)
@@ -32,18 +33,29 @@ class Labels:
     """The classes of a source's records.
 
     Attributes:
-      numbers: int64 (N,), the class of each record, or `UNLABELLED`.
-      names: the class names, each once if labels are names.
+      numbers: int64 (N,), the class of each record, or `UNLABELLED`; also for a label whose class
+        is not evaluated.
+      classes: the classes that are evaluated, each label once if labels are names.
       read_as: "names" or "numbers".
       num_unlabelled: number of records without a label.
       notes: warnings for the user about how labels were read, one line each.
     """
 
     numbers: np.ndarray
-    names: tuple[str, ...]
+    classes: tuple[ClassNames, ...]
     read_as: str
     num_unlabelled: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One name of each class, to be shown."""
+        return tuple(each.names[0] or each.label for each in self.classes)
+
+    @property
+    def prompt_names(self) -> tuple[tuple[str, ...], ...]:
+        """All names of each class, as prompts say them."""
+        return tuple(each.names for each in self.classes)
 
 
 @dataclass(frozen=True)
@@ -80,13 +92,15 @@ def read_labels(source: LabelledRecords, data: TaskData) -> Labels:
     If every label is a class name, labels are names; otherwise, if all are line numbers, they are
     numbers. `data.labels` decides instead unless it is "auto". If both are possible and differ, a
     note says which was taken. Names match regardless of Unicode composition, surrounding blanks,
-    and `_` or `-` in place of a blank.
+    and `_` or `-` in place of a blank. A label may also be a class's name in prompts, if no other
+    class has that name.
 
     Raises UserError: no record has a label, a label is invalid (a list, 0.5) or not among the
     names, or labels are numbers and there is no file of names.
     """
     notes: list[str] = []
-    names = () if data.classnames is None else read_classnames(data.classnames)
+    classes = () if data.classnames is None else get_classes(data.classnames)
+    names = tuple(each.label for each in classes)
     found, missing = _all_labels(source, data, names)
     labels = [label for label in found if label is not None]
     if missing:
@@ -100,9 +114,10 @@ def read_labels(source: LabelledRecords, data: TaskData) -> Labels:
         notes.append(f"{message}; they are left out")
     if data.classnames is None:
         names = _unnamed(labels, data, notes)
+        classes = tuple(ClassNames(name, (name,)) for name in names)
     else:
         notes += _about_repeated(names, data)
-    by_name = _by_name(labels, names)
+    by_name = _by_name(labels, classes)
     numbers_fit = all(x.number is not None and 0 <= x.number < len(names) for x in labels)
     read_as = data.labels
     if read_as == "auto":
@@ -117,15 +132,19 @@ def read_labels(source: LabelledRecords, data: TaskData) -> Labels:
     else:
         _check_numbers(labels, names, data)
         numbers_of = {x.text: x.number for x in labels if x.number is not None}
-    numbers = [UNLABELLED if label is None else numbers_of[label.text] for label in found]
-    if read_as == "names":  # equal names are one class, whose labels have its first line
+    lines = [UNLABELLED if label is None else numbers_of[label.text] for label in found]
+    if read_as == "names":  # equal labels are one class, whose records have its first line
         first: dict[str, int] = {}
         for line, name in enumerate(names):
             first.setdefault(unicodedata.normalize("NFC", name), line)
-        number_of = {line: number for number, line in enumerate(first.values())}
-        numbers = [number_of.get(line, UNLABELLED) for line in numbers]
-        names = tuple(names[line] for line in first.values())
-    return Labels(np.asarray(numbers, np.int64), names, read_as, len(missing), tuple(notes))
+        kept = list(first.values())
+    else:
+        kept = list(range(len(classes)))
+    kept = [line for line in kept if classes[line].names]
+    number_of = {line: number for number, line in enumerate(kept)}
+    numbers = np.asarray([number_of.get(line, UNLABELLED) for line in lines], np.int64)
+    evaluated = tuple(classes[line] for line in kept)
+    return Labels(numbers, evaluated, read_as, len(missing), tuple(notes))
 
 
 def _all_labels(
@@ -236,15 +255,20 @@ def _canonical(name: str) -> str:
     return " ".join(re.sub(r"[_\-\s]+", " ", unicodedata.normalize("NFC", name)).split())
 
 
-def _by_name(labels: Sequence[_Label], names: Sequence[str]) -> dict[str, int]:
+def _by_name(labels: Sequence[_Label], classes: Sequence[ClassNames]) -> dict[str, int]:
     """Maps a label's text to the number of the first class of that name, for labels that are names.
 
     An exact match wins over the canonical form, which wins over the value of a number or boolean.
-    The latter two must each match exactly one name.
+    The latter two must each match exactly one class.
     """
     exact: dict[str, int] = {}
-    for number, name in enumerate(names):
-        exact.setdefault(unicodedata.normalize("NFC", name), number)
+    for number, each in enumerate(classes):
+        exact.setdefault(unicodedata.normalize("NFC", each.label), number)
+    in_prompts = Counter(name for each in classes for name in each.names)
+    for number, each in enumerate(classes):
+        for name in each.names:
+            if in_prompts[name] == 1:
+                exact.setdefault(unicodedata.normalize("NFC", name), number)
     canonical = _unique(exact, _canonical)
     by_value = _unique(exact, _plain)
     found = {}
@@ -258,9 +282,11 @@ def _by_name(labels: Sequence[_Label], names: Sequence[str]) -> dict[str, int]:
 
 
 def _unique(names: Mapping[str, int], form_of: Callable[[str], str]) -> dict[str, int]:
-    """Maps each form that only one name has to the number of its class."""
-    forms = Counter(map(form_of, names))
-    return {form_of(name): n for name, n in names.items() if forms[form_of(name)] == 1}
+    """Maps each form that only one class has to the number of that class."""
+    forms: dict[str, set[int]] = {}
+    for name, number in names.items():
+        forms.setdefault(form_of(name), set()).add(number)
+    return {form: min(numbers) for form, numbers in forms.items() if len(numbers) == 1}
 
 
 def _plain(text: str) -> str:

@@ -4,31 +4,41 @@ Protocol: recall@k is the share of queries with at least one positive among the 
 inner product. Image-to-text queries are images, text-to-image queries are all captions, as in the
 zero-shot retrieval of Radford et al. 2021, appendix E.1.
 
-Ties are broken uniformly at random, in expectation: a query whose best positive ties with other
-items counts with the probability that a random order of the tied items puts a positive in the
-top k. So constant embeddings score exactly chance, and the order of the data never matters.
+Ties are broken uniformly at random, in expectation (`metrics.ranking`).
 """
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from scipy.sparse import csr_array
 
 from clip_jax.arguments import shown, text_list, whole_number
 from clip_jax.errors import UserError
+from clip_jax.evaluation.metrics.checks import as_labels
+from clip_jax.evaluation.metrics.ranking import hits_at_k
 
 DEFAULT_KS = (1, 5, 10)
-# One block of scores is 1024 x 4096 float32 per device: 16 MiB.
-QUERIES_PER_BLOCK = 1024
-GALLERY_PER_BLOCK = 4096
+# One block of scores is 512 x 1024 float32 per device, 2 MiB, which a core's cache holds.
+QUERIES_PER_BLOCK = 512
+GALLERY_PER_BLOCK = 1024
 
 # These pad ragged label arrays; they differ so that padding never matches padding.
 _NO_QUERY_LABEL = -1
 _NO_GALLERY_LABEL = -2
+_NO_ITEM = -1  # the index of a padded gallery item, and of a query that is no gallery item
+
+
+class Queries(NamedTuple):
+    """Results of the queries of one direction."""
+
+    counts: np.ndarray  # int32 (Q, 3), of `hits_at_k`
+    images: np.ndarray  # int (Q,): the image of each; queries of one image are dependent
 
 
 def retrieval_recalls(
@@ -62,7 +72,30 @@ def retrieval_recalls(
       UserError: mismatched shapes or indices, embeddings that are not finite, a query without a
         positive, or no queries.
     """
-    ks = _check_ks(ks)
+    ks = check_ks(ks)
+    masks = image_query_mask, text_query_mask
+    found = retrieval_queries(image_embeds, text_embeds, image_of_text, texts, *masks)
+    recalls = {
+        f"{direction}_recall_at_{k}": float(hits_at_k(queries.counts, k).mean())
+        for direction, queries in found.items()
+        for k in ks
+    }
+    return recalls | query_sizes(image_embeds, text_embeds, found)
+
+
+def retrieval_queries(
+    image_embeds,
+    text_embeds,
+    image_of_text,
+    texts: Sequence[str] | None = None,
+    image_query_mask=None,
+    text_query_mask=None,
+) -> dict[str, Queries]:
+    """Returns what each query of `image_to_text` and `text_to_image` found.
+
+    Arguments and errors are those of `retrieval_recalls`. `metrics.ranking` gives hits and ranks of
+    the queries, with which two models are compared (`metrics.paired`).
+    """
     num_images, num_texts = len(image_embeds), len(text_embeds)
     image_of_text = np.asarray(image_of_text)
     _check_index(image_of_text, num_images, num_texts)
@@ -71,15 +104,25 @@ def retrieval_recalls(
     else:
         image_labels, text_labels = caption_labels(texts, image_of_text, num_images)
     images, captions = (image_embeds, image_labels), (text_embeds, text_labels)
-    image_hits = recall_at_k(*images, *captions, ks, image_query_mask)
-    text_hits = recall_at_k(*captions, *images, ks, text_query_mask)
     return {
-        **{f"image_to_text_recall_at_{k}": recall for k, recall in image_hits.items()},
-        **{f"text_to_image_recall_at_{k}": recall for k, recall in text_hits.items()},
-        "num_images": num_images,
-        "num_texts": num_texts,
-        "num_image_queries": _selected(image_query_mask, num_images).size,
-        "num_text_queries": _selected(text_query_mask, num_texts).size,
+        "image_to_text": Queries(
+            rank_counts(*images, *captions, image_query_mask),
+            _selected(image_query_mask, num_images),
+        ),
+        "text_to_image": Queries(
+            rank_counts(*captions, *images, text_query_mask),
+            image_of_text[_selected(text_query_mask, num_texts)],
+        ),
+    }
+
+
+def query_sizes(image_embeds, text_embeds, found: dict[str, Queries]) -> dict[str, int]:
+    """Returns the numbers of images, texts and queries as fields of a row."""
+    return {
+        "num_images": len(image_embeds),
+        "num_texts": len(text_embeds),
+        "num_image_queries": len(found["image_to_text"].counts),
+        "num_text_queries": len(found["text_to_image"].counts),
     }
 
 
@@ -124,7 +167,18 @@ def recall_at_k(
     Raises:
       UserError: see `retrieval_recalls`.
     """
-    ks = _check_ks(ks)
+    ks = check_ks(ks)
+    counts = rank_counts(query_embeds, query_labels, gallery_embeds, gallery_labels, query_mask)
+    return {k: float(hits_at_k(counts, k).mean()) for k in ks}
+
+
+def rank_counts(
+    query_embeds, query_labels, gallery_embeds, gallery_labels, query_mask=None
+) -> np.ndarray:
+    """Returns the counts int32 (Q, 3) of `hits_at_k`, one row a query that the mask selects.
+
+    Arguments and errors are those of `recall_at_k`.
+    """
     queries, gallery = _as_embeds("queries", query_embeds), _as_embeds("gallery", gallery_embeds)
     if queries.shape[1] != gallery.shape[1]:
         raise UserError(
@@ -134,11 +188,33 @@ def recall_at_k(
     gallery_labels = _as_labels(gallery_labels, len(gallery), _NO_GALLERY_LABEL)
     selected = _selected(query_mask, len(queries))
     _check_positives(query_labels[selected], gallery_labels, selected)
-    counts = _rank_counts(queries[selected], query_labels[selected], gallery, gallery_labels)
-    return {k: float(_hit_probability(counts, k).mean()) for k in ks}
+    own_items = np.full(len(selected), _NO_ITEM)
+    return _rank_counts(
+        queries[selected], query_labels[selected], own_items, gallery, gallery_labels
+    )
 
 
-def _check_ks(ks: Iterable[int]) -> tuple[int, ...]:
+def image_to_image_queries(image_embeds, labels) -> Queries:
+    """Returns what each image of (N, D) finds among the others, the positives being its class.
+
+    Args:
+      labels: int (N,), classes. An image whose class has no other is no query.
+
+    Raises:
+      UserError: embeddings that are not finite, labels that do not fit, no two images of one class.
+    """
+    embeds = _as_embeds("images", image_embeds)
+    labels = as_labels(labels, len(embeds)).astype(np.int32)
+    number, sizes = np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    selected = np.flatnonzero(sizes[number] > 1)
+    if not selected.size:
+        raise UserError("labels: no two images have the same one; at least two of them must")
+    column = labels[:, None]
+    counts = _rank_counts(embeds[selected], column[selected], selected, embeds, column)
+    return Queries(counts, selected)
+
+
+def check_ks(ks: Iterable[int]) -> tuple[int, ...]:
     """Returns `ks` as a tuple. Raises `UserError` if one is not a whole number of at least 1."""
     accepted = "accepted are whole numbers >= 1, such as (1, 5, 10)"
     if isinstance(ks, str | bytes) or not isinstance(ks, Iterable):
@@ -149,30 +225,19 @@ def _check_ks(ks: Iterable[int]) -> tuple[int, ...]:
     return tuple(whole_number(k, f"ks={shown(found)}, number {i + 1}") for i, k in enumerate(found))
 
 
-def _hit_probability(counts: np.ndarray, k: int) -> np.ndarray:
-    """Returns float64 (Q,): the probability that a random order puts a positive in the top k.
-
-    `counts` (Q, 3): items above the best positive, negatives and positives that tie with it.
-    """
-    above, negatives, positives = counts.T.astype(np.float64)
-    # The probability that none of the first j tied items is a positive is a product of
-    # hypergeometric factors.
-    miss = np.ones(len(counts))
-    for j in range(k):
-        left = np.maximum(negatives - j, 0.0)
-        miss = np.where(above + j < k, miss * left / (left + positives), miss)
-    return 1.0 - miss
-
-
 def _rank_counts(
     queries: np.ndarray,
     query_labels: np.ndarray,
+    own_items: np.ndarray,
     gallery: np.ndarray,
     gallery_labels: np.ndarray,
     queries_per_block: int = QUERIES_PER_BLOCK,
     gallery_per_block: int = GALLERY_PER_BLOCK,
 ) -> np.ndarray:
-    """Returns the int32 (Q, 3) counts of `_hit_probability`; splits queries over local devices."""
+    """Returns the int32 (Q, 3) counts of `hits_at_k`; splits queries over local devices.
+
+    `own_items` int (Q,) is the gallery item that each query is itself and does not find.
+    """
     devices = jax.local_devices()
     mesh = jax.make_mesh(
         (len(devices),), ("queries",), devices=devices, axis_types=(AxisType.Auto,)
@@ -184,50 +249,93 @@ def _rank_counts(
         (
             _blocks(gallery, gallery_block, 0.0),
             _blocks(gallery_labels, gallery_block, _NO_GALLERY_LABEL),
-            _blocks(np.ones(len(gallery), bool), gallery_block, False),
+            _blocks(np.arange(len(gallery), dtype=np.int32), gallery_block, _NO_ITEM),
         ),
         replicated,
     )
     by_query = NamedSharding(mesh, P("queries"))
+    special = _special_blocks(query_labels, gallery_labels, query_block, gallery_block)
     blocks = zip(
         _blocks(queries, query_block, 0.0),
         _blocks(query_labels, query_block, _NO_QUERY_LABEL),
+        _blocks(own_items.astype(np.int32), query_block, _NO_ITEM),
         strict=True,
     )
     # All blocks are dispatched before the first result is read, so the host never waits in between.
-    counts = [_count_block(*jax.device_put(block, by_query), *fixed) for block in blocks]
+    counts = [
+        _count_block(*jax.device_put(block, by_query), *fixed, jax.device_put(row, replicated))
+        for block, row in zip(blocks, special, strict=True)
+    ]
     return np.concatenate([np.asarray(c) for c in counts])[: len(queries)]
 
 
+def _special_blocks(
+    query_labels: np.ndarray, gallery_labels: np.ndarray, query_block: int, gallery_block: int
+) -> np.ndarray:
+    """Returns bool (query blocks, gallery blocks): where a query has a positive, or padding is."""
+
+    def labels_of(labels: np.ndarray, block: int, count: int) -> csr_array:
+        rows = np.repeat(np.arange(len(labels)) // block, labels.shape[1])
+        kept = labels.ravel() >= 0
+        shape = (-(-len(labels) // block), count)
+        return csr_array((np.ones(kept.sum()), (rows[kept], labels.ravel()[kept])), shape)
+
+    count = int(max(query_labels.max(), gallery_labels.max())) + 1
+    of_gallery = labels_of(gallery_labels, gallery_block, count)
+    special = (labels_of(query_labels, query_block, count) @ of_gallery.T).toarray() > 0
+    special[:, -1] |= len(gallery_labels) % gallery_block > 0
+    return special
+
+
 @jax.jit
-def _count_block(queries_BxD, labels_BxP, gallery_NxGxD, labels_NxGxR, valid_NxG):
+def _count_block(
+    queries_BxD, labels_BxP, own_B, gallery_NxGxD, labels_NxGxR, index_NxG, is_special_N
+):
     """Counts one block of queries against all N blocks of the gallery: int32 (B, 3).
 
-    Makes two passes over the gallery, the first for the best positive's score. Ties are counted by
+    The best positive's score comes first, from the blocks that have positives. Ties are counted by
     equality, and equal inputs give bitwise equal scores only if the same product computes them.
     """
 
+    def product(gallery_GxD):
+        return jnp.matmul(queries_BxD, gallery_GxD.T, precision=jax.lax.Precision.HIGHEST)
+
     def scores(block):
-        gallery_GxD, labels_GxR, valid_G = block
-        score_BxG = jnp.matmul(queries_BxD, gallery_GxD.T, precision=jax.lax.Precision.HIGHEST)
+        gallery_GxD, labels_GxR, index_G, _ = block
+        score_BxG = product(gallery_GxD)
         positive_BxG = jnp.zeros(score_BxG.shape, bool)
         for p in range(labels_BxP.shape[1]):
             for r in range(labels_GxR.shape[1]):
                 positive_BxG |= labels_BxP[:, p, None] == labels_GxR[None, :, r]
-        return jnp.where(valid_G, score_BxG, -jnp.inf), positive_BxG
+        found_BxG = (index_G != _NO_ITEM) & (index_G != own_B[:, None])
+        return jnp.where(found_BxG, score_BxG, -jnp.inf), positive_BxG
 
     def best_of_block(best_B, block):
-        score, positive = scores(block)
-        return jnp.maximum(best_B, jnp.where(positive, score, -jnp.inf).max(1)), None
+        def among_positives():
+            score, positive = scores(block)
+            return jnp.maximum(best_B, jnp.where(positive, score, -jnp.inf).max(1))
+
+        return jax.lax.cond(block[-1], among_positives, lambda: best_B), None
 
     def count_block(best_B, counts_Bx3, block):
-        score, positive = scores(block)
         best = best_B[:, None]
-        tied = score == best
-        counts = [(score > best) & ~positive, tied & ~positive, tied & positive]
-        return counts_Bx3 + jnp.stack([c.sum(1, dtype=jnp.int32) for c in counts], 1), None
 
-    gallery = (gallery_NxGxD, labels_NxGxR, valid_NxG)
+        def count_special():
+            score, positive = scores(block)
+            tied = score == best
+            counts = [(score > best) & ~positive, tied & ~positive, tied & positive]
+            return jnp.stack([c.sum(1, dtype=jnp.int32) for c in counts], 1)
+
+        def count_negatives():
+            score = product(block[0])
+            # One sum counts both, as a block is shorter than 1 << 16.
+            both = (score > best).astype(jnp.int32) + (score == best) * (1 << 16)
+            both_B = both.sum(1)
+            return jnp.stack([both_B & 0xFFFF, both_B >> 16, jnp.zeros_like(both_B)], 1)
+
+        return counts_Bx3 + jax.lax.cond(block[-1], count_special, count_negatives), None
+
+    gallery = (gallery_NxGxD, labels_NxGxR, index_NxG, is_special_N)
     num_queries = len(queries_BxD)
     best_B, _ = jax.lax.scan(best_of_block, jnp.full(num_queries, -jnp.inf), gallery)
     counts = jnp.zeros((num_queries, 3), jnp.int32)

@@ -8,163 +8,56 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
-
-import numpy as np
 
 from clip_jax.data.records import Source, split_of
-from clip_jax.data.sources import glyphs
-from clip_jax.data.sources.refine import open_refined
 from clip_jax.data.sources.splits import is_for_training
-from clip_jax.data.stream.evaluation_batches import evaluation_batches
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
-from clip_jax.evaluation.labels import UNLABELLED, read_labels
-from clip_jax.evaluation.prompts import get_templates
-from clip_jax.evaluation.retrieval import retrieval_recalls
-from clip_jax.evaluation.zero_shot import evaluate_zero_shot
-from clip_jax.images.transform import ImageTransform
+from clip_jax.evaluation import glyph_tasks, matching
+from clip_jax.evaluation.embeddings import AnyEmbedders
+from clip_jax.evaluation.fairness.faces import check_faces, fairness, open_faces
+from clip_jax.evaluation.fairness.skew import check_grouped, open_grouped, skew
+from clip_jax.evaluation.opening import Row, open_captioned, open_labelled
+from clip_jax.evaluation.recognition import (
+    check_labelled,
+    check_multilabel,
+    multilabel,
+    zero_shot,
+)
+from clip_jax.evaluation.robustness import corruptions, resolutions
 
 logger = logging.getLogger(__name__)
-
-# The first of these splits that exists is evaluated, since the model may have been trained on the
-# others.
-_SPLITS = ("test", "validation")
-
-Row = dict[str, Any]
-Embed = Callable[[Any], np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Embedders:
-    """The functions through which an evaluation sees a model."""
-
-    embed_image: Embed  # uint8 (N, S, S, 3) -> float32 (N, D), rows of length 1
-    embed_text: Embed  # list[str] -> float32 (N, D), rows of length 1
-    transform: ImageTransform  # anything -> uint8 (S, S, 3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A task: how it measures, and how its data is checked before any work starts."""
 
-    # Returns rows of dataset and metrics by name; rows may have any further keys.
-    run: Callable[[Embedders, TaskData], list[Row]]
+    # Returns rows of dataset and metrics by name; rows may have any further keys. "samples" are the
+    # arrays behind a row, which a folder of results keeps beside it.
+    run: Callable[[AnyEmbedders, TaskData], list[Row]]
     # Opens the data, such as `open_captioned`; None for a task that needs no path.
     open: Callable[[TaskData], Source] | None = None
     # Raises `UserError` for what else it cannot use; returns warnings for the user.
     check: Callable[[Source, TaskData], Sequence[str]] | None = None
 
 
-def open_captioned(data: TaskData, **changes: Any) -> Source:
-    """Opens images with captions; data with splits defaults to the test split."""
-    return open_refined(data, preferred_splits=_SPLITS, **changes)
-
-
-def open_labelled(data: TaskData) -> Source:
-    """Opens images with labels, which need no captions."""
-    return open_captioned(data, needs_captions=False, label_column=data.label_key)
-
-
-def _check_labelled(source: Source, data: TaskData) -> Sequence[str]:
-    get_templates(data.templates)
-    return read_labels(source, data).notes
-
-
-def _dataset(source: Source, data: TaskData) -> Row:
-    """Returns the fields of a row that say which data was read."""
-    split = split_of(source)
-    return {"dataset": data.path, **({} if split is None else {"split": split})}
-
-
-def zero_shot(embedders: Embedders, data: TaskData) -> list[Row]:
-    """Measures zero-shot classification of labelled images (paper section 3.1)."""
-    source = open_labelled(data)
-    labels = read_labels(source, data)
-
-    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for indices, images in evaluation_batches(source, embedders.transform, data.batch_size):
-            numbers = labels.numbers[indices]
-            is_labelled = numbers != UNLABELLED
-            if is_labelled.any():
-                yield images[is_labelled], numbers[is_labelled]
-
-    metrics = evaluate_zero_shot(
-        embedders.embed_image,
-        embedders.embed_text,
-        batches(),
-        labels.names,
-        get_templates(data.templates),
-    )
-    row = {**_dataset(source, data), "templates": data.templates, "labels": labels.read_as}
-    unlabelled = {"num_unlabelled": labels.num_unlabelled} if labels.num_unlabelled else {}
-    return [{**row, **metrics, **unlabelled}]
-
-
-def retrieval(embedders: Embedders, data: TaskData) -> list[Row]:
-    """Measures recall at 1, 5, 10 both ways; a caption of several images is right for each."""
-    source = open_captioned(data)
-    embeds, used = [], []
-    bad: dict[str, str] = {}
-    for indices, images in evaluation_batches(source, embedders.transform, data.batch_size, bad):
-        embeds.append(embedders.embed_image(images))
-        used.extend(indices.tolist())
-    if not embeds:
-        key, reason = next(iter(bad.items()), ("", "there is none"))
-        raise UserError(f"{data.path}: no image can be used; the first is {key}: {reason}")
-    captions = [source.captions(index) for index in used]
-    texts = [text for group in captions for text in group]
-    image_of_text = np.repeat(np.arange(len(used)), [len(group) for group in captions])
-    metrics = retrieval_recalls(
-        np.concatenate(embeds), embedders.embed_text(texts), image_of_text, texts=texts
-    )
-    return [{**_dataset(source, data), **metrics}]
-
-
-def _glyph_letters(split: str, embedders: Embedders, _: TaskData) -> list[Row]:
-    source = glyphs.open_glyphs(split)
-    chosen = [i for i, c in enumerate(source.codepoints) if glyphs.is_ascii_letter(int(c))]
-    names = [source.names[i] for i in chosen]
-    images = np.stack([embedders.transform(source[i].image) for i in chosen])
-    metrics = evaluate_zero_shot(
-        embedders.embed_image,
-        embedders.embed_text,
-        [(images, np.arange(len(chosen)))],
-        names,
-        get_templates("none"),
-    )
-    return [{"dataset": f"glyphs/{split}", **metrics}]
-
-
-def _glyph_retrieval(split: str, embedders: Embedders, _: TaskData) -> list[Row]:
-    source = glyphs.open_glyphs(split)
-    images = np.stack([embedders.transform(source[i].image) for i in range(len(source))])
-    image_embeds = embedders.embed_image(images)
-    text_embeds = embedders.embed_text(list(source.names))
-    seen_names = set(glyphs.open_glyphs("train").names)
-    seen = np.asarray([name in seen_names for name in source.names])
-    rows = []
-    for part, queries in (("", None), ("/seen_names", seen), ("/unseen_names", ~seen)):
-        if queries is not None and not (queries.any() and (~queries).any()):
-            continue  # all names of a DejaVu face are seen
-        metrics = retrieval_recalls(
-            image_embeds,
-            text_embeds,
-            np.arange(len(source)),
-            image_query_mask=queries,
-            text_query_mask=queries,
-        )
-        rows.append({"dataset": f"glyphs/{split}{part}", **metrics})
-    return rows
-
-
 TASKS: dict[str, Task] = {
-    "zero_shot": Task(zero_shot, open_labelled, _check_labelled),
-    "retrieval": Task(retrieval, open_captioned),
-    "glyphs/letters": Task(partial(_glyph_letters, "test")),
-    "glyphs/retrieval": Task(partial(_glyph_retrieval, "test")),
-    "glyphs_validation/letters": Task(partial(_glyph_letters, "validation")),
-    "glyphs_validation/retrieval": Task(partial(_glyph_retrieval, "validation")),
+    "zero_shot": Task(zero_shot, open_labelled, check_labelled),
+    "multilabel": Task(multilabel, open_labelled, check_multilabel),
+    "corruptions": Task(corruptions, open_labelled, check_labelled),
+    "resolutions": Task(resolutions, open_labelled, check_labelled),
+    "retrieval": Task(matching.retrieval, open_captioned),
+    "image_to_image": Task(matching.image_to_image, open_labelled, check_labelled),
+    "compositional": Task(matching.compositional, open_captioned),
+    "winoground": Task(matching.winoground, lambda data: open_captioned(matching.of_pair(data, 0))),
+    "winogavil": Task(matching.winogavil, matching.open_candidates),
+    "skew": Task(skew, open_grouped, check_grouped),
+    "fairness": Task(fairness, open_faces, check_faces),
+    "glyphs/letters": Task(partial(glyph_tasks.letters, "test")),
+    "glyphs/retrieval": Task(partial(glyph_tasks.retrieval, "test")),
+    "glyphs_validation/letters": Task(partial(glyph_tasks.letters, "validation")),
+    "glyphs_validation/retrieval": Task(partial(glyph_tasks.retrieval, "validation")),
 }
 
 
@@ -206,6 +99,7 @@ def _named(key: str | None) -> Iterator[None]:
         raise UserError(f"{key}: {error}" if key else str(error)) from error
 
 
-def run_task(name: str, embedders: Embedders, data: TaskData) -> list[Row]:
+def run_task(name: str, embedders: AnyEmbedders, data: TaskData) -> list[Row]:
     """Returns the rows of one task: {"task", "dataset", metrics by name}."""
-    return [{"task": name, **row} for row in TASKS[name].run(embedders, data)]
+    rows = ({"task": name, **row} for row in TASKS[name].run(embedders, data))
+    return [{key: value for key, value in row.items() if key != "samples"} for row in rows]

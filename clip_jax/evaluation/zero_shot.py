@@ -11,21 +11,32 @@ import numpy as np
 
 from clip_jax.arguments import text_list
 from clip_jax.errors import UserError
+from clip_jax.evaluation.metrics.calibration import calibration_error, judge_predictions
+from clip_jax.evaluation.metrics.checks import as_labels
+from clip_jax.evaluation.metrics.classification import macro_f1, mean_per_class, top_k_hits
+from clip_jax.evaluation.metrics.multilabel import roc_auc
+from clip_jax.evaluation.metrics.rows import mean_estimate, metrics_row, per_class_estimate
 from clip_jax.evaluation.prompts import Templates, get_templates
 
-TEXTS_PER_CALL = 1024  # prompts that are embedded at once
+# The names of the classes; several names of one class are a list or a tuple.
+Classes = Iterable[str | Sequence[str]]
+
+TEXTS_PER_CALL = 1 << 14  # prompts that are embedded at once
+_ROWS = 4096  # images whose scores are held at once
+METRIC, GROUPS = "metric/", "groups/"  # prefixes of a row's arrays, before the metric's name
 
 
 def zero_shot_classifier(
     embed_text: Callable[[list[str]], np.ndarray],
-    classnames: Iterable[str],
+    classnames: Classes,
     templates: Templates = "openai",
 ) -> np.ndarray:
-    """Builds a classifier from C class names and K templates: float32 (D, C), unit columns.
+    """Builds a classifier from C classes and K templates: float32 (D, C), unit columns.
 
     Args:
-      embed_text: list of n <= 1024 strings -> float32 (n, D); normalised again in any case.
-      classnames: names for the templates' "{}"; any ordered iterable, but not a single string.
+      embed_text: list of n strings -> float32 (n, D); normalised again in any case.
+      classnames: names for the templates' "{}"; any ordered iterable, but not a single string. A
+        class with several names, such as ("happy", "smiling"), has the mean over all its prompts.
       templates: anything that `get_templates` takes.
 
     Raises:
@@ -33,33 +44,61 @@ def zero_shot_classifier(
         finite.
     """
     templates = get_templates(templates)
-    classnames = check_classnames(classnames)
+    classes = check_classnames(classnames)
+    return prompts_classifier(embed_text, prompts_of_classes(classes, templates))
+
+
+def prompts_of_classes(
+    classes: Sequence[Sequence[str]], templates: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Returns the prompts of each class: every template with every name."""
     # A class name or template may hold other braces, which str.format would choke on.
-    prompts = [t.replace("{}", name) for name in classnames for t in templates]
+    return [tuple(t.replace("{}", name) for name in names for t in templates) for names in classes]
+
+
+def prompts_classifier(
+    embed_text: Callable[[list[str]], np.ndarray], prompts: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """Builds a classifier from the prompts of C classes, at least one each: float32 (D, C).
+
+    `embed_text` and the errors are those of `zero_shot_classifier`.
+    """
+    texts = [text for of_class in prompts for text in of_class]
+    class_of_text = np.repeat(range(len(prompts)), [len(of_class) for of_class in prompts])
     sums: np.ndarray | None = None
-    for start in range(0, len(prompts), TEXTS_PER_CALL):
-        chunk = prompts[start : start + TEXTS_PER_CALL]
+    for start in range(0, len(texts), TEXTS_PER_CALL):
+        chunk = texts[start : start + TEXTS_PER_CALL]
         embeds = np.asarray(embed_text(chunk), np.float64)
         if sums is None:
-            sums = np.zeros((len(classnames), embeds.shape[-1]))
-        class_of_prompt = np.arange(start, start + len(chunk)) // len(templates)
-        np.add.at(sums, class_of_prompt, _normalised(embeds, chunk))
+            sums = np.zeros((len(prompts), embeds.shape[-1]))
+        np.add.at(sums, class_of_text[start : start + len(chunk)], unit_rows(embeds, chunk))
     assert sums is not None
-    return _normalised(sums, classnames).T.astype(np.float32)
+    return unit_rows(sums, [of_class[0] for of_class in prompts]).T.astype(np.float32)
 
 
-def check_classnames(classnames: Iterable[str]) -> list[str]:
-    """Returns the names as a list.
+def check_classnames(classnames: Classes) -> list[tuple[str, ...]]:
+    """Returns the names of each class.
 
     Raises `UserError` for a single string, an unordered collection, an invalid name or no names.
     """
-    names = text_list(classnames, "classnames", "cat", allow_blank=False)
-    if not names:
+    if isinstance(classnames, list | tuple) and any(
+        isinstance(x, list | tuple) for x in classnames
+    ):
+        # A published name may be blank: its prompt is the rest of the template.
+        lists = (list(x) if isinstance(x, list | tuple) else [x] for x in classnames)
+        classes = [tuple(text_list(x, f"classnames[{n}]", "cat")) for n, x in enumerate(lists)]
+    else:
+        classes = [(x,) for x in text_list(classnames, "classnames", "cat", allow_blank=False)]
+    if not all(classes) or not classes:
         raise UserError(f"classnames={classnames!r}: accepted is a list of at least one name")
-    return names
+    return classes
 
 
-def _normalised(embeds: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+def unit_rows(embeds: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """Divides the embeddings (N, D) of N texts by their lengths.
+
+    Raises `UserError` that names a text whose embedding is zero or not finite.
+    """
     norms = np.linalg.norm(embeds, axis=-1, keepdims=True)
     wrong = ~(np.isfinite(norms) & (norms > 0))[:, 0]
     if wrong.any():
@@ -69,88 +108,63 @@ def _normalised(embeds: np.ndarray, texts: Sequence[str]) -> np.ndarray:
 
 
 def evaluate_zero_shot(
-    embed_image: Callable[[np.ndarray], np.ndarray],
-    embed_text: Callable[[list[str]], np.ndarray],
-    batches: Iterable[tuple[np.ndarray, np.ndarray]],
-    classnames: Iterable[str],
-    templates: Templates = "openai",
-) -> dict[str, float]:
-    """Measures the zero-shot accuracy of a model given as its two functions.
+    image_embeds: np.ndarray,
+    labels: np.ndarray,
+    classifier: np.ndarray,
+    class_logits: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Measures the accuracy of a classifier of cosines, and its calibration.
 
     Ties count in expectation over a random order of the tied classes, so a model whose scores are
     all equal gets exactly chance and not the share of class 0.
 
     Args:
-      embed_image: uint8 (n, S, S, 3) -> float32 (n, D), L2-normalised.
-      embed_text: list of n strings -> float32 (n, D), L2-normalised.
-      batches: (images uint8 (n, S, S, 3), labels int (n,)) each; n may differ from batch to batch.
-      classnames: name of class 0, 1, …, C − 1.
-      templates: anything that `get_templates` takes.
+      image_embeds: float32 (N, D), L2-normalised.
+      labels: int (N,), from 0 to C − 1.
+      classifier: float32 (D, C), such as `zero_shot_classifier`'s.
+      class_logits: (n, D), (D, C) -> (n, C): logits of some images, such as
+        `Embedders.class_logits`.
 
     Returns:
-      `accuracy_top1`, `accuracy_top5` (only with at least five classes),
-      `mean_per_class_accuracy` (top-1, over the classes that occur), all in [0, 1];
+      The metrics, each with its 95 % limits `NAME_low` and `NAME_high`: `accuracy_top1`,
+      `accuracy_top5` and `mean_top1_top5` (only with at least five classes),
+      `mean_per_class_accuracy` and `macro_f1` (over the classes that occur), `roc_auc` (of two
+      classes),
+      `expected_calibration_error`, `adaptive_calibration_error`, `brier_score`, `log_loss` (nats);
       `num_images`, `num_classes`.
+      The arrays behind them, (N,) each: `labels`, `predictions`, `confidence`, and the
+      contributions to each metric under `METRIC` and its name.
 
     Raises:
-      UserError: no images, a label outside the classes, an embedding that is not finite.
+      UserError: no images, or a label outside the classes.
     """
-    classifier = zero_shot_classifier(embed_text, classnames, templates)
-    num_classes, num_images = classifier.shape[1], 0
-    top1, top5, all_labels = [], [], []
-    for images, labels in batches:
-        labels = _check_labels(labels, len(images), num_classes)
-        scores = np.asarray(embed_image(images), np.float32) @ classifier
-        # A NaN compares false with everything and would count as a right answer.
-        if not np.isfinite(scores).all():
-            first = num_images + int(np.argmin(np.isfinite(scores).all(1)))
-            raise UserError(f"the embedding of image {first} is not finite")
-        top1.append(top_k_hits(scores, labels, 1))
-        top5.append(top_k_hits(scores, labels, 5))
-        all_labels.append(labels)
-        num_images += len(labels)
-    if not num_images:
+    if not len(image_embeds):
         raise UserError("zero-shot evaluation: there are no images")
-    hits, labels = np.concatenate(top1), np.concatenate(all_labels)
-    metrics = {
-        "accuracy_top1": float(hits.mean()),
-        "mean_per_class_accuracy": _mean_per_class(hits, labels),
-        "num_images": num_images,
-        "num_classes": num_classes,
+    labels = as_labels(labels, len(image_embeds), classifier.shape[1])
+    parts, margins = [], []
+    for start in range(0, len(labels), _ROWS):
+        rows = slice(start, start + _ROWS)
+        logits = class_logits(image_embeds[rows], classifier)
+        margins.append(logits[:, -1] - logits[:, 0])
+        judged = judge_predictions(logits, labels[rows])
+        parts.append((*judged, top_k_hits(logits, labels[rows], 5), logits.argmax(1)))
+    confidence, top1, loss, brier, top5, predictions = map(np.concatenate, zip(*parts, strict=True))
+    shares = {
+        "accuracy_top1": top1,
+        "mean_per_class_accuracy": mean_per_class(top1, labels),
+        "macro_f1": macro_f1(predictions, labels),
+        "expected_calibration_error": calibration_error(confidence, top1),
+        "adaptive_calibration_error": calibration_error(confidence, top1, equal_mass=True),
+        "brier_score": brier,
     }
-    if num_classes >= 5:
-        metrics["accuracy_top5"] = float(np.concatenate(top5).mean())
-    return metrics
-
-
-def _mean_per_class(hits: np.ndarray, labels: np.ndarray) -> float:
-    """Averages the mean hits of each class over the classes that occur."""
-    images_of_class = np.bincount(labels)
-    hits_of_class = np.bincount(labels, weights=hits)
-    present = images_of_class > 0
-    return float((hits_of_class[present] / images_of_class[present]).mean())
-
-
-def top_k_hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """float (N, C), int (N,) -> float64 (N,): probability that the label is among the top k.
-
-    It lies strictly between 0 and 1 only if other classes tie with the label's score.
-    """
-    of_label = np.take_along_axis(scores, labels[:, None], axis=1)
-    above = (scores > of_label).sum(1)
-    tied = (scores == of_label).sum(1)  # the label itself is one of them
-    return np.clip((k - above) / tied, 0.0, 1.0)
-
-
-def _check_labels(labels, num_images: int, num_classes: int) -> np.ndarray:
-    array = np.asarray(labels)
-    if array.shape != (num_images,) or array.dtype.kind not in "iu":
-        raise UserError(
-            f"labels {array.dtype} {array.shape}: accepted are ({num_images},) integers"
-        )
-    wrong = (array < 0) | (array >= num_classes)
-    if wrong.any():
-        raise UserError(
-            f"label {array[wrong][0]}: accepted is 0 to {num_classes - 1}, a class each"
-        )
-    return array.astype(np.int64)
+    if classifier.shape[1] >= 5:
+        shares |= {"accuracy_top5": top5, "mean_top1_top5": (top1 + top5) / 2}
+    if classifier.shape[1] == 2 and len(np.unique(labels)) == 2:
+        shares["roc_auc"] = roc_auc(np.concatenate(margins), labels)
+    per_class = {"mean_per_class_accuracy": per_class_estimate(top1, labels)}
+    row = metrics_row({**shares, **per_class, "log_loss": mean_estimate(loss)})
+    contributions = {f"{METRIC}{name}": values for name, values in shares.items()}
+    return (
+        {**row, "num_images": len(labels), "num_classes": classifier.shape[1]},
+        {"labels": labels, "predictions": predictions, "confidence": confidence, **contributions},
+    )

@@ -5,11 +5,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clip_jax.models.attention import BlockConfig, Context
 from clip_jax.models.constraints import embed
 from clip_jax.models.heads import project
-from clip_jax.models.kinds import SharedConfig, TextConfig, TransformerTextConfig
+from clip_jax.models.kinds import BertConfig, SharedConfig, TextConfig, TransformerTextConfig
 from clip_jax.models.transformer import stack
 
 
@@ -24,6 +25,25 @@ def pool_positions(tokens_BL: jax.Array, config: TransformerTextConfig) -> jax.A
     if config.pool == "eos":
         return jnp.argmax(tokens_BL == config.eos_id, axis=-1)
     return jnp.full(tokens_BL.shape[0], tokens_BL.shape[1] - 1)
+
+
+def needed_tokens(tokens_NL: np.ndarray, config: TextConfig) -> np.ndarray:
+    """(N, L) int -> (N,) int: how many leading tokens decide a caption's embedding.
+
+    Under a causal mask nothing after the pooled position does, and BERT masks padding. Other
+    towers need all L.
+    """
+    length = np.full(len(tokens_NL), tokens_NL.shape[1])
+    if isinstance(config, BertConfig):
+        real_NL = tokens_NL != config.pad_id
+        return np.where(real_NL.any(1), length - np.argmax(real_NL[:, ::-1], axis=1), length)
+    if not config.causal:
+        return length
+    if config.pool == "argmax":
+        return np.argmax(tokens_NL, axis=1) + 1
+    if config.pool == "eos":
+        return np.argmax(tokens_NL == config.eos_id, axis=1) + 1
+    return length
 
 
 def past_mask(length: int, position: jax.Array) -> jax.Array:

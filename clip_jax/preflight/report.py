@@ -26,8 +26,8 @@ _NOT_YET_KNOWN = (
     "program_bytes_per_device", "compiled_flops_per_device", "compiled_to_model_flops",
     "collectives", "collective_bytes_per_device", "collective_bytes_by_kind",
     "largest_collectives", "largest_allocations", "batch_gathers", "loops_of_unknown_length",
-    "compile_seconds", "evaluation", "estimated_seconds", "estimated_utilization",
-    "estimated_samples_per_second", "estimated_parts", "dearest_operations", "exchange_seconds",
+    "compile_seconds", "evaluation", "estimated_step_seconds", "estimated_utilization",
+    "estimated_samples_per_second", "estimated_shares", "dearest_operations", "exchange_seconds",
 )  # fmt: skip
 
 
@@ -128,10 +128,10 @@ def _estimate(report: Report, run: Run, timing: Timing | None) -> Report:
         for operation in timing.operations[:DEAREST]
     ]
     return {
-        "estimated_seconds": seconds,
+        "estimated_step_seconds": seconds,
         "estimated_utilization": report["model_flops_per_step"] / (seconds * peak * run.mesh.size),
         "estimated_samples_per_second": run.config.batch_size / seconds,
-        "estimated_parts": timing.parts,
+        "estimated_shares": {part: taken / seconds for part, taken in timing.parts.items()},
         "dearest_operations": rows,
         "exchange_seconds": {"all": timing.exchanges, "exposed": timing.exposed},
     }
@@ -267,7 +267,7 @@ def _work_lines(report: Report) -> list[str]:
     if report["loops_of_unknown_length"]:
         lines.append(f"loops of unknown length, counted once: {report['loops_of_unknown_length']}")
     lines += ["", f"compiled in {report['compile_seconds']:.0f} s", *_time_lines(report)]
-    if report["estimated_seconds"] is not None:
+    if report["estimated_step_seconds"] is not None:
         return lines
     for share, rate in report["planned_samples_per_second"].items():
         if rate is not None:
@@ -277,7 +277,7 @@ def _work_lines(report: Report) -> list[str]:
 
 def _time_lines(report: Report) -> list[str]:
     """The estimate of a step's time; none for devices whose compiler tells nothing."""
-    seconds = report["estimated_seconds"]
+    seconds = report["estimated_step_seconds"]
     if seconds is None:
         return []
     exchanges = report["exchange_seconds"]
@@ -290,8 +290,8 @@ def _time_lines(report: Report) -> list[str]:
         f"{exchanges['exposed']:.3f} s of it beside no other work",
         "where it goes",
     ]
-    for part, taken in report["estimated_parts"].items():
-        lines.append(f"  {taken / seconds:>6.1%}  {part}")
+    for part, share in report["estimated_shares"].items():
+        lines.append(f"  {share:>6.1%}  {part}")
     lines.append("dearest operations")
     for row in report["dearest_operations"]:
         kernel = ", a kernel, by what it states" if row["is_kernel"] else ""

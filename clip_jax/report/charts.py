@@ -52,7 +52,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """Curves over steps. `level`: a horizontal reference line and its name."""
+    """Curves over steps, or `across` something else. `level`: a horizontal line and its name."""
 
     title: str
     curves: Sequence[Curve]
@@ -60,17 +60,18 @@ class Chart:
     is_percentage: bool = False
     has_markers: bool = False
     summary: str = ""  # shown below
+    across: str = "step"
 
     @property
     def alt(self) -> str:
         """Description for readers who do not see the picture."""
-        return f"{self.title} over steps"
+        return f"{self.title} over {self.across}"
 
     def png(self, theme: Theme) -> bytes:
         """The chart as a PNG with transparent background."""
         several = len(self.curves) > 1
         # The legend gets its own room below, so that it never covers a curve.
-        figure, axes = _figure(theme, legend_rows=-(-len(self.curves) // 2) if several else 0)
+        figure, axes = new_figure(theme, legend_rows=-(-len(self.curves) // 2) if several else 0)
         for number, curve in enumerate(self.curves):
             stride = -(-len(curve.steps) // MAX_POINTS)
             axes.plot(
@@ -86,10 +87,11 @@ class Chart:
             )
         if self.level is not None:
             _draw_level(axes, *self.level, theme)
-        axes.set_xlabel("step", color=theme.ink, fontsize=9.5)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=TICK_STEPS))
+        axes.set_xlabel(self.across, color=theme.ink, fontsize=9.5)
+        whole = self.across == "step"
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole, steps=TICK_STEPS))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         unit = " %" if self.is_percentage else ""
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}{unit}"))
         axes.set_xlim(left=0)
@@ -105,7 +107,7 @@ class Chart:
                 handlelength=1.4,
                 columnspacing=1.6,
             )
-        return _png(figure)
+        return as_png(figure)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Histogram:
 
     def png(self, theme: Theme) -> bytes:
         """The histogram as a PNG with transparent background."""
-        figure, axes = _figure(theme)
+        figure, axes = new_figure(theme)
         values = np.asarray(self.values, np.float64)
         rest = float(np.quantile(values, REST, method="lower"))
         is_cut = values.max() > STRETCH * rest > 0
@@ -147,7 +149,7 @@ class Histogram:
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, steps=TICK_STEPS))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-        return _png(figure)
+        return as_png(figure)
 
     def _edges(self, values: np.ndarray) -> np.ndarray:
         """Edges of the bars; for whole numbers every bar covers equally many."""
@@ -176,7 +178,7 @@ def _draw_level(axes: Axes, value: float, name: str, theme: Theme) -> None:
     axes.margins(y=0.1)
 
 
-def _figure(theme: Theme, legend_rows: int = 0) -> tuple[Figure, Axes]:
+def new_figure(theme: Theme, legend_rows: int = 0) -> tuple[Figure, Axes]:
     size = (SIZE[0], SIZE[1] + LEGEND_ROW * legend_rows)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -191,7 +193,7 @@ def _figure(theme: Theme, legend_rows: int = 0) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     # The metadata names the version; omitting it gives equal bytes for equal data.
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})

@@ -23,8 +23,9 @@ from clip_jax.images.augmentation import Augmentation
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig, override, part_fields
 from clip_jax.models.kinds import KINDS, SharedConfig
-from clip_jax.training.config_values import build, optional, to_config_dict
+from clip_jax.training.config_values import optional, to_config_dict
 from clip_jax.training.inheritance import with_inherited
+from clip_jax.typed_values import build
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from absl import flags
 from clip_jax.data.options import SourceConfig
 from clip_jax.data.sources import formats
 from clip_jax.errors import UserError
-from clip_jax.training.config_values import plain_types
+from clip_jax.typed_values import plain_types
 
 Config = TypeVar("Config", bound=SourceConfig)
 
@@ -31,9 +31,15 @@ HELP = {
     "split": "Split of data that have several.",
     "label_key": "zero_shot: metadata field with the class name or number.",
     "labels": "zero_shot: whether labels are names or numbers of lines of --classnames.",
-    "classnames": "zero_shot: file with a class name a line.",
-    "templates": "zero_shot: openai, openai_simple, photo, none, or a file.",
+    "classnames": "zero_shot: file with a class name a line, or a published set, such as food101.",
+    "templates": "zero_shot: openai, openai_simple, photo, none, a published set, or a file: a"
+    " template a line, or a .json of {class: [prompts]}.",
     "batch_size": "Images a batch.",
+    "group_key": "zero_shot, skew: metadata field of groups, such as region; or npy[0], of tars.",
+    "left_out_group": "zero_shot, skew: group that does not count.",
+    "project_out": "zero_shot, skew: also after a projection of texts that takes out gender, race,"
+    " or the groups in the first line of a file, such as male,female.",
+    "skew_k": "skew: images at the top of a ranking whose groups count.",
 }
 
 

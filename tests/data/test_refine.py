@@ -102,6 +102,19 @@ def test_choices() -> None:
     assert choose_caption(first[0], rng) == "a"
 
 
+def test_captions_a_line(tmp_path: Path, cache: Path) -> None:
+    texts = ["one cat\n\ntwo cats \r\nthree", "a dog"]
+    content = [(f"{n}", {"png": png(n), "txt": text.encode()}) for n, text in enumerate(texts)]
+    write_shard(tmp_path / "0.tar", content)
+    source = open_source(tmp_path / "0.tar")
+    assert source.captions(0) == (texts[0],)
+    lines = RefinedSource(source, CaptionOptions(lines=True))
+    assert lines.captions(0) == ("one cat", "two cats ", "three")
+    assert lines[1].captions == ("a dog",)
+    first = RefinedSource(source, CaptionOptions(lines=True, choice="first"))
+    assert first[0].captions == ("one cat",)
+
+
 def test_looks_alike(tmp_path: Path) -> None:
     images = [photo(seed, (640, 480)) for seed in range(20)]
     smaller = [photo(seed, (320, 240), quality=60) for seed in range(20)]

@@ -36,6 +36,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "remote.timeout_seconds": ("7", 7.0),
     "remote.on_failure": ("stop", "stop"),
     "captions.choice": ("first", "first"),
+    "captions.lines": ("true", True),
     "captions.clean": ("true", True),
     "filters.min_words": ("2", 2),
     "filters.max_words": ("20", 20),

@@ -217,3 +217,30 @@ def test_equal_names_are_one_class_to_labels_that_are_names(
     assert "in lines" in labels.notes[0]
     # Numbers stay those of lines.
     assert read([0, 1], tmp_path, names).names == tuple(names)
+
+
+def test_classes_of_a_json_file(tmp_path: Path) -> None:
+    """Labels are the data's words or a prompt's; a class without names is left out."""
+    path = tmp_path / "classes.json"
+    path.write_text('["cat", ["n02", "hound", "dog"], ["n03"], ["n04", "cat"], ["n05", "wolf"]]')
+    words = ["n02", "hound", "n03", "cat", "n05", None]
+    found = read_labels(Memory(words), TaskData(path="data", classnames=str(path)))
+    assert found.numbers.tolist() == [1, 1, UNLABELLED, 0, 3, UNLABELLED]
+    assert (found.names, found.num_unlabelled) == (("cat", "hound", "cat", "wolf"), 1)
+    assert found.prompt_names[1] == ("hound", "dog")
+    by_number = TaskData(path="data", classnames=str(path), labels="numbers")
+    assert read_labels(Memory([0, 1, 2, 3, 4]), by_number).numbers.tolist() == [0, 1, -1, 2, 3]
+
+
+def test_classes_that_were_published() -> None:
+    data = TaskData(path="data", classnames="eurosat")
+    found = read_labels(Memory(["SeaLake", "forest", "Forest", "AnnualCrop"]), data)
+    assert [found.names[number] for number in found.numbers] == [
+        "lake or sea",
+        "forest",
+        "forest",
+        "annual crop land",
+    ]
+    # OpenAI's names of CLEVR's counts are numbers, but its labels count from 0.
+    data = TaskData(path="data", classnames="clevr_count_all", labels="numbers")
+    assert [read_labels(Memory([0, 7]), data).names[n] for n in (0, 7)] == ["3", "10"]

@@ -72,6 +72,19 @@ def test_equals_brute_force(blocks, monkeypatch):
     check_constant_is_chance()
 
 
+def test_padding_of_the_last_block_is_no_item(monkeypatch):
+    """Best positives below 0, which a padded row of zeros would outrank, and none near the end."""
+    monkeypatch.setattr(retrieval._rank_counts, "__defaults__", (2, 4))
+    texts = np.concatenate([-np.eye(2), -np.full((7, 2), 0.5**0.5)]).astype(np.float32)
+    # Captions 0 and 1 are the images' own; the rest, in two more blocks, are a third image's.
+    image_of_text = np.array([0, 1, *[2] * 7])
+    images = np.array([[0.6, 0.8], [0.8, 0.6], [-1, 0]], np.float32)
+    found = retrieval.retrieval_queries(
+        images, texts, image_of_text, image_query_mask=np.array([True, True, False])
+    )
+    assert found["image_to_text"].counts.tolist() == [[0, 0, 1], [0, 0, 1]]
+
+
 def test_equals_brute_force_on_eight_devices():
     code = (
         "import jax, test_retrieval as t\n"

@@ -10,7 +10,8 @@ from PIL import Image
 from shards import write_shard
 
 from clip_jax.errors import UserError
-from clip_jax.evaluation.tasks import Embedders, TaskData, check_task, run_task
+from clip_jax.evaluation.embeddings import Embedders
+from clip_jax.evaluation.tasks import TaskData, check_task, run_task
 from clip_jax.images.transform import ImageTransform
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}

@@ -8,7 +8,12 @@ import pytest
 from clip_jax.errors import UserError
 from clip_jax.evaluation import zero_shot
 from clip_jax.evaluation.prompts import get_templates, read_classnames
-from clip_jax.evaluation.zero_shot import evaluate_zero_shot, top_k_hits, zero_shot_classifier
+from clip_jax.evaluation.zero_shot import (
+    METRIC,
+    evaluate_zero_shot,
+    top_k_hits,
+    zero_shot_classifier,
+)
 
 CLASSES = ["cat", "dog", "red {} fox", "owl", "bee", "ant"]
 
@@ -108,6 +113,18 @@ def test_classifier_is_the_definition(texts_per_call, monkeypatch):
         np.testing.assert_allclose(classifier[:, c], mean / np.linalg.norm(mean), atol=1e-6)
 
 
+def test_a_class_of_several_names_is_the_mean_over_all_its_prompts():
+    templates, classes = ("a {}.", "the {}"), ("fox", ("happy", "smiling", ""), ["cat"])
+    classifier = zero_shot_classifier(embed_text, classes, templates)
+    for c, names in enumerate((("fox",), ("happy", "smiling", ""), ("cat",))):
+        prompts = [t.replace("{}", name) for name in names for t in templates]
+        mean = embed_text(prompts).mean(0)
+        np.testing.assert_allclose(classifier[:, c], mean / np.linalg.norm(mean), atol=1e-6)
+    for wrong in (("fox", ()), ("fox", ["a", 3])):
+        with pytest.raises(UserError, match="classnames"):
+            zero_shot_classifier(embed_text, wrong, templates)
+
+
 def test_embeddings_of_a_class_that_are_not_finite():
     with pytest.raises(UserError, match=r"'cat'.*not finite"):
         zero_shot_classifier(lambda t: np.full((len(t), 4), np.nan), ["cat"], "none")
@@ -116,51 +133,74 @@ def test_embeddings_of_a_class_that_are_not_finite():
 # --- Accuracy -----------------------------------------------------------------------------------
 
 
-def batches_of(images, labels, size):
-    for i in range(0, len(labels), size):
-        yield images[i : i + size], labels[i : i + size]
-
-
 def test_accuracies_by_hand():
     # Image i is the unit vector of class PREDICTED[i]; class 3 does not occur.
     predicted = np.array([0, 0, 0, 1, 1, 2, 0, 5, 4])
     labels = np.array([0, 0, 0, 0, 1, 2, 2, 5, 5])
     classifier = zero_shot_classifier(embed_text, CLASSES, "photo")
-    images = predicted.astype(np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
-    got = evaluate_zero_shot(
-        lambda batch: classifier.T[batch[:, 0, 0, 0]],
-        embed_text,
-        batches_of(images, labels, 4),
-        CLASSES,
-        "photo",
-    )
+    got, samples = evaluate_zero_shot(classifier.T[predicted], labels, classifier, np.matmul)
     scores = classifier.T[predicted] @ classifier
     top5 = np.mean([y in np.argsort(-s)[:5] for s, y in zip(scores, labels, strict=True)])
-    assert got == {
-        "accuracy_top1": pytest.approx(6 / 9),
-        "accuracy_top5": pytest.approx(top5),
-        "mean_per_class_accuracy": pytest.approx((3 / 4 + 1 + 1 / 2 + 1 / 2) / 4),
+    expected = {
+        "accuracy_top1": 6 / 9,
+        "accuracy_top5": top5,
+        "mean_top1_top5": (6 / 9 + top5) / 2,
+        "mean_per_class_accuracy": (3 / 4 + 1 + 1 / 2 + 1 / 2) / 4,
         "num_images": 9,
         "num_classes": 6,
     }
+    assert {name: got[name] for name in expected} == pytest.approx(expected)
+    assert got["accuracy_top1_low"] < 6 / 9 < got["accuracy_top1_high"]
+    assert samples["predictions"].tolist() == predicted.tolist()
+    for name in ("accuracy_top1", "mean_per_class_accuracy", "macro_f1", "brier_score"):
+        assert samples[f"{METRIC}{name}"].mean() == pytest.approx(got[name])
+
+
+def test_blocks_of_images_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    embeds = rng.standard_normal((50, 16)).astype(np.float32)
+    classifier = zero_shot_classifier(embed_text, CLASSES, "photo")
+    labels = rng.integers(0, 6, 50)
+    whole = evaluate_zero_shot(embeds, labels, classifier, np.matmul)[0]
+    monkeypatch.setattr("clip_jax.evaluation.zero_shot._ROWS", 7)
+    parts = evaluate_zero_shot(embeds, labels, classifier, np.matmul)[0]
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_calibration_has_bins_of_equal_width_and_of_equal_mass():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((200, 6)) * 2
+    # The surest half of the images is right and the rest is not, so that the signs of gaps differ.
+    order = np.argsort(np.argsort(logits.max(1)))
+    labels = (logits.argmax(1) + (order < 100)) % 6
+    row, samples = evaluate_zero_shot(logits, labels, np.eye(6), np.matmul)
+    sure, hits = samples["confidence"], samples[f"{METRIC}accuracy_top1"]
+    for name, edges in (
+        ("expected", np.linspace(0, 1, 16)),
+        ("adaptive", np.quantile(sure, np.linspace(0, 1, 16))),
+    ):
+        bins = np.clip(np.searchsorted(edges, sure) - 1, 0, 14)
+        gaps = [abs((hits - sure)[bins == b].sum()) for b in range(15)]
+        assert row[f"{name}_calibration_error"] == pytest.approx(sum(gaps) / 200)
+    widths = (row[f"{name}_calibration_error"] for name in ("expected", "adaptive"))
+    assert abs(next(widths) - next(widths)) > 1e-3
 
 
 def test_no_top5_under_five_classes():
-    images = np.zeros((2, 2, 2, 3), np.uint8)
-    batch = [(images, np.array([0, 3]))]
-    embed_image = lambda x: embed_text(["cat"] * len(x))  # noqa: E731
-    four = evaluate_zero_shot(embed_image, embed_text, batch, CLASSES[:4], "none")
+    embeds = embed_text(["cat", "cat"])
+    classifier = zero_shot_classifier(embed_text, CLASSES[:4], "none")
+    four, _ = evaluate_zero_shot(embeds, np.array([0, 3]), classifier, np.matmul)
     assert "accuracy_top5" not in four
     assert four["accuracy_top1"] == 0.5
-    five = evaluate_zero_shot(embed_image, embed_text, batch, CLASSES[:5], "none")
+    classifier = zero_shot_classifier(embed_text, CLASSES[:5], "none")
+    five, _ = evaluate_zero_shot(embeds, np.array([0, 3]), classifier, np.matmul)
     assert five["accuracy_top5"] == 1.0
 
 
 def test_constant_embeddings_give_chance():
-    images = np.zeros((8, 2, 2, 3), np.uint8)
-    constant = lambda x: np.ones((len(x), 16), np.float32) / 4  # noqa: E731
-    got = evaluate_zero_shot(
-        constant, constant, [(images, np.zeros(8, int))], [str(c) for c in range(10)]
+    constant = np.ones((8, 16), np.float32) / 4
+    got, _ = evaluate_zero_shot(
+        constant, np.zeros(8, int), np.ones((16, 10), np.float32) / 4, np.matmul
     )
     assert got["accuracy_top1"] == pytest.approx(0.1)
     assert got["accuracy_top5"] == pytest.approx(0.5)
@@ -184,19 +224,12 @@ def test_top_k_hits_with_ties():
     ],
 )
 def test_bad_labels(labels, message):
-    images = np.zeros((2, 2, 2, 3), np.uint8)
+    classifier = zero_shot_classifier(embed_text, CLASSES, "none")
     with pytest.raises(UserError, match=message):
-        evaluate_zero_shot(
-            lambda x: embed_text(["cat"] * len(x)), embed_text, [(images, labels)], CLASSES, "none"
-        )
+        evaluate_zero_shot(embed_text(["cat", "cat"]), labels, classifier, np.matmul)
 
 
-def test_bad_images():
+def test_no_images():
+    classifier = zero_shot_classifier(embed_text, CLASSES, "none")
     with pytest.raises(UserError, match="no images"):
-        evaluate_zero_shot(lambda x: x, embed_text, [], CLASSES, "none")
-    good, bad = np.ones((3, 16), np.float32), np.ones((3, 16), np.float32)
-    bad[1] = np.nan
-    embeds = iter([good, bad])
-    batches = [(np.zeros((3, 2, 2, 3), np.uint8), np.zeros(3, int))] * 2
-    with pytest.raises(UserError, match="image 4 is not finite"):
-        evaluate_zero_shot(lambda x: next(embeds), embed_text, batches, CLASSES, "none")
+        evaluate_zero_shot(np.zeros((0, 16), np.float32), np.zeros(0, int), classifier, np.matmul)

@@ -38,8 +38,8 @@ def test_program_for_a_described_tpu(config_file: Path, tmp_path: Path) -> None:
     assert report["batch_gathers"] == []
     assert "a step by the compiler's estimate: " in result.stdout
     assert "where it goes" in result.stdout
-    seconds = report["estimated_seconds"]
-    assert sum(report["estimated_parts"].values()) == pytest.approx(seconds)
+    seconds = report["estimated_step_seconds"]
+    assert sum(report["estimated_shares"].values()) == pytest.approx(1)
     assert report["estimated_samples_per_second"] == pytest.approx(64 / seconds)
     assert report["estimated_utilization"] == pytest.approx(
         report["model_flops_per_step"] / (seconds * 4 * 197e12)

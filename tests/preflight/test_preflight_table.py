@@ -16,7 +16,7 @@ REPORT = {
     **{"temp_bytes_per_device": 5 * 2**30, "peak_bytes_per_device": 6 * 2**30},
     **{"hbm_bytes_per_device": int(15.75 * 2**30), "collective_bytes_per_device": 2.5e9},
     **{"compiled_to_model_flops": 1.2345, "compile_seconds": 61.4},
-    **{"estimated_seconds": 0.6396, "estimated_utilization": 0.501},
+    **{"estimated_step_seconds": 0.6396, "estimated_utilization": 0.501},
     "estimated_samples_per_second": 51_234.5,
 }
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from tiny_clip import TINY, assert_same_params, nested
 
 import clip_jax
+import clip_jax.clip
 from clip_jax.data.sources import glyphs
 from clip_jax.errors import UserError
 from clip_jax.losses import similarity_logits
@@ -127,6 +129,19 @@ def test_tokenizer_must_fit(clip: clip_jax.Clip) -> None:
         clip_jax.create("custom", tokenizer=clip.tokenizer, vocab_size=8, vision={"layers": 1})
 
 
+def test_fingerprint_is_of_every_parameter() -> None:
+    small = {"image_size": 16, "embed_dim": 8, "vocab_size": 64, "context_length": 8}
+    tower = {"width": 8, "layers": 1, "heads": 2, "mlp_dim": 8}
+    one, same, other = (
+        clip_jax.create("custom", seed=seed, **small, vision={**tower, "patch_size": 8}, text=tower)
+        for seed in (0, 0, 1)
+    )
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    params = jax.tree.map(np.array, one.params)
+    params["logit_scale"] = params["logit_scale"] + np.float32(1e-6)
+    assert clip_jax.clip.Clip(one.config, params).fingerprint != one.fingerprint
+
+
 def test_damaged_bundles_are_named(clip: clip_jax.Clip, tmp_path: Path) -> None:
     clip.save(tmp_path / "m")
     about = json.loads((tmp_path / "m" / "config.json").read_text())
@@ -142,3 +157,39 @@ def test_damaged_bundles_are_named(clip: clip_jax.Clip, tmp_path: Path) -> None:
         (tmp_path / "m" / "config.json").write_text(json.dumps(changed))
         with pytest.raises(UserError, match=message):
             clip_jax.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"causal": True, "pool": "eos", "eos_id": 255},
+        {"causal": False, "pool": "argmax"},
+        {"kind": "bert", "pool": "mean", "pad_id": 0},
+    ],
+    ids=str,
+)
+def test_batches_by_length_change_nothing(text: dict[str, Any]) -> None:
+    """Many texts at once, some repeated, equal each padded to the whole context."""
+    shape = {"width": 16, "layers": 1, "heads": 2, "mlp_dim": 32}
+    rng = np.random.default_rng(0)
+    tokens = np.zeros((50, 40), np.int32)
+    for row in tokens:
+        length = int(rng.integers(1, 31))
+        row[:length] = rng.integers(1, 200, length)
+        row[length] = 255
+    tokens[40:] = tokens[:10]
+
+    class Tokenizer:
+        vocab_size, context_length = 256, 40
+
+        def __call__(self, texts: list[str], truncate: bool | None = None) -> np.ndarray:
+            return tokens[[int(text) for text in texts]]
+
+    small = {"image_size": 16, "embed_dim": 8, "context_length": 40, "vocab_size": 256}
+    vision = {"patch_size": 8, "width": 16, "layers": 1, "heads": 2, "mlp_dim": 16}
+    clip = clip_jax.create("custom", **small, vision=vision, text={**shape, **text})
+    clip = clip_jax.clip.Clip(clip.config, clip.params, Tokenizer())  # type: ignore[arg-type]
+    names = [str(number) for number in range(50)]
+    together = clip.encode_text(names, batch_size=8)
+    apart = np.concatenate([clip.encode_text([name], batch_size=8) for name in names])
+    np.testing.assert_allclose(together, apart, atol=1e-6)

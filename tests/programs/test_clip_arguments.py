@@ -15,7 +15,7 @@ from clip_jax.clip import Clip
 from clip_jax.errors import DecodeError, UserError
 from clip_jax.evaluation.prompts import get_templates
 from clip_jax.evaluation.retrieval import caption_labels, retrieval_recalls
-from clip_jax.evaluation.zero_shot import evaluate_zero_shot, zero_shot_classifier
+from clip_jax.evaluation.zero_shot import zero_shot_classifier
 
 SIZE = 32
 
@@ -245,10 +245,6 @@ def test_lists_of_names_and_texts(clip: Clip, pixels: np.ndarray, form: str) -> 
     assert clip.classify(pixels, make(), "photo").shape == (1, 2)
     templates = (f"{{}} {name}" for name in make())
     assert get_templates(templates) == ("{} cat", "{} dog")
-    metrics = evaluate_zero_shot(
-        clip.encode_image, clip.encode_text, [(pixels[None], [0])], make(), "photo"
-    )
-    assert metrics["num_classes"] == 2
 
 
 WRONG_LISTS: dict[str, tuple[Any, str]] = {
@@ -271,11 +267,9 @@ WRONG_LISTS: dict[str, tuple[Any, str]] = {
 def takers(clip: Clip) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     """(name of the argument, a function that takes a list of strings)."""
     image = np.zeros((1, SIZE, SIZE, 3), np.uint8)
-    both = clip.encode_image, clip.encode_text
     yield "classnames", lambda x: clip.classify(image, x)
     yield "classnames", lambda x: clip.zero_shot_classifier(x)
     yield "classnames", lambda x: zero_shot_classifier(clip.encode_text, x)
-    yield "classnames", lambda x: evaluate_zero_shot(*both, [(image, [0])], x)
     yield "templates", lambda x: clip.classify(image, ["cat"], x)
     yield "templates", lambda x: get_templates(x)
     yield "texts", clip.encode_text
@@ -292,8 +286,10 @@ def test_what_is_no_list_of_strings(clip: Clip, form: str) -> None:
     is_text = isinstance(value, str) or (isinstance(value, np.ndarray) and value.ndim == 0)
     is_file = isinstance(value, Path)
     for number, (name, take) in enumerate(takers(clip)):
+        if form == "nested" and name == "classnames":
+            continue  # a class may have several names
         # One text may stand alone, and templates have names and files.
-        if (is_text and (name == "templates" or number in (6, 7, 8))) or (
+        if (is_text and (name == "templates" or number in (5, 6, 7))) or (
             is_file and name == "templates"
         ):
             continue

@@ -142,6 +142,11 @@ def make_place(folder: Path, run: Path) -> Path:
                 (folder / place / f"{number}.txt").write_text(caption)
         row = {"file_name": f"{number}.png", "text": caption, "class_id": number % 2}
         table.append(json.dumps(row) + "\n")
+        other = folder / "photos" / "validation" / label
+        other.mkdir(parents=True, exist_ok=True)
+        (other / f"{number}.png").write_bytes(encode(photo(20, 16, 100 + number), "PNG"))
+    (folder / "candidates.txt").write_text("a {}\na photo of a {}\n")
+    (folder / "described.json").write_text('{"cat": ["whiskers"], "dog": ["a wet nose"]}')
     (folder / "grocery" / "test" / "metadata.jsonl").write_text("".join(table))
     (folder / "shards").mkdir()
     with tarfile.open(folder / "shards" / "00000.tar", "w") as archive:

@@ -98,6 +98,9 @@ class RefinedSource:
     ) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
         if not captions:  # the source was opened without `needs_captions`
             return (), None
+        if self._options.lines:
+            lines = (line for text in captions for line in text.splitlines())
+            captions, weights = tuple(line for line in lines if line.strip()), None
         if self._options.clean:
             captions = tuple(clean_alt_text(text) for text in captions)
         if self._options.choice == "first":

@@ -34,6 +34,11 @@ def is_for_training(name: str) -> bool:
     return _ALIASES.get(name.lower()) == "train"
 
 
+def is_for_tests(name: str) -> bool:
+    """Returns whether this is the name of the test split."""
+    return _ALIASES.get(name.lower()) == "test"
+
+
 def find_split(names: Sequence[str], wanted: str) -> str | None:
     """Returns the member of `names` that equals `wanted`: exactly, else ignoring case, else as
     another name of the same split ("val", "valid", "dev" and "validation" are the same); None if
@@ -85,7 +90,7 @@ def files_of_split(
 
     Raises UserError as `choose_split` does.
     """
-    names = [_split_in(os.path.basename(path)) for path in paths]
+    names = [split_in(os.path.basename(path)) for path in paths]
     splits = list(dict.fromkeys(name for name in names if name is not None))
     if len(splits) < 2 or None in names:
         return list(paths), None
@@ -116,7 +121,7 @@ def choose_split(where: str, names: Sequence[str], options: SourceOptions) -> st
     return split
 
 
-def _split_in(name: str) -> str | None:
-    """Returns the split name in a file's name; None for no such word, or several."""
+def split_in(name: str) -> str | None:
+    """Returns the split's word in a file's or folder's name; None for no such word, or several."""
     words = [word for word in re.split(r"[^A-Za-z]+", name) if is_split_name(word)]
     return words[0] if len(words) == 1 else None

@@ -23,9 +23,10 @@ def evaluation_batches(
     transform: ImageTransform,
     batch_size: int,
     bad_records: dict[str, str] | None = None,
+    numbers: range | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields every decodable record once, in order: (record numbers int64 (B,), images uint8
-    (B, S, S, 3)).
+    """Yields every decodable record of `numbers` (None: all) once, in order: (record numbers
+    int64 (B,), images uint8 (B, S, S, 3)).
 
     The last batch may be shorter. Undecodable records are logged and skipped, and added to
     `bad_records` (key -> reason) if given.
@@ -34,7 +35,9 @@ def evaluation_batches(
         raise UserError(f"batch_size={batch_size}; accepted is a whole number of at least 1")
     indices: list[int] = []
     images: list[np.ndarray] = []
-    for index, image in _in_order(source, transform, batch_size):
+    for index, image in _in_order(
+        source, transform, batch_size, range(len(source)) if numbers is None else numbers
+    ):
         if isinstance(image, str):
             logger.warning("record %s left out: %s", source.key(index), image)
             if bad_records is not None:
@@ -50,7 +53,7 @@ def evaluation_batches(
 
 
 def _in_order(
-    source: Source, transform: ImageTransform, batch_size: int
+    source: Source, transform: ImageTransform, batch_size: int, numbers: range
 ) -> Iterator[tuple[int, np.ndarray | str]]:
     """Yields (record number, image or error message); threads stay a batch ahead."""
 
@@ -67,8 +70,8 @@ def _in_order(
     pool = ThreadPoolExecutor(threads)
     pending: deque[Future[list[tuple[int, np.ndarray | str]]]] = deque()
     try:
-        for start in range(0, len(source), _CHUNK):
-            pending.append(pool.submit(read, range(start, min(start + _CHUNK, len(source)))))
+        for start in range(0, len(numbers), _CHUNK):
+            pending.append(pool.submit(read, numbers[start : start + _CHUNK]))
             if len(pending) > threads + batch_size // _CHUNK:
                 yield from pending.popleft().result()
         for future in pending:

@@ -1,12 +1,15 @@
-"""Prompt templates by name, and the user's files of templates and class names."""
+"""Prompt templates and class names: by name, or in the user's files."""
 
+import json
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from clip_jax.arguments import shown, text_list, with_home
 from clip_jax.errors import UserError
+from clip_jax.evaluation.prompts.published import ClassNames, as_class, published
 from clip_jax.files.text_encoding import utf16_problem
 
 # The name of a set of templates, the path of a file of them, or the templates themselves.
@@ -24,8 +27,8 @@ NAMED_TEMPLATES: dict[str, Path | tuple[str, ...]] = {
 }
 
 _ACCEPTED = (
-    f"accepted are {', '.join(NAMED_TEMPLATES)}, the path of a text file with one template a line,"
-    " or a list of templates"
+    f"accepted are {', '.join(NAMED_TEMPLATES)}, a published set such as food101, the path of a"
+    " text file with one template a line, or a list of templates"
 )
 
 
@@ -35,7 +38,7 @@ def get_templates(templates: Templates) -> tuple[str, ...]:
     Args:
       templates: "openai" (80), "openai_simple" (7), "photo" ("a photo of a {}."), "none" ("{}");
         the path of a UTF-8 text file with one template a line; or the templates themselves, in any
-        iterable that has an order.
+        iterable that has an order. A set's name, such as "food101", means those published for it.
 
     Raises:
       UserError: unknown name, unreadable file, no template, or one without exactly one "{}".
@@ -44,6 +47,9 @@ def get_templates(templates: Templates) -> tuple[str, ...]:
         named = NAMED_TEMPLATES.get(os.fspath(templates))
         if named is not None:
             return read_lines(named) if isinstance(named, Path) else named
+        known = published(os.fspath(templates))
+        if known is not None:
+            return get_templates(known.templates)
         origin, found = _templates_of_file(templates)
     elif templates is None:
         raise UserError(f"templates=None: {_ACCEPTED}")
@@ -70,6 +76,33 @@ def _templates_of_file(templates: str | os.PathLike[str]) -> tuple[str, tuple[st
     return str(path), read_lines(path)
 
 
+def get_classes(classnames: str | os.PathLike[str]) -> tuple[ClassNames, ...]:
+    """Returns the classes of a published set, such as "food101", or of a file; class i is the i-th.
+
+    Args:
+      classnames: name of the set; the path of a text file with a name a line; or that of a `.json`,
+        a list in which a class is one text, or [what the data call it, name, another name, …]. A
+        list without names is a class whose records are left out.
+
+    Raises:
+      UserError: as `read_classnames`, or the `.json` is no such list.
+    """
+    known = published(os.fspath(classnames))
+    if known is not None and known.classes:
+        return known.classes
+    if not os.fspath(classnames).lower().endswith(".json"):
+        return tuple(ClassNames(name, (name,)) for name in read_classnames(classnames))
+    entries = read_json(classnames)
+    wanted = "accepted is a text, or a list of texts: the label in the data, then names for prompts"
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{classnames}: must be a list of classes; of each, {wanted}")
+    for number, entry in enumerate(entries):
+        texts = entry if isinstance(entry, list) else [entry]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{classnames}, class {number}: {shown(entry)}; {wanted}")
+    return tuple(as_class(entry) for entry in entries)
+
+
 def read_classnames(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Reads class names from a UTF-8 text file, one per line: line i + 1 names class i.
 
@@ -85,6 +118,14 @@ def read_classnames(path: str | os.PathLike[str]) -> tuple[str, ...]:
             f"{path}, line {names.index('') + 1}: empty; accepted is a class name a line"
         )
     return names
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Reads a JSON file. Raises UserError if it cannot be read or is none."""
+    try:
+        return json.loads("\n".join(read_lines(path)))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
 
 
 def read_lines(path: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Which implementation of attention runs where: XLA's, cuDNN's on GPUs, our own on TPUs.
+"""Choice of the implementation of attention: XLA's, cuDNN's on GPUs, our own on TPUs.
 
 Shape letters: B batch, L queries, N keys, H heads, K head dimension.
 """

@@ -163,7 +163,9 @@ class RunLog:
         values = {
             f"{group}/{name}": float(value)
             for name, value in row.items()
-            if isinstance(value, int | float) and name not in ("step", "failed")
+            if isinstance(value, int | float)
+            and name not in ("step", "failed")
+            and not name.endswith(("_low", "_high"))  # limits of an interval would be charts
         }
         self._board.add(values, row["step"])
 

@@ -14,7 +14,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from clip_jax.clip import Clip
-from clip_jax.evaluation.tasks import Embedders, check_task, run_task
+from clip_jax.evaluation.embeddings import Embedders
+from clip_jax.evaluation.tasks import check_task, run_task
 from clip_jax.files.disk import writing
 from clip_jax.hosts.agreement import check_same, check_shared, from_first, wait_for_all
 from clip_jax.sharding import check_batch, global_batch, make_mesh
@@ -129,7 +130,7 @@ def evaluate_state(
     """Runs evaluations of the state's parameters and writes their rows."""
     cutting = run.tokenizer.with_truncation(True)  # captions may be long
     clip = Clip(run.architecture, state.eval_params, cutting, run.mesh)
-    embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform)
+    embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform, clip.logit_scale)
     rows = []
     for each in evaluations:
         found = run_task(each.task, embedders, each.task_data())
