@@ -222,7 +222,7 @@ def check_labels(
     """
     array = np.asarray(labels)
     if array.dtype.kind in "OSU":
-        example = shown(array.flat[0]) if array.size else "none"
+        example = shown(array.ravel().tolist()[0]) if array.size else "none"
         raise UserError(f"{name}: are text, such as {example}; accepted are class numbers, from 0")
     if array.shape != (count,) or array.dtype.kind not in "iu":
         raise UserError(
