@@ -29,7 +29,8 @@ from clip_jax.hosts.agreement import from_first
 
 SHOWN = 8  # pictures of mistakes, and of the worst queries
 PICTURE = 144  # pixels of a picture's longer side
-_NOT_OF_RESULTS = ("path", "batch_size", "remote")  # fields of data that change no result
+# Fields of data that change no result; what is at a path has a hash of its own.
+_NOT_OF_RESULTS = ("path", "train_data", "validation_data", "batch_size", "remote")
 
 
 class Job(NamedTuple):
@@ -50,6 +51,7 @@ class _Opened(NamedTuple):
     data: TaskData
     prompts: tuple[str, ...]  # what the text tower is asked, or stands for it
     finish: Callable[[Row], Row]  # adds a set's fields
+    learned: Sequence[Source] = ()  # what the task learns from
 
 
 def run_jobs(
@@ -129,7 +131,8 @@ def _open(job: Job, data_root: str) -> _Opened:
     if task.check is check_labelled:
         of_classes = prompts_of(read_labels(source, job.data), job.data)
         prompts = tuple(text for of_class in of_classes for text in of_class)
-    return _Opened(source, job.data, prompts, lambda row: row)
+    learned = () if task.learned is None else task.learned(job.data)
+    return _Opened(source, job.data, prompts, lambda row: row, learned)
 
 
 def _prompts(names: Sequence[Any], templates: Sequence[str]) -> Iterator[str]:
@@ -141,11 +144,13 @@ def _prompts(names: Sequence[Any], templates: Sequence[str]) -> Iterator[str]:
 
 def _data_hash(job: Job, opened: _Opened, embedders: AnyEmbedders) -> str:
     """Hashes images and captions, and all other fields of the records if the task reads labels."""
-    source = opened.source
-    if source is None:  # glyphs, which come with the package
+    if opened.source is None:  # glyphs, which come with the package
         return prompts_hash([repr(embedders.transform)])
-    digest = hashlib.sha256(data_hash(source, embedders.transform).encode())
-    if TASKS[job.task].check is not None:
+    digest = hashlib.sha256()
+    for source in (opened.source, *opened.learned):
+        digest.update(data_hash(source, embedders.transform).encode())
+        if TASKS[job.task].check is None:
+            continue
         for index in range(len(source)):
             try:
                 digest.update(repr(sorted(source.metadata(index).items())).encode())

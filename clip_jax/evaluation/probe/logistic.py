@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -25,9 +24,9 @@ from clip_jax.evaluation.probe.penalty_path import MAX_EVALUATIONS, Rows, solve_
 logger = logging.getLogger(__name__)
 
 LOGITS_PER_BLOCK = 1 << 20
-TOLERANCE = 1e-10  # of a fit; predictions then agree with scikit-learn's where it is at its optimum
-# Between penalties that are far apart, others are solved roughly, which takes fewer evaluations than
-# one long step: 300 instead of 700 for a single weak penalty of the benchmark.
+TOLERANCE = 1e-10  # of a fit, whose predictions then agree with those of scikit-learn's optimum
+# Between penalties that are far apart, others are solved roughly, which takes fewer evaluations
+# than one long step: 300 instead of 700 for a single weak penalty of the benchmark.
 _HELPERS_PER_DECADE = 2
 HELPER_TOLERANCE = 1e-4
 _PATH_MULTIPLE = 16  # penalties; each length is compiled
@@ -172,12 +171,15 @@ def make_problem(features, labels) -> Problem:
     shares_C = np.bincount(labels_N) / len(labels_N)
     start_PC = np.zeros((len(whitening.spectrum_R) + 1, len(shares_C)), np.float32)
     start_PC[-1] = np.log(shares_C)
-    rows = place_rows(whitening(features_ND), labels_N, len(shares_C))
+    equal_N = np.full(len(labels_N), 1 / len(labels_N))
+    rows = place_rows(whitening(features_ND), labels_N, len(shares_C), equal_N)
     return Problem(whitening, rows, len(labels_N), start_PC)
 
 
-def place_rows(white_NR: np.ndarray, labels_N: np.ndarray, num_classes: int) -> Rows:
-    """Puts rows of equal weight on the local devices, in blocks of bounded size."""
+def place_rows(
+    white_NR: np.ndarray, labels_N: np.ndarray, num_classes: int, weights_N: np.ndarray
+) -> Rows:
+    """Puts rows on the local devices, in blocks of bounded size, which rows of weight 0 fill."""
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), ("rows",), devices=devices, axis_types=(AxisType.Auto,))
     count = len(labels_N)
@@ -190,8 +192,8 @@ def place_rows(white_NR: np.ndarray, labels_N: np.ndarray, num_classes: int) -> 
         by_row = NamedSharding(mesh, P(None, "rows"))
         return jax.device_put(padded.reshape(blocks, block, *values.shape[1:]), by_row)
 
-    weights_N = np.full(count, 1 / count, np.float32)
-    return Rows(placed(white_NR), placed(labels_N.astype(np.int32)), placed(weights_N))
+    labels_N, weights_N = labels_N.astype(np.int32), weights_N.astype(np.float32)
+    return Rows(placed(white_NR), placed(labels_N), placed(weights_N))
 
 
 def check_features(features, name: str = "features", width: int | None = None) -> np.ndarray:

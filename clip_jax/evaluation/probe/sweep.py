@@ -35,6 +35,17 @@ SEARCH_STEP = 2 * STEPS_PER_DECADE  # between the values at which the search sta
 SWEEP_TOLERANCE = 1e-7
 
 
+class Examples(NamedTuple):
+    """Labelled features."""
+
+    features: np.ndarray  # float (N, D)
+    labels: np.ndarray  # int (N,), numbers of classes
+
+    def part(self, rows: np.ndarray) -> "Examples":
+        """Returns the rows of a mask, or of numbers."""
+        return Examples(self.features[rows], self.labels[rows])
+
+
 class Sweep(NamedTuple):
     """Validation scores of the values of λ that were tried, falling."""
 
@@ -61,14 +72,14 @@ class Probe(NamedTuple):
 
 
 def fit_probe(
-    train: tuple[np.ndarray, np.ndarray],
-    validation: tuple[np.ndarray, np.ndarray],
+    train: Examples,
+    validation: Examples,
     order: Literal["search", "all"] = "search",
 ) -> Probe:
     """Chooses λ on the validation rows, then fits on training and validation rows.
 
     Args:
-      train, validation: (features float (N, D), labels int (N,)); each class is in `train`.
+      train, validation: rows; each class is in `train`.
       order: whether OpenAI's search or all of `LAMBDAS` are tried.
 
     Raises:
@@ -82,8 +93,8 @@ def fit_probe(
 
 
 def sweep_penalties(
-    train: tuple[np.ndarray, np.ndarray],
-    validation: tuple[np.ndarray, np.ndarray],
+    train: Examples,
+    validation: Examples,
     order: Literal["search", "all"] = "search",
 ) -> Sweep:
     """Fits on training rows for several λ, and scores each on the validation rows.
@@ -92,9 +103,10 @@ def sweep_penalties(
     """
     problem = make_problem(*train)
     width, num_classes = len(problem.whitening.mean_D), problem.num_classes
-    features_ND = check_features(validation[0], "validation features", width)
-    labels_N = check_labels(validation[1], len(features_ND), "validation labels", num_classes)
-    rows = place_rows(problem.whitening(features_ND), labels_N, num_classes)
+    features_ND = check_features(validation.features, "validation features", width)
+    labels_N = check_labels(validation.labels, len(features_ND), "validation labels", num_classes)
+    equal_N = np.full(len(labels_N), 1 / len(labels_N))
+    rows = place_rows(problem.whitening(features_ND), labels_N, num_classes, equal_N)
     solutions: dict[int, np.ndarray] = {}
     scores: dict[int, tuple[float, float]] = {}
 

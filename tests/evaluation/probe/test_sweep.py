@@ -7,23 +7,22 @@ from scipy.special import log_softmax
 
 from clip_jax.errors import UserError
 from clip_jax.evaluation.probe.logistic import fit_logistic_regression
-from clip_jax.evaluation.probe.sweep import LAMBDAS, fit_probe, sweep_penalties
+from clip_jax.evaluation.probe.sweep import LAMBDAS, Examples, fit_probe, sweep_penalties
 
 CLASSES, WIDTH = 5, 30
-Rows = tuple[np.ndarray, np.ndarray]
 
 
-def clusters(seed: int, train: int = 150, validation: int = 100) -> tuple[Rows, Rows]:
+def clusters(seed: int, train: int = 150, validation: int = 100) -> tuple[Examples, Examples]:
     """Clusters on scales of their own, some labels of which are wrong: training, validation."""
     draw = np.random.default_rng(seed)
     centres = draw.normal(size=(CLASSES, WIDTH)) / draw.uniform(1, 3)
     scales, wrong = draw.lognormal(size=WIDTH), draw.uniform(0, 0.3)
 
-    def rows(count: int) -> Rows:
+    def rows(count: int) -> Examples:
         labels = np.arange(count) % CLASSES
         features = (centres[labels] + draw.normal(size=(count, WIDTH))) * scales
         labels = np.where(draw.random(count) < wrong, draw.integers(0, CLASSES, count), labels)
-        return features.astype(np.float32), labels
+        return Examples(features.astype(np.float32), labels)
 
     return rows(train), rows(validation)
 
@@ -43,7 +42,7 @@ def test_search_finds_the_penalty_of_the_whole_sweep(seed: int) -> None:
 
 def test_scores_are_those_of_each_fit_on_the_validation_rows() -> None:
     train, (features, labels) = clusters(1)
-    sweep = sweep_penalties(train, (features, labels))
+    sweep = sweep_penalties(train, Examples(features, labels))
     weights, bias = fit_logistic_regression(*train, sweep.lambdas_K / len(train[1]))
     for number, (each, of_class) in enumerate(zip(weights, bias, strict=True)):
         logits = features @ each + of_class
@@ -70,8 +69,8 @@ def test_final_fit_is_on_all_rows_at_the_same_lambda() -> None:
 def test_bad_validation_rows_are_one_line() -> None:
     train, (features, labels) = clusters(3)
     with pytest.raises(UserError, match=r"validation features: are 29 wide; accepted is 30"):
-        fit_probe(train, (features[:, 1:], labels))
+        fit_probe(train, Examples(features[:, 1:], labels))
     with pytest.raises(UserError, match=r"validation labels: 5 is among them"):
-        fit_probe(train, (features, labels + 1))
+        fit_probe(train, Examples(features, labels + 1))
     with pytest.raises(UserError, match=r"validation features: row 0 is not finite"):
-        fit_probe(train, (features * np.nan, labels))
+        fit_probe(train, Examples(features * np.nan, labels))
