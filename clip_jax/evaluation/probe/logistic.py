@@ -49,8 +49,8 @@ def fit_logistic_regression(features, labels, l2) -> tuple[np.ndarray, np.ndarra
       bias's mean over the classes, which changes no probability, is 0.
 
     Raises:
-      UserError: features that are not (N, D) or not finite, labels that are not integers, a single
-        class or a class without a row, a penalty that is not greater than 0.
+      UserError: features that are not (N, D), not finite or all the same, labels that are not
+        integers, a single class or a class without a row, a penalty that is not greater than 0.
     """
     problem = make_problem(features, labels)
     l2 = np.asarray(l2)
@@ -85,7 +85,10 @@ class Whitening:
 
 
 def fit_whitening(features_ND: np.ndarray) -> Whitening:
-    """Finds the whitening of features; directions in which they do not vary are left out."""
+    """Finds the whitening of features; directions in which they do not vary are left out.
+
+    Raises `UserError` if they vary in none.
+    """
     count, width = features_ND.shape
     mean_D = features_ND.mean(0, dtype=np.float64)
     covariance_DD = np.zeros((width, width))
@@ -93,8 +96,11 @@ def fit_whitening(features_ND: np.ndarray) -> Whitening:
         centred = features_ND[part].astype(np.float64) - mean_D
         covariance_DD += centred.T @ centred / count
     spectrum, vectors = np.linalg.eigh(covariance_DD)
-    # The bound below which an eigenvalue is rounding error is that of numpy's `matrix_rank`.
-    varies = spectrum > spectrum[-1] * width * np.finfo(np.float64).eps
+    # Below this bound an eigenvalue is rounding error: numpy's `matrix_rank`, and the mean's.
+    eps = np.finfo(np.float64).eps
+    varies = spectrum > width * eps * (spectrum[-1] + eps * mean_D @ mean_D)
+    if not varies.any():
+        raise UserError("features: are the same in every row, so nothing can be learnt from them")
     spectrum, vectors = spectrum[varies], vectors[:, varies]
     return Whitening(mean_D, vectors / np.sqrt(spectrum), spectrum)
 

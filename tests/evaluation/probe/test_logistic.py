@@ -108,6 +108,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"features": np.zeros(4)}, "features: float64 of shape (4,)"),
         ({"features": [["a"]] * 4}, "features: <U1"),
         ({"features": np.array([[0.0], [np.nan], [1], [2]])}, "row 1 is not finite"),
+        ({"features": np.full((4, 3), 0.1)}, "features: are the same in every row"),
         ({"labels": ["cat", "dog", "cat", "dog"]}, "labels: are text, such as 'cat'"),
         ({"labels": [0.0, 1.0, 0.0, 1.0]}, "labels: float64"),
         ({"labels": [0, 1]}, "accepted are integers (4,)"),
