@@ -2,10 +2,10 @@
 
     python benchmarks/probe.py
 
-97 values of λ from 1e6 to 1e-6, which are tried whole and by the search. scikit-learn, as people
-run it (tolerance 1e-4, at most 1,000 iterations, float32), is timed on every `stride`-th value, and
-scaled. To see that it would choose the same λ, that one and its neighbours are fitted to a tolerance
-of 1e-10: at 1e-4 it stops short of the optimum. Prints one JSON object.
+97 values of λ from 1e6 to 1e-6, tried whole and by the search. scikit-learn, as people run it
+(tolerance 1e-4, at most 1,000 iterations, float32), is timed on every `stride`-th value and scaled.
+To see that it would choose the same λ, that one and its neighbours are fitted to a tolerance of
+1e-10: at 1e-4 it stops short of the optimum. Prints one JSON object.
 """
 
 import json

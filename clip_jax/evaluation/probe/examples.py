@@ -9,7 +9,7 @@ import numpy as np
 from clip_jax.data.records import Source
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
-from clip_jax.evaluation.embeddings import AnyEmbedders, unprojected
+from clip_jax.evaluation.embeddings import AnyEmbedders, data_hash, unprojected
 from clip_jax.evaluation.labels import Labels, read_labels
 from clip_jax.evaluation.opening import Row, dataset_fields, open_labelled
 from clip_jax.evaluation.probe.sweep import Examples
@@ -115,7 +115,9 @@ def _read(source: Source, learned: Sequence[Source], data: TaskData) -> list[Lab
     """Returns the labels of the test's images, then those of the others."""
     found = [read_labels(source, data)]
     for other, (their_data, _) in zip(learned, _learned(data), strict=True):
-        if other.fingerprint == source.fingerprint:
+        # A fingerprint is of names and captions, which folders of other images may share.
+        same = other.fingerprint == source.fingerprint
+        if same and data_hash(other, "") == data_hash(source, ""):
             raise UserError(f"{their_data.path}: holds the images of the test; others are accepted")
         labels = read_labels(other, their_data)
         _check_same(labels.names, found[0].names, their_data.path, data.path)

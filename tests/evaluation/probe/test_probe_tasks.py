@@ -148,7 +148,9 @@ def test_mistakes_are_one_line(name: str, data: TaskData, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_the_images_of_the_test_teach_nothing(data: TaskData) -> None:
+def test_the_images_of_the_test_teach_nothing(data: TaskData, tmp_path: Path) -> None:
+    others = write_photos(tmp_path / "others", 7, 10)  # other images under the same names
+    check_task("knn", dataclasses.replace(data, train_data=others))
     with pytest.raises(UserError, match="holds the images of the test"):
         check_task("knn", dataclasses.replace(data, train_data=data.path))
 
