@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_sets import COLOURS, SEEING
-from pictures import encode
-from PIL import Image
+from benchmark_sets import SEEING, WRONG_NAMES, write_noisy_squares
 
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
@@ -23,27 +21,15 @@ from clip_jax.evaluation.results import Results
 from clip_jax.evaluation.tasks import check_task, run_task
 
 TASKS = ("linear_probe", "knn", "few_shot")
-# Their embeddings have the names of other colours, which training images must put right.
-NAMES = {"blue": "red", "red": "green", "green": "blue"}
-
-
-def write_photos(root: Path, seed: int, count: int, names: dict[str, str] = NAMES) -> str:
-    """Writes noisy squares in a folder a class; a fifth of them have another's colour."""
-    draw = np.random.default_rng(seed)
-    for name, colour in names.items():
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            seen = colour if number % 5 else "red"
-            pixels = np.asarray(COLOURS[seen]) * 0.5 + draw.uniform(0, 90, (8, 8, 3))
-            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-            (root / name / f"{number}.png").write_bytes(encode(image, "PNG"))
-    return str(root)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> TaskData:
     root = tmp_path_factory.mktemp("photos")
-    test, train = write_photos(root / "test", 0, 10), write_photos(root / "train", 1, 20)
+    test, train = (
+        write_noisy_squares(root / "test", 0, 10),
+        write_noisy_squares(root / "train", 1, 20),
+    )
     return TaskData(path=test, train_data=train)
 
 
@@ -66,7 +52,7 @@ def test_probe_holds_a_tenth_out_unless_validation_images_are_given(
     (row,) = run_task("linear_probe", SEEING, data)
     assert (row["num_train_images"], row["num_validation_images"]) == (54, 6)
     assert row["lambda"] in LAMBDAS
-    validation = write_photos(tmp_path / "validation", 2, 4)
+    validation = write_noisy_squares(tmp_path / "validation", 2, 4)
     (row,) = run_task("linear_probe", SEEING, dataclasses.replace(data, validation_data=validation))
     assert (row["num_train_images"], row["num_validation_images"]) == (60, 12)
 
@@ -108,7 +94,7 @@ def test_results_go_on_compare_and_know_the_training_images(data: TaskData, tmp_
 
     run("a")
     assert len(results.rows) == 2 + 5
-    assert results.samples(results.rows[0])["classnames"].tolist() == sorted(NAMES)
+    assert results.samples(results.rows[0])["classnames"].tolist() == sorted(WRONG_NAMES)
     run("a")
     assert [line.endswith("finished before") for line in said] == [True] * 3
     run("b")
@@ -122,12 +108,12 @@ def test_results_go_on_compare_and_know_the_training_images(data: TaskData, tmp_
 
 
 def other_class(root: Path) -> dict[str, Any]:
-    return {"train_data": write_photos(root / "more", 0, 2, NAMES | {"grey": "red"})}
+    return {"train_data": write_noisy_squares(root / "more", 0, 2, WRONG_NAMES | {"grey": "red"})}
 
 
 def class_missing(root: Path) -> dict[str, Any]:
     (root / "names.txt").write_text("red\ngreen\nblue\n")
-    train = write_photos(root / "less", 0, 2, {"red": "red", "green": "green"})
+    train = write_noisy_squares(root / "less", 0, 2, {"red": "red", "green": "green"})
     return {"train_data": train, "classnames": str(root / "names.txt")}
 
 
@@ -149,7 +135,7 @@ def test_mistakes_are_one_line(name: str, data: TaskData, tmp_path: Path) -> Non
 
 
 def test_the_images_of_the_test_teach_nothing(data: TaskData, tmp_path: Path) -> None:
-    others = write_photos(tmp_path / "others", 7, 10)  # other images under the same names
+    others = write_noisy_squares(tmp_path / "others", 7, 10)  # other images under the same names
     check_task("knn", dataclasses.replace(data, train_data=others))
     with pytest.raises(UserError, match="holds the images of the test"):
         check_task("knn", dataclasses.replace(data, train_data=data.path))
