@@ -47,8 +47,8 @@ def few_shot(embedders: AnyEmbedders, data: TaskData) -> list[Row]:
         hits_SN = np.stack([_hits(features, labels, *fit) for fit in fits])
         per_class = [mean_per_class(hits, labels).mean() for hits in hits_SN]
         metrics = {
-            "accuracy_top1": _over_seeds(hits_SN.mean(1)),
-            "mean_per_class_accuracy": _over_seeds(np.asarray(per_class)),
+            "accuracy_top1": over_seeds(hits_SN.mean(1)),
+            "mean_per_class_accuracy": over_seeds(np.asarray(per_class)),
         }
         fields = {"dataset": f"{data.path}/{shots} shots", "shots": shots, "seeds": SEEDS}
         samples = {"labels": labels, f"{METRIC}accuracy_top1": hits_SN.mean(0)}
@@ -71,7 +71,7 @@ def _hits(
     )
 
 
-def _over_seeds(values_S: np.ndarray) -> Estimate:
+def over_seeds(values_S: np.ndarray) -> Estimate:
     """Returns the mean and Student's interval, within the values that a share can have."""
     mean, count = values_S.mean(), len(values_S)
     reach = student.ppf(0.975, count - 1) * values_S.std(ddof=1) / np.sqrt(count)

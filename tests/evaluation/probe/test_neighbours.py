@@ -34,3 +34,12 @@ def test_fewer_training_images_than_neighbours_all_vote() -> None:
     logits = NearestNeighbours(train, 3).logits(np.eye(3, dtype=np.float32)[:1])
     alone, one = np.exp(-1 / TEMPERATURE), np.exp(1 / TEMPERATURE)
     np.testing.assert_allclose(np.exp(logits), [[alone + one, alone + 2, alone]])
+
+
+def test_rows_that_fill_a_block_are_no_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their cosine would be 0, which is more than that of all others."""
+    monkeypatch.setattr(neighbours, "GALLERY_BLOCK", 20)
+    train = Examples(-np.ones((25, 1), np.float32), np.arange(25) % 2)
+    cosines, rows = NearestNeighbours(train, 2).nearest(np.ones((3, 1), np.float32))
+    np.testing.assert_array_equal(cosines, -1)
+    assert rows.max() < 25

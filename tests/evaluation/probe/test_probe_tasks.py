@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmark_sets import SEEING, WRONG_NAMES, write_noisy_squares
+from scipy.stats import ttest_1samp
 
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation.comparison import differences
 from clip_jax.evaluation.jobs import Job, run_jobs
 from clip_jax.evaluation.metrics.intervals import share_interval
+from clip_jax.evaluation.probe.evaluators import over_seeds
 from clip_jax.evaluation.probe.examples import Learning, with_validation
 from clip_jax.evaluation.probe.sweep import LAMBDAS, Examples
 from clip_jax.evaluation.results import Results
@@ -64,6 +66,14 @@ def test_few_shots_are_a_row_each_with_an_interval_over_seeds(data: TaskData) ->
     for row in rows:
         assert 0 <= row["accuracy_top1_low"] <= row["accuracy_top1"] <= row["accuracy_top1_high"]
     assert rows[-1]["accuracy_top1"] == pytest.approx(26 / 30, abs=0.04)
+
+
+def test_interval_over_seeds_is_that_of_a_t_test() -> None:
+    values = np.array([0.5, 0.55, 0.62, 0.4, 0.51])
+    expected = ttest_1samp(values, 0).confidence_interval()
+    assert over_seeds(values) == pytest.approx((values.mean(), *expected))
+    assert over_seeds(np.array([1.0, 0.9]))[1:] == (0, 1)
+    assert over_seeds(np.ones(3)) == (1, 1, 1)
 
 
 def learning(labels: list[int]) -> Learning:
