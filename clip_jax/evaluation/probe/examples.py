@@ -65,6 +65,7 @@ def embed_examples(embedders: AnyEmbedders, data: TaskData) -> Learning:
     ]
     validation = others[0] if others else None
     labels, records, _ = found[0]
+    _check_each_class(train.labels, labels.names, data)  # some images may be damaged
     fields = {**dataset_fields(sources[0], data), "labels": labels.read_as}
     fields |= {"features": data.features, "num_train_images": len(train.labels)}
     return Learning(train, validation, test, records, labels.names, fields)
@@ -122,11 +123,15 @@ def _read(source: Source, learned: Sequence[Source], data: TaskData) -> list[Lab
         labels = read_labels(other, their_data)
         _check_same(labels.names, found[0].names, their_data.path, data.path)
         found.append(labels)
-    empty = np.setdiff1d(np.arange(len(found[1].classes)), found[1].numbers)
-    if len(empty):
-        names = _some([found[1].names[number] for number in empty])
-        raise UserError(f"{data.train_data}: has no image of {names}; each class needs one")
+    _check_each_class(found[1].numbers, found[1].names, data)
     return found
+
+
+def _check_each_class(numbers: np.ndarray, names: Sequence[str], data: TaskData) -> None:
+    empty = np.setdiff1d(np.arange(len(names)), numbers)
+    if len(empty):
+        missing = _some([names[number] for number in empty])
+        raise UserError(f"{data.train_data}: has no image of {missing}; each class needs one")
 
 
 def _check_same(names: Sequence[str], of_test: Sequence[str], path: str, test_path: str) -> None:

@@ -145,6 +145,14 @@ def test_mistakes_are_one_line(name: str, data: TaskData, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_a_class_of_damaged_images_has_none(data: TaskData, tmp_path: Path) -> None:
+    train = shutil.copytree(str(data.train_data), tmp_path / "train")
+    for image in (train / "red").iterdir():
+        image.write_bytes(b"no image")
+    with pytest.raises(UserError, match="has no image of 'red'; each class needs one"):
+        run_task("few_shot", SEEING, dataclasses.replace(data, train_data=str(train)))
+
+
 def test_the_images_of_the_test_teach_nothing(data: TaskData, tmp_path: Path) -> None:
     others = write_noisy_squares(tmp_path / "others", 7, 10)  # other images under the same names
     check_task("knn", dataclasses.replace(data, train_data=others))
