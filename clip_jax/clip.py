@@ -31,6 +31,7 @@ from clip_jax.models.generation import (
     generate_tokens,
     generation_settings,
 )
+from clip_jax.models.heads import POOLED
 from clip_jax.models.text import needed_tokens
 from clip_jax.models.two_tower import TwoTower, count_trainable, l2_normalize, normalize_images
 from clip_jax.sharding import batch_sharding, leaves_by_path, make_mesh, replicated
@@ -43,14 +44,26 @@ logger = logging.getLogger(__name__)
 ALL = 1 << 30  # a batch that holds everything
 
 
-@functools.partial(jax.jit, static_argnames=("config", "normalize", "out_sharding"))
+@functools.partial(jax.jit, static_argnames=("config", "normalize", "out_sharding", "projected"))
 def embed_images(
-    params: Any, images: jax.Array, config: ClipConfig, normalize: bool, out_sharding: NamedSharding
+    params: Any,
+    images: jax.Array,
+    config: ClipConfig,
+    normalize: bool,
+    out_sharding: NamedSharding,
+    projected: bool = True,
 ) -> jax.Array:
-    """(B, S, S, 3) uint8 -> (B, D) float32: compiled evaluation step of images."""
-    embeds: Any = TwoTower(config).apply(
-        {"params": params}, normalize_images(images, config), method="encode_image"
+    """(B, S, S, 3) uint8 -> (B, D) float32: compiled evaluation step of images.
+
+    With `projected=False`, (B, W): what the tower has before its projection; ResNets have none.
+    """
+    embeds, sown = TwoTower(config).apply(
+        {"params": params},
+        normalize_images(images, config),
+        method="encode_image",
+        mutable=[] if projected else [POOLED],
     )
+    embeds = next(iter(jax.tree.leaves(sown)), embeds)
     embeds = l2_normalize(embeds) if normalize else embeds.astype(jnp.float32)
     return jax.lax.with_sharding_constraint(embeds, out_sharding)
 
@@ -157,14 +170,22 @@ class Clip:
         images: ImageLike | Iterable[ImageLike],
         batch_size: int = 256,
         normalize: bool = True,
+        projected: bool = True,
     ) -> np.ndarray:
         """Embeds images: float32 (N, D), rows of length 1 unless `normalize=False`.
 
         `images` are (N, S, S, 3) already transformed, or one or an ordered iterable of whatever
-        `transform` takes. Raises `UserError` for anything else.
+        `transform` takes. `projected=False` gives the features before the projection into the
+        shared space, (N, tower's width), which probes are often fitted on (paper, appendix A.3); a
+        ResNet, whose pooling projects, has none but the embeddings. Raises `UserError` for anything
+        else.
         """
-        normalize = yes_or_no(normalize, "normalize")
-        embed = functools.partial(embed_images, config=self.config, normalize=normalize)
+        embed = functools.partial(
+            embed_images,
+            config=self.config,
+            normalize=yes_or_no(normalize, "normalize"),
+            projected=yes_or_no(projected, "projected"),
+        )
         return self._embed(embed, self._image_chunks(images, batch_size), batch_size)
 
     def _image_chunks(self, images: Any, batch_size: int) -> Iterable[np.ndarray]:

@@ -3,6 +3,8 @@
 python -m clip_jax.evaluate --model=runs/quickstart --tasks=glyphs/letters,glyphs/retrieval
 python -m clip_jax.evaluate --model=runs/mine --tasks=zero_shot --data=photos/test
 --output=result.json
+python -m clip_jax.evaluate --model=runs/mine --tasks=linear_probe,knn,few_shot --data=photos/test
+--train_data=photos/train --output=results/mine
 python -m clip_jax.evaluate --model=runs/mine,runs/other --suite=imagenet_robustness,retrieval
 --data_root=/data --compare --output=results/two
 
@@ -156,6 +158,7 @@ def _embedders(source: str, folder: Path | None) -> "tuple[Embedders, str]":
         clip.config.embed_dim,
         shares=True,
         store=None if folder is None else EmbeddingStore(folder / "embeddings", model_hash),
+        embed_pooled=functools.partial(clip.encode_image, projected=False),
     )
     return embedders, model_hash
 

@@ -28,6 +28,12 @@ class TaskOptions(Checked):
     # after: "gender", "race", or a file whose first line names the groups, as "male,female".
     project_out: str | None = None
     skew_k: Annotated[int, POSITIVE] = 1000  # images at the top of a ranking whose groups count
+    # Labelled images from which linear_probe, knn and few_shot learn, read as the others are, and
+    # those on which a penalty is chosen; None: a tenth of the training images.
+    train_data: str | None = None
+    validation_data: str | None = None
+    # What they learn from: embeddings, or what the image tower has before its projection.
+    features: Literal["projected", "unprojected"] = "projected"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 # name -> the module that defines it
 _EXPORTS = {
     "bootstrap_interval": "clip_jax.evaluation.metrics.intervals",
+    "fit_logistic_regression": "clip_jax.evaluation.probe.logistic",
     "max_skew": "clip_jax.evaluation.metrics.skew",
     "min_skew": "clip_jax.evaluation.metrics.skew",
     "ndkl": "clip_jax.evaluation.metrics.skew",
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from clip_jax.evaluation.metrics.skew import max_skew as max_skew
     from clip_jax.evaluation.metrics.skew import min_skew as min_skew
     from clip_jax.evaluation.metrics.skew import ndkl as ndkl
+    from clip_jax.evaluation.probe.logistic import (
+        fit_logistic_regression as fit_logistic_regression,
+    )
     from clip_jax.evaluation.retrieval import retrieval_recalls as retrieval_recalls
     from clip_jax.evaluation.soup import greedy_soup as greedy_soup
     from clip_jax.evaluation.soup import soup as soup

@@ -100,7 +100,8 @@ class Embedders:
     width: int = 0  # D, where several models are joined
     shares: bool = False
     store: EmbeddingStore | None = None
-    change: str = ""  # what `embed_image` does to the pixels first, see `changed`
+    change: str = ""  # what else `embed_image` does than the model, see `changed`
+    embed_pooled: Embed | None = None  # as `embed_image`, but without the projection
 
     def class_logits(self, embeds: np.ndarray, classifier: np.ndarray) -> np.ndarray:
         """(N, D), (D, C) of length 1 -> (N, C): what the softmax over classes takes."""
@@ -165,6 +166,20 @@ def changed(
     if isinstance(embedders, Ensemble):
         return dataclasses.replace(embedders, members=tuple(map(of, embedders.members)))
     return of(embedders)
+
+
+def unprojected(embedders: AnyEmbedders) -> AnyEmbedders:
+    """Returns the same model with features before the projection, rows of length 1, as embeddings.
+
+    Raises UserError: they are not at hand.
+    """
+    if isinstance(embedders, Ensemble):
+        raise UserError("features='unprojected': an ensemble has none; 'projected' is accepted")
+    if embedders.embed_pooled is None:
+        raise UserError("features='unprojected': training has none; 'projected' is accepted")
+    return dataclasses.replace(
+        embedders, embed_image=embedders.embed_pooled, change="unprojected", embed_pooled=None
+    )
 
 
 def embed_source(embedders: AnyEmbedders, source: Source, batch_size: int) -> EmbeddedImages:

@@ -30,7 +30,8 @@ from clip_jax.evaluation.suites.sets import EvaluationSet
 from clip_jax.evaluation.tasks import TASKS
 from clip_jax.hosts.agreement import from_first
 
-_NOT_OF_RESULTS = ("path", "batch_size", "remote")  # fields of data that change no result
+# Fields of data that change no result; what is at a path has a hash of its own.
+_NOT_OF_RESULTS = ("path", "train_data", "validation_data", "batch_size", "remote")
 
 
 class Job(NamedTuple):
@@ -51,6 +52,7 @@ class _Opened(NamedTuple):
     data: TaskData
     prompts: tuple[str, ...]  # what the text tower is asked, or stands for it
     finish: Callable[[Row], Row]  # adds a set's fields
+    learned: Sequence[Source] = ()  # what the task learns from
 
 
 def run_jobs(
@@ -151,7 +153,8 @@ def _open(job: Job, data_root: str) -> _Opened:
     if task.check is check_labelled:
         of_classes = prompts_of(read_labels(source, job.data), job.data)
         prompts = tuple(text for of_class in of_classes for text in of_class)
-    return _Opened(source, job.data, prompts, lambda row: row)
+    learned = () if task.learned is None else task.learned(job.data)
+    return _Opened(source, job.data, prompts, lambda row: row, learned)
 
 
 def _prompts(names: Sequence[Any], templates: Sequence[str]) -> Iterator[str]:
@@ -166,11 +169,13 @@ def _data_hash(job: Job, opened: _Opened) -> str:
 
     The transform is the model's, and in its hash; models of other image sizes see the same data.
     """
-    source = opened.source
-    if source is None:  # glyphs, which come with the package
+    if opened.source is None:  # glyphs, which come with the package
         return prompts_hash([job.task])
-    digest = hashlib.sha256(data_hash(source, None).encode())
-    if TASKS[job.task].check is not None:
+    digest = hashlib.sha256()
+    for source in (opened.source, *opened.learned):
+        digest.update(data_hash(source, None).encode())
+        if TASKS[job.task].check is None:
+            continue
         for index in range(len(source)):
             try:
                 digest.update(repr(sorted(source.metadata(index).items())).encode())

@@ -16,13 +16,13 @@ _SPLITS = ("test", "validation")
 
 def open_captioned(data: TaskData, **changes: Any) -> Source:
     """Opens images with captions; data with splits defaults to the test split."""
-    return open_refined(data, preferred_splits=_SPLITS, **changes)
+    return open_refined(data, **{"preferred_splits": _SPLITS, **changes})
 
 
-def open_labelled(data: TaskData) -> Source:
+def open_labelled(data: TaskData, **changes: Any) -> Source:
     """Opens images with labels, which need no captions."""
     label_column = group_member(data.group_key) or data.label_key
-    return open_captioned(data, needs_captions=False, label_column=label_column)
+    return open_captioned(data, needs_captions=False, label_column=label_column, **changes)
 
 
 def dataset_fields(source: Source, data: TaskData) -> Row:

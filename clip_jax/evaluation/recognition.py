@@ -79,14 +79,21 @@ def open_recognition(embedders: AnyEmbedders, data: TaskData) -> Recognition:
     return Recognition(source, labels, prompts_classifier(embed, prompts_of(labels, data)))
 
 
+def embed_labelled(
+    embedders: AnyEmbedders, source: Source, labels: Labels, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the records that have an image and a label, int64 (N,), and embeddings (N, D)."""
+    images = embed_source(embedders, source, batch_size)
+    used = labels.numbers[images.records] != UNLABELLED
+    return images.records[used], images.embeds[used]
+
+
 def recognise(
     embedders: AnyEmbedders, opened: Recognition, data: TaskData
 ) -> tuple[Row, np.ndarray]:
     """Classifies the labelled images; returns the row, with "samples", and their embeddings."""
     source, labels, classifier = opened
-    images = embed_source(embedders, source, data.batch_size)
-    used = labels.numbers[images.records] != UNLABELLED
-    records, embeds = images.records[used], images.embeds[used]
+    records, embeds = embed_labelled(embedders, source, labels, data.batch_size)
     metrics, samples = evaluate_zero_shot(
         embeds, labels.numbers[records], classifier, embedders.class_logits
     )

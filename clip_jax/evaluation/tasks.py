@@ -18,6 +18,8 @@ from clip_jax.evaluation.embeddings import AnyEmbedders
 from clip_jax.evaluation.fairness.faces import check_faces, fairness, open_faces
 from clip_jax.evaluation.fairness.skew import check_grouped, open_grouped, skew
 from clip_jax.evaluation.opening import Row, open_captioned, open_labelled
+from clip_jax.evaluation.probe.evaluators import few_shot, knn, linear_probe
+from clip_jax.evaluation.probe.examples import check_learning, open_learned
 from clip_jax.evaluation.recognition import (
     check_labelled,
     check_multilabel,
@@ -40,11 +42,16 @@ class Task:
     open: Callable[[TaskData], Source] | None = None
     # Raises `UserError` for what else it cannot use; returns warnings for the user.
     check: Callable[[Source, TaskData], Sequence[str]] | None = None
+    # Opens the images that the task learns from, which are part of what a row is of.
+    learned: Callable[[TaskData], list[Source]] | None = None
 
 
 TASKS: dict[str, Task] = {
     "zero_shot": Task(zero_shot, open_labelled, check_labelled),
     "multilabel": Task(multilabel, open_labelled, check_multilabel),
+    "linear_probe": Task(linear_probe, open_labelled, check_learning, open_learned),
+    "knn": Task(knn, open_labelled, check_learning, open_learned),
+    "few_shot": Task(few_shot, open_labelled, check_learning, open_learned),
     "corruptions": Task(corruptions, open_labelled, check_labelled),
     "resolutions": Task(resolutions, open_labelled, check_labelled),
     "retrieval": Task(matching.retrieval, open_captioned),

@@ -22,7 +22,7 @@ from clip_jax.evaluation.prompts import Templates, get_templates
 Classes = Iterable[str | Sequence[str]]
 
 TEXTS_PER_CALL = 1 << 14  # prompts that are embedded at once
-_ROWS = 4096  # images whose scores are held at once
+ROWS_AT_ONCE = 4096  # images whose scores are held at once
 METRIC, GROUPS = "metric/", "groups/"  # prefixes of a row's arrays, before the metric's name
 
 
@@ -113,10 +113,7 @@ def evaluate_zero_shot(
     classifier: np.ndarray,
     class_logits: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Measures the accuracy of a classifier of cosines, and its calibration.
-
-    Ties count in expectation over a random order of the tied classes, so a model whose scores are
-    all equal gets exactly chance and not the share of class 0.
+    """Measures a classifier of cosines: returns metrics and arrays as `evaluate_classifier` does.
 
     Args:
       image_embeds: float32 (N, D), L2-normalised.
@@ -124,6 +121,33 @@ def evaluate_zero_shot(
       classifier: float32 (D, C), such as `zero_shot_classifier`'s.
       class_logits: (n, D), (D, C) -> (n, C): logits of some images, such as
         `Embedders.class_logits`.
+
+    Raises:
+      UserError: no images, or a label outside the classes.
+    """
+
+    def logits_of(embeds: np.ndarray) -> np.ndarray:
+        return class_logits(embeds, classifier)
+
+    return evaluate_classifier(image_embeds, labels, classifier.shape[1], logits_of)
+
+
+def evaluate_classifier(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    logits_of: Callable[[np.ndarray], np.ndarray],
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Measures the accuracy of a classifier of images, and its calibration.
+
+    Ties count in expectation over a random order of the tied classes, so a model whose scores are
+    all equal gets exactly chance and not the share of class 0.
+
+    Args:
+      features: float (N, D).
+      labels: int (N,), from 0 to C − 1.
+      num_classes: C.
+      logits_of: (n, D) -> (n, C): logits of some images.
 
     Returns:
       The metrics, each with its 95 % limits `NAME_low` and `NAME_high`: `accuracy_top1`,
@@ -138,13 +162,13 @@ def evaluate_zero_shot(
     Raises:
       UserError: no images, or a label outside the classes.
     """
-    if not len(image_embeds):
-        raise UserError("zero-shot evaluation: there are no images")
-    labels = as_labels(labels, len(image_embeds), classifier.shape[1])
+    if not len(features):
+        raise UserError("evaluation of a classifier: there are no images")
+    labels = as_labels(labels, len(features), num_classes)
     parts, margins = [], []
-    for start in range(0, len(labels), _ROWS):
-        rows = slice(start, start + _ROWS)
-        logits = class_logits(image_embeds[rows], classifier)
+    for start in range(0, len(labels), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        logits = logits_of(features[rows])
         margins.append(logits[:, -1] - logits[:, 0])
         judged = judge_predictions(logits, labels[rows])
         parts.append((*judged, top_k_hits(logits, labels[rows], 5), logits.argmax(1)))
@@ -157,14 +181,14 @@ def evaluate_zero_shot(
         "adaptive_calibration_error": calibration_error(confidence, top1, equal_mass=True),
         "brier_score": brier,
     }
-    if classifier.shape[1] >= 5:
+    if num_classes >= 5:
         shares |= {"accuracy_top5": top5, "mean_top1_top5": (top1 + top5) / 2}
-    if classifier.shape[1] == 2 and len(np.unique(labels)) == 2:
+    if num_classes == 2 and len(np.unique(labels)) == 2:
         shares["roc_auc"] = roc_auc(np.concatenate(margins), labels)
     per_class = {"mean_per_class_accuracy": per_class_estimate(top1, labels)}
     row = metrics_row({**shares, **per_class, "log_loss": mean_estimate(loss)})
     contributions = {f"{METRIC}{name}": values for name, values in shares.items()}
     return (
-        {**row, "num_images": len(labels), "num_classes": classifier.shape[1]},
+        {**row, "num_images": len(labels), "num_classes": num_classes},
         {"labels": labels, "predictions": predictions, "confidence": confidence, **contributions},
     )

@@ -8,6 +8,8 @@ from clip_jax.models.attention import Attention, BlockConfig, Context
 from clip_jax.models.initializers import BlockInitializers, Init
 from clip_jax.models.transformer import Mlp, gelu
 
+POOLED = "pooled"  # collection of what towers have before their projection
+
 
 class AttentionPoolHead(nn.Module):
     """(B, N, D) -> (B, D): one learned query attends to all tokens, then x + MLP(LN(x)).
@@ -57,8 +59,9 @@ def project(
     """(B, D) -> (B, embed_dim): projects with the parameters `projection…` of the calling module.
 
     `kind` is a `ProjectionKind` of `ClipConfig`; `hidden` is the hidden width of an MLP, which has
-    the exact GELU in every family.
+    the exact GELU in every family. Sows the pooled features if the collection `POOLED` is mutable.
     """
+    module.sow(POOLED, "features", pooled_BD)
     if kind == "none":
         return pooled_BD
     dtype, width = pooled_BD.dtype, pooled_BD.shape[-1]

@@ -40,6 +40,10 @@ HELP = {
     "project_out": "zero_shot, skew: also after a projection of texts that takes out gender, race,"
     " or the groups in the first line of a file, such as male,female.",
     "skew_k": "skew: images at the top of a ranking whose groups count.",
+    "train_data": "linear_probe, knn, few_shot: labelled images to learn from, read as --data is.",
+    "validation_data": "linear_probe, few_shot: labelled images on which a penalty is chosen;"
+    " otherwise a tenth of --train_data.",
+    "features": "linear_probe, knn, few_shot: embeddings, or what precedes the projection.",
 }
 
 

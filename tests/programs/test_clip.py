@@ -50,6 +50,14 @@ def test_embeddings_are_those_of_the_model(clip: clip_jax.Clip, pictures) -> Non
     np.testing.assert_allclose(raw / norms, output.text_embeds, atol=1e-5)
 
 
+def test_features_before_the_projection(clip: clip_jax.Clip, pictures) -> None:
+    features = clip.encode_image(pictures, normalize=False, projected=False)
+    assert features.shape == (len(pictures), clip.config.vision.width)
+    projection = clip.params["vision"]["projection"]
+    embeds = clip.encode_image(pictures, normalize=False)
+    np.testing.assert_allclose(features @ projection, embeds, rtol=1e-4, atol=1e-5)
+
+
 def test_classify_is_the_softmax_of_prompt_ensembles(clip: clip_jax.Clip, pictures) -> None:
     # Prompts outgrow the 12 ids of this model.
     clip = clip_jax.Clip(clip.config, clip.params, clip.tokenizer.with_truncation(True))

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_sets import COLOURS, square
+from benchmark_sets import COLOURS, square, write_noisy_squares
 from job import explicit
 from places import REPOSITORY
 
 pytestmark = pytest.mark.slow
 NOT_OF_ROWS = ("seconds",)
+# Figures that show the rounding of cosines, which are multiplied to be logits.
+CONFIDENCE = ("expected_calibration", "adaptive_calibration", "brier", "log_loss")
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +51,23 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert len(found) == len(expected)
     for mine, theirs in zip(found, expected, strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-6)
+        assert mine.keys() == theirs.keys()
+        for key, value in theirs.items():
+            tolerance = 1e-6
+            if key.startswith(CONFIDENCE):
+                # The embeddings of so short a run are nearly the same: which of two neighbours is
+                # nearer, or which weak penalty fits best, is rounding.
+                tolerance = 0.02 if theirs["task"] in ("linear_probe", "knn") else 1e-5
+            if key != "lambda":
+                assert mine[key] == pytest.approx(value, abs=tolerance), key
 
 
-def test_devices_and_processes_agree(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
-    words = ["--tasks=glyphs/letters,zero_shot", f"--data={photos}", "--templates=photo"]
+def test_devices_and_processes_agree(tiny_run: Path, tmp_path: Path) -> None:
+    tasks = ["glyphs/letters", "zero_shot", "linear_probe", "knn", "few_shot"]
+    data = write_noisy_squares(tmp_path / "test", seed=0, count=10)
+    train = write_noisy_squares(tmp_path / "train", seed=1, count=20)
+    words = [f"--tasks={','.join(tasks)}", f"--data={data}", f"--train_data={train}"]
+    words.append("--templates=photo")
     one = start(tiny_run, tmp_path / "one", *words)
     eight = start(tiny_run, tmp_path / "eight", *words, devices=8)
     for process in (one, eight):
@@ -64,7 +78,7 @@ def test_devices_and_processes_agree(tiny_run: Path, photos: Path, tmp_path: Pat
         said, _ = process.communicate(timeout=240)
         assert process.returncode == 0, said
     expected = rows(tmp_path / "one")
-    assert [row["task"] for row in expected] == ["glyphs/letters", "zero_shot"]
+    assert [row["task"] for row in expected] == tasks + 4 * ["few_shot"]
     assert_same(rows(tmp_path / "eight"), expected)
     assert_same(rows(tmp_path / "two"), expected)
 

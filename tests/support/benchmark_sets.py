@@ -23,6 +23,25 @@ def square(colour: str, size: tuple[int, int] = (12, 10)) -> bytes:
     return encode(Image.new("RGB", size, COLOURS[colour]), "PNG")
 
 
+# A text tower that knows colours is wrong about these, until training images put it right.
+WRONG_NAMES = {"blue": "red", "red": "green", "green": "blue"}
+
+
+def write_noisy_squares(
+    root: Path, seed: int, count: int, names: dict[str, str] = WRONG_NAMES
+) -> str:
+    """Squares of a colour in the folder of its class; a fifth of them have another's colour."""
+    draw = np.random.default_rng(seed)
+    for name, colour in names.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            seen = colour if number % 5 else "red"
+            pixels = np.asarray(COLOURS[seen]) * 0.5 + draw.uniform(0, 90, (8, 8, 3))
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            (root / name / f"{number}.png").write_bytes(encode(image, "PNG"))
+    return str(root)
+
+
 def _embed_image(images: np.ndarray) -> np.ndarray:
     mean = images.reshape(len(images), -1, 3).mean(axis=1).astype(np.float32) + 1
     return mean / np.linalg.norm(mean, axis=1, keepdims=True)

@@ -135,16 +135,19 @@ def make_place(folder: Path, run: Path) -> Path:
     for number in range(10):
         label, image = ("cat", "dog")[number % 2], encode(photo(20 + number, 16, number), "PNG")
         caption = f"a {label}, number {number}"
-        for place in ("photos/train", f"photos/test/{label}", "grocery/test", "members"):
+        for place in (f"photos/test/{label}", "grocery/test", "members"):
             (folder / place).mkdir(parents=True, exist_ok=True)
             (folder / place / f"{number}.png").write_bytes(image)
             if place != "grocery/test":
                 (folder / place / f"{number}.txt").write_text(caption)
         row = {"file_name": f"{number}.png", "text": caption, "class_id": number % 2}
         table.append(json.dumps(row) + "\n")
-        other = folder / "photos" / "validation" / label
-        other.mkdir(parents=True, exist_ok=True)
-        (other / f"{number}.png").write_bytes(encode(photo(20, 16, 100 + number), "PNG"))
+        for split, first in (("train", 200), ("validation", 100)):
+            other = folder / "photos" / split / label
+            other.mkdir(parents=True, exist_ok=True)
+            picture = encode(photo(20, 16, first + number), "PNG")
+            (other / f"{number}.png").write_bytes(picture)
+            (other / f"{number}.txt").write_text(caption)
     (folder / "candidates.txt").write_text("a {}\na photo of a {}\n")
     (folder / "described.json").write_text('{"cat": ["whiskers"], "dog": ["a wet nose"]}')
     (folder / "grocery" / "test" / "metadata.jsonl").write_text("".join(table))

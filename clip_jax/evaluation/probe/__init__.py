@@ -1,0 +1,1 @@
+"""Probes of frozen features: logistic regression, its penalty's choice, k-NN, few shots."""
