@@ -170,12 +170,13 @@ def updated_kernel(kernel: Any, site: Site, adapter: Adapter, scale: Any) -> Any
 
 
 def merged(params: Any, adapter: Adapter, scale: Any, hooked_too: bool = True) -> Any:
-    """Returns the parameters with the low-rank updates of an adapter in them.
+    """Returns the parameters with an adapter's low-rank updates and replaced leaves in them.
 
     With `hooked_too=False`, updates that `adaptation.hooks` lets in are left to it; those with a
     magnitude are always merged.
     """
-    leaves = dict(flat(params))
+    leaves = flat(params)
+    leaves |= {path: leaf for path, leaf in adapter.items() if path in leaves}
     for site in sites(params):
         if f"{site.path}_a" not in adapter:
             continue

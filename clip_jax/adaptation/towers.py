@@ -17,11 +17,8 @@ def entered(params: Any, adapter: Adapter, scale: Any) -> dict[str, Any]:
     Differentiable with respect to the adapter. Leaves named like a parameter replace it; low-rank
     updates without a hook are merged.
     """
-    leaves = flat(params)
-    replaced = {path: leaf for path, leaf in adapter.items() if path in leaves}
-    params = nested(leaves | replaced)
     params = merged(params, adapter, scale, hooked_too=False)
-    left = {path: leaf for path, leaf in adapter.items() if path not in replaced}
+    left = {path: leaf for path, leaf in adapter.items() if path not in flat(params)}
     for site in sites(params):
         names = [f"{site.path}_{name}" for name in ("a", "b", "magnitude")]
         if names[0] in left:
