@@ -24,6 +24,17 @@ class CaptionOptions:
 
 
 @dataclass(frozen=True)
+class AttributeWordOptions(Checked):
+    """Words for an attribute of people that change at random in the captions of a training."""
+
+    # "gender", or a file of lines of words that stand in for each other, such as man,woman. "race"
+    # also changes the colours of things.
+    words: str | None = None
+    change: Literal["swap", "drop"] = "swap"  # for those of another group, or left out
+    probability: Annotated[float, Range(0, 1)] = 0.5  # of a change to a caption
+
+
+@dataclass(frozen=True)
 class FilterOptions(Checked):
     """Filters on captions and images; the defaults keep every sample.
 

@@ -6,6 +6,12 @@ Implementations, all with the same value and gradient, on any mesh or none:
 - chunked: it holds a few columns at a time, and recomputes them for the gradient;
 - ring: as chunked, but texts travel from device to device instead of being gathered.
 
+With weights (B,), the softmax loss is the weighted mean of the pairs' terms, Σ w_i ℓ_i / Σ w; all
+other pairs of the batch are negatives with weight 1, as before. The sigmoid loss weights each of
+its B² terms by the mean of the two pairs' weights, ½(w_i + w_j), and divides by Σ w. So both have
+half a pair's weight on the gradient through its image as an anchor and half through its text.
+Weights of 1 give the same bits as no weights.
+
 A `custom_vjp` computes the gradient along with the value: reverse mode only, first order only.
 
 Shape letters: B pairs of the global batch, D width of the shared space.
@@ -13,7 +19,7 @@ Shape letters: B pairs of the global batch, D width of the shared space.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +80,11 @@ def effective_implementation(implementation: str, batch_shards: int) -> tuple[st
 
 
 def softmax_loss(
-    image_embeds: Array, text_embeds: Array, logit_scale: Array, implementation: str = DEFAULT
+    image_embeds: Array,
+    text_embeds: Array,
+    logit_scale: Array,
+    implementation: str = DEFAULT,
+    weights: Array | None = None,
 ) -> Array:
     """(B, D), (B, D), () -> (): the symmetric cross-entropy of CLIP (paper figure 3).
 
@@ -84,8 +94,9 @@ def softmax_loss(
 
     Under `jax.set_mesh` the rows are split over the mesh. `implementation` is one of
     `IMPLEMENTATIONS`; raises `UserError` for another, and for embeddings that are no pairs.
+    `weights` (B,), of at least 0, have no gradient.
     """
-    return _loss("softmax", implementation, image_embeds, text_embeds, logit_scale)
+    return _loss("softmax", implementation, image_embeds, text_embeds, weights, logit_scale)
 
 
 def sigmoid_loss(
@@ -94,6 +105,7 @@ def sigmoid_loss(
     logit_scale: Array,
     logit_bias: Array,
     implementation: str = DEFAULT,
+    weights: Array | None = None,
 ) -> Array:
     """(B, D), (B, D), (), () -> (): the pairwise loss of SigLIP (Zhai et al. 2023, equation 1).
 
@@ -103,9 +115,10 @@ def sigmoid_loss(
     Under `jax.set_mesh` the rows are split over the mesh. `implementation` is one of
     `IMPLEMENTATIONS`; raises `UserError` for another, and for embeddings that are no pairs.
     All of them compute a block's gradient together with the block: no logit is kept or recomputed,
-    and `dense` is `chunked`.
+    and `dense` is `chunked`. `weights` (B,), of at least 0, have no gradient.
     """
-    return _loss("sigmoid", implementation, image_embeds, text_embeds, logit_scale, logit_bias)
+    scalars = (logit_scale, logit_bias)
+    return _loss("sigmoid", implementation, image_embeds, text_embeds, weights, *scalars)
 
 
 class Loss(NamedTuple):
@@ -115,16 +128,25 @@ class Loss(NamedTuple):
       function: maps the towers' output and the name of an implementation to () float32 over all
         pairs of the global batch.
       logit_bias_init: initial logit bias if the architecture names none; None for a loss without.
+      weighted: the same with weights (B,) of the pairs; None for a loss that takes none.
     """
 
     function: Callable[[CLIPOutput, str], Array]
     logit_bias_init: float | None = None
+    weighted: Callable[[CLIPOutput, str, Array], Array] | None = None
 
 
 # The names for `config.loss`; a configuration file may add others.
 LOSSES: dict[str, Loss] = {
-    "softmax": Loss(lambda out, implementation: softmax_loss(*out[:3], implementation)),
-    "sigmoid": Loss(lambda out, implementation: sigmoid_loss(*out, implementation), -10.0),
+    "softmax": Loss(
+        lambda out, implementation: softmax_loss(*out[:3], implementation),
+        weighted=lambda out, implementation, w: softmax_loss(*out[:3], implementation, w),
+    ),
+    "sigmoid": Loss(
+        lambda out, implementation: sigmoid_loss(*out, implementation),
+        -10.0,
+        lambda out, implementation, w: sigmoid_loss(*out, implementation, w),
+    ),
 }
 
 # The sigmoid loss has no use for stored logits, so its dense and chunked are the same.
@@ -147,16 +169,27 @@ class _Plan(NamedTuple):
     columns: int
 
 
-def _loss(name: str, implementation: str, images: Array, texts: Array, *scalars: Array) -> Array:
+def _loss(
+    name: str,
+    implementation: str,
+    images: Array,
+    texts: Array,
+    weights: Array | None,
+    *scalars: Array,
+) -> Array:
     if images.ndim != 2 or images.shape != texts.shape:
         raise UserError(
             f"image_embeds {images.shape}, text_embeds {texts.shape}: must be of one shape (B, D), "
             "row i of one with row i of the other"
         )
+    if weights is not None and weights.shape != images.shape[:1]:
+        raise UserError(f"weights {weights.shape}: must be {images.shape[:1]}, one a pair")
     split = ambient_split(len(images))
     implementation, _ = effective_implementation(implementation, split.batch_shards)
     plan = _Plan(name, implementation, split, _columns(len(images) // split.shards))
-    return _differentiable(plan, images, texts, *(jnp.asarray(x, jnp.float32) for x in scalars))
+    weights = None if weights is None else jnp.asarray(weights, jnp.float32)
+    values = (jnp.asarray(x, jnp.float32) for x in scalars)
+    return _differentiable(plan, images, texts, weights, *values)
 
 
 def _columns(rows: int) -> int:
@@ -165,20 +198,20 @@ def _columns(rows: int) -> int:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _differentiable(plan: _Plan, *arrays: Array) -> Array:
+def _differentiable(plan: _Plan, *arrays: Array | None) -> Array:
     return _value_and_gradients(plan, *arrays)[0]
 
 
 # The jit compiles the loss once even if the caller does not compile.
 @partial(jax.jit, static_argnums=0)
-def _value_and_gradients(plan: _Plan, *arrays: Array) -> Result:
+def _value_and_gradients(plan: _Plan, *arrays: Array | None) -> Result:
     function = partial(_FUNCTIONS[plan.loss, plan.implementation], columns=plan.columns)
-    value, gradients = plan.split.run(function, arrays[:2], arrays[2:])
-    return value, tuple(g.astype(x.dtype) for g, x in zip(gradients, arrays, strict=True))
+    value, gradients = plan.split.run(function, arrays[:3], arrays[3:])
+    return value, jax.tree.map(lambda g, x: g.astype(x.dtype), gradients, arrays)
 
 
-def _backward(_: _Plan, gradients: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
-    return tuple((cotangent * gradient).astype(gradient.dtype) for gradient in gradients)
+def _backward(_: _Plan, gradients: Any, cotangent: Array) -> Any:
+    return jax.tree.map(lambda gradient: (cotangent * gradient).astype(gradient.dtype), gradients)
 
 
 _differentiable.defvjp(_value_and_gradients, _backward)

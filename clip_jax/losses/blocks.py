@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from clip_jax.losses.split import Split
 
 Array = jax.Array
-Result = tuple[Array, tuple[Array, ...]]  # the value, and its gradient by each argument
+Result = tuple[Array, tuple[Array | None, ...]]  # the value, and its gradient by each argument
 
 LOWEST = -1e30  # not −inf, whose difference with itself is not 0
 PADDING = -1  # number of a padding column
@@ -25,6 +25,13 @@ PADDING = -1  # number of a padding column
 def matmul(a: Array, b: Array) -> Array:
     """Multiplies in full float32, even if the platform's default is coarser (TPU, GPU)."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def pair_weights(weights_R: Array | None, weights_C: Array | None) -> Array | None:
+    """Returns (R, C), the mean of the weights of row and column; None without weights."""
+    if weights_R is None or weights_C is None:
+        return None
+    return 0.5 * (weights_R[:, None] + weights_C)
 
 
 class Chunks(NamedTuple):
@@ -91,6 +98,10 @@ class LogSumExp(NamedTuple):
         largest = split.max(self.largest)
         return LogSumExp(largest, split.sum(self.total * jnp.exp(self.largest - largest)))
 
+    def weighted(self, weights: Array | None) -> LogSumExp:
+        """Returns what makes `softmax` return weight·softmax, for a weight a log-sum-exp."""
+        return self if weights is None else LogSumExp(self.largest, self.total / weights)
+
     def above(self, logit: Array) -> Array:
         """Returns the log-sum-exp minus one of its logits: −log softmax."""
         return (self.largest - logit) + jnp.log(self.total)
@@ -120,22 +131,26 @@ def softmax_block(
 
 def softmax_result(
     split: Split,
-    arguments: tuple[Array, Array, Array],
+    arguments: tuple[Array, Array, Array | None, Array],
     logsumexps: tuple[LogSumExp, LogSumExp],
     products: tuple[Array, Array],
 ) -> Result:
     """Returns the loss over all parts; this part's images and texts must have met all others.
 
-    `arguments`: images and texts (R, D), scale. `logsumexps`: (R,) for the images' rows and the
-    texts' columns. `products`: gradients without the positives, as `softmax_block` sums them.
+    `arguments`: images and texts (R, D), weights (R,) or None, scale. `logsumexps`: (R,) for the
+    images' rows and the texts' columns. `products`: gradients without the positives, as
+    `softmax_block` sums them.
     """
-    images_RD, texts_RD, scale = arguments
+    images_RD, texts_RD, weights_R, scale = arguments
     positive_R = scale * jnp.sum(images_RD * texts_RD, axis=1)
     row, column = logsumexps
     value_R = 0.5 * (row.above(positive_R) + column.above(positive_R))
-    return _mean(
-        split, images_RD, scale, value_R, (products[0] - texts_RD, products[1] - images_RD)
-    )
+    positives = (texts_RD, images_RD)
+    if weights_R is not None:
+        value_R = weights_R * value_R
+        positives = (weights_R[:, None] * texts_RD, weights_R[:, None] * images_RD)
+    products = (products[0] - positives[0], products[1] - positives[1])
+    return _mean(split, images_RD, weights_R, scale, value_R, products)
 
 
 class SigmoidSums(NamedTuple):
@@ -152,32 +167,65 @@ class SigmoidSums(NamedTuple):
         return SigmoidSums(zero_R, jnp.zeros(images_RD.shape), zero_R)
 
     def add(
-        self, images_RD: Array, texts_CD: Array, logits_RC: Array, positive_RC: Array
+        self,
+        images_RD: Array,
+        texts_CD: Array,
+        logits_RC: Array,
+        positive_RC: Array,
+        weights_RC: Array | None,
     ) -> tuple[SigmoidSums, Array]:
-        """Adds a block's −log sigmoid(±logit); also returns (dloss/dlogit)ᵀ·images (C, D)."""
+        """Adds a block's −log sigmoid(±logit), times the pairs' weights if they have some; also
+        returns (dloss/dlogit)ᵀ·images (C, D)."""
         sign_RC = jnp.where(positive_RC, -1.0, 1.0)
-        value_R = self.value_R + jax.nn.softplus(sign_RC * logits_RC).sum(1)
-        weights_RC = sign_RC * jax.nn.sigmoid(sign_RC * logits_RC)
-        dimages_RD = self.dimages_RD + matmul(weights_RC, texts_CD)
-        sums = SigmoidSums(value_R, dimages_RD, self.dbias_R + weights_RC.sum(1))
-        return sums, matmul(weights_RC.T, images_RD)
+        value_RC = jax.nn.softplus(sign_RC * logits_RC)
+        dlogits_RC = sign_RC * jax.nn.sigmoid(sign_RC * logits_RC)
+        if weights_RC is not None:
+            value_RC, dlogits_RC = weights_RC * value_RC, weights_RC * dlogits_RC
+        value_R = self.value_R + value_RC.sum(1)
+        dimages_RD = self.dimages_RD + matmul(dlogits_RC, texts_CD)
+        sums = SigmoidSums(value_R, dimages_RD, self.dbias_R + dlogits_RC.sum(1))
+        return sums, matmul(dlogits_RC.T, images_RD)
 
-    def result(self, split: Split, images_RD: Array, scale: Array, dtexts_RD: Array) -> Result:
+    def result(
+        self,
+        split: Split,
+        images_RD: Array,
+        weights_R: Array | None,
+        scale: Array,
+        dtexts_RD: Array,
+    ) -> Result:
         """Returns the loss over all parts; this part's rows must have met all others."""
-        value, gradients = _mean(
-            split, images_RD, scale, self.value_R, (self.dimages_RD, dtexts_RD)
-        )
-        return value, (*gradients, split.sum(self.dbias_R.sum()) / (len(images_RD) * split.shards))
+        products = (self.dimages_RD, dtexts_RD)
+        value, gradients = _mean(split, images_RD, weights_R, scale, self.value_R, products)
+        dbias = split.sum(self.dbias_R.sum()) * _share(split, images_RD, weights_R)
+        return value, (*gradients, dbias)
 
 
 def _mean(
-    split: Split, images_RD: Array, scale: Array, value_R: Array, products: tuple[Array, Array]
+    split: Split,
+    images_RD: Array,
+    weights_R: Array | None,
+    scale: Array,
+    value_R: Array,
+    products: tuple[Array, Array],
 ) -> Result:
-    """Returns the mean over all parts' pairs, and its gradient by images, texts and scale.
+    """Returns the mean over all parts' pairs, and its gradient by images, texts, weights and scale.
 
-    `products` (R, D): dloss/dlogit times all texts, and its transpose times all images.
+    `products` (R, D): dloss/dlogit times all texts, and its transpose times all images. Weights
+    are data: their gradient is 0.
     """
-    pairs = len(images_RD) * split.shards
-    dscale = split.sum(jnp.sum(images_RD * products[0])) / pairs
-    factor = scale / pairs
-    return split.sum(value_R.sum()) / pairs, (factor * products[0], factor * products[1], dscale)
+    share = _share(split, images_RD, weights_R)
+    dscale = split.sum(jnp.sum(images_RD * products[0])) * share
+    factor = scale * share
+    dweights_R = None if weights_R is None else 0 * weights_R
+    gradients = (factor * products[0], factor * products[1], dweights_R, dscale)
+    return split.sum(value_R.sum()) * share, gradients
+
+
+def _share(split: Split, images_RD: Array, weights_R: Array | None) -> Array | float:
+    """Returns 1 over the sum of the weights of all parts' pairs, by default 1 each."""
+    # The compiler divides by a constant in this way; so weights of 1 give the same bits.
+    if weights_R is None:
+        return 1 / (len(images_RD) * split.shards)
+    total = split.sum(weights_R.sum())
+    return jnp.where(total > 0, 1 / total, 0.0)  # a batch without weight teaches nothing

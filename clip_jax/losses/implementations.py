@@ -24,6 +24,7 @@ from clip_jax.losses.blocks import (
     block_logits,
     join,
     pair_numbers,
+    pair_weights,
     softmax_block,
     softmax_result,
 )
@@ -36,6 +37,7 @@ def gathered_softmax(
     split: Split,
     images_RD: Array,
     texts_RD: Array,
+    weights_R: Array | None,
     scale: Array,
     *,
     columns: int,
@@ -54,6 +56,8 @@ def gathered_softmax(
 
     row, (column, logits_KRG) = lax.scan(forward, split.varying(LogSumExp.empty(rows)), chunks)
     column = column.over_parts(split)
+    weights_B = _gather_weights(split, weights_R)
+    weighted_row = row.weighted(weights_R)
 
     def backward(
         dimages_RD: Array, inputs: tuple[Chunks, LogSumExp, Array | None]
@@ -62,8 +66,9 @@ def gathered_softmax(
         texts_GD, numbers_G = _gather(split, chunk, rows)
         if logits_RG is None:
             logits_RG = block_logits(images_RD, texts_GD, numbers_G, scale)
+        column = column.weighted(_take(weights_B, numbers_G))
         dimages_RD, dtexts_GD = softmax_block(
-            dimages_RD, images_RD, texts_GD, logits_RG, (row, column)
+            dimages_RD, images_RD, texts_GD, logits_RG, (weighted_row, column)
         )
         return dimages_RD, split.sum_scatter(dtexts_GD)
 
@@ -73,30 +78,41 @@ def gathered_softmax(
     own_column = LogSumExp(*(join(_own(split, x_KG), rows) for x_KG in column))
     return softmax_result(
         split,
-        (images_RD, texts_RD.astype(jnp.float32), scale),
+        (images_RD, texts_RD.astype(jnp.float32), weights_R, scale),
         (row, own_column),
         (dimages_RD, join(dtexts_KCD, rows)),
     )
 
 
 def gathered_sigmoid(
-    split: Split, images_RD: Array, texts_RD: Array, scale: Array, bias: Array, *, columns: int
+    split: Split,
+    images_RD: Array,
+    texts_RD: Array,
+    weights_R: Array | None,
+    scale: Array,
+    bias: Array,
+    *,
+    columns: int,
 ) -> Result:
     """Computes the pairwise loss; a chunk has at most `columns` texts over all parts."""
     rows = len(images_RD)
     images_RD = images_RD.astype(jnp.float32)
     row_numbers_R1 = pair_numbers(jnp.arange(rows), split.index(), rows)[:, None]
+    weights_B = _gather_weights(split, weights_R)
 
     def add(sums: SigmoidSums, chunk: Chunks) -> tuple[SigmoidSums, Array]:
         texts_GD, numbers_G = _gather(split, chunk, rows)
         logits_RG = block_logits(images_RD, texts_GD, numbers_G, scale, bias)
-        sums, dtexts_GD = sums.add(images_RD, texts_GD, logits_RG, row_numbers_R1 == numbers_G)
+        weights_RG = pair_weights(weights_R, _take(weights_B, numbers_G))
+        sums, dtexts_GD = sums.add(
+            images_RD, texts_GD, logits_RG, row_numbers_R1 == numbers_G, weights_RG
+        )
         return sums, split.sum_scatter(dtexts_GD)
 
     sums, dtexts_KCD = lax.scan(
         add, split.varying(SigmoidSums.zero(images_RD)), _gathered_chunks(split, texts_RD, columns)
     )
-    return sums.result(split, images_RD, scale, join(dtexts_KCD, rows))
+    return sums.result(split, images_RD, weights_R, scale, join(dtexts_KCD, rows))
 
 
 def _gathered_chunks(split: Split, texts_RD: Array, columns: int) -> Chunks:
@@ -109,6 +125,16 @@ def _gather(split: Split, chunk: Chunks, rows: int) -> tuple[Array, Array]:
     return texts_GD, pair_numbers(chunk.numbers_KC, jnp.arange(split.shards), rows)
 
 
+def _gather_weights(split: Split, weights_R: Array | None) -> Array | None:
+    """(R,) of each part -> (B,) of all pairs, of which every part has room for one number each."""
+    return None if weights_R is None else split.gather(weights_R)
+
+
+def _take(weights: Array | None, numbers: Array) -> Array | None:
+    """Returns the weights of these pairs; padding gets any, as its logits count for nothing."""
+    return None if weights is None else weights[numbers]
+
+
 def _own(split: Split, x_KG: Array) -> Array:
     """(K, G) for the gathered texts -> (K, C) for this part's own."""
     x_KPC = x_KG.reshape(len(x_KG), split.shards, -1)
@@ -116,7 +142,13 @@ def _own(split: Split, x_KG: Array) -> Array:
 
 
 def ring_softmax(
-    split: Split, images_RD: Array, texts_RD: Array, scale: Array, *, columns: int
+    split: Split,
+    images_RD: Array,
+    texts_RD: Array,
+    weights_R: Array | None,
+    scale: Array,
+    *,
+    columns: int,
 ) -> Result:
     """Computes the symmetric cross-entropy; blocks have at most `columns` columns."""
     rows = len(images_RD)
@@ -140,6 +172,8 @@ def ring_softmax(
 
     empty = split.varying((LogSumExp.empty(rows), LogSumExp.empty(*numbers_KC.shape)))
     (row, column, _), _ = lax.scan(forward, (*empty, texts_KCD), length=split.shards)
+    weighted_row = row.weighted(weights_R)
+    weighted_column = column.weighted(_take(weights_R, numbers_KC))
 
     def backward_block(
         dimages_RD: Array, inputs: tuple[Array, Array, LogSumExp]
@@ -147,7 +181,7 @@ def ring_softmax(
         texts_CD, numbers_C, column = inputs
         texts_CD = texts_CD.astype(jnp.float32)
         logits_RC = block_logits(images_RD, texts_CD, numbers_C, scale)
-        return softmax_block(dimages_RD, images_RD, texts_CD, logits_RC, (row, column))
+        return softmax_block(dimages_RD, images_RD, texts_CD, logits_RC, (weighted_row, column))
 
     def backward(carry: Backward, _: None) -> tuple[Backward, None]:
         dimages_RD, dtexts_KCD, texts_KCD, column = carry
@@ -158,24 +192,32 @@ def ring_softmax(
 
     zeros = split.varying((jnp.zeros(images_RD.shape), jnp.zeros(texts_KCD.shape)))
     (dimages_RD, dtexts_KCD, _, _), _ = lax.scan(
-        backward, (*zeros, texts_KCD, column), length=split.shards
+        backward, (*zeros, texts_KCD, weighted_column), length=split.shards
     )
     return softmax_result(
         split,
-        (images_RD, texts_RD.astype(jnp.float32), scale),
+        (images_RD, texts_RD.astype(jnp.float32), weights_R, scale),
         (row, LogSumExp(*(join(x_KC, rows) for x_KC in column))),
         (dimages_RD, join(split.send_on(dtexts_KCD), rows)),
     )
 
 
 def ring_sigmoid(
-    split: Split, images_RD: Array, texts_RD: Array, scale: Array, bias: Array, *, columns: int
+    split: Split,
+    images_RD: Array,
+    texts_RD: Array,
+    weights_R: Array | None,
+    scale: Array,
+    bias: Array,
+    *,
+    columns: int,
 ) -> Result:
     """Computes the pairwise loss; blocks have at most `columns` columns."""
     rows = len(images_RD)
     images_RD = images_RD.astype(jnp.float32)
     texts_KCD, numbers_KC = Chunks.split(texts_RD, columns)
     row_numbers_R1 = pair_numbers(jnp.arange(rows), split.index(), rows)[:, None]
+    weights_B = _gather_weights(split, weights_R)
 
     Travel = tuple[SigmoidSums, Array, Array]  # sums, dtexts, texts
 
@@ -187,7 +229,9 @@ def ring_sigmoid(
             texts_CD = chunk.texts_KCD.astype(jnp.float32)
             numbers_C = pair_numbers(chunk.numbers_KC, part, rows)
             logits_RC = block_logits(images_RD, texts_CD, numbers_C, scale, bias)
-            return sums.add(images_RD, texts_CD, logits_RC, row_numbers_R1 == numbers_C)
+            weights_RC = pair_weights(weights_R, _take(weights_B, numbers_C))
+            is_positive_RC = row_numbers_R1 == numbers_C
+            return sums.add(images_RD, texts_CD, logits_RC, is_positive_RC, weights_RC)
 
         sums, addend_KCD = lax.scan(add, sums, Chunks(texts_KCD, numbers_KC))
         dtexts_KCD = _add_on_arrival(split, dtexts_KCD, addend_KCD)
@@ -195,7 +239,7 @@ def ring_sigmoid(
 
     zeros = split.varying((SigmoidSums.zero(images_RD), jnp.zeros(texts_KCD.shape)))
     (sums, dtexts_KCD, _), _ = lax.scan(step, (*zeros, texts_KCD), jnp.arange(split.shards))
-    return sums.result(split, images_RD, scale, join(split.send_on(dtexts_KCD), rows))
+    return sums.result(split, images_RD, weights_R, scale, join(split.send_on(dtexts_KCD), rows))
 
 
 def _add_on_arrival(split: Split, dtexts_KCD: Array, addend_KCD: Array) -> Array:

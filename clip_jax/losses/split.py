@@ -42,14 +42,14 @@ class Split:
 
     def run(
         self,
-        function: Callable[..., tuple[Array, tuple[Array, ...]]],
-        matrices: tuple[Array, ...],
-        scalars: tuple[Array, ...],
-    ) -> tuple[Array, tuple[Array, ...]]:
+        function: Callable[..., tuple[Array, tuple[Array | None, ...]]],
+        matrices: tuple[Array | None, ...],
+        scalars: tuple[Array | None, ...],
+    ) -> tuple[Array, tuple[Array | None, ...]]:
         """Runs `function(self, *matrices, *scalars)` on every part: (value, gradients).
 
-        A part gets its rows of the (B, D) matrices and returns their gradients. The scalars, their
-        gradients and the value are the same on all parts.
+        A part gets its rows of the (B, …) matrices, of which some may be None, and returns their
+        gradients. The scalars, their gradients and the value are the same on all parts.
         """
         if not self.axes:
             return function(self, *matrices, *scalars)
@@ -61,9 +61,10 @@ class Split:
         count = len(matrices)
         return value, (*map(self._constrain, gradients[:count]), *gradients[count:])
 
-    def _constrain(self, x_BD: Array) -> Array:
+    def _constrain(self, x: Array | None) -> Array | None:
         # The split over the tensor axis is for the loss only and must not spread into the towers.
-        return lax.with_sharding_constraint(x_BD, PartitionSpec(self.batch_axes, None))
+        spec = PartitionSpec(self.batch_axes)
+        return None if x is None else lax.with_sharding_constraint(x, spec)
 
     def index(self) -> Array | int:
         """The number of this part."""

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from ml_collections import config_dict
 
 from clip_jax.arguments import POSITIVE, Checked, Range
-from clip_jax.data.options import SourceConfig
+from clip_jax.data.attribute_words import attribute_words
+from clip_jax.data.options import AttributeWordOptions, SourceConfig
 from clip_jax.data.sources import check_format
 from clip_jax.data.task_data import TaskData, TaskOptions
 from clip_jax.errors import UserError
@@ -62,6 +63,11 @@ class DataConfig(SourceConfig):
     workers: Annotated[int, Range(0, 1024)] = 0  # reader processes; 0: threads of the trainer
     # Share of unusable records above which the run stops.
     max_bad_fraction: Annotated[float, Range(0, 1)] = 0.1
+    # Metadata field with each pair's weight in the loss; "1/FIELD": the inverse of how frequent the
+    # field's value is.
+    sample_weight: str | None = None
+    balance_by: str | None = None  # metadata field whose values come equally often
+    attribute_words: AttributeWordOptions = dataclasses.field(default_factory=AttributeWordOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +281,12 @@ def _check(config: TrainConfig) -> None:
     if config.loss not in LOSSES:
         choices = ", ".join(map(repr, LOSSES))
         raise UserError(f"config.loss={config.loss!r}: choose one of {choices}")
+    _check_groups(config)
+    if config.data.sample_weight and LOSSES[config.loss].weighted is None:
+        raise UserError(
+            f"config.data.sample_weight={config.data.sample_weight!r}: config.loss={config.loss!r}"
+            " takes no weights"
+        )
     if config.batch_size == 1:
         raise UserError(
             f"config.batch_size=1: {config.loss} learns to tell a pair from the others of its "
@@ -319,6 +331,23 @@ def _check(config: TrainConfig) -> None:
     check_patterns(optimizer.freeze, "config.optimizer.freeze")
     check_patterns(config.init.only, "config.init.only")
     config.model.architecture()
+
+
+def _check_groups(config: TrainConfig) -> None:
+    """Raises `UserError` for options by group that the source cannot have."""
+    data = config.data
+    options = {"balance_by": data.balance_by}
+    if data.sample_weight is not None and data.sample_weight.startswith("1/"):
+        options["sample_weight"] = data.sample_weight
+    for name, value in options.items():
+        if value and (data.streaming or data.mixture):
+            what = "streaming" if data.streaming else "mixture"
+            raise UserError(
+                f"config.data.{name}={value!r}: counts the records of one indexed source; leave out"
+                f" config.data.{what}"
+            )
+    if data.attribute_words.words is not None:
+        attribute_words(data.attribute_words.words, "config.data.attribute_words.words")
 
 
 def check_patterns(patterns: Sequence[str], key: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from clip_jax.data.records import Source
 from clip_jax.data.sources.refine import RefinedSource
+from clip_jax.data.stream.groups import BalancedSource
 from clip_jax.data.stream.make_batch import Bad
 from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.errors import UserError
@@ -150,7 +151,7 @@ class Tally:
 def opened(source: Source) -> Tally:
     """Returns the rows kept and dropped by opening a source, or all sources of a mixture."""
     tally = Tally(len(source))
-    inner = source.source if isinstance(source, RefinedSource) else source
+    inner = source.source if isinstance(source, RefinedSource | BalancedSource) else source
     parts = inner.sources if isinstance(inner, MixtureSource) else (inner,)
     for part in parts:
         tally.add_rows(part.dropped.kept_rows or len(part), part.dropped.counts)

@@ -23,6 +23,8 @@ import numpy as np
 from clip_jax.data.records import Source
 from clip_jax.data.sources.refine import RefinedSource
 from clip_jax.data.stream.bad_share import Tally, check_opened, opened
+from clip_jax.data.stream.caption_words import CaptionWords
+from clip_jax.data.stream.groups import BalancedSource, SampleWeight
 from clip_jax.data.stream.make_batch import Bad, MakeBatch, Tokenize
 from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.data.stream.order import ShuffledOrder
@@ -181,6 +183,8 @@ def training_batches(
     streams: int | None = None,
     window_shards: int = 2,
     cursor: Mapping[str, Sequence[int]] | None = None,
+    weigh: SampleWeight | None = None,
+    change_caption: CaptionWords | None = None,
 ) -> BatchIterator:
     """Returns an iterator of endless shuffled batches, or of this host's share of them.
 
@@ -197,6 +201,8 @@ def training_batches(
         run stops.
       streams, window_shards: for a streaming source, see `StreamOrder`.
       cursor: for a streaming source, from the state in a checkpoint.
+      weigh: of each record; batches then have "weights", float32 (B,).
+      change_caption: applied to each chosen caption.
 
     Raises:
       UserError: fewer records than the global batch, too many of them unusable, or a number out of
@@ -229,6 +235,8 @@ def training_batches(
         batch_size=batch_size,
         rows=rows,
         seed=seed,
+        weigh=weigh,
+        change_caption=change_caption,
     )
     return BatchIterator(make_batch, workers, start_batch, max_bad_fraction)
 
@@ -240,8 +248,8 @@ def streaming_of(source: Source) -> StreamingSource | None:
 
 
 def shuffled_order(source: Source, seed: int) -> ShuffledOrder:
-    """Returns the order of a run's records: shuffled, and mixed if the source is a mixture."""
-    if isinstance(source, MixtureSource):
+    """Returns the order of a run's records: shuffled, and mixed if the source has parts."""
+    if isinstance(source, MixtureSource | BalancedSource):
         return ShuffledOrder(source.sizes, seed, source.weights)
     return ShuffledOrder((len(source),), seed)
 

@@ -14,6 +14,7 @@ from clip_jax.data.options import SourceOptions
 from clip_jax.data.records import Source
 from clip_jax.data.sources import check_image_column, check_split, reader_of
 from clip_jax.data.sources.refine import open_refined, refined
+from clip_jax.data.stream.groups import BalancedSource
 from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.data.stream.order import check_weights
 from clip_jax.data.stream.pipeline import BatchIterator, streaming_of
@@ -43,6 +44,13 @@ def open_data(config: TrainConfig, **changes: Any) -> Source:
     check_weights(weights)  # opening the sources may take minutes
     sources = [open_refined(part, **changes) for part in data.mixture]
     return MixtureSource(sources, [part.path for part in data.mixture], weights)
+
+
+def open_training_data(config: TrainConfig) -> Source:
+    """Opens the data with its groups balanced, if `config.data.balance_by` names them."""
+    source = open_data(config)
+    field = config.data.balance_by
+    return source if field is None else BalancedSource(source, field)
 
 
 def _open_stream(path: str, format: str, options: SourceOptions) -> StreamingSource:

@@ -24,7 +24,7 @@ from clip_jax.training.config import EvaluationConfig, TrainConfig
 from clip_jax.training.log.profile import CompileWatch, Profiling, Tracer, write_hlo
 from clip_jax.training.run.checkpoint import GO_ON
 from clip_jax.training.run.clock import Clock
-from clip_jax.training.run.data import open_data
+from clip_jax.training.run.data import open_training_data
 from clip_jax.training.run.opening import Run, open_run
 from clip_jax.training.run.preemption import Preemption
 from clip_jax.training.run.reporting import StepReporter
@@ -55,7 +55,7 @@ def train(
     with writing(workdir, GO_ON), Preemption() as preemption, only_trainer(workdir):
         check_shared(workdir, "--workdir")
         enable_compilation_cache(workdir)
-        source = open_data(config)
+        source = open_training_data(config)
         with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
             run, state = open_run(config, workdir, source, mesh)
             # The last is closed first. If one fails, on a full disk, the others still are closed.

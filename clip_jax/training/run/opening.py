@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 
 from clip_jax.data.records import Source
 from clip_jax.data.stream.bad_share import check_opened
+from clip_jax.data.stream.caption_words import caption_words
+from clip_jax.data.stream.groups import sample_weight
 from clip_jax.data.stream.pipeline import BatchIterator, training_batches
 from clip_jax.errors import UserError
 from clip_jax.files.disk import write_text
@@ -207,6 +209,7 @@ def open_run(
     opening = _Opening(config, workdir, source, mesh, steps, checkpoints)
     identity, architecture, tokenizer, state = opening.start()
     first_step = int(state.step)
+    weight = config.data.sample_weight
     batches = training_batches(
         source,
         tokenizer.with_truncation(True),
@@ -222,6 +225,8 @@ def open_run(
         streams=config.data.streams,
         window_shards=config.data.window_shards,
         cursor=None if identity is None else identity["data"].get("cursor"),
+        weigh=None if weight is None else sample_weight(source, weight),
+        change_caption=caption_words(config.data.attribute_words),
     )
     if identity is not None:
         batches.resume(identity["data"])

@@ -11,7 +11,7 @@ from clip_jax.models.flops import step_flops
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.sharding import batch_sharding
 from clip_jax.training.config import TrainConfig
-from clip_jax.training.step.gradient import Objective
+from clip_jax.training.step.gradient import WEIGHTS, Objective
 from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
 from clip_jax.training.step.parameter_groups import frozen_mask
 from clip_jax.training.step.state import TrainState, abstract_state
@@ -35,6 +35,8 @@ def abstract_batch(
         "images": ((count, size, size, 3), jnp.uint8),
         "tokens": ((count, architecture.context_length), jnp.int32),
     }
+    if config.data.sample_weight is not None:
+        shapes[WEIGHTS] = ((count,), jnp.float32)
     sharding = batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

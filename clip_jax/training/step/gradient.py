@@ -22,6 +22,7 @@ from clip_jax.training.step.parameter_groups import stop_frozen
 
 Batch = dict[str, jax.Array]
 Params = dict[str, Any]
+WEIGHTS = "weights"  # (B,) float32 of a batch whose pairs have weights in the loss
 ROWS = "rows"  # (B,) int32 of a batch: row numbers, which select the rows' random streams
 
 
@@ -53,14 +54,24 @@ def _towers(
     return out, sown.get(BATCH_STATISTICS, {})
 
 
+def _loss(objective: Objective, out: CLIPOutput, batch: Batch) -> jax.Array:
+    """Returns the loss of the towers' output, weighted if the batch has weights."""
+    loss = LOSSES[objective.loss]
+    if WEIGHTS not in batch:
+        return loss.function(out, objective.implementation)
+    assert loss.weighted is not None, "the configuration is checked"
+    return loss.weighted(out, objective.implementation, batch[WEIGHTS])
+
+
 def loss_gradient(
     objective: Objective, params: Params, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, Params, Any]:
     """Returns the loss, its gradient and the batch statistics that ResNets sow (empty for others).
 
-    `batch` is {"images": (B, S, S, 3) uint8, "tokens": (B, L) int32}. Except for rounding, the
-    result is the same for any number of micro-batches on any mesh. Raises `UserError` if it cannot
-    be: a model with batch statistics in micro-batches.
+    `batch` is {"images": (B, S, S, 3) uint8, "tokens": (B, L) int32}, and may have "weights": (B,)
+    float32 of the pairs. Except for rounding, the result is the same for any number of
+    micro-batches on any mesh. Raises `UserError` if it cannot be: a model with batch statistics in
+    micro-batches.
     """
     batch = {**batch, ROWS: jnp.arange(len(batch["tokens"]), dtype=jnp.int32)}
     towers = functools.partial(_towers, objective, key)
@@ -69,7 +80,7 @@ def loss_gradient(
 
     def loss(params: Params) -> tuple[jax.Array, Any]:
         out, statistics = towers(params, batch)
-        return LOSSES[objective.loss].function(out, objective.implementation), statistics
+        return _loss(objective, out, batch), statistics
 
     (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return value, constrain_like_params(grads), statistics
@@ -113,7 +124,7 @@ def _cached_gradient(
         scalars = stop_frozen({**params, **scalars}, objective.frozen)
         bias = scalars.get("logit_bias", jnp.zeros((), jnp.float32))
         out = CLIPOutput(*embeds, jnp.exp(scalars["logit_scale"]), bias)
-        return LOSSES[objective.loss].function(out, objective.implementation)
+        return _loss(objective, out, batch)
 
     scalars = {name: params[name] for name in ("logit_scale", "logit_bias") if name in params}
     embeds = jax.tree.map(whole, parts)
