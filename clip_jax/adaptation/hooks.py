@@ -150,7 +150,7 @@ def _entries(module: nn.Module) -> Iterator[str]:
     yield from module.variables.get(ADAPTER, {})
 
 
-def _entry(module: nn.Module, name: str) -> Array | None:
+def _entry(module: nn.Module, name: str) -> Any:
     return module.get_variable(ADAPTER, name)
 
 

@@ -3,13 +3,12 @@
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from clip_jax.models.config import ClipConfig
 
-Adapter = dict[str, jax.Array]
+Adapter = dict[str, Any]
 
 
 def flat(params: Any) -> dict[str, Any]:
