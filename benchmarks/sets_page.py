@@ -33,6 +33,7 @@ def _tables() -> dict[str, list[Cells]]:
         "zero_shot": [_cells(row) for row in sets if row.kind in ("zero_shot", "multilabel")],
         "retrieval": [_cells(row) for row in sets if row.kind == "retrieval"],
         "compositional": [_cells(row) for row in sets if row.kind in problems],
+        "fairness": [_cells(row) for row in sets if row.kind == "fairness"],
         "languages": [_family(name) for name in several],
     }
 
@@ -100,7 +101,7 @@ def _source(row: EvaluationSet) -> str:
     places = [f"`{row.repository}`"] if row.repository else []
     if row.tfds:
         places.append(f"TFDS `{row.tfds}` `{row.tfds_split or row.split}`")
-    has_files = row.files or row.kind in ("winoground", "winogavil")
+    has_files = row.files or row.kind in ("winoground", "winogavil", "fairness")
     return "; ".join(places) or ("its own files" if has_files else "your folder")
 
 

@@ -68,7 +68,7 @@ def main() -> int:
 def _evaluate(models: list[str]) -> int:
     import jax
 
-    from clip_jax.evaluation.jobs import Job, run_jobs
+    from clip_jax.evaluation.jobs import Job, find_disagreements, run_jobs
     from clip_jax.evaluation.results import Results, results_json
     from clip_jax.evaluation.suites.sets import resolve_suite
     from clip_jax.evaluation.tasks import TASKS, check_task
@@ -115,7 +115,8 @@ def _evaluate(models: list[str]) -> int:
     if folder is not None:
         from clip_jax.report.evaluation import write_evaluation_page
 
-        print(f"written: {write_evaluation_page(results, _COMPARE.value)}")
+        found = find_disagreements(jobs, results, _DATA_ROOT.value) if _COMPARE.value else None
+        print(f"written: {write_evaluation_page(results, found)}")
     return 0 if fine else 1
 
 

@@ -1,6 +1,6 @@
 """Differences between models on the same samples, from the arrays behind their rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,11 +44,15 @@ def differences(results: Results) -> list[dict[str, Any]]:
     """
     found = []
     for pair in pairs(results):
+        if not are_alike(pair.of_first, pair.of_second):
+            continue
         for key in pair.of_first:
             name = key.removeprefix(METRIC)
-            if name == key or not _alike(pair, key):
+            if name == key or key not in pair.of_second:
                 continue
             first, second = pair.of_first[key], pair.of_second[key]
+            if len(first) != len(second):
+                continue
             groups = pair.of_first.get(f"{GROUPS}{name}")
             difference = paired_difference(first, second, groups)
             row = {
@@ -68,10 +72,9 @@ def differences(results: Results) -> list[dict[str, Any]]:
     return found
 
 
-def _alike(pair: Pair, key: str) -> bool:
-    """Whether both rows have this array, of the same samples."""
-    arrays = (pair.of_first, pair.of_second)
-    if any(key not in samples for samples in arrays):
-        return False
-    first, second = (samples.get("records", np.zeros(0)) for samples in arrays)
-    return len(pair.of_first[key]) == len(pair.of_second[key]) and np.array_equal(first, second)
+def are_alike(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
+    """Whether the arrays behind two rows are of the same records, with the same labels."""
+    return all(
+        np.array_equal(first.get(key, ()), second.get(key, ()))
+        for key in ("records", "labels", "image_of_text")
+    )

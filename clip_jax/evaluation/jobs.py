@@ -16,9 +16,12 @@ import numpy as np
 from clip_jax.data.records import Source
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import DecodeError, UserError
+from clip_jax.evaluation.comparison import pairs
+from clip_jax.evaluation.disagreement import Disagreement, disagreements
 from clip_jax.evaluation.embeddings import AnyEmbedders, data_hash, prompts_hash
 from clip_jax.evaluation.labels import read_labels
 from clip_jax.evaluation.opening import Row
+from clip_jax.evaluation.pictures import with_pictures
 from clip_jax.evaluation.recognition import check_labelled, prompts_of
 from clip_jax.evaluation.results import Results
 from clip_jax.evaluation.suites.opening import open_set
@@ -27,8 +30,6 @@ from clip_jax.evaluation.suites.sets import EvaluationSet
 from clip_jax.evaluation.tasks import TASKS
 from clip_jax.hosts.agreement import from_first
 
-SHOWN = 8  # pictures of mistakes, and of the worst queries
-PICTURE = 144  # pixels of a picture's longer side
 _NOT_OF_RESULTS = ("path", "batch_size", "remote")  # fields of data that change no result
 
 
@@ -76,7 +77,7 @@ def run_jobs(
             opened = _open(job, data_root)
             identity = {
                 "model_hash": model_hash,
-                "data_hash": _data_hash(job, opened, embedders),
+                "data_hash": _data_hash(job, opened),
                 "prompts_hash": prompts_hash(opened.prompts),
                 "settings_hash": _settings_hash(job, opened.data),
             }
@@ -95,7 +96,7 @@ def run_jobs(
             seconds = round((time.perf_counter() - begun) / len(found), 3)
             rows = []
             for row in found:
-                samples = _with_pictures(row.pop("samples", {}), opened, embedders)
+                samples = with_pictures(row.pop("samples", {}), opened.source)
                 rows.append(
                     (opened.finish({**fields, **row, **identity, "seconds": seconds}), samples)
                 )
@@ -108,6 +109,27 @@ def run_jobs(
         if jax.process_index() == 0:
             results.add(rows)
     return not failures
+
+
+def find_disagreements(
+    jobs: Sequence[Job], results: Results, data_root: str = ""
+) -> list[Disagreement]:
+    """Returns the examples on which models disagree, of all jobs with rows of two models."""
+    sources: dict[tuple[str, str], Source] = {}
+    for job in jobs:
+        try:
+            opened = _open(job, data_root)
+        except UserError:
+            continue  # the set's row says why
+        if opened.source is not None:
+            sources[job.task, _data_hash(job, opened)] = opened.source
+    found: list[Disagreement] = []
+    for pair in pairs(results):
+        # Rows of other data, such as an earlier state of the set, have no source.
+        source = sources.get((pair.first["task"], pair.first["data_hash"]))
+        if source is not None:
+            found += disagreements(pair, source)
+    return found
 
 
 def _open(job: Job, data_root: str) -> _Opened:
@@ -139,12 +161,15 @@ def _prompts(names: Sequence[Any], templates: Sequence[str]) -> Iterator[str]:
     yield from templates
 
 
-def _data_hash(job: Job, opened: _Opened, embedders: AnyEmbedders) -> str:
-    """Hashes images and captions, and all other fields of the records if the task reads labels."""
+def _data_hash(job: Job, opened: _Opened) -> str:
+    """Hashes images and captions, and all other fields of the records if the task reads labels.
+
+    The transform is the model's, and in its hash; models of other image sizes see the same data.
+    """
     source = opened.source
     if source is None:  # glyphs, which come with the package
-        return prompts_hash([repr(embedders.transform)])
-    digest = hashlib.sha256(data_hash(source, embedders.transform).encode())
+        return prompts_hash([job.task])
+    digest = hashlib.sha256(data_hash(source, None).encode())
     if TASKS[job.task].check is not None:
         for index in range(len(source)):
             try:
@@ -164,53 +189,3 @@ def _settings_hash(job: Job, data: TaskData) -> str:
         if isinstance(value, str) and value and Path(value).is_file():
             digest.update(Path(value).read_bytes())
     return digest.hexdigest()
-
-
-def _with_pictures(
-    samples: dict[str, np.ndarray], opened: _Opened, embedders: AnyEmbedders
-) -> dict[str, np.ndarray]:
-    """Adds pictures of the surest mistakes and of the queries that ended worst."""
-    source = opened.source
-    if source is None or "records" not in samples:
-        return samples
-    if "predictions" in samples:
-        wrong = np.flatnonzero(samples["predictions"] != samples["labels"])
-        worst = wrong[np.argsort(-samples["confidence"][wrong], kind="stable")][:SHOWN]
-        pictures = _pictures(source, samples["records"][worst])
-        return {**samples, "mistakes": worst, "mistake_pictures": pictures}
-    if "text_to_image_ranks" in samples and "image_of_text" in samples:
-        ranks = samples["text_to_image_ranks"]
-        if len(ranks) != len(samples["image_of_text"]):
-            return samples
-        worst = np.argsort(-ranks, kind="stable")[:SHOWN]
-        images = samples["image_of_text"][worst]
-        records = samples["records"][images]
-        first = np.searchsorted(samples["image_of_text"], images)
-        texts = [
-            source.captions(int(r))[t - f] for r, t, f in zip(records, worst, first, strict=True)
-        ]
-        return {
-            **samples,
-            "worst_texts": np.asarray(texts),
-            "worst_ranks": ranks[worst],
-            "worst_pictures": _pictures(source, records),
-        }
-    return samples
-
-
-def _pictures(source: Source, records: np.ndarray) -> np.ndarray:
-    """Thumbnails of records, uint8 (N, PICTURE, PICTURE, 3), on white."""
-    from PIL import Image
-
-    from clip_jax.images.decoding import decode
-
-    canvases = np.full((len(records), PICTURE, PICTURE, 3), 255, np.uint8)
-    for canvas, record in zip(canvases, records, strict=True):
-        try:
-            image = decode(source[int(record)].image).convert("RGB")
-        except DecodeError:
-            continue
-        image.thumbnail((PICTURE, PICTURE), Image.Resampling.LANCZOS)
-        top, left = (PICTURE - image.height) // 2, (PICTURE - image.width) // 2
-        canvas[top : top + image.height, left : left + image.width] = np.asarray(image)
-    return canvases

@@ -10,7 +10,7 @@ from clip_jax.report.charts import LEGEND_ROW, Theme, as_png, new_figure
 
 ROW = 0.26  # inches of a bar
 ROOM = 0.85  # inches of the axis below
-LONGEST = 26  # letters of a row's name
+LONGEST = 36  # letters of a row's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Bars:
             axes.vlines(level, middle - half, middle + half, color=theme.ink, linestyle=":",
                         label=self.level[1])  # fmt: skip
         axes.set_yticks(at + (count - 1) / 2, [_shown(name) for name in self.names])
-        axes.invert_yaxis()
+        axes.set_ylim(at[-1] + count, -1)  # the first row on top
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color=theme.grid, linewidth=0.9)
         axes.set_xlim(left=0)

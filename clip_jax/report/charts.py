@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
 
 DPI = 200
 SIZE = (4.4, 2.75)  # inches; about 115 pixels per inch on a desktop, 75 on a phone
@@ -16,6 +17,7 @@ LEGEND_ROW = 0.22  # inches
 TICK_STEPS = [1, 2, 2.5, 5, 10]  # round numbers; by default 8, 16, 24 may come out
 MAX_POINTS = 1500  # per curve; more points than pixels only cost time
 BINS = 32
+COLOURS = 128  # of a chart, with all steps between two at the edges
 # Values beyond the quantile go into the last bar if they would stretch the axis by this factor.
 REST, STRETCH = 0.98, 3
 
@@ -194,7 +196,11 @@ def new_figure(theme: Theme, legend_rows: int = 0) -> tuple[Figure, Axes]:
 
 
 def as_png(figure: Figure) -> bytes:
+    """Draws a figure as a PNG of a palette, which is a third of one of all colours."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
+    few = image.quantize(COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
-    # The metadata names the version; omitting it gives equal bytes for equal data.
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    few.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -1,136 +1,110 @@
 """Page of an evaluation: figures with their intervals, bars over datasets, and what went wrong."""
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clip_jax.evaluation.comparison import differences
+from clip_jax.evaluation.disagreement import Disagreement
 from clip_jax.evaluation.metrics.calibration import reliability
-from clip_jax.evaluation.results import Results, Row
+from clip_jax.evaluation.results import Results, Row, Samples
+from clip_jax.evaluation.zero_shot import METRIC
 from clip_jax.files.disk import write_text, writing
 from clip_jax.report.bars import Bars
 from clip_jax.report.charts import Chart, Curve
+from clip_jax.report.comparison import difference_sections, examples_section
 from clip_jax.report.page import Section, made_or_left_out, render, short
+from clip_jax.report.result_words import (
+    main_metric,
+    metric_words,
+    row_name,
+    short_names,
+    size,
+    spelled,
+)
+from clip_jax.report.shifts import shift_sections
 from clip_jax.training.log.metrics import format_seconds
 
 MOST_CLASSES = 30  # of a confusion matrix; of more classes, only the pairs most often mistaken
 PAIRS = 12
-_NO_SHARES = ("_rank", "_loss")  # endings of metrics that are not in per cent
-
-
+MOST_PICTURES = 400  # of a page, which would otherwise grow with its sets and models
+FEWEST = 2  # of a section
 REPORT = "report.html"
 
 
-def write_evaluation_page(results: Results, is_compared: bool) -> Path:
-    """Writes report.html beside the rows, and returns its path."""
+def write_evaluation_page(
+    results: Results, disagreements: Sequence[Disagreement] | None = None
+) -> Path:
+    """Writes report.html beside the rows, and returns its path.
+
+    Models are compared if there are `disagreements`, which may be empty.
+    """
     assert results.folder is not None
-    compared = comparison_sections(results) if is_compared else []
     with writing(results.folder):
-        write_text(results.folder / REPORT, build_evaluation_page(results, compared))
+        write_text(results.folder / REPORT, build_evaluation_page(results, disagreements))
     return results.folder / REPORT
 
 
-def build_evaluation_page(results: Results, compared: Sequence[Section] = ()) -> str:
-    """The whole page as HTML; `compared` are sections on the models' differences."""
-    short_name = _short_names([row["model"] for row in results.rows])
+def build_evaluation_page(
+    results: Results, disagreements: Sequence[Disagreement] | None = None
+) -> str:
+    """The whole page as HTML."""
+    short_name = short_names([row["model"] for row in results.rows])
     named = [(row, {**row, "model": short_name[row["model"]]}) for row in results.rows]
     rows = [row for _, row in named if "error" not in row]
     failed = [row for _, row in named if "error" in row]
     models = list(dict.fromkeys(short_name.values()))
-    sections = [
-        made_or_left_out("Results", "lists", lambda: _table(rows, models)),
-        made_or_left_out("Over datasets", "charts", lambda: _bars(rows, models)),
-        *compared,
+    compared = [] if disagreements is None else difference_sections(results, short_name)
+    sections = []
+    if any(main_metric(row) is not None for row in rows):
+        sections = [
+            made_or_left_out("Results", "lists", lambda: _table(rows, models)),
+            made_or_left_out("Over datasets", "charts", lambda: _bars(rows, models)),
+        ]
+    sections += [
+        *shift_sections(results, short_name),
+        *compared[:1],
+        *(examples_section(each, short_name) for each in disagreements or ()),
     ]
     if failed:
         lines = [(row["model"], f"{row['task']}, {row['dataset']}", row["error"]) for row in failed]
         sections.append(
             Section("Not evaluated", "lists", body=[(3, ("model", "set", "why"), lines)])
         )
-    for original, row in named:
-        sections += _details(row, results.samples(original), len(models) > 1)
+    for name in _by_name(rows):
+        details = [
+            (row, results.samples(original)) for original, row in named if row_name(row) == name
+        ]
+        sections += _details(name, details, len(models) > 1)
     sections.append(
         made_or_left_out("Other metrics", "lists", lambda: _other_metrics(rows, models))
     )
+    sections += compared[1:]
     shown = models[0] if len(models) == 1 else f"{len(models)} models"
     return render(
         name=f"clip_jax evaluation: {shown}",
         title=f"Evaluation of {shown}",
         about="Shares in per cent; the 95 % interval is of the images drawn, not of training.",
         figures=_figures(rows, failed, models),
-        sections=sections,
+        sections=_within_bounds(sections),
     )
 
 
-def _short_names(models: Sequence[str]) -> dict[str, str]:
-    """Returns each model's name without the folders that all have in common."""
-    parts = {model: model.rstrip("/").split("/") for model in models}
-    shared = 0
-    while len({tuple(words[: shared + 1]) for words in parts.values()}) == 1 and all(
-        len(words) > shared + 1 for words in parts.values()
-    ):
-        shared += 1
-    return {model: "/".join(words[shared:]) for model, words in parts.items()}
-
-
-def main_metric(row: Row) -> str | None:
-    """Returns the name of a row's main metric; None if it has none with an interval."""
-    named = row.get("metric")
-    if named in row:
-        return str(named)
-    return next((key for key in row if f"{key}_low" in row), None)
-
-
-def row_name(row: Row) -> str:
-    """Returns dataset and task for people, such as "cifar10, knn"."""
-    task = row["task"]
-    return row["dataset"] if task == "zero_shot" else f"{row['dataset']}, {task}"
-
-
-def _size(row: Row) -> int:
-    return int(row.get("num_images") or row.get("num_samples") or 0)
-
-
-def spelled(row: Row, metric: str) -> str:
-    """Formats a metric with its interval in per cent, such as "63.3 (62.9–63.7)"."""
-    value, low, high = (row.get(f"{metric}{end}") for end in ("", "_low", "_high"))
-    if value is None:
-        return "–"
-    factor, digits = (1, 2) if metric.endswith(_NO_SHARES) else (100, 1)
-    value, *limits = (f"{factor * x:,.{digits}f}" for x in (value, low, high) if x is not None)
-    return f"{value} ({'–'.join(limits)})" if limits else value
-
-
-def comparison_sections(results: Results) -> list[Section]:
-    """Sections on the differences of the models, and the images on which two disagree most."""
-
-    short_name = _short_names([row["model"] for row in results.rows])
-
-    def table() -> tuple[str, Any]:
-        lines = []
-        for row in differences(results):
-            low, high = (f"{100 * row[f'difference_{end}']:+.1f}" for end in ("low", "high"))
-            exact = row.get("mcnemar_p_value")
-            lines.append(
-                (
-                    row_name(row),
-                    _words(row["metric"]),
-                    f"{short_name[row['model']]} − {short_name[row['against']]}",
-                    f"{100 * row['difference']:+.1f} ({low} to {high})",
-                    f"{row['p_value']:.2g}",
-                    "–" if exact is None else f"{exact:.2g}",
-                )
-            )
-        titles = ("set", "metric", "models", "difference", "p, bootstrap", "p, McNemar")
-        return "In points, on the same samples; p-values are not adjusted.", [(3, titles, lines)]
-
-    return [made_or_left_out("Differences", "lists", table)]
+def _within_bounds(sections: Sequence[Section]) -> list[Section]:
+    """Shows fewer pictures a section if there are many sections of them."""
+    galleries = sum(section.kind == "answers" for section in sections)
+    most = max(FEWEST, MOST_PICTURES // max(1, galleries))
+    return [
+        dataclasses.replace(each, body=each.body[:most]) if each.kind == "answers" else each
+        for each in sections
+    ]
 
 
 def _figures(rows: list[Row], failed: list[Row], models: list[str]) -> list[tuple[str, str]]:
-    samples = sum(_size(row) for row in rows)
+    samples = sum(size(row) for row in rows)
     figures = [(f"{len({row_name(row) for row in rows})}", "sets and tasks")]
     if len(models) > 1:
         figures.append((f"{len(models)}", "models"))
@@ -150,6 +124,7 @@ def _by_name(rows: list[Row]) -> dict[str, dict[str, Row]]:
 
 def _table(rows: list[Row], models: list[str]) -> tuple[str, Any]:
     """A line for each set and task, with the main metric of each model."""
+    has_chance = any("chance" in row for row in rows)
     lines = []
     for name, of_model in _by_name(rows).items():
         first = next(iter(of_model.values()))
@@ -158,9 +133,10 @@ def _table(rows: list[Row], models: list[str]) -> tuple[str, Any]:
             continue
         cells = [spelled(of_model[m], metric) if m in of_model else "–" for m in models]
         chance = first.get("chance")
-        known = "–" if chance is None else f"{100 * chance:.1f}"
-        lines.append((name, _words(metric), *cells, known, f"{_size(first):,}"))
-    return "", [(2, ("set", "metric", *models, "chance", "images"), lines)]
+        guessed = ["–" if chance is None else f"{100 * chance:.1f}"] if has_chance else []
+        lines.append((name, metric_words(metric), *cells, *guessed, f"{size(first):,}"))
+    titles = ("set", "metric", *models, *(["chance"] if has_chance else []), "images")
+    return "", [(2, titles, lines)]
 
 
 def _other_metrics(rows: list[Row], models: list[str]) -> tuple[str, Any]:
@@ -170,16 +146,12 @@ def _other_metrics(rows: list[Row], models: list[str]) -> tuple[str, Any]:
         first = next(iter(of_model.values()))
         others = [key for key in first if f"{key}_low" in first and key != main_metric(first)]
         lines = [
-            (_words(key), *(spelled(of_model.get(model, {}), key) for model in models))
+            (metric_words(key), *(spelled(of_model.get(model, {}), key) for model in models))
             for key in others
         ]
         if lines:
             tables.append((1, (name, *models), lines))
     return "", tables
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ").replace(" to ", "→").replace("recall at ", "R@")
 
 
 def _bars(rows: list[Row], models: list[str]) -> tuple[str, list[Bars]]:
@@ -203,40 +175,37 @@ def _bars(rows: list[Row], models: list[str]) -> tuple[str, list[Bars]]:
     return "", [Bars("Main metric of each set", names, series, level if known else None)]
 
 
-def _details(row: Row, samples: dict[str, np.ndarray], several: bool) -> list[Section]:
-    """Sections of one row: reliability, classes mistaken for each other, pictures."""
-    name = row_name(row) + (f", {row['model']}" if several else "")
-    sections = []
-    if "confidence" in samples:
-        sections.append(
-            made_or_left_out(f"{name}: confidence", "charts", lambda: ("", [_reliability(samples)]))
-        )
-    if "predictions" in samples and "classnames" in samples:
-        sections.append(made_or_left_out(f"{name}: classes", "lists", lambda: _confusions(samples)))
-    if "mistakes" in samples:
-        lead = "The wrong answers of which the model was surest."
-        sections.append(
-            made_or_left_out(f"{name}: mistakes", "quiz", lambda: (lead, _mistakes(samples)))
-        )
-    if "worst_ranks" in samples:
-        lead = "The captions whose own picture came last, and that picture."
-        sections.append(
-            made_or_left_out(f"{name}: worst queries", "quiz", lambda: (lead, _worst(samples)))
-        )
-    return sections
+def _details(name: str, rows: Sequence[tuple[Row, Samples]], several: bool) -> Iterator[Section]:
+    """Yields sections of one set: reliability, classes mistaken for each other, pictures."""
+    sure = [(row["model"], samples) for row, samples in rows if "confidence" in samples]
+    if sure:
+        yield made_or_left_out(f"{name}: confidence", "charts", lambda: ("", [_reliability(sure)]))
+    for row, samples in rows:
+        title = f"{name}, {row['model']}" if several else name
+        if "predictions" in samples and "classnames" in samples:
+            made = functools.partial(_confusions, samples)
+            yield made_or_left_out(f"{title}: classes", "lists", made)
+        if "mistakes" in samples:
+            made = functools.partial(_mistakes, samples)
+            yield made_or_left_out(f"{title}: mistakes", "answers", made)
+        if "worst_ranks" in samples:
+            made = functools.partial(_worst, samples)
+            yield made_or_left_out(f"{title}: worst queries", "answers", made)
 
 
-def _reliability(samples: dict[str, np.ndarray]) -> Chart:
-    bins = reliability(samples["confidence"], samples["metric/accuracy_top1"])
-    ideal = Curve((0, 1), (0, 100), "as sure as right")
-    found = Curve(bins.confidence.tolist(), (100 * bins.accuracy).tolist(), "measured")
+def _reliability(models: Sequence[tuple[str, Samples]]) -> Chart:
+    curves = []
+    for model, samples in models:
+        bins = reliability(samples["confidence"], samples[f"{METRIC}accuracy_top1"])
+        percent = (100 * bins.accuracy).tolist()
+        curves.append(Curve(bins.confidence.tolist(), percent, model))
     return Chart(
-        "Accuracy by confidence", (found, ideal), is_percentage=True, across="confidence",
-        has_markers=True,
+        "Accuracy by confidence", (*curves, Curve((0, 1), (0, 100), "as sure as right")),
+        is_percentage=True, across="confidence", has_markers=True,
     )  # fmt: skip
 
 
-def _confusions(samples: dict[str, np.ndarray]) -> tuple[str, Any]:
+def _confusions(samples: Samples) -> tuple[str, Any]:
     labels, predictions = samples["labels"], samples["predictions"]
     names = samples["classnames"].tolist()
     count = len(names)
@@ -257,32 +226,26 @@ def _confusions(samples: dict[str, np.ndarray]) -> tuple[str, Any]:
     return "The classes most often mistaken.", [(2, ("true class", "answer", "images"), lines)]
 
 
-def _mistakes(samples: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def _mistakes(samples: Samples) -> tuple[str, Any]:
     names = samples["classnames"].tolist()
-    cards = []
-    for number, pixels in zip(samples["mistakes"], samples["mistake_pictures"], strict=True):
-        truth = names[samples["labels"][number]]
-        answer = names[samples["predictions"][number]]
-        share = float(samples["confidence"][number])
-        cards.append(
-            {
-                "image": pixels,
-                "name": truth,
-                "is_right": False,
-                "guesses": [(answer, share, False)],
-                "note": truth,
-            }
-        )
-    return cards
-
-
-def _worst(samples: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    return [
+    return "The wrong answers of which the model was surest.", [
         {
             "image": pixels,
-            "name": str(text),
-            "is_right": False,
-            "guesses": [(f"rank {int(rank):,}", 0.0, False)],
+            "answers": [(names[samples["predictions"][n]], float(samples["confidence"][n]), False)],
+            "what": "True label",
+            "note": names[samples["labels"][n]],
+        }
+        for n, pixels in zip(samples["mistakes"], samples["mistake_pictures"], strict=True)
+    ]
+
+
+def _worst(samples: Samples) -> tuple[str, Any]:
+    lead = "The captions whose own picture came last, and that picture."
+    return lead, [
+        {
+            "image": pixels,
+            "answers": [(f"rank {int(rank):,}", None, False)],
+            "what": "Caption",
             "note": str(text),
         }
         for text, rank, pixels in zip(

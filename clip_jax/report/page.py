@@ -73,7 +73,7 @@ def picture_url(pixels: np.ndarray) -> str:
         image.save(buffer, "PNG", optimize=True)
         return _data_url(buffer.getvalue(), "png")
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    image.save(buffer, "JPEG", quality=86)
+    image.save(buffer, "JPEG", quality=75, optimize=True)
     return _data_url(buffer.getvalue(), "jpeg")
 
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from clip_jax.report.bars import Bars
-from clip_jax.report.evaluation import spelled
 from clip_jax.report.page import Section, render, short
+from clip_jax.report.result_words import spelled
 from clip_jax.training.log.metrics import format_seconds
 
 _SHOWN = 24  # candidates in the plot, best first

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmark_sets import COLOURS, SEEING, captioned, classified, square, write_layout
+from pages import sections
 
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation.comparison import differences
-from clip_jax.evaluation.jobs import Job, run_jobs
+from clip_jax.evaluation.jobs import Job, find_disagreements, run_jobs
 from clip_jax.evaluation.results import Results
 from clip_jax.evaluation.suites.sets import resolve_suite
 from clip_jax.report.evaluation import write_evaluation_page
@@ -192,9 +193,20 @@ def test_a_page_of_two_models(tmp_path: Path, jobs: list[Job]) -> None:
     assert top1["difference"] == pytest.approx(gap)
     assert top1["difference_low"] <= gap <= top1["difference_high"]
     assert 0 < top1["p_value"] <= 1
-    page = write_evaluation_page(results, True).read_text(encoding="utf-8")
+    page = write_evaluation_page(results, find_disagreements(jobs, results)).read_text(
+        encoding="utf-8"
+    )
     for text in ("hues", "a − b", "gone", "Accuracy by confidence", "mistakes", "worst queries"):
         assert text in page
     assert "http://" not in page
     assert "https://" not in page
     assert json.loads((folder / "results.json").read_text())["model"] == ["runs/a", "runs/b"]
+
+
+def test_a_page_of_failures_alone(tmp_path: Path, jobs: list[Job]) -> None:
+    results = Results(tmp_path / "results")
+    for model in "ab":
+        run_jobs(model, model * 64, SEEING, jobs[-1:], results, say=quiet)
+    page = write_evaluation_page(results, find_disagreements(jobs, results)).read_text("utf-8")
+    assert "gone" in sections(page)["Not evaluated"]
+    assert "Results" not in sections(page)

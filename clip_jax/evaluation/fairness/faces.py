@@ -42,13 +42,15 @@ EmbedText = Callable[[list[str]], np.ndarray]
 
 
 def open_faces(data: TaskData) -> Source:
-    """Opens a folder with FairFace's CSV file (that of the validation split if there are several),
-    that file itself, or any data with fields age, gender and race."""
+    """Opens a folder with FairFace's CSV file (that of the split, by default the validation split,
+    if there are several), that file itself, or any data with fields age, gender and race."""
     path = Path(data.path).expanduser()
     if path.is_dir():
         tables = sorted(path.glob("*.csv"))
-        tables = [table for table in tables if "val" in table.stem] or tables
-        path = tables[0] if tables else path
+        # The table of a split is fairface_label_val.csv, and has no splits of its own.
+        of_split = [x for x in tables if (data.split or "validation")[:3] in x.stem]
+        path = next(iter(of_split or tables), path)
+        data = dataclasses.replace(data, split=None) if of_split else data
     if path.suffix == ".csv" and path.is_file():
         data = dataclasses.replace(data, path=str(path))
         if data.image_column is None and "file" in _columns(path):

@@ -28,6 +28,8 @@ class Published(NamedTuple):
     classes: tuple[ClassNames, ...]
     templates: tuple[str, ...] | str  # or the name of a set of templates
     source: str  # where they were published
+    # Labels of the ImageNet classes that the classes stand for, if they have names of their own.
+    imagenet: tuple[str, ...] = ()
 
 
 def published_sets() -> tuple[str, ...]:
@@ -49,7 +51,7 @@ def published(name: str) -> Published | None:
         classes = tuple(by_label[each.label] for each in classes)
     templates = values["templates"]
     found = templates if isinstance(templates, str) else tuple(templates)
-    return Published(classes, found, values["source"])
+    return Published(classes, found, values["source"], tuple(values.get("imagenet", ())))
 
 
 def as_class(entry: str | list[str]) -> ClassNames:

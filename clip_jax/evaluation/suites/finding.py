@@ -95,6 +95,8 @@ def how_to_get(chosen: EvaluationSet, root: str = "DATA_ROOT") -> str:
     if chosen.kind == "winoground":
         columns = "image_0, image_1, caption_0 and caption_1"
         return f"put a dataset with columns {columns} into {root}/{chosen.name}"
+    if chosen.kind == "fairness":
+        return f"put fairface_label_val.csv and the images that it names into {root}/{chosen.name}"
     return f"put it into {root}/{chosen.folders[0]}, a folder of images a class"
 
 

@@ -27,8 +27,9 @@ class EvaluationSet(Checked):
 
     name: str
     kind: Literal[
-        "zero_shot", "multilabel", "retrieval", "compositional", "winoground", "winogavil"
-    ] = "zero_shot"
+        "zero_shot", "multilabel", "retrieval", "compositional", "winoground", "winogavil",
+        "fairness",
+    ] = "zero_shot"  # fmt: skip
     # The metric that is quoted, by its name in a row of results; "": the usual one of the kind.
     metric: str = ""
     classes: Annotated[int | None, Range(1)] = None
@@ -88,6 +89,7 @@ _METRICS = {
     "compositional": "text_accuracy",
     "winoground": "accuracy",
     "winogavil": "jaccard_10_to_12",
+    "fairness": "crime_or_non_human_rate",
 }
 _AROUND = (("", ""), ("wds_", ""), ("wds_", "_test"))  # ours, clip-benchmark's, DataComp's
 
@@ -164,7 +166,10 @@ def read_sets(path: str) -> tuple[dict[str, EvaluationSet], dict[str, tuple[str,
     values = _toml(place)
     for key in values:
         if key not in ("sets", "suites"):
-            raise UserError(unknown_key(f"{path}: {key}", [f"{path}: sets", f"{path}: suites"]))
+            raise UserError(
+                f"{path}: unknown key {key!r}; accepted is a table a set, such as [sets.shop] with"
+                " a path, and [suites], lists of their names"
+            )
     rows = values.get("sets")
     if not isinstance(rows, dict) or not rows:
         raise UserError(f"{path}: has no set; give a table a set, such as [sets.shop] with a path")

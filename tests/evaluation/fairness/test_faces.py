@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_sets import SEEING, evaluated_rows
 from pictures import encode, photo
 
 import clip_jax
@@ -14,6 +15,8 @@ from clip_jax.errors import UserError
 from clip_jax.evaluation.embeddings import Embedders
 from clip_jax.evaluation.fairness import faces
 from clip_jax.evaluation.fairness.faces import AGES, GENDERS, label_rates
+from clip_jax.evaluation.suites.opening import open_set
+from clip_jax.evaluation.suites.sets import resolve_suite
 from clip_jax.evaluation.tasks import TASKS, check_task
 from clip_jax.text.sentencepiece_model import train_sentencepiece
 
@@ -118,3 +121,19 @@ def test_unknown_values_are_named(fairface: Path) -> None:
     table.write_text(table.read_text().replace("Black", "Martian"))
     with pytest.raises(UserError, match=r"race='Martian': accepted are black, east asian, .*white"):
         check_task("fairness", TaskData(path=str(fairface)))
+
+
+def test_the_set_is_found_below_a_root(fairface: Path, tmp_path: Path) -> None:
+    """Its rows have the name of the set."""
+    (chosen,) = (row for row in resolve_suite("fairness") if row.kind == "fairness")
+    root = tmp_path / "root"
+    root.mkdir()
+    with pytest.raises(UserError, match=r"put fairface_label_val\.csv and .* into .*root/fairface"):
+        open_set(chosen, str(root))
+    (root / "fairface").symlink_to(fairface)
+    opened = open_set(chosen, str(root))
+    whole, *groups = evaluated_rows(SEEING, opened)
+    assert (whole["dataset"], whole["split"]) == ("fairface", "validation")
+    assert 0 <= whole[whole["metric"]] <= 1
+    assert groups[0]["dataset"] == "fairface/race=black"
+    assert len(groups) == 7 + 2 + 9 + 14

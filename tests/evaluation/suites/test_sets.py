@@ -19,6 +19,7 @@ SIZES = {
     "sugar_crepe": 7,
     "compositional": 9,
     "datacomp": 38,
+    "fairness": 3,
     "crossmodal3600": 36,
     "xtd10": 11,
 }
@@ -137,7 +138,11 @@ def test_a_users_own_file(tmp_path: Path) -> None:
         ("[sets.a]\npath = 'x'\nclasses = 0", r"sets\.a\.classes=0: must be"),
         ("[sets.a]\npath = 'x'\nlabels = 'text'", r"sets\.a\.labels='text': choose one of 'auto'"),
         ("[sets.a]\nmetric = 'y'", r"sets\.a has no path"),
-        ("[set.a]\npath = 'x'", "unknown key 'mine.toml: set'; did you mean"),
+        (
+            "[shop]\npath = 'x'",
+            r"^mine\.toml: unknown key 'shop'; .* such as \[sets\.shop\] with a",
+        ),
+        ("path = 'x'", r"^mine\.toml: unknown key 'path'; .* such as \[sets\.shop\] with a path"),
         ("sets = 3", "has no set"),
         ("[sets.a", "is no TOML"),
         ("[sets.a]\npath = 'x'\n[suites]\nb = 'a'", "must be lists of names"),
