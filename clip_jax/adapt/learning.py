@@ -15,16 +15,18 @@ from clip_jax.adaptation.context import first_words
 from clip_jax.adaptation.tree import Adapter
 from clip_jax.data.records import Source
 from clip_jax.errors import DecodeError, UserError
+from clip_jax.files.disk import write_text
 from clip_jax.images.augmentation import Augmentation, training_image
 from clip_jax.models.config import ClipConfig
 from clip_jax.training.config import CheckpointConfig
 from clip_jax.training.run.checkpoint import Checkpoints
 from clip_jax.training.step.state import TrainState
+from clip_jax.weights.layouts.checkpoint import DamagedCheckpoint
 
 # CoOp's and CLIP-LoRA's: a random part of the image, at times mirrored.
 CROPS = Augmentation(crop_scale=(0.08, 1.0), flip_probability=0.5)
 _SAID_EVERY = 10.0  # seconds
-_SAVED_EVERY = 60.0  # seconds
+SAVED_EVERY = 100  # steps
 
 
 class Run(NamedTuple):
@@ -99,13 +101,14 @@ def learn(
     checkpoints = None
     if workdir is not None:
         checkpoints = Checkpoints(workdir / "checkpoints", CheckpointConfig(keep_newest=1))
-        identity = _identity(problem, runs, steps)
-        state = _restored(checkpoints, state, identity)
-        checkpoints.open()
+        _check_same(workdir, problem, runs, steps)
+        state = _restored(checkpoints, state)
     step_function = make_step(problem, steps)
     rates = jnp.array([run.learning_rate for run in runs], jnp.float32)
-    begun = said = saved = time.perf_counter()
+    begun = said = time.perf_counter()
     first = int(state.step)
+    if first:
+        say(f"goes on from step {first}")
     losses = np.zeros(len(runs))
     try:
         for step in range(first, steps):
@@ -131,11 +134,10 @@ def learn(
                     f"step {step + 1}/{steps}  loss {losses.mean():.3f}  {rate:.1f} steps/s "
                     f" about {left:,.0f} s left"
                 )
-            if checkpoints is not None and now - saved > _SAVED_EVERY:
-                saved = now
-                checkpoints.save(state, identity)
+            if checkpoints is not None and (step + 1) % SAVED_EVERY == 0:
+                checkpoints.save(state, {})
         if checkpoints is not None:
-            checkpoints.save(state, identity, wait=True)
+            checkpoints.save(state, {}, wait=True)
     finally:
         if checkpoints is not None:
             checkpoints.close()
@@ -148,25 +150,33 @@ def words_of(problem: Problem, tokenizer) -> list[int]:
     return [] if problem.method.context is None else first_words(tokenizer)
 
 
-def _identity(problem: Problem, runs: Sequence[Run], steps: int) -> dict[str, str]:
+def _check_same(workdir: Path, problem: Problem, runs: Sequence[Run], steps: int) -> None:
+    """Notes in the workdir what learns there. Raises UserError if it was something else."""
     digest = hashlib.sha256(repr((problem.config, problem.method, steps)).encode())
     for run in runs:
         digest.update(repr((run.seed, run.learning_rate)).encode())
         digest.update(np.ascontiguousarray(run.records).tobytes())
-    return {"adaptation": digest.hexdigest()}
+    path = workdir / "identity.txt"
+    if path.is_file() and path.read_text(encoding="utf-8").strip() != digest.hexdigest():
+        raise UserError(
+            f"{workdir}: has checkpoints of another model, method, data or recipe; give another"
+            " --workdir, or remove it"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_text(path, digest.hexdigest() + "\n")
 
 
-def _restored(checkpoints: Checkpoints, state: TrainState, identity: dict) -> TrainState:
-    """Returns the newest checkpoint's state, or the given one. Raises UserError for another run."""
+def _restored(checkpoints: Checkpoints, state: TrainState) -> TrainState:
+    """Returns the state of the newest whole checkpoint, or the given one; opens for saving."""
+    damaged = []
     for step in checkpoints.steps():
-        found = checkpoints.identity(step)
-        if found != identity:
-            raise UserError(
-                "the workdir has checkpoints of another model, method, data or recipe; give another"
-                " --workdir, or remove it"
-            )
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
-        return checkpoints.restore(step, abstract)
+        try:
+            state = checkpoints.restore(step, abstract)
+            break
+        except DamagedCheckpoint:
+            damaged.append(step)
+    checkpoints.open(damaged)
     return state
