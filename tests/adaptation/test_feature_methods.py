@@ -20,8 +20,8 @@ def unit_rows(rows):
 
 RNG = np.random.default_rng(0)
 FEATURES, QUERIES, TEXTS = (unit_rows(RNG.normal(size=(rows, D))) for rows in (N, B, C))
-LABELS = np.arange(N) % C
-ONE_HOT = np.array([[float(label == k) for k in range(C)] for label in LABELS])
+class_of_shot = np.arange(N) % C
+ONE_HOT = np.array([[float(label == k) for k in range(C)] for label in class_of_shot])
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def float64():
 def method_and_params(name):
     """A method with its initial parameters in float64."""
     method = FEATURE_METHODS[name]
-    shots = Shots(jnp.asarray(FEATURES), jnp.asarray(LABELS, jnp.int32), jnp.ones(N))
+    shots = Shots(jnp.asarray(FEATURES), jnp.asarray(class_of_shot, jnp.int32), jnp.ones(N))
     return method, method.init(shots, jnp.asarray(TEXTS.T), jax.random.key(0), OPTIONS)
 
 
@@ -59,7 +59,7 @@ def test_zero_shot():
 def test_tip_adapter(name):
     def score(f, k):
         affinities = [np.exp(-2.5 * (1 - f @ key)) for key in FEATURES]
-        cached = sum(a for a, label in zip(affinities, LABELS, strict=True) if label == k)
+        cached = sum(a for a, label in zip(affinities, class_of_shot, strict=True) if label == k)
         return 30.0 * f @ TEXTS[k] + 0.7 * cached
 
     np.testing.assert_allclose(logits(name), per_query_and_class(score), atol=1e-6)
@@ -89,16 +89,14 @@ def test_clip_adapter_starts_as_pytorchs_layers():
 
 def test_lp_plus_plus():
     weights, bias, alpha = RNG.normal(size=(D, C)), RNG.normal(size=C), RNG.normal(size=C)
-    expected = per_query_and_class(
-        lambda f, k: f @ (weights[:, k] + alpha[k] * TEXTS[k]) + bias[k]
-    )
+    expected = per_query_and_class(lambda f, k: f @ (weights[:, k] + alpha[k] * TEXTS[k]) + bias[k])
     changed = {"weights_DC": weights, "bias_C": bias, "alpha_C": alpha}
     np.testing.assert_allclose(logits("lp_plus_plus", changed), expected, atol=1e-6)
 
 
 def test_lp_plus_plus_starts_at_class_means():
     _, params = method_and_params("lp_plus_plus")
-    of_class = [FEATURES[LABELS == k] for k in range(C)]
+    of_class = [FEATURES[class_of_shot == k] for k in range(C)]
     means = np.array([rows.mean(0) for rows in of_class])
     np.testing.assert_allclose(params["weights_DC"].T, means, atol=1e-12)
     shots = N // C
@@ -140,7 +138,9 @@ class ShrunkCovariance:
     """((N - 1)Σ + tr(Σ)I)/D of the ICLR paper, in the parts that scikit-learn averages."""
 
     def fit(self, rows):
-        centred = [FEATURES[LABELS == k] - FEATURES[LABELS == k].mean(0) for k in range(C)]
+        centred = [
+            FEATURES[class_of_shot == k] - FEATURES[class_of_shot == k].mean(0) for k in range(C)
+        ]
         trace = np.trace(np.cov(np.concatenate(centred).T))
         scatter = (rows - rows.mean(0)).T @ (rows - rows.mean(0))
         self.covariance_ = (C * scatter + trace * np.eye(D)) / D
@@ -150,7 +150,7 @@ class ShrunkCovariance:
 def test_gda_is_a_linear_discriminant_beside_zero_shot():
     discriminant = LinearDiscriminantAnalysis(
         solver="lsqr", covariance_estimator=ShrunkCovariance(), priors=np.full(C, 1 / C)
-    ).fit(FEATURES, LABELS)
+    ).fit(FEATURES, class_of_shot)
     gaussian = discriminant.decision_function(QUERIES) + np.log(C)
     expected = 30.0 * QUERIES @ TEXTS.T + 0.7 * gaussian
     np.testing.assert_allclose(logits("gda"), expected, atol=1e-6)
