@@ -53,7 +53,8 @@ class FeatureMethod:
         closed form are final.
       logits: (parameters, features (B, D), classifier, options) -> logits (B, C).
       recipe: how the parameters are trained; None for a closed form.
-      grid: values of each option among which validation shots choose.
+      grid: values of each option among which validation shots choose; first those on which the
+        longer computation depends.
       fit_options: the grid's options while the parameters are made, if the grid is searched only
         after that. None: they are made at each point of the grid.
     """
@@ -245,7 +246,7 @@ def gda_logits(params: Params, features_BD: Array, classifier_DC: Array, options
 # The authors of Tip-Adapter search 0.1 to the data set's own limit, 3 to 50, in hundreds of equal
 # steps; validation shots cannot tell so many apart.
 _TIP_ADAPTER_VALUES = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 25.0, 50.0)
-_TIP_ADAPTER_GRID = {"alpha": _TIP_ADAPTER_VALUES, "beta": _TIP_ADAPTER_VALUES}
+_TIP_ADAPTER_GRID = {"beta": _TIP_ADAPTER_VALUES, "alpha": _TIP_ADAPTER_VALUES}
 _TIP_ADAPTER = "Zhang et al. 2022, Tip-Adapter, ECCV, arXiv 2207.09519"
 
 FEATURE_METHODS: dict[str, FeatureMethod] = {

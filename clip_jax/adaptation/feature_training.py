@@ -84,19 +84,24 @@ def fit(
     made = None if method.fit_options is None else make(options(method.fit_options))
     trained = made is None and method.recipe is not None
 
-    def judge(point: dict[str, Array]) -> tuple[Array, Array, Params | None]:
-        params = make(options(point)) if made is None else made
+    def judge(*point: Array) -> tuple[Array, Array, Params | None]:
+        values = options(dict(zip(method.grid, point, strict=True)))
+        params = make(values) if made is None else made
         # A closed form is cheaper to make again than to keep for all points.
-        return *score(params, options(point)), params if trained else None
+        return *score(params, values), params if trained else None
 
     axes = [jnp.asarray(values, classifier_DC.dtype) for values in method.grid.values()]
-    mesh = jnp.meshgrid(*axes, indexing="ij")
-    points_P = {name: axis.ravel() for name, axis in zip(method.grid, mesh, strict=True)}
+    # One vmap an option: what does not depend on the later ones is computed once for them all.
+    for position in reversed(range(1, len(axes))):
+        judge = jax.vmap(judge, [0 if n == position else None for n in range(len(axes))])
     numbers = len(shots.labels_N) * max(len(shots.labels_N), len(validation.labels_N))
-    at_once = min(max(_NUMBERS_AT_ONCE // numbers, 1), mesh[0].size)
-    hits_P, loss_P, params_P = jax.lax.map(judge, points_P, batch_size=at_once)
+    at_once = min(max(_NUMBERS_AT_ONCE // numbers, 1), len(axes[0]))
+    judged = jax.lax.map(lambda value: judge(value, *axes[1:]), axes[0], batch_size=at_once)
+    hits_P, loss_P, params_P = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(axes) :]), judged)
     best = jnp.lexsort((loss_P, -hits_P))[0]
-    chosen = options({name: values_P[best] for name, values_P in points_P.items()})
+    places = jnp.unravel_index(best, [len(axis) for axis in axes])
+    point = [axis[place] for axis, place in zip(axes, places, strict=True)]
+    chosen = options(dict(zip(method.grid, point, strict=True)))
     if trained:
         params = jax.tree.map(lambda leaf_P: leaf_P[best], params_P)
     else:
@@ -166,9 +171,7 @@ def _train(
     fixed = {name: leaf for name, leaf in params.items() if name not in recipe.trained}
     start = {name: params[name] for name in recipe.trained}
 
-    def step(learner: tuple[Params, Any], rows_B: Array) -> tuple[tuple[Params, Any], None]:
-        batch = Shots(*(x[rows_B] for x in rows))
-
+    def step(learner: tuple[Params, Any], batch: Shots) -> tuple[tuple[Params, Any], None]:
         def loss(trained: Params) -> Array:
             return _score(method, {**fixed, **trained}, batch, classifier_DC, options)[1]
 
@@ -180,8 +183,12 @@ def _train(
 
     def epoch(carry: Any, number: Array) -> tuple[Any, None]:
         learner, best = carry
-        order_SB = _order(jax.random.fold_in(key, number), rows.weights_N).reshape(-1, batch_size)
-        learner, _ = jax.lax.scan(step, learner, order_SB)
+        batches = rows
+        if batch_size < len(rows.labels_N):
+            order_N = _order(jax.random.fold_in(key, number), rows.weights_N)
+            batches = Shots(*(x[order_N] for x in rows))
+        batches = Shots(*(x.reshape(-1, batch_size, *x.shape[1:]) for x in batches))
+        learner, _ = jax.lax.scan(step, learner, batches)
         hits, loss = _score(method, {**fixed, **learner[0]}, validation, classifier_DC, options)
         _, best_hits, best_loss = best
         better = (hits > best_hits) | ((hits == best_hits) & (loss < best_loss))
