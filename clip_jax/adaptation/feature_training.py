@@ -23,7 +23,7 @@ from clip_jax.adaptation.shots import Shots
 
 Array = jax.Array
 
-# Numbers of one intermediate array, over all points of a grid that are computed at once.
+# Numbers of one kernel matrix, over the values of the first option that are computed at once.
 _NUMBERS_AT_ONCE = 1 << 24
 
 
@@ -69,10 +69,12 @@ def fit(
         return {name: jnp.asarray(value, classifier_DC.dtype) for name, value in values.items()}
 
     def make(options: Options) -> Params:
-        params = method.init(shots, classifier_DC, key, options)
+        init_key, order_key = jax.random.split(key)
+        params = method.init(shots, classifier_DC, init_key, options)
         if method.recipe is None:
             return params
-        return _train(method, method.recipe, params, shots, validation, classifier_DC, key, options)
+        training = shots, validation, classifier_DC, order_key, options
+        return _train(method, method.recipe, params, *training)
 
     def score(params: Params, options: Options) -> tuple[Array, Array]:
         return _score(method, params, validation, classifier_DC, options)
