@@ -197,7 +197,11 @@ def _lp_plus_plus_optimizer(
 
 
 def proker_init(shots: Shots, classifier_DC: Array, key: Array, options: Options) -> Params:
-    """Returns the shots as keys (N, D), and (K + λI)⁻¹(Y - cosines) as values (N, C)."""
+    """Returns the shots as keys (N, D), and (K + λI)⁻¹(Y - cosines) as values (N, C).
+
+    They minimise Σ‖φ(f) - y‖² + λ‖φ - cosines‖² with the norm of the kernel's space. The authors'
+    code multiplies the correction by λ besides.
+    """
     weights_N = shots.weights_N
     kernel_NN = _kernel(shots.features_ND, shots.features_ND, options["beta"])
     # Rows of weight 0 fall apart from the others, and their right side is 0.
@@ -291,7 +295,10 @@ FEATURE_METHODS: dict[str, FeatureMethod] = {
         "Bendou et al. 2025, ProKeR, CVPR, arXiv 2501.11175",
         proker_init,
         proker_logits,
-        grid={"beta": (0.1, 0.5, 1.0, 2.0, 3.0, 5.0), "lambda": (1e-3, 0.01, 0.1, 1.0, 10.0)},
+        grid={
+            "beta": (0.1, 0.5, 1.0, 2.0, 3.0, 5.0),
+            "lambda": (1e-3, 0.01, 0.1, 1.0, 10.0, 100.0),
+        },
     ),
     "gda": FeatureMethod(
         "Wang et al. 2024, A Hard-to-Beat Baseline, ICLR, arXiv 2402.04087",

@@ -10,7 +10,7 @@ Shape letters: N shots, D width, C classes, B rows of a batch, S batches of an e
 the grid, R runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -92,14 +92,9 @@ def fit(
         # A closed form is cheaper to make again than to keep for all points.
         return *score(params, values), params if trained else None
 
-    axes = [jnp.asarray(values, classifier_DC.dtype) for values in method.grid.values()]
-    # One vmap an option: what does not depend on the later ones is computed once for them all.
-    for position in reversed(range(1, len(axes))):
-        judge = jax.vmap(judge, [0 if n == position else None for n in range(len(axes))])
     numbers = len(shots.labels_N) * max(len(shots.labels_N), len(validation.labels_N))
-    at_once = min(max(_NUMBERS_AT_ONCE // numbers, 1), len(axes[0]))
-    judged = jax.lax.map(lambda value: judge(value, *axes[1:]), axes[0], batch_size=at_once)
-    hits_P, loss_P, params_P = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(axes) :]), judged)
+    axes = [jnp.asarray(values, classifier_DC.dtype) for values in method.grid.values()]
+    hits_P, loss_P, params_P = _over_grid(judge, axes, max(_NUMBERS_AT_ONCE // numbers, 1))
     best = jnp.lexsort((loss_P, -hits_P))[0]
     places = jnp.unravel_index(best, [len(axis) for axis in axes])
     point = [axis[place] for axis, place in zip(axes, places, strict=True)]
@@ -137,21 +132,35 @@ def fit_all(
 def class_logits(
     method: FeatureMethod, fitted: Fitted, features_BD: Array, classifier_DC: Array
 ) -> Array:
-    """Returns the logits of features with unit rows, float32 (B, C); of one run."""
+    """Returns the logits of features with unit rows, float32 (B, C).
+
+    Of R runs: `jax.vmap(partial(class_logits, method), (0, None, None))(fitted, …)`.
+    """
     return method.logits(fitted.params, features_BD, classifier_DC, fitted.options)
 
 
-def _losses(logits_BC: Array, rows: Shots) -> tuple[Array, Array]:
-    """Returns hits and mean cross-entropy of weighted rows."""
-    losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BC, rows.labels_N)
-    hits = (rows.weights_N * (logits_BC.argmax(1) == rows.labels_N)).sum()
-    return hits, (rows.weights_N * losses_B).sum() / jnp.maximum(rows.weights_N.sum(), 1)
+def _over_grid(judge: Callable[..., Any], axes: Sequence[Array], at_once: int) -> Any:
+    """Returns what `judge` makes of all points, with a leading axis P, the last option fastest.
+
+    Values of the first option are computed `at_once`, those of the others all together, each in a
+    vmap of its own: what does not depend on it is computed once.
+    """
+    for position in reversed(range(1, len(axes))):
+        judge = jax.vmap(judge, [0 if n == position else None for n in range(len(axes))])
+    first, *others = axes
+    at_once = min(at_once, len(first))
+    judged = jax.lax.map(lambda value: judge(value, *others), first, batch_size=at_once)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(axes) :]), judged)
 
 
 def _score(
     method: FeatureMethod, params: Params, rows: Shots, classifier_DC: Array, options: Options
 ) -> tuple[Array, Array]:
-    return _losses(method.logits(params, rows.features_ND, classifier_DC, options), rows)
+    """Returns hits and mean cross-entropy of weighted rows."""
+    logits_BC = method.logits(params, rows.features_ND, classifier_DC, options)
+    losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BC, rows.labels_N)
+    hits = (rows.weights_N * (logits_BC.argmax(1) == rows.labels_N)).sum()
+    return hits, (rows.weights_N * losses_B).sum() / jnp.maximum(rows.weights_N.sum(), 1)
 
 
 def _train(

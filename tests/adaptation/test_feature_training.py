@@ -1,6 +1,7 @@
 """Fitting feature methods: against PyTorch's optimizers, choice, padding, and many runs at once."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from clip_jax.adaptation import feature_training
 from clip_jax.adaptation.feature_methods import FEATURE_METHODS, FeatureMethod, Recipe
 from clip_jax.adaptation.feature_training import class_logits, fit, fit_all
 from clip_jax.adaptation.shots import Shots
@@ -226,6 +228,31 @@ def test_untrained_tip_adapter_f_is_tip_adapter():
     assert jnp.abs(learned.params["keys_ND"] - found.params["keys_ND"]).max() > 1e-4
 
 
+def test_the_models_own_scale_is_used():
+    world = World(8)
+    shots, validation = world.draw(2), world.draw(2)
+    method = FEATURE_METHODS["tip_adapter_f"]
+    at_20, at_100 = (
+        fit(method, shots, validation, world.classifier, KEY, scale) for scale in (20.0, 100.0)
+    )
+    assert jnp.abs(at_20.params["keys_ND"] - at_100.params["keys_ND"]).max() > 1e-5
+    method = FEATURE_METHODS["zero_shot"]
+    fitted = fit(method, shots, validation, world.classifier, KEY, 20.0)
+    found = class_logits(method, fitted, validation.features_ND, world.classifier)
+    expected = 20 * np.asarray(validation.features_ND) @ np.asarray(world.classifier)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tip_adapter", "proker", "clip_adapter"])
+def test_a_grid_in_blocks_is_the_same(name, monkeypatch):
+    world = World(9)
+    shots, validation = world.draw(1), world.draw(1)
+    expected = fit(FEATURE_METHODS[name], shots, validation, world.classifier, KEY)
+    monkeypatch.setattr(feature_training, "_NUMBERS_AT_ONCE", 3 * 10 * 10)
+    again = replace(FEATURE_METHODS[name])  # not equal: it is compiled anew
+    assert_close(fit(again, shots, validation, world.classifier, KEY), expected)
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_only_what_the_recipe_names_is_trained(name):
     world = World(5)
@@ -277,9 +304,13 @@ def test_runs_together_are_runs_in_turn(name):
     keys = jax.random.split(KEY, 3)
     method = FEATURE_METHODS[name]
     together = fit_all(method, stacked(shots), stacked(validation), world.classifier, keys)
+    queries = world.draw(5).features_ND
+    of_all = jax.vmap(partial(class_logits, method), (0, None, None))
+    logits = of_all(together, queries, world.classifier)
     for run, arguments in enumerate(zip(shots, validation, strict=True)):
         alone = fit(method, *arguments, world.classifier, keys[run])
         assert_close(jax.tree.map(lambda leaf, run=run: leaf[run], together), alone)
+        assert_close(logits[run], class_logits(method, alone, queries, world.classifier))
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
