@@ -4,23 +4,32 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clip_jax.adaptation.context import WORDS, class_prompts, with_words
 from clip_jax.adaptation.folder import (
     Adaptation,
-    check_mergeable,
     hash_of_base,
     is_adapter,
     read_adaptation,
     read_facts,
+    unmerged,
     write_adaptation,
 )
+from clip_jax.adaptation.heads import has_head, head_logits
 from clip_jax.adaptation.hooks import ADAPTER
 from clip_jax.adaptation.low_rank import merged
 from clip_jax.adaptation.peft import write_peft
-from clip_jax.adaptation.towers import entered
+from clip_jax.adaptation.towers import encode, entered
 from clip_jax.adaptation.tree import with_separate_blocks, with_stacked_blocks
 from clip_jax.arguments import local_path
 from clip_jax.clip import Clip
 from clip_jax.errors import UserError
+from clip_jax.evaluation.zero_shot import check_classnames
+from clip_jax.models.two_tower import l2_normalize
+from clip_jax.weights.files.names import listed
 
 OF_RUN = "adapter"  # the folder of a run of clip_jax.adapt
 
@@ -36,27 +45,72 @@ class AdaptedClip(Clip):
     def __init__(self, base: Clip, adaptation: Adaptation) -> None:
         """Combines a model with an adapter. Raises `UserError` if the adapter is of another."""
         config, params = with_separate_blocks(base.config, base.params)
-        try:
-            check_mergeable(adaptation, params)
-        except UserError:
-            variables = entered(params, adaptation.towers, adaptation.scale)
+        towers = {path: leaf for path, leaf in adaptation.towers.items() if path != WORDS}
+        self._beside = unmerged(towers, params)
+        if self._beside:
+            variables = entered(params, towers, adaptation.scale)
             params = variables["params"] | {ADAPTER: variables[ADAPTER]}
-            self._is_merged = False
-        else:
-            params = merged(params, adaptation.towers, adaptation.scale)
+        elif towers:
+            params = merged(params, towers, adaptation.scale)
             if config != base.config:
                 config, params = base.config, with_stacked_blocks(params, base.params)
-            self._is_merged = True
+        else:
+            config, params = base.config, base.params
         super().__init__(config, params, find_tokenizer=base._own_tokenizer)
         self.base = base
         self.adaptation = adaptation
+
+    def zero_shot_classifier(
+        self, classnames: Any, templates: Any = "openai", truncate: bool | None = None
+    ) -> np.ndarray:
+        """Builds `Clip.zero_shot_classifier`; with the learned words of CoOp in place of templates.
+
+        Raises `UserError` as that does.
+        """
+        words = self.adaptation.adapter.get(WORDS)
+        if words is None:
+            return super().zero_shot_classifier(classnames, templates, truncate)
+        names = [of_class[0] for of_class in check_classnames(classnames)]
+        config, params = with_separate_blocks(*self._of_base)
+        prompts = class_prompts(config, self.tokenizer, names, len(words))
+        params, others = with_words(params, self.adaptation.towers, prompts.rows)
+        tokens, scale = jnp.asarray(prompts.tokens_KL), self.adaptation.scale
+        embeds = encode(prompts.config, params, others, tokens, "text", scale)
+        return np.asarray(l2_normalize(embeds)).T
+
+    def classify(
+        self,
+        images: Any,
+        classnames: Any,
+        templates: Any = "openai",
+        truncate: bool | None = None,
+    ) -> np.ndarray:
+        """Computes `Clip.classify`; a method with a head knows the classes that it learned.
+
+        Raises `UserError` as that does, and for another class than these.
+        """
+        adapter = self.adaptation.adapter
+        if not has_head(adapter):
+            return super().classify(images, classnames, templates, truncate)
+        known = {name: number for number, name in enumerate(self.adaptation.classes)}
+        names = [of_class[0] for of_class in check_classnames(classnames)]
+        for name in names:
+            if name not in known:
+                raise UserError(
+                    f"class {name!r}: is none of the {len(known)} that {self.adaptation.method}"
+                    f" learned, such as {next(iter(known))!r}"
+                )
+        logits = head_logits(self.adaptation.method, adapter, self.encode_image(images))
+        chosen = logits[:, [known[name] for name in names]]
+        return np.asarray(jax.nn.softmax(jnp.asarray(chosen), axis=-1))
 
     def save(self, directory: str | os.PathLike[str], format: str = "clip_jax") -> None:
         """Writes the model with its adapter merged, as `Clip.save`.
 
         Raises `UserError` as that does, and for an adapter that cannot be merged.
         """
-        self._check_merged("save")
+        left = unmerged(self.adaptation.adapter, with_separate_blocks(*self._of_base)[1])
+        self._refuse("save", left)
         super().save(directory, format)
 
     def save_adapter(self, directory: str | os.PathLike[str], format: str = "clip_jax") -> None:
@@ -68,7 +122,7 @@ class AdaptedClip(Clip):
         if format == "clip_jax":
             write_adaptation(folder, self.adaptation)
         elif format == "peft":
-            config, params = with_separate_blocks(self.base.config, self.base.params)
+            config, params = with_separate_blocks(*self._of_base)
             a = self.adaptation
             write_peft(folder, config, params, a.adapter, a.scale, a.base)
         else:
@@ -76,25 +130,29 @@ class AdaptedClip(Clip):
 
     def image_features(self, images: Any) -> Any:
         """Returns `Clip.image_features`. Raises `UserError` for an adapter that is not merged."""
-        self._check_merged("image_features")
+        self._refuse("image_features", self._beside)
         return super().image_features(images)
 
     def text_features(self, texts: Any) -> Any:
         """Returns `Clip.text_features`. Raises `UserError` for an adapter that is not merged."""
-        self._check_merged("text_features")
+        self._refuse("text_features", self._beside)
         return super().text_features(texts)
 
     def generate(self, *arguments: Any, **options: Any) -> list[str]:
         """Returns `Clip.generate`. Raises `UserError` for an adapter that is not merged."""
-        self._check_merged("generate")
+        self._refuse("generate", self._beside)
         return super().generate(*arguments, **options)
 
-    def _check_merged(self, what: str) -> None:
-        if not self._is_merged:
-            try:
-                check_mergeable(self.adaptation, self.base.params)
-            except UserError as error:
-                raise UserError(f"{what}: {error}") from None
+    @property
+    def _of_base(self) -> tuple[Any, Any]:
+        return self.base.config, self.base.params
+
+    def _refuse(self, what: str, left: list[str]) -> None:
+        if left:
+            raise UserError(
+                f"{what}: method {self.adaptation.method!r} is not merged into the parameters"
+                f" ({listed(left)}); save_adapter keeps it beside them"
+            )
 
 
 def read_adapted(clip: Clip, folder: str | os.PathLike[str], source: str) -> AdaptedClip:

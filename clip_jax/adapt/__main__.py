@@ -99,13 +99,15 @@ def main() -> int:
 
 
 def _methods(names: list[str]) -> list[str]:
+    from clip_jax.adaptation.feature_methods import FEATURE_METHODS
     from clip_jax.adaptation.methods import METHODS
 
+    every = [name for name in FEATURE_METHODS if name != "zero_shot"] + list(METHODS)
     if names == ["all"]:
-        return list(METHODS)
+        return every
     for name in names:
-        if name not in METHODS:
-            raise UserError(f"--method={name}: choose of {', '.join(METHODS)}, or all")
+        if name not in every:
+            raise UserError(f"--method={name}: choose of {', '.join(every)}, or all")
     return names
 
 

@@ -15,8 +15,12 @@ from clip_jax.adapt.few_shot import Split, all_split, few_shot_split
 from clip_jax.adapt.learning import CROPS, Images, Run, learn, words_of
 from clip_jax.adapt.step import Problem
 from clip_jax.adaptation.context import ClassPrompts, class_prompts
-from clip_jax.adaptation.folder import Adaptation, hash_of_base
+from clip_jax.adaptation.feature_methods import FEATURE_METHODS
+from clip_jax.adaptation.feature_training import fit_all
+from clip_jax.adaptation.folder import HEAD, Adaptation, hash_of_base
+from clip_jax.adaptation.heads import head_logits
 from clip_jax.adaptation.methods import METHODS, Method
+from clip_jax.adaptation.shots import Shots
 from clip_jax.adaptation.tree import Adapter, with_separate_blocks
 from clip_jax.clip import Clip
 from clip_jax.data.records import Source
@@ -57,6 +61,18 @@ class Options:
     flips: bool
 
 
+# (images, their record numbers or None for all) -> logits (N, K), labels (N,)
+Judge = Callable[[Part, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
+
+
+class Learned(NamedTuple):
+    """What one run learned, how many values that are, and how it judges images."""
+
+    adaptation: Adaptation
+    values: int
+    judge: Judge
+
+
 class Outcome(NamedTuple):
     """One run, judged."""
 
@@ -93,10 +109,11 @@ class Experiment:
         for shots in self._options.shots or (0,):
             splits = [self._split(shots, seed) for seed in range(self._options.seeds)]
             begun = time.perf_counter()
-            adapters = self._learn(name, shots, splits)
+            learn = self._fit if name in FEATURE_METHODS else self._learn
+            learned = learn(name, shots, splits)
             seconds = time.perf_counter() - begun
-            for seed, (split, adapter) in enumerate(zip(splits, adapters, strict=True)):
-                found.append(self._judged(name, shots, seed, split, adapter, seconds))
+            for seed, (split, each) in enumerate(zip(splits, learned, strict=True)):
+                found.append(self._judged(name, shots, seed, split, each, seconds))
         return found
 
     def _split(self, shots: int, seed: int) -> Split:
@@ -106,7 +123,55 @@ class Experiment:
         most = max(self._options.shots)
         return few_shot_split(labels, names, shots, seed, most, self._data.path)
 
-    def _learn(self, name: str, shots: int, splits: Sequence[Split]) -> list[Adapter]:
+    def _fit(self, name: str, shots: int, splits: Sequence[Split]) -> list[Learned]:
+        """Fits a method on features, all seeds as one program."""
+        del shots
+        method, classifier = FEATURE_METHODS[name], jnp.asarray(self._classifier)
+
+        def stacked(records: Sequence[np.ndarray]) -> Shots:
+            features = np.stack([_rows(self._own, rows) for rows in records])
+            labels = np.stack([self._train.labels.numbers[rows] for rows in records])
+            weights = np.ones(labels.shape, np.float32)
+            return Shots(
+                jnp.asarray(features), jnp.asarray(labels, jnp.int32), jnp.asarray(weights)
+            )
+
+        keys = jax.vmap(jax.random.key)(jnp.arange(len(splits)))
+        fitted = fit_all(
+            method,
+            stacked([split.train for split in splits]),
+            stacked([split.validation for split in splits]),
+            classifier,
+            keys,
+            self._clip.logit_scale,
+        )
+        whole = jax.tree.map(np.asarray, fitted)
+        found = []
+        for number in range(len(splits)):
+            one = jax.tree.map(lambda leaf, number=number: leaf[number], whole)
+            adapter = {f"{HEAD}params/{key}": leaf for key, leaf in one.params.items()}
+            adapter |= {f"{HEAD}options/{key}": leaf for key, leaf in one.options.items()}
+            adapter[f"{HEAD}classifier"] = self._classifier
+            trained = method.recipe.trained if method.recipe else tuple(one.params)
+            count = sum(one.params[key].size for key in trained)
+            found.append(
+                Learned(self._adaptation(name, adapter), count, self._judge_fitted(name, adapter))
+            )
+        return found
+
+    def _judge_fitted(self, name: str, adapter: Adapter) -> Judge:
+        def judge(part: Part, records: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+            features = self._own if part is self._train else self._test_features
+            numbers = _used(part, records, features)
+            logits = head_logits(name, adapter, _rows(features, numbers))
+            return logits, part.labels.numbers[numbers]
+
+        return judge
+
+    def _adaptation(self, name: str, adapter: Adapter, scale: float = 1.0) -> Adaptation:
+        return Adaptation(adapter, scale, name, self._base, self._hash, tuple(self._names))
+
+    def _learn(self, name: str, shots: int, splits: Sequence[Split]) -> list[Learned]:
         problem = self._problem(name)
         recipe = problem.method.recipe
         labels = self._train.labels.numbers
@@ -126,7 +191,16 @@ class Experiment:
             self._say(f"{name}, {shots or 'all'} shots: {text}")
 
         workdir = self._workdir / "runs" / f"{name}-{shots or 'all'}"
-        return learn(problem, runs, self._inputs(problem), steps, start, workdir, say)
+        adapters = learn(problem, runs, self._inputs(problem), steps, start, workdir, say)
+        function = jax.jit(problem.logits)
+        return [
+            Learned(
+                self._adaptation(name, adapter, problem.method.scale),
+                sum(np.size(leaf) for leaf in adapter.values()),
+                functools.partial(self._logits, problem, function, adapter),
+            )
+            for adapter in adapters
+        ]
 
     def _inputs(self, problem: Problem) -> Callable[[np.ndarray, int, int], np.ndarray]:
         """Returns what learning reads: images, or features if the image tower does not learn."""
@@ -135,11 +209,10 @@ class Experiment:
         )
         if problem.learns_images:
             return Images(self._train.source, self.config, augmentation).batch
-        features = self._features(self._train)
 
         def batch(records: np.ndarray, seed: int, step: int) -> np.ndarray:
             del seed, step
-            return np.stack([features[int(number)] for number in records])
+            return _rows(self._own, records)
 
         return batch
 
@@ -181,22 +254,17 @@ class Experiment:
         return ClassPrompts(self.config, tokenizer(texts, truncate=True), vocabulary)
 
     def _judged(
-        self, name: str, shots: int, seed: int, split: Split, adapter: Adapter, seconds: float
+        self, name: str, shots: int, seed: int, split: Split, learned: Learned, seconds: float
     ) -> Outcome:
-        problem = self._problem(name)
-        adaptation = Adaptation(adapter, problem.method.scale, name, self._base, self._hash)
-        logits = jax.jit(problem.logits)
-
         def of(part: Part, records: np.ndarray | None) -> tuple[Row, dict[str, np.ndarray]]:
-            found, labels = self._logits(problem, logits, adapter, part, records)
-            return _metrics(found, labels)
+            return _metrics(*learned.judge(part, records))
 
         validation, _ = of(self._train, split.validation)
         row: Row = {
             "method": name,
             "shots": shots or "all",
             "seed": seed,
-            "trained_parameters": int(sum(np.size(leaf) for leaf in adapter.values())),
+            "trained_parameters": int(learned.values),
             "training_images": len(split.train),
             "seconds": round(seconds / self._options.seeds, 2),
             "validation": validation,
@@ -209,7 +277,7 @@ class Experiment:
             key = METRIC + ACCURACY
             difference = paired_difference(samples[key], samples_before[key])
             row |= {"before": before, "after": after, "difference": difference._asdict()}
-        return Outcome(row, adaptation, samples)
+        return Outcome(row, learned.adaptation, samples)
 
     def _before(self, records: np.ndarray | None) -> tuple[Row, dict[str, np.ndarray]]:
         """Returns the zero-shot figures of the test images, or of some training images."""
@@ -218,7 +286,7 @@ class Experiment:
         )
         assert part is not None
         numbers = _used(part, records, features)
-        embeds = np.stack([features[int(number)] for number in numbers])
+        embeds = _rows(features, numbers)
         logits = self._clip.logit_scale * embeds @ self._classifier
         return _metrics(logits, part.labels.numbers[numbers])
 
@@ -243,7 +311,7 @@ class Experiment:
         features = self._own if part is self._train else self._test_features
         if not problem.learns_images:
             numbers = _used(part, records, features)
-            inputs = np.stack([features[int(number)] for number in numbers])
+            inputs = _rows(features, numbers)
             return np.asarray(function(adapter, self._params, inputs)), part.labels.numbers[numbers]
         wanted = set(_used(part, records, features).tolist())
         size = self._data.batch_size
@@ -260,6 +328,14 @@ class Experiment:
         return np.concatenate(found), part.labels.numbers[np.concatenate(numbers_of)]
 
 
+def _rows(features: dict[int, np.ndarray], records: np.ndarray) -> np.ndarray:
+    """Returns the features of records, (N, D). Raises UserError for one that was not decoded."""
+    missing = [int(number) for number in records if int(number) not in features]
+    if missing:
+        raise UserError(f"training image number {missing[0]} cannot be decoded")
+    return np.stack([features[int(number)] for number in records])
+
+
 def _used(part: Part, records: np.ndarray | None, features: dict[int, Any]) -> np.ndarray:
     """Returns the records that are asked for, have a label, and could be decoded."""
     labels = part.labels.numbers
@@ -273,10 +349,3 @@ def _used(part: Part, records: np.ndarray | None, features: dict[int, Any]) -> n
 def _metrics(logits: np.ndarray, labels: np.ndarray) -> tuple[Row, dict[str, np.ndarray]]:
     identity = np.eye(logits.shape[1], dtype=np.float32)
     return evaluate_zero_shot(logits, labels, identity, lambda rows, _: rows)
-
-
-def seed_mean(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Returns the mean accuracy over seeds, and its standard deviation."""
-    values = np.array([outcome.row["after"][ACCURACY] for outcome in outcomes])
-    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    return {"mean": float(values.mean()), "deviation": spread}

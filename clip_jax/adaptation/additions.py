@@ -45,7 +45,7 @@ class Prompts(Checked):
     """
 
     count: Annotated[int, Range(1)] = 4
-    depth: Annotated[int, Range(1)] = 1  # number of blocks, from the first
+    depth: Annotated[int, Range(1)] = 1  # number of blocks, from the first; at most all
     towers: tuple[str, ...] = ("vision",)
 
 
@@ -93,11 +93,6 @@ def init_prompts(config: ClipConfig, params: Any, options: Prompts, key: jax.Arr
     for number, tower in enumerate(options.towers):
         blocks = _blocks(params, (tower,))
         _check_tokens(config, tower)
-        if options.depth > len(blocks):
-            raise UserError(
-                f"depth={options.depth}: the {tower} tower has {len(blocks)} blocks; accepted is at"
-                " most that"
-            )
         places = blocks[1 : options.depth]
         places = [tower, *places] if tower == "vision" else places
         for layer, place in enumerate(places):

@@ -33,6 +33,7 @@ class Adaptation:
       method: name of the method that made it.
       base: what `clip_jax.load` takes for the model that it is for.
       base_hash: `hash_of_base` of that model; "" for PEFT's, which do not say.
+      classes: names of the classes that it learned; only a head needs them.
     """
 
     adapter: Adapter
@@ -40,6 +41,7 @@ class Adaptation:
     method: str = "lora"
     base: str = ""
     base_hash: str = ""
+    classes: tuple[str, ...] = ()
 
     @property
     def towers(self) -> Adapter:
@@ -93,7 +95,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         names = {f.name for f in dataclasses.fields(Adaptation)} - {"adapter"}
-        return {name: facts[name] for name in names}
+        return {name: facts[name] for name in names} | {"classes": tuple(facts["classes"])}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder / FACTS}: cannot be read ({error})") from error
 
@@ -111,17 +113,12 @@ def write_adaptation(folder: Path, adaptation: Adaptation) -> None:
         save_safetensors(aside / LEAVES, leaves, None, None)
 
 
-def check_mergeable(adaptation: Adaptation, params: Any) -> None:
-    """Raises UserError if an adapter is more than other values of the model's parameters."""
+def unmerged(adapter: Adapter, params: Any) -> list[str]:
+    """Returns the leaves of an adapter that are more than other values of the parameters."""
     names = set(flat(params))
     for site in sites(params):
         names |= {f"{site.path}_{end}" for end in ("a", "b", "magnitude")}
-    left = sorted(set(adaptation.adapter) - names)
-    if left:
-        raise UserError(
-            f"method {adaptation.method!r} cannot be merged into the parameters ({listed(left)});"
-            " save_adapter keeps it beside them"
-        )
+    return sorted(set(adapter) - names)
 
 
 def weighted(adaptations: list[Adaptation], weights: list[float], params: Any) -> Adaptation:

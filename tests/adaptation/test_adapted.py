@@ -99,10 +99,36 @@ def test_an_adapter_is_merged_into_every_format(base: Path, tmp_path: Path) -> N
         adapted.save(tmp_path / format, format=format)
         again = clip_jax.load(tmp_path / format)
         assert np.abs(again.encode_image(images()) - adapted.encode_image(images())).max() < 1e-6
-    with pytest.raises(UserError, match=r"vpt_deep.*cannot be merged.*vision/prompts"):
+    with pytest.raises(UserError, match=r"vpt_deep.*not merged.*vision/prompts"):
         AdaptedClip(plain, prompts(plain)).save(tmp_path / "none")
     with pytest.raises(UserError, match="vpt_deep"):
         AdaptedClip(plain, prompts(plain)).image_features(images())
+
+
+def test_a_head_knows_its_classes() -> None:
+    clip = tiny()
+    rng = np.random.default_rng(0)
+    features, labels = clip.encode_image(images()), np.array([0, 1, 2, 0, 1])
+    classifier = rng.normal(size=(16, 3)).astype(np.float32)
+    adapter = {
+        "head/params/keys_ND": features,
+        "head/params/values_NC": np.eye(3, dtype=np.float32)[labels],
+        "head/options/alpha": np.float32(2),
+        "head/options/beta": np.float32(5),
+        "head/options/scale": np.float32(1.5),
+        "head/classifier": classifier,
+    }
+    classes = ("cat", "dog", "owl")
+    adapted = AdaptedClip(clip, Adaptation(adapter, method="tip_adapter", classes=classes))
+    found = adapted.classify(images(), ["owl", "cat"])
+    cache = np.exp(-5 * (1 - features.astype(np.float64) @ features.T)) @ np.eye(3)[labels]
+    logits = (1.5 * features @ classifier + 2 * cache)[:, [2, 0]]
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert np.abs(found - expected).max() < 1e-5
+    with pytest.raises(UserError, match="class 'cow': is none of the 3 that tip_adapter learned"):
+        adapted.classify(images(), ["cow"])
+    with pytest.raises(UserError, match="head/classifier"):
+        adapted.save("nowhere")
 
 
 def test_mistakes_are_one_line(base: Path, tmp_path: Path) -> None:
