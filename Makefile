@@ -3,7 +3,7 @@
 # make test-fast    the daily tier (2:20 on 2 cores)
 # make docs         the site of docs/, into site/; a broken link fails
 # make test-parity  every family against transformers and open_clip, metrics against clip-benchmark,
-#                   writes docs/parity.md (25 minutes)
+#                   adapters against PEFT; writes docs/parity.md (25 minutes)
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,8 @@ QUICKSTART := runs/quickstart
 JOBS ?= 2
 # A Python with the reference libraries; give another to use one that is there already.
 ORACLE ?= .oracle/bin/python
-PARITY := tests/weights/test_parity_families.py tests/evaluation/metrics/test_clip_benchmark.py
+PARITY := tests/weights/test_parity_families.py tests/evaluation/metrics/test_clip_benchmark.py \
+	tests/adaptation/test_peft_parity.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -59,13 +60,14 @@ test-fast: lint
 oracle: .oracle/.installed
 
 # torchvision, timm and open_clip would ask for a build of torch of their own, clip-benchmark for
-# scores of captions that its other metrics do without.
+# scores of captions that its other metrics do without, and peft for accelerate with all it needs.
 .oracle/.installed: constraints/oracle.txt
 	@echo "installing the reference libraries into .oracle (once, a few minutes) …"
 	@$(PYTHON) -m venv .oracle
 	@.oracle/bin/pip install --quiet -c $< torch transformers safetensors ftfy regex pillow tqdm \
 		huggingface_hub sentencepiece pandas braceexpand webdataset scikit-learn
-	@.oracle/bin/pip install --quiet -c $< --no-deps torchvision timm open_clip_torch clip-benchmark
+	@.oracle/bin/pip install --quiet -c $< --no-deps torchvision timm open_clip_torch clip-benchmark \
+		peft accelerate psutil
 	@touch $@
 
 test-parity: install-dev $(if $(filter .oracle/%,$(ORACLE)),oracle)

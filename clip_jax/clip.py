@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from clip_jax.adaptation.hooks import ADAPTER, entering
 from clip_jax.arguments import local_path, text_list, whole_number, yes_or_no
 from clip_jax.errors import UserError
 from clip_jax.evaluation.prompts import Templates
@@ -57,12 +58,9 @@ def embed_images(
 
     With `projected=False`, (B, W): what the tower has before its projection; ResNets have none.
     """
-    embeds, sown = TwoTower(config).apply(
-        {"params": params},
-        normalize_images(images, config),
-        method="encode_image",
-        mutable=[] if projected else [POOLED],
-    )
+    kept = () if projected else (POOLED,)
+    images = normalize_images(images, config)
+    embeds, sown = _apply(params, images, config, "encode_image", kept)
     embeds = next(iter(jax.tree.leaves(sown)), embeds)
     embeds = l2_normalize(embeds) if normalize else embeds.astype(jnp.float32)
     return jax.lax.with_sharding_constraint(embeds, out_sharding)
@@ -78,9 +76,21 @@ def embed_tokens(
     params: Any, tokens: jax.Array, config: ClipConfig, normalize: bool, out_sharding: NamedSharding
 ) -> jax.Array:
     """(B, L) int32 -> (B, D) float32: compiled evaluation step of texts."""
-    embeds: Any = TwoTower(config).apply({"params": params}, tokens, method="encode_text")
+    embeds, _ = _apply(params, tokens, config, "encode_text")
     embeds = l2_normalize(embeds) if normalize else embeds.astype(jnp.float32)
     return jax.lax.with_sharding_constraint(embeds, out_sharding)
+
+
+def _apply(
+    params: Any, inputs: jax.Array, config: ClipConfig, method: str, kept: Sequence[str] = ()
+) -> Any:
+    """Applies a model, with the adapter that `AdaptedClip` may have put beside its parameters.
+
+    Returns its output, and the collections `kept`.
+    """
+    with entering():
+        variables = {"params": params, ADAPTER: params.get(ADAPTER, {})}
+        return TwoTower(config).apply(variables, inputs, method=method, mutable=list(kept))
 
 
 class Clip:
@@ -351,6 +361,12 @@ class Clip:
             logger.warning("saved without a tokenizer: %s", error)
             tokenizer = None
         save_model(folder, format, self.config, self.params, tokenizer)
+
+    def save_adapter(self, directory: str | os.PathLike[str], format: str = "clip_jax") -> None:
+        """Writes the adapter alone, see `AdaptedClip`. Raises `UserError`: there is none."""
+        raise UserError(
+            f"directory={directory}: there is no adapter to save; load(…, adapter=FOLDER) gives one"
+        )
 
     def _embed(
         self, embed: Callable[..., jax.Array], chunks: Iterable[np.ndarray], batch_size: int

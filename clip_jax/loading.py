@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from clip_jax.adapted import adapter_of_run, read_adapted
 from clip_jax.arguments import shown, whole_number
 from clip_jax.clip import Clip
 from clip_jax.errors import UserError
@@ -56,6 +57,7 @@ def load(
     dtype: str = "float32",
     *,
     architecture: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     mesh: Mesh | None = None,
     revision: str | None = None,
@@ -70,6 +72,8 @@ def load(
     Args:
       dtype: "float32" or "bfloat16", of the parameters and the computation.
       architecture: a name of `list_models()`, for files that do not name their architecture.
+      adapter: a folder with an adapter, ours or PEFT's; `clip_jax.adapted.AdaptedClip` says what a
+        model with one can do. A run of `clip_jax.adapt` as `source` brings its own.
       tokenizer: replaces the source's own; a name or path that `get_tokenizer` takes, or one.
       mesh: holds the parameters, split over its fsdp axis; by default all local devices.
       revision: branch, tag or commit of a hub id.
@@ -81,6 +85,10 @@ def load(
     """
     if architecture is not None:
         get_architecture(architecture)
+    if (run := adapter_of_run(source)) is not None:
+        if adapter is not None:
+            raise UserError(f"adapter={adapter}: {source} has an adapter of its own; give one")
+        source, adapter = run
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype={dtype!r}: choose float32 or bfloat16")
     found = open_model(resolve_source(source, revision=revision), architecture)
@@ -91,5 +99,7 @@ def load(
     mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
     params = found.params(config, dtype, on_mesh(mesh))
     if tokenizer is None:
-        return Clip(config, params, mesh=mesh, find_tokenizer=lambda: found.own_tokenizer(config))
-    return Clip(config, params, tokenizer, mesh)
+        clip = Clip(config, params, mesh=mesh, find_tokenizer=lambda: found.own_tokenizer(config))
+    else:
+        clip = Clip(config, params, tokenizer, mesh)
+    return clip if adapter is None else read_adapted(clip, adapter, str(source))

@@ -39,6 +39,6 @@ def damaged(path: Path, error: Exception, kind: str = "damaged or truncated") ->
 def adapter(where: Path, reason: str = "") -> UserError:
     """The error for LoRA weights in place of a model's."""
     return UserError(
-        f"{where}: is an adapter (LoRA, PEFT), not a model{reason}; merge it into its model first "
-        "(PEFT: model.merge_and_unload().save_pretrained(FOLDER))"
+        f"{where}: is an adapter (LoRA, PEFT), not a model{reason}; load the model that it is for,"
+        " with adapter=FOLDER"
     )

@@ -60,13 +60,13 @@ def open_tensors(path: Path) -> Tensors:
     Raises `UserError` naming the file if it is missing, empty, truncated, of an unknown kind, an
     adapter, or holds several models, or if it needs torch and torch is not installed.
     """
-    tensors = _open_raw(path)
+    tensors = open_raw(path)
     if isinstance(tensors, NpzFile):
         return tensors
     return Unwrapped(tensors)
 
 
-def _open_raw(path: Path) -> Tensors:
+def open_raw(path: Path) -> Tensors:
     """The file's tensors under their stored names."""
     start = _first_bytes(path)
     # Safetensors starts with the header's length in 8 bytes, then JSON.
@@ -245,7 +245,7 @@ class Shards:
         self._shard_of: dict[str, Tensors] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
-            shard = _open_raw(index.parent / file)
+            shard = open_raw(index.parent / file)
             twice = sorted(shapes.keys() & shard.shapes.keys())
             if twice:
                 raise UserError(f"{index.parent / file}: also in another shard: {listed(twice)}")

@@ -1,0 +1,1 @@
+"""Adaptation of a model to labelled images: `python -m clip_jax.adapt`."""

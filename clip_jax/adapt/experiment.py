@@ -1,0 +1,351 @@
+"""Runs of methods on few-shot splits of labelled images, judged on images that none has seen."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clip_jax.adapt.few_shot import Split, all_split, few_shot_split
+from clip_jax.adapt.learning import CROPS, Images, Run, learn, words_of
+from clip_jax.adapt.step import Problem
+from clip_jax.adaptation.context import ClassPrompts, class_prompts
+from clip_jax.adaptation.feature_methods import FEATURE_METHODS
+from clip_jax.adaptation.feature_training import fit_all
+from clip_jax.adaptation.folder import HEAD, Adaptation, hash_of_base
+from clip_jax.adaptation.heads import head_logits
+from clip_jax.adaptation.methods import METHODS, Method
+from clip_jax.adaptation.shots import Shots
+from clip_jax.adaptation.tree import Adapter, with_separate_blocks
+from clip_jax.clip import Clip
+from clip_jax.data.records import Source
+from clip_jax.data.stream.evaluation_batches import evaluation_batches
+from clip_jax.data.task_data import TaskData
+from clip_jax.errors import UserError
+from clip_jax.evaluation.labels import Labels
+from clip_jax.evaluation.metrics.paired import paired_difference
+from clip_jax.evaluation.prompts import get_templates
+from clip_jax.evaluation.recognition import prompts_of
+from clip_jax.evaluation.zero_shot import (
+    METRIC,
+    check_classnames,
+    evaluate_zero_shot,
+    prompts_classifier,
+)
+
+Row = dict[str, Any]
+ACCURACY = "accuracy_top1"
+
+
+class Part(NamedTuple):
+    """Labelled images of one purpose."""
+
+    source: Source
+    labels: Labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a person may say about the runs; None leaves it to the method's recipe."""
+
+    shots: tuple[int, ...]  # empty: all images
+    seeds: int
+    learning_rate: float | None
+    steps: int | None
+    batch_size: int | None
+    flips: bool
+
+
+# (images, their record numbers or None for all) -> logits (N, K), labels (N,)
+Judge = Callable[[Part, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
+
+
+class Learned(NamedTuple):
+    """What one run learned, how many values that are, and how it judges images."""
+
+    adaptation: Adaptation
+    values: int
+    judge: Judge
+
+
+class Outcome(NamedTuple):
+    """One run, judged."""
+
+    row: Row
+    adaptation: Adaptation
+    samples: dict[str, np.ndarray]
+
+
+class Experiment:
+    """A model, the data it is adapted to, and the figures of the model as it was."""
+
+    def __init__(
+        self,
+        clip: Clip,
+        base: str,
+        data: TaskData,
+        train: Part,
+        test: Part | None,
+        options: Options,
+        workdir: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        """Embeds nothing yet. `base` is what `load` takes for the model."""
+        self._clip, self._base, self._data, self._options = clip, base, data, options
+        self._train, self._test, self._workdir, self._say = train, test, workdir, say
+        self.config, params = with_separate_blocks(clip.config, clip.params)
+        self._params = jax.device_put(params)
+        self._hash = hash_of_base(params)
+        self._names = [names[0] for names in check_classnames(train.labels.prompt_names)]
+
+    def run(self, name: str) -> list[Outcome]:
+        """Runs one method for all shots and seeds; the seeds of a number of shots together."""
+        found = []
+        for shots in self._options.shots or (0,):
+            splits = [self._split(shots, seed) for seed in range(self._options.seeds)]
+            begun = time.perf_counter()
+            learn = self._fit if name in FEATURE_METHODS else self._learn
+            learned = learn(name, shots, splits)
+            seconds = time.perf_counter() - begun
+            for seed, (split, each) in enumerate(zip(splits, learned, strict=True)):
+                found.append(self._judged(name, shots, seed, split, each, seconds))
+        return found
+
+    def _split(self, shots: int, seed: int) -> Split:
+        labels, names = self._train.labels.numbers, self._names
+        if not shots:
+            return all_split(labels, names, seed, self._data.path)
+        most = max(self._options.shots)
+        return few_shot_split(labels, names, shots, seed, most, self._data.path)
+
+    def _fit(self, name: str, shots: int, splits: Sequence[Split]) -> list[Learned]:
+        """Fits a method on features, all seeds as one program."""
+        del shots
+        method, classifier = FEATURE_METHODS[name], jnp.asarray(self._classifier)
+
+        def stacked(records: Sequence[np.ndarray]) -> Shots:
+            features = np.stack([_rows(self._own, rows) for rows in records])
+            labels = np.stack([self._train.labels.numbers[rows] for rows in records])
+            weights = np.ones(labels.shape, np.float32)
+            return Shots(
+                jnp.asarray(features), jnp.asarray(labels, jnp.int32), jnp.asarray(weights)
+            )
+
+        keys = jax.vmap(jax.random.key)(jnp.arange(len(splits)))
+        fitted = fit_all(
+            method,
+            stacked([split.train for split in splits]),
+            stacked([split.validation for split in splits]),
+            classifier,
+            keys,
+            self._clip.logit_scale,
+        )
+        whole = jax.tree.map(np.asarray, fitted)
+        found = []
+        for number in range(len(splits)):
+            one = jax.tree.map(lambda leaf, number=number: leaf[number], whole)
+            adapter = {f"{HEAD}params/{key}": leaf for key, leaf in one.params.items()}
+            adapter |= {f"{HEAD}options/{key}": leaf for key, leaf in one.options.items()}
+            adapter[f"{HEAD}classifier"] = self._classifier
+            trained = method.recipe.trained if method.recipe else tuple(one.params)
+            count = sum(one.params[key].size for key in trained)
+            found.append(
+                Learned(self._adaptation(name, adapter), count, self._judge_fitted(name, adapter))
+            )
+        return found
+
+    def _judge_fitted(self, name: str, adapter: Adapter) -> Judge:
+        def judge(part: Part, records: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+            features = self._own if part is self._train else self._test_features
+            numbers = _used(part, records, features)
+            logits = head_logits(name, adapter, _rows(features, numbers))
+            return logits, part.labels.numbers[numbers]
+
+        return judge
+
+    def _adaptation(self, name: str, adapter: Adapter, scale: float = 1.0) -> Adaptation:
+        return Adaptation(adapter, scale, name, self._base, self._hash, tuple(self._names))
+
+    def _learn(self, name: str, shots: int, splits: Sequence[Split]) -> list[Learned]:
+        problem = self._problem(name)
+        recipe = problem.method.recipe
+        labels = self._train.labels.numbers
+        images = max(len(split.train) for split in splits)
+        a_class = shots or max(1, images // len(self._names))
+        steps = self._options.steps or recipe.steps_a_shot * min(a_class, 16)
+        rate = self._options.learning_rate or recipe.learning_rate
+        runs = [
+            Run(split.train, labels[split.train], seed, rate) for seed, split in enumerate(splits)
+        ]
+        words = words_of(problem, self._clip.tokenizer)
+
+        def start(seed: int) -> Adapter:
+            return problem.method.init(self.config, self._params, jax.random.key(seed), words)
+
+        def say(text: str) -> None:
+            self._say(f"{name}, {shots or 'all'} shots: {text}")
+
+        workdir = self._workdir / "runs" / f"{name}-{shots or 'all'}"
+        adapters = learn(problem, runs, self._inputs(problem), steps, start, workdir, say)
+        function = jax.jit(problem.logits)
+        return [
+            Learned(
+                self._adaptation(name, adapter, problem.method.scale),
+                sum(np.size(leaf) for leaf in adapter.values()),
+                functools.partial(self._logits, problem, function, adapter),
+            )
+            for adapter in adapters
+        ]
+
+    def _inputs(self, problem: Problem) -> Callable[[np.ndarray, int, int], np.ndarray]:
+        """Returns what learning reads: images, or features if the image tower does not learn."""
+        augmentation = dataclasses.replace(
+            CROPS, flip_probability=0.5 if self._options.flips else 0.0
+        )
+        if problem.learns_images:
+            return Images(self._train.source, self.config, augmentation).batch
+
+        def batch(records: np.ndarray, seed: int, step: int) -> np.ndarray:
+            del seed, step
+            return _rows(self._own, records)
+
+        return batch
+
+    def _features(self, part: Part) -> dict[int, np.ndarray]:
+        """Returns the embeddings of images by record."""
+        batches = evaluation_batches(part.source, self._clip.transform, self._data.batch_size)
+        return {
+            int(number): embed
+            for numbers, images in batches
+            for number, embed in zip(numbers, self._clip.encode_image(images), strict=True)
+        }
+
+    @functools.cached_property
+    def _classifier(self) -> np.ndarray:
+        prompts = prompts_of(self._train.labels, self._data)
+        return prompts_classifier(functools.partial(self._clip.encode_text, truncate=True), prompts)
+
+    def _problem(self, name: str) -> Problem:
+        method = METHODS[name]
+        if self._options.batch_size is not None:
+            recipe = dataclasses.replace(method.recipe, batch_size=self._options.batch_size)
+            method = dataclasses.replace(method, recipe=recipe)
+        shapes = jax.eval_shape(
+            lambda: method.init(self.config, self._params, jax.random.key(0), ())
+        )
+        towers = {path.split("/")[0] for path in shapes}
+        prompts = self._prompts(method) if "text" in towers else None
+        classifier = None if "text" in towers else jnp.asarray(self._classifier)
+        return Problem(self.config, self._params, method, prompts, classifier, "vision" in towers)
+
+    def _prompts(self, method: Method) -> ClassPrompts:
+        """Returns one prompt a class, as the methods' papers have it."""
+        tokenizer = self._clip.tokenizer
+        if method.context is not None:
+            return class_prompts(self.config, tokenizer, self._names, method.context.words)
+        template = get_templates(self._data.templates)[0]
+        texts = [template.replace("{}", name) for name in self._names]
+        vocabulary = np.arange(self.config.vocab_size)
+        return ClassPrompts(self.config, tokenizer(texts, truncate=True), vocabulary)
+
+    def _judged(
+        self, name: str, shots: int, seed: int, split: Split, learned: Learned, seconds: float
+    ) -> Outcome:
+        def of(part: Part, records: np.ndarray | None) -> tuple[Row, dict[str, np.ndarray]]:
+            return _metrics(*learned.judge(part, records))
+
+        validation, _ = of(self._train, split.validation)
+        row: Row = {
+            "method": name,
+            "shots": shots or "all",
+            "seed": seed,
+            "trained_parameters": int(learned.values),
+            "training_images": len(split.train),
+            "seconds": round(seconds / self._options.seeds, 2),
+            "validation": validation,
+            "validation_before": self._before(split.validation)[0],
+        }
+        samples: dict[str, np.ndarray] = {}
+        if self._test is not None:
+            after, samples = of(self._test, None)
+            before, samples_before = self._before(None)
+            key = METRIC + ACCURACY
+            difference = paired_difference(samples[key], samples_before[key])
+            row |= {"before": before, "after": after, "difference": difference._asdict()}
+        return Outcome(row, learned.adaptation, samples)
+
+    def _before(self, records: np.ndarray | None) -> tuple[Row, dict[str, np.ndarray]]:
+        """Returns the zero-shot figures of the test images, or of some training images."""
+        part, features = (
+            (self._test, self._test_features) if records is None else (self._train, self._own)
+        )
+        assert part is not None
+        numbers = _used(part, records, features)
+        embeds = _rows(features, numbers)
+        logits = self._clip.logit_scale * embeds @ self._classifier
+        return _metrics(logits, part.labels.numbers[numbers])
+
+    @functools.cached_property
+    def _test_features(self) -> dict[int, np.ndarray]:
+        assert self._test is not None
+        return self._features(self._test)
+
+    @functools.cached_property
+    def _own(self) -> dict[int, np.ndarray]:
+        return self._features(self._train)
+
+    def _logits(
+        self,
+        problem: Problem,
+        function: Callable[..., jax.Array],
+        adapter: Adapter,
+        part: Part,
+        records: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns logits (N, K) and labels (N,) of images."""
+        features = self._own if part is self._train else self._test_features
+        if not problem.learns_images:
+            numbers = _used(part, records, features)
+            inputs = _rows(features, numbers)
+            return np.asarray(function(adapter, self._params, inputs)), part.labels.numbers[numbers]
+        wanted = set(_used(part, records, features).tolist())
+        size = self._data.batch_size
+        found, numbers_of = [], []
+        for numbers, images in evaluation_batches(part.source, self._clip.transform, size):
+            kept = np.array([number in wanted for number in numbers.tolist()])
+            if not kept.any():
+                continue
+            padded = np.zeros((size, *images.shape[1:]), images.dtype)
+            padded[: kept.sum()] = images[kept]
+            logits = np.asarray(function(adapter, self._params, padded))
+            found.append(logits[: kept.sum()])
+            numbers_of.append(numbers[kept])
+        return np.concatenate(found), part.labels.numbers[np.concatenate(numbers_of)]
+
+
+def _rows(features: dict[int, np.ndarray], records: np.ndarray) -> np.ndarray:
+    """Returns the features of records, (N, D). Raises UserError for one that was not decoded."""
+    missing = [int(number) for number in records if int(number) not in features]
+    if missing:
+        raise UserError(f"training image number {missing[0]} cannot be decoded")
+    return np.stack([features[int(number)] for number in records])
+
+
+def _used(part: Part, records: np.ndarray | None, features: dict[int, Any]) -> np.ndarray:
+    """Returns the records that are asked for, have a label, and could be decoded."""
+    labels = part.labels.numbers
+    numbers = np.arange(len(labels)) if records is None else np.sort(records)
+    found = [int(n) for n in numbers if labels[n] >= 0 and int(n) in features]
+    if not found:
+        raise UserError("no labelled image can be used")
+    return np.asarray(found)
+
+
+def _metrics(logits: np.ndarray, labels: np.ndarray) -> tuple[Row, dict[str, np.ndarray]]:
+    identity = np.eye(logits.shape[1], dtype=np.float32)
+    return evaluate_zero_shot(logits, labels, identity, lambda rows, _: rows)

@@ -1,0 +1,98 @@
+"""Page of an adaptation: before and after, every run, and accuracy over shots."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clip_jax.report.bars import Bars
+from clip_jax.report.evaluation import spelled
+from clip_jax.report.page import Section, render
+from clip_jax.training.log.metrics import format_seconds
+
+Row = dict[str, Any]
+ACCURACY = "accuracy_top1"
+
+
+def build_page(result: Row, samples: dict[str, np.ndarray], names: Sequence[str]) -> str:
+    """Returns the page as HTML; `result` is what result.json holds, `samples` of the kept run."""
+    runs = result["runs"]
+    key = "after" if "after" in result else "validation"
+    figures = [
+        (f"{100 * result[_before(key)][ACCURACY]:.1f} %", "before"),
+        (f"{100 * result[key][ACCURACY]:.1f} %", "after"),
+        (f"{result['trained_parameters']:,}", "trained values"),
+        (f"{result['training_images']:,}", "training images"),
+        (f"{result['num_classes']}", "classes"),
+        (format_seconds(result["all_seconds"]), "in all"),
+    ]
+    where = "test images" if key == "after" else "validation images"
+    sections = [
+        Section("Accuracy", "charts", f"Top-1 on {where}, 95 % intervals.", [_bars(runs, key)]),
+        Section("Runs", "lists", "The kept run has the best validation accuracy.", [_table(runs)]),
+    ]
+    if samples:
+        sections.append(
+            Section("Classes", "lists", "Of the kept run.", [_by_class(samples, names)])
+        )
+    return render(
+        name=f"clip_jax adapt: {result['model']}",
+        title=f"{result['model']}, adapted",
+        about=f"By {result['method']}, on {result['data']}.",
+        figures=figures,
+        sections=sections,
+    )
+
+
+def _before(key: str) -> str:
+    return "before" if key == "after" else "validation_before"
+
+
+def _bars(runs: Sequence[Row], key: str) -> Bars:
+    names, values = ["zero-shot"], [_limits(runs[0][_before(key)])]
+    for group in dict.fromkeys((row["method"], row["shots"]) for row in runs):
+        of_group = [row[key] for row in runs if (row["method"], row["shots"]) == group]
+        names.append(f"{group[0]}, {group[1]} shots")
+        values.append(tuple(np.mean([_limits(row) for row in of_group], axis=0).tolist()))
+    summary = "Means over seeds."
+    return Bars("Top-1 accuracy", names, {"accuracy": values}, summary=summary)
+
+
+def _limits(row: Row) -> tuple[float, float, float]:
+    return row[ACCURACY], row[f"{ACCURACY}_low"], row[f"{ACCURACY}_high"]
+
+
+def _table(runs: Sequence[Row]) -> tuple[int, Any, Any]:
+    lines = []
+    for row in runs:
+        after = spelled(row["after"], ACCURACY) if "after" in row else "–"
+        found = row.get("difference")
+        points = "–" if found is None else f"{100 * found['difference']:+.1f}"
+        lines.append(
+            (
+                row["method"],
+                str(row["shots"]),
+                str(row["seed"]),
+                f"{row['trained_parameters']:,}",
+                spelled(row["validation"], ACCURACY),
+                after,
+                points,
+                format_seconds(row["seconds"]),
+            )
+        )
+    titles = ("method", "shots", "seed", "values", "validation, %", "test, %", "points", "time")
+    return 2, titles, lines
+
+
+def _by_class(samples: dict[str, np.ndarray], names: Sequence[str]) -> tuple[int, Any, Any]:
+    labels, right = samples["labels"], samples["labels"] == samples["predictions"]
+    lines = []
+    for number, name in enumerate(names):
+        mine = labels == number
+        if mine.any():
+            mistaken = samples["predictions"][mine & ~right]
+            often = np.bincount(mistaken).argmax() if len(mistaken) else None
+            worst = "–" if often is None else names[int(often)]
+            lines.append((name, f"{mine.sum()}", f"{100 * right[mine].mean():.0f}", worst))
+    lines.sort(key=lambda line: float(line[2]))
+    return 1, ("class", "images", "right, %", "most often taken for"), lines

@@ -1,0 +1,127 @@
+"""`python -m clip_jax.adapt` as a person starts it: the folder, a kill, mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from places import REPOSITORY
+from programs import assert_mistake, run_program
+
+import clip_jax
+from clip_jax.evaluation.prompts import get_templates
+
+pytestmark = pytest.mark.slow
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noisy squares of three colours in a folder a class: 9 to train, 6 to test, of each."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for split, count in (("train", 9), ("test", 6)):
+        for name, colour in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(rng.normal(colour, 25, (24, 24, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+def words(model: Path, photos: Path, workdir: Path, *more: str) -> list[str]:
+    return [
+        "clip_jax.adapt",
+        f"--model={model}",
+        f"--data={photos}/train",
+        f"--test_data={photos}/test",
+        f"--workdir={workdir}",
+        "--templates=none",
+        *more,
+    ]
+
+
+def test_the_folder_is_what_it_says(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
+    flags = (
+        "--method=full,coop_4,vpt",
+        "--shots=1,4",
+        "--seeds=2",
+        "--steps=30",
+        "--learning_rate=0.01",
+    )
+    ended = run_program(*words(tiny_run, photos, tmp_path / "run", *flags))
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [(r["method"], r["shots"], r["seed"]) for r in result["runs"]] == [
+        (m, k, s) for m in ("full", "coop_4", "vpt") for k in (1, 4) for s in (0, 1)
+    ]
+    best = max(r["validation"]["accuracy_top1"] for r in result["runs"])
+    assert result["validation"]["accuracy_top1"] == best
+    for row in result["runs"]:
+        assert row["before"] == result["runs"][0]["before"]
+        change = row["after"]["accuracy_top1"] - row["before"]["accuracy_top1"]
+        assert row["difference"]["difference"] == pytest.approx(change)
+        assert row["after"]["accuracy_top1_low"] <= row["after"]["accuracy_top1"]
+    assert "<html" in (tmp_path / "run" / "report.html").read_text()
+    learned = {(r["method"], r["shots"]): r["after"]["accuracy_top1"] for r in result["runs"]}
+    assert learned["full", 4] > 0.9
+
+    # What is loaded is what was measured.
+    ended = run_program(*words(tiny_run, photos, tmp_path / "lora", "--steps=150", flags[-1]))
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads((tmp_path / "lora" / "result.json").read_text())
+    clip = clip_jax.load(tmp_path / "lora")
+    paths = sorted((photos / "test").glob("*/*.png"))
+    names = sorted(COLOURS)
+    shares = clip.classify([str(path) for path in paths], names, get_templates("none"))
+    right = [names[i] == path.parent.name for i, path in zip(shares.argmax(1), paths, strict=True)]
+    assert np.mean(right) == pytest.approx(result["after"]["accuracy_top1"])
+    base = clip_jax.load(tiny_run)
+    assert result["trained_parameters"] == sum(
+        leaf.size for leaf in clip.adaptation.adapter.values()
+    )
+    assert np.abs(clip.encode_image(str(paths[0])) - base.encode_image(str(paths[0]))).max() > 1e-3
+
+
+def test_killed_and_run_again(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
+    flags = ("--shots=4", "--steps=450")
+    command = [sys.executable, "-m", *words(tiny_run, photos, tmp_path / "killed", *flags)]
+    killed = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 240
+    while not (tmp_path / "killed/runs/lora-4/checkpoints/100").exists():
+        assert killed.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    again = run_program(*words(tiny_run, photos, tmp_path / "killed", *flags))
+    assert again.returncode == 0, again.stderr
+    assert "goes on from step" in again.stderr
+    whole = run_program(*words(tiny_run, photos, tmp_path / "whole", *flags))
+    assert whole.returncode == 0, whole.stderr
+    one, other = (
+        (tmp_path / name / "adapter" / "adapter.safetensors").read_bytes()
+        for name in ("killed", "whole")
+    )
+    assert one == other
+
+
+def test_mistakes_are_one_line(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
+    def said(*more: str) -> Any:
+        return run_program(*words(tiny_run, photos, tmp_path / "run", "--steps=2", *more))
+
+    assert_mistake(said("--method=lara"), "--method=lara", "choose of lora, dora")
+    assert_mistake(said("--shots=8"), "shots=8", "has 9 images; needed are 12")
+    assert_mistake(said("--shots=0"), "--shots=0", "at least 1")
+    assert_mistake(said(f"--test_data={photos}/train"), "--test_data", "are in --data too")
+    assert_mistake(said("--learning_rate=1e30"), "not finite", "--learning_rate")
+    (tmp_path / "file").write_text("")
+    assert_mistake(said(f"--workdir={tmp_path}/file"), "is a file")
