@@ -1,5 +1,7 @@
 """Few-shot splits: sizes, nesting, and validation images that train in no run."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ def test_shots_are_nested_and_apart_from_validation(seed: int) -> None:
     for k, split in zip(shots, splits, strict=True):
         assert sizes(split.train) == [k] * 3
         assert sizes(split.validation) == [min(k, 4)] * 3
-    for few, more in zip(splits, splits[1:], strict=False):
+    for few, more in itertools.pairwise(splits):
         assert set(few.train) < set(more.train)
         assert set(few.validation) <= set(more.validation)
     assert not set(splits[-1].train) & set(splits[-1].validation)
