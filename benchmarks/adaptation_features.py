@@ -92,7 +92,8 @@ def step_by_step(
         hits, loss = score(params, options, validation)
         return int(hits), -float(loss)
 
-    init = jax.jit(lambda options: method.init(shots, classifier, key, options))
+    init_key = jax.random.split(key)[0]  # as `fit` does
+    init = jax.jit(lambda options: method.init(shots, classifier, init_key, options))
     if recipe:
         size = min(recipe.batch_size or count, count)
         num_steps = recipe.epochs * -(-count // size)
@@ -179,6 +180,11 @@ def main(argv: list[str]) -> None:
         "device": jax.devices()[0].device_kind,
         "methods": rows,
         "limits": LIMITS,
+        "kept": {
+            name: row["gain_over_loops"] >= LIMITS["gain_over_loops"]
+            and row["difference"] <= LIMITS["difference"]
+            for name, row in rows.items()
+        },
     }
     print(json.dumps(result, indent=1))
 

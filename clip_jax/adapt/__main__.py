@@ -100,9 +100,11 @@ def main() -> int:
 
 def _methods(names: list[str]) -> list[str]:
     from clip_jax.adaptation.feature_methods import FEATURE_METHODS
+    from clip_jax.adaptation.heads import PROBE
     from clip_jax.adaptation.methods import METHODS
 
-    every = [name for name in FEATURE_METHODS if name != "zero_shot"] + list(METHODS)
+    on_features = [name for name in FEATURE_METHODS if name != "zero_shot"]
+    every = [PROBE, *on_features, *METHODS]
     if names == ["all"]:
         return every
     for name in names:

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax.adapt.few_shot import Split, all_split, few_shot_split
+from clip_jax.adapt.few_shot import Split, few_shot_split, whole_split
 from clip_jax.adapt.learning import CROPS, Images, Run, learn, words_of
 from clip_jax.adapt.step import Problem
 from clip_jax.adaptation.context import ClassPrompts, class_prompts
 from clip_jax.adaptation.feature_methods import FEATURE_METHODS
 from clip_jax.adaptation.feature_training import fit_all
 from clip_jax.adaptation.folder import HEAD, Adaptation, hash_of_base
-from clip_jax.adaptation.heads import head_logits
+from clip_jax.adaptation.heads import PROBE, head_logits
 from clip_jax.adaptation.methods import METHODS, Method
 from clip_jax.adaptation.shots import Shots
 from clip_jax.adaptation.tree import Adapter, with_separate_blocks
@@ -29,6 +29,8 @@ from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation.labels import Labels
 from clip_jax.evaluation.metrics.paired import paired_difference
+from clip_jax.evaluation.probe.logistic import fit_logistic_regression
+from clip_jax.evaluation.probe.sweep import Examples, sweep_penalties
 from clip_jax.evaluation.prompts import get_templates
 from clip_jax.evaluation.recognition import prompts_of
 from clip_jax.evaluation.zero_shot import (
@@ -109,7 +111,7 @@ class Experiment:
         for shots in self._options.shots or (0,):
             splits = [self._split(shots, seed) for seed in range(self._options.seeds)]
             begun = time.perf_counter()
-            learn = self._fit if name in FEATURE_METHODS else self._learn
+            learn = self._learn if name in METHODS else self._fit
             learned = learn(name, shots, splits)
             seconds = time.perf_counter() - begun
             for seed, (split, each) in enumerate(zip(splits, learned, strict=True)):
@@ -119,13 +121,15 @@ class Experiment:
     def _split(self, shots: int, seed: int) -> Split:
         labels, names = self._train.labels.numbers, self._names
         if not shots:
-            return all_split(labels, names, seed, self._data.path)
+            return whole_split(labels, names, seed, self._data.path)
         most = max(self._options.shots)
         return few_shot_split(labels, names, shots, seed, most, self._data.path)
 
     def _fit(self, name: str, shots: int, splits: Sequence[Split]) -> list[Learned]:
         """Fits a method on features, all seeds as one program."""
         del shots
+        if name == PROBE:
+            return [self._probe(split) for split in splits]
         method, classifier = FEATURE_METHODS[name], jnp.asarray(self._classifier)
 
         def stacked(records: Sequence[np.ndarray]) -> Shots:
@@ -158,6 +162,25 @@ class Experiment:
                 Learned(self._adaptation(name, adapter), count, self._judge_fitted(name, adapter))
             )
         return found
+
+    def _probe(self, split: Split) -> Learned:
+        """Fits the plain linear probe of one seed."""
+
+        def examples(records: np.ndarray) -> Examples:
+            return Examples(_rows(self._own, records), self._train.labels.numbers[records])
+
+        train = examples(split.train)
+        sweep = sweep_penalties(train, examples(split.validation))
+        l2 = [sweep.best / len(train.labels)]
+        # Validation images do not join the fit, as they compare the methods.
+        weights, bias = fit_logistic_regression(*train, l2)
+        adapter = {
+            f"{HEAD}params/weights_DC": weights[0].astype(np.float32),
+            f"{HEAD}params/bias_C": bias[0].astype(np.float32),
+            f"{HEAD}classifier": self._classifier,
+        }
+        values = weights[0].size + bias[0].size
+        return Learned(self._adaptation(PROBE, adapter), values, self._judge_fitted(PROBE, adapter))
 
     def _judge_fitted(self, name: str, adapter: Adapter) -> Judge:
         def judge(part: Part, records: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -6,12 +6,13 @@ from typing import NamedTuple
 import numpy as np
 
 from clip_jax.errors import UserError
+from clip_jax.evaluation.probe.examples import HELD_OUT, ranks_in_class
 
 MAX_VALIDATION = 4  # shots of validation, as CoOp has them
 
 
 class Split(NamedTuple):
-    """Record numbers of one run, int64, class by class."""
+    """Record numbers of one run, int64, ascending."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -32,37 +33,38 @@ def few_shot_split(
     Raises:
       UserError: a class has too few images.
     """
-    validation_shots = min(shots, MAX_VALIDATION)
-    train, validation = [], []
-    for number, name in enumerate(names):
-        records = np.flatnonzero(labels == number)
-        needed = most + min(most, MAX_VALIDATION)
-        if len(records) < needed:
-            raise UserError(
-                f"shots={most}: class {name!r} of {where} has {len(records)} images; needed are"
-                f" {needed}, {most} to train and {needed - most} to validate"
-            )
-        order = np.random.default_rng((seed, number)).permutation(records)
-        train.append(order[:shots])
-        validation.append(order[most : most + validation_shots])
-    return Split(np.concatenate(train), np.concatenate(validation))
+    to_validate = min(most, MAX_VALIDATION)
+    records = _enough(
+        labels, names, most + to_validate, where,
+        f"shots={most}", f"{most} to train and {to_validate} to validate",
+    )  # fmt: skip
+    ranks = ranks_in_class(labels[records], seed)
+    validates = (ranks >= most) & (ranks < most + min(shots, MAX_VALIDATION))
+    return Split(records[ranks < shots], records[validates])
 
 
-def all_split(labels: np.ndarray, names: Sequence[str], seed: int, where: str) -> Split:
+def whole_split(labels: np.ndarray, names: Sequence[str], seed: int, where: str) -> Split:
     """Uses every labelled image: a tenth of each class, one at least, to validate.
 
     Raises UserError: a class has fewer than two images.
     """
-    train, validation = [], []
-    for number, name in enumerate(names):
-        records = np.flatnonzero(labels == number)
-        if len(records) < 2:
-            raise UserError(
-                f"class {name!r} of {where} has {len(records)} images; needed are two, one to train"
-                " and one to validate"
-            )
-        order = np.random.default_rng((seed, number)).permutation(records)
-        count = max(1, round(len(order) / 10))
-        train.append(order[count:])
-        validation.append(order[:count])
-    return Split(np.concatenate(train), np.concatenate(validation))
+    records = _enough(labels, names, 2, where, "all shots", "one to train and one to validate")
+    sizes = np.bincount(labels[records])
+    held = np.maximum(np.round(HELD_OUT * sizes), 1)
+    validates = ranks_in_class(labels[records], seed) < held[labels[records]]
+    return Split(records[~validates], records[validates])
+
+
+def _enough(
+    labels: np.ndarray, names: Sequence[str], needed: int, where: str, what: str, why: str
+) -> np.ndarray:
+    """Returns the labelled records. Raises UserError if a class has fewer than are needed."""
+    records = np.flatnonzero(labels >= 0)
+    sizes = np.bincount(labels[records], minlength=len(names))
+    number = int(sizes.argmin())
+    if sizes[number] < needed:
+        raise UserError(
+            f"{what}: class {names[number]!r} of {where} has {sizes[number]} images; needed are"
+            f" {needed}, {why}"
+        )
+    return records

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.report.bars import Bars
+from clip_jax.report.charts import Chart, Curve
 from clip_jax.report.evaluation import spelled
 from clip_jax.report.page import Section, render
 from clip_jax.training.log.metrics import format_seconds
@@ -28,7 +29,7 @@ def build_page(result: Row, samples: dict[str, np.ndarray], names: Sequence[str]
     ]
     where = "test images" if key == "after" else "validation images"
     sections = [
-        Section("Accuracy", "charts", f"Top-1 on {where}, 95 % intervals.", [_bars(runs, key)]),
+        Section("Accuracy", "charts", f"Top-1 on {where}, 95 % intervals.", _charts(runs, key)),
         Section("Runs", "lists", "The kept run has the best validation accuracy.", [_table(runs)]),
     ]
     if samples:
@@ -46,6 +47,31 @@ def build_page(result: Row, samples: dict[str, np.ndarray], names: Sequence[str]
 
 def _before(key: str) -> str:
     return "before" if key == "after" else "validation_before"
+
+
+def _charts(runs: Sequence[Row], key: str) -> list[Any]:
+    """Returns a bar for each method and number of shots, after curves if there are several."""
+    shots = sorted({row["shots"] for row in runs if row["shots"] != "all"})
+    if len(shots) < 2:
+        return [_bars(runs, key)]
+
+    def mean(method: str, count: int) -> float:
+        mine = [row for row in runs if (row["method"], row["shots"]) == (method, count)]
+        return 100 * float(np.mean([row[key][ACCURACY] for row in mine]))
+
+    methods = list(dict.fromkeys(row["method"] for row in runs))
+    curves = [Curve(shots, [mean(name, count) for count in shots], name) for name in methods]
+    level = 100 * runs[0][_before(key)][ACCURACY], "zero-shot"
+    over = Chart(
+        "Top-1 accuracy over shots",
+        curves,
+        level,
+        is_percentage=True,
+        has_markers=True,
+        summary="Means over seeds.",
+        across="images a class",
+    )
+    return [over, _bars(runs, key)]
 
 
 def _bars(runs: Sequence[Row], key: str) -> Bars:

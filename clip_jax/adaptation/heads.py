@@ -9,6 +9,8 @@ from clip_jax.adaptation.feature_training import Fitted, class_logits
 from clip_jax.adaptation.folder import HEAD
 from clip_jax.adaptation.tree import Adapter
 
+PROBE = "linear_probe"  # its logits are `features @ weights + bias`
+
 
 def has_head(adapter: Adapter) -> bool:
     """Whether an adapter makes logits by itself, for the classes that it learned."""
@@ -23,6 +25,8 @@ def head_logits(method: str, adapter: Adapter, features_ND: np.ndarray) -> np.nd
         found = {p.removeprefix(start): leaf for p, leaf in adapter.items() if p.startswith(start)}
         return {name: jnp.asarray(leaf) for name, leaf in found.items()}
 
+    if method == PROBE:
+        return features_ND @ adapter[f"{HEAD}params/weights_DC"] + adapter[f"{HEAD}params/bias_C"]
     zero = jnp.zeros(())
     fitted = Fitted(under("params"), under("options"), zero, zero)
     classifier = jnp.asarray(adapter[f"{HEAD}classifier"])

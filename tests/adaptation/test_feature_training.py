@@ -205,6 +205,18 @@ def test_the_point_of_most_hits_is_chosen(name):
     assert found.hits == judged[chosen][0]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_hits_and_loss_are_those_of_what_is_returned(name):
+    world = World(10)
+    shots, validation = world.draw(4), world.draw(4)
+    method = FEATURE_METHODS[name]
+    fitted = fit(method, shots, validation, world.classifier, KEY)
+    logits = class_logits(method, fitted, validation.features_ND, world.classifier)
+    assert fitted.hits == (np.asarray(logits).argmax(1) == validation.labels_N).sum()
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, validation.labels_N)
+    np.testing.assert_allclose(fitted.loss, losses.mean(), rtol=1e-4, atol=1e-5)
+
+
 def test_validation_shots_decide():
     """If they are labelled as zero-shot says, what stays closest to it wins."""
     world = World(3)
