@@ -36,7 +36,7 @@ from clip_jax.evaluation.recognition import prompts_of
 from clip_jax.evaluation.zero_shot import (
     METRIC,
     check_classnames,
-    evaluate_zero_shot,
+    evaluate_classifier,
     prompts_classifier,
 )
 
@@ -370,5 +370,4 @@ def _used(part: Part, records: np.ndarray | None, features: dict[int, Any]) -> n
 
 
 def _metrics(logits: np.ndarray, labels: np.ndarray) -> tuple[Row, dict[str, np.ndarray]]:
-    identity = np.eye(logits.shape[1], dtype=np.float32)
-    return evaluate_zero_shot(logits, labels, identity, lambda rows, _: rows)
+    return evaluate_classifier(logits, labels, logits.shape[1], lambda rows: rows)

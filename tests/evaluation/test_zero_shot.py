@@ -162,7 +162,7 @@ def test_blocks_of_images_change_nothing(monkeypatch):
     classifier = zero_shot_classifier(embed_text, CLASSES, "photo")
     labels = rng.integers(0, 6, 50)
     whole = evaluate_zero_shot(embeds, labels, classifier, np.matmul)[0]
-    monkeypatch.setattr("clip_jax.evaluation.zero_shot._ROWS", 7)
+    monkeypatch.setattr("clip_jax.evaluation.zero_shot.ROWS_AT_ONCE", 7)
     parts = evaluate_zero_shot(embeds, labels, classifier, np.matmul)[0]
     assert parts == pytest.approx(whole, rel=1e-5)
 

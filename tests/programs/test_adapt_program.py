@@ -50,7 +50,7 @@ def words(model: Path, photos: Path, workdir: Path, *more: str) -> list[str]:
 
 def test_the_folder_is_what_it_says(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
     flags = (
-        "--method=full,coop_4,vpt",
+        "--method=full,proker",
         "--shots=1,4",
         "--seeds=2",
         "--steps=30",
@@ -60,7 +60,7 @@ def test_the_folder_is_what_it_says(tiny_run: Path, photos: Path, tmp_path: Path
     assert ended.returncode == 0, ended.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert [(r["method"], r["shots"], r["seed"]) for r in result["runs"]] == [
-        (m, k, s) for m in ("full", "coop_4", "vpt") for k in (1, 4) for s in (0, 1)
+        (m, k, s) for m in ("full", "proker") for k in (1, 4) for s in (0, 1)
     ]
     best = max(r["validation"]["accuracy_top1"] for r in result["runs"])
     assert result["validation"]["accuracy_top1"] == best
@@ -118,7 +118,7 @@ def test_mistakes_are_one_line(tiny_run: Path, photos: Path, tmp_path: Path) -> 
     def said(*more: str) -> Any:
         return run_program(*words(tiny_run, photos, tmp_path / "run", "--steps=2", *more))
 
-    assert_mistake(said("--method=lara"), "--method=lara", "choose of lora, dora")
+    assert_mistake(said("--method=lara"), "--method=lara", "choose of linear_probe, tip_adapter")
     assert_mistake(said("--shots=8"), "shots=8", "has 9 images; needed are 12")
     assert_mistake(said("--shots=0"), "--shots=0", "at least 1")
     assert_mistake(said(f"--test_data={photos}/train"), "--test_data", "are in --data too")

@@ -35,6 +35,7 @@ AROUND = {
         "import clip_jax\nclip = clip_jax.load('runs/quickstart')",
         "assert features.attention['transformer/blocks_0'].ndim == 4",
     ),
+    "runs/lora": ("import os\nos.symlink('quickstart', 'runs/lora')", "assert clip.num_parameters"),
     "clip.classify": ("", "assert len(best) == 1"),
     "config.": (
         "from clip_jax.training.config import build_config, default_config\n"
