@@ -22,7 +22,8 @@ import numpy as np
 from absl import app, flags
 
 import clip_jax
-from clip_jax.clip import Clip, embed_tokens
+from clip_jax.clip import Clip
+from clip_jax.encoding import embed_tokens
 from clip_jax.evaluation.prompts import get_classes, get_templates
 from clip_jax.evaluation.zero_shot import prompts_classifier, prompts_of_classes
 from clip_jax.hosts.memory import keep_freed_memory

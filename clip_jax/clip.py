@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from clip_jax.adaptation.hooks import ADAPTER, entering
 from clip_jax.arguments import local_path, text_list, whole_number, yes_or_no
+from clip_jax.encoding import embed_images, embed_tokens
 from clip_jax.errors import UserError
 from clip_jax.evaluation.prompts import Templates
 from clip_jax.evaluation.zero_shot import zero_shot_classifier
@@ -32,9 +32,8 @@ from clip_jax.models.generation import (
     generate_tokens,
     generation_settings,
 )
-from clip_jax.models.heads import POOLED
 from clip_jax.models.text import needed_tokens
-from clip_jax.models.two_tower import TwoTower, count_trainable, l2_normalize, normalize_images
+from clip_jax.models.two_tower import TwoTower, count_trainable, normalize_images
 from clip_jax.sharding import batch_sharding, leaves_by_path, make_mesh, replicated
 from clip_jax.text.lengths import by_length
 from clip_jax.text.tokenizer import Tokenizer
@@ -45,52 +44,9 @@ logger = logging.getLogger(__name__)
 ALL = 1 << 30  # a batch that holds everything
 
 
-@functools.partial(jax.jit, static_argnames=("config", "normalize", "out_sharding", "projected"))
-def embed_images(
-    params: Any,
-    images: jax.Array,
-    config: ClipConfig,
-    normalize: bool,
-    out_sharding: NamedSharding,
-    projected: bool = True,
-) -> jax.Array:
-    """(B, S, S, 3) uint8 -> (B, D) float32: compiled evaluation step of images.
-
-    With `projected=False`, (B, W): what the tower has before its projection; ResNets have none.
-    """
-    kept = () if projected else (POOLED,)
-    images = normalize_images(images, config)
-    embeds, sown = _apply(params, images, config, "encode_image", kept)
-    embeds = next(iter(jax.tree.leaves(sown)), embeds)
-    embeds = l2_normalize(embeds) if normalize else embeds.astype(jnp.float32)
-    return jax.lax.with_sharding_constraint(embeds, out_sharding)
-
-
 @functools.partial(jax.jit, static_argnames=("config", "tower"))
 def _features(params: Any, inputs: jax.Array, config: ClipConfig, tower: str) -> Features:
     return tower_features(config, params, inputs, tower)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "normalize", "out_sharding"))
-def embed_tokens(
-    params: Any, tokens: jax.Array, config: ClipConfig, normalize: bool, out_sharding: NamedSharding
-) -> jax.Array:
-    """(B, L) int32 -> (B, D) float32: compiled evaluation step of texts."""
-    embeds, _ = _apply(params, tokens, config, "encode_text")
-    embeds = l2_normalize(embeds) if normalize else embeds.astype(jnp.float32)
-    return jax.lax.with_sharding_constraint(embeds, out_sharding)
-
-
-def _apply(
-    params: Any, inputs: jax.Array, config: ClipConfig, method: str, kept: Sequence[str] = ()
-) -> Any:
-    """Applies a model, with the adapter that `AdaptedClip` may have put beside its parameters.
-
-    Returns its output, and the collections `kept`.
-    """
-    with entering():
-        variables = {"params": params, ADAPTER: params.get(ADAPTER, {})}
-        return TwoTower(config).apply(variables, inputs, method=method, mutable=list(kept))
 
 
 class Clip:

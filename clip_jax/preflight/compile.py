@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax.clip import embed_images, embed_tokens
+from clip_jax.encoding import embed_images, embed_tokens
 from clip_jax.errors import UserError
 from clip_jax.losses import effective_implementation
 from clip_jax.models.config import ClipConfig
