@@ -1,6 +1,7 @@
 """`AdaptedClip`: a model with an adapter; and where adapters are found."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 
 from clip_jax.adaptation.context import WORDS, class_prompts, with_words
 from clip_jax.adaptation.folder import (
+    FACTS,
     Adaptation,
+    check_base,
     hash_of_base,
     is_adapter,
     read_adaptation,
@@ -29,6 +32,7 @@ from clip_jax.clip import Clip
 from clip_jax.errors import UserError
 from clip_jax.evaluation.zero_shot import check_classnames
 from clip_jax.models.two_tower import l2_normalize
+from clip_jax.weights.files.names import adapter as adapter_error
 from clip_jax.weights.files.names import listed
 
 OF_RUN = "adapter"  # the folder of a run of clip_jax.adapt
@@ -45,6 +49,7 @@ class AdaptedClip(Clip):
     def __init__(self, base: Clip, adaptation: Adaptation) -> None:
         """Combines a model with an adapter. Raises `UserError` if the adapter is of another."""
         config, params = with_separate_blocks(base.config, base.params)
+        check_base(adaptation, config.name, hash_of_base(params))
         towers = {path: leaf for path, leaf in adaptation.towers.items() if path != WORDS}
         self._beside = unmerged(towers, params)
         if self._beside:
@@ -56,9 +61,23 @@ class AdaptedClip(Clip):
                 config, params = base.config, with_stacked_blocks(params, base.params)
         else:
             config, params = base.config, base.params
-        super().__init__(config, params, find_tokenizer=base._own_tokenizer)
+        super().__init__(config, params, mesh=base._mesh, find_tokenizer=base._own_tokenizer)
         self.base = base
         self.adaptation = adaptation
+
+    @property
+    def knows_only_classes(self) -> bool:
+        """Whether the adapter makes logits of classes, and texts say nothing of what it learned."""
+        return has_head(self.adaptation.adapter) or WORDS in self.adaptation.adapter
+
+    def encode_text(self, *arguments: Any, **options: Any) -> np.ndarray:
+        """Returns `Clip.encode_text`. Raises `UserError` if tokens were learned for class prompts.
+
+        Deep prompts take the places of a text's first words.
+        """
+        deep = [path for path in self._beside if re.fullmatch(r"text/.*/prompts", path)]
+        self._refuse("encode_text", deep)
+        return super().encode_text(*arguments, **options)
 
     def zero_shot_classifier(
         self, classnames: Any, templates: Any = "openai", truncate: bool | None = None
@@ -161,7 +180,10 @@ def read_adapted(clip: Clip, folder: str | os.PathLike[str], source: str) -> Ada
     Raises UserError: there is none, or it is of another model.
     """
     config, params = with_separate_blocks(clip.config, clip.params)
-    found = read_adaptation(local_path(folder, "adapter"), config, params)
+    path = local_path(folder, "adapter")
+    if is_adapter(path / OF_RUN):
+        path /= OF_RUN
+    found = read_adaptation(path, config, params)
     if not found.base:
         values = (found.adapter, found.scale, found.method)
         found = Adaptation(*values, base=source, base_hash=hash_of_base(params))
@@ -173,7 +195,11 @@ def adapter_of_run(source: Any) -> tuple[str, Path] | None:
 
     Raises UserError: an adapter by itself, which is no model.
     """
+    if not isinstance(source, str | os.PathLike):
+        return None
     folder = Path(os.path.expanduser(os.fspath(source)))
-    if (folder / OF_RUN).is_dir() and is_adapter(folder / OF_RUN):
+    if (folder / FACTS).is_file():
+        raise adapter_error(folder)
+    if (folder / OF_RUN / FACTS).is_file():
         return str(read_facts(folder / OF_RUN)["base"]), folder / OF_RUN
     return None

@@ -145,10 +145,16 @@ def _outputs(output: str | None) -> tuple[Path | None, Path | None]:
 
 def _embedders(source: str, folder: Path | None) -> "tuple[Embedders, str]":
     """Returns a model's functions, and its hash."""
+    from clip_jax.adapted import AdaptedClip
     from clip_jax.evaluation.embeddings import Embedders, EmbeddingStore
     from clip_jax.loading import load
 
     clip = load(source, _DTYPE.value)
+    if isinstance(clip, AdaptedClip) and clip.knows_only_classes:
+        raise UserError(
+            f"--model={source}: {clip.adaptation.method} learned classes, which only clip.classify"
+            " gives; accepted are adapters of the towers, such as lora"
+        )
     model_hash = hashlib.sha256(f"{clip.fingerprint} {_DTYPE.value}".encode()).hexdigest()
     embedders = Embedders(
         clip.encode_image,

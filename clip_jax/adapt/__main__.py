@@ -5,8 +5,8 @@ python -m clip_jax.adapt --model=runs/mine --method=lora --data=photos/train
 python -m clip_jax.adapt --model=openai/clip-vit-base-patch16 --method=lora,coop --shots=1,4,16
 --seeds=3 --data=photos/train --test_data=photos/test --workdir=runs/few
 
-Each method has one recipe, from its paper. Nothing is chosen on the test images: of several runs,
-the one with the best validation accuracy is kept. The folder --workdir gets
+Each method has one recipe, from its paper. Nothing is chosen on the test images: of the runs with
+the most shots, the one with the best validation accuracy is kept. The folder --workdir gets
 
     adapter/      the adapter; clip_jax.load(WORKDIR) is the model with it
     result.json   the run that is kept, before and after with 95 % limits; "runs", all of them
@@ -17,6 +17,7 @@ import dataclasses
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -38,7 +39,7 @@ _SHOTS = flags.DEFINE_list("shots", [], "Training images a class, nested; withou
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each, of which seeds draw the images.", 1)
 _TEST_DATA = flags.DEFINE_string("test_data", None, "As --data; only measured, before and after.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write.")
-_RATE = flags.DEFINE_float("learning_rate", None, "In place of the recipe's.", lower_bound=0)
+_RATE = flags.DEFINE_float("learning_rate", None, "In place of the recipe's.", lower_bound=1e-12)
 _STEPS = flags.DEFINE_integer("steps", None, "In place of the recipe's.", lower_bound=1)
 _TRAIN_BATCH = flags.DEFINE_integer("train_batch_size", None, "In place of the recipe's.", 1)
 _FLIPS = flags.DEFINE_boolean("flips", True, "Mirror images at random; not if text is legible.")
@@ -60,6 +61,7 @@ def main() -> int:
     from clip_jax.adapt.experiment import Experiment, Options
     from clip_jax.adapt.page import build_page
     from clip_jax.adaptation.folder import write_adaptation
+    from clip_jax.adapted import AdaptedClip
     from clip_jax.loading import load
 
     methods, begun = _methods(_METHOD.value), time.perf_counter()
@@ -73,8 +75,14 @@ def main() -> int:
     )
     train, test = _opened(data)
     clip = load(model)
+    if isinstance(clip, AdaptedClip):
+        raise UserError(
+            f"--model={model}: has an adapter; give its base, {clip.adaptation.base}, or what"
+            " clip.save writes of it"
+        )
+    base = str(Path(model).expanduser().absolute()) if Path(model).expanduser().exists() else model
     with writing(workdir):
-        experiment = Experiment(clip, model, data, train, test, options, workdir, _say)
+        experiment = Experiment(clip, base, data, train, test, options, workdir, _say)
         outcomes, failures = [], list[dict[str, str]]()
         for name in methods:
             try:
@@ -86,7 +94,7 @@ def main() -> int:
                 _say(f"{name}: {error}")
         if not outcomes:
             raise UserError(f"--method={','.join(methods)}: none can be run; the reasons are above")
-        best = max(outcomes, key=lambda o: o.row["validation"]["accuracy_top1"])
+        best = _best(outcomes)
         write_adaptation(workdir / "adapter", best.adaptation)
         result = {"failures": failures} if failures else {}
         result |= _result(best, outcomes, len(train.labels.names), time.perf_counter() - begun)
@@ -111,6 +119,16 @@ def _methods(names: list[str]) -> list[str]:
         if name not in every:
             raise UserError(f"--method={name}: choose of {', '.join(every)}, or all")
     return names
+
+
+def _best(outcomes: "list[Outcome]") -> "Outcome":
+    """Returns the run of the most shots that is best on its validation images."""
+
+    def rank(outcome: "Outcome") -> tuple[float, float, float]:
+        row = outcome.row["validation"]
+        return outcome.row["training_images"], row["accuracy_top1"], -row["log_loss"]
+
+    return max(outcomes, key=rank)
 
 
 def _shots(words: list[str]) -> tuple[int, ...]:

@@ -27,11 +27,11 @@ from clip_jax.data.records import Source
 from clip_jax.data.stream.evaluation_batches import evaluation_batches
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
+from clip_jax.evaluation.embeddings import data_hash
 from clip_jax.evaluation.labels import Labels
 from clip_jax.evaluation.metrics.paired import paired_difference
 from clip_jax.evaluation.probe.logistic import fit_logistic_regression
 from clip_jax.evaluation.probe.sweep import Examples, sweep_penalties
-from clip_jax.evaluation.prompts import get_templates
 from clip_jax.evaluation.recognition import prompts_of
 from clip_jax.evaluation.zero_shot import (
     METRIC,
@@ -42,6 +42,7 @@ from clip_jax.evaluation.zero_shot import (
 
 Row = dict[str, Any]
 ACCURACY = "accuracy_top1"
+PROMPT = "a photo of a {}."  # CLIP-LoRA's, if the templates are several
 
 
 class Part(NamedTuple):
@@ -156,7 +157,7 @@ class Experiment:
             adapter = {f"{HEAD}params/{key}": leaf for key, leaf in one.params.items()}
             adapter |= {f"{HEAD}options/{key}": leaf for key, leaf in one.options.items()}
             adapter[f"{HEAD}classifier"] = self._classifier
-            trained = method.recipe.trained if method.recipe else tuple(one.params)
+            trained = method.recipe.trained if method.recipe else ()
             count = sum(one.params[key].size for key in trained)
             found.append(
                 Learned(self._adaptation(name, adapter), count, self._judge_fitted(name, adapter))
@@ -201,7 +202,9 @@ class Experiment:
         images = max(len(split.train) for split in splits)
         a_class = shots or max(1, images // len(self._names))
         steps = self._options.steps or recipe.steps_a_shot * min(a_class, 16)
-        rate = self._options.learning_rate or recipe.learning_rate
+        rate = recipe.learning_rate
+        if self._options.learning_rate is not None:
+            rate = self._options.learning_rate
         runs = [
             Run(split.train, labels[split.train], seed, rate) for seed, split in enumerate(splits)
         ]
@@ -214,7 +217,10 @@ class Experiment:
             self._say(f"{name}, {shots or 'all'} shots: {text}")
 
         workdir = self._workdir / "runs" / f"{name}-{shots or 'all'}"
-        adapters = learn(problem, runs, self._inputs(problem), steps, start, workdir, say)
+        augmentation = self._options.flips if problem.learns_images else None
+        identity = repr((self._hash, self._names, self._content, augmentation))
+        inputs = self._inputs(problem)
+        adapters = learn(problem, runs, inputs, steps, start, workdir, identity, say)
         function = jax.jit(problem.logits)
         return [
             Learned(
@@ -271,10 +277,21 @@ class Experiment:
         tokenizer = self._clip.tokenizer
         if method.context is not None:
             return class_prompts(self.config, tokenizer, self._names, method.context.words)
-        template = get_templates(self._data.templates)[0]
-        texts = [template.replace("{}", name) for name in self._names]
+        texts = [of_class[0] for of_class in self._one_prompt]
         vocabulary = np.arange(self.config.vocab_size)
         return ClassPrompts(self.config, tokenizer(texts, truncate=True), vocabulary)
+
+    @functools.cached_property
+    def _one_prompt(self) -> list[tuple[str, ...]]:
+        """The prompt of each class by which the text tower learns and is judged."""
+        prompts = prompts_of(self._train.labels, self._data)
+        if all(len(of_class) == 1 for of_class in prompts):
+            return prompts
+        return [(PROMPT.format(name),) for name in self._names]
+
+    @functools.cached_property
+    def _content(self) -> str:
+        return data_hash(self._train.source, None)
 
     def _judged(
         self, name: str, shots: int, seed: int, split: Split, learned: Learned, seconds: float

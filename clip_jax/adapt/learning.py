@@ -83,6 +83,7 @@ def learn(
     steps: int,
     start: Callable[[int], Adapter],
     workdir: Path | None,
+    identity: str,
     say: Callable[[str], None],
 ) -> list[Adapter]:
     """Trains the runs together; returns their adapters.
@@ -91,6 +92,7 @@ def learn(
       inputs: (records, seed, step) -> images uint8 (B, S, S, 3), or features (B, D).
       start: seed -> an adapter before its training.
       workdir: keeps checkpoints, from which the same call goes on, bit for bit.
+      identity: of the model, classes and images, which must be the same then.
 
     Raises:
       UserError: a loss is not finite, or an image cannot be decoded.
@@ -101,7 +103,7 @@ def learn(
     checkpoints = None
     if workdir is not None:
         checkpoints = Checkpoints(workdir / "checkpoints", CheckpointConfig(keep_newest=1))
-        _check_same(workdir, problem, runs, steps)
+        _check_same(workdir, problem, runs, steps, identity)
         state = _restored(checkpoints, state)
     step_function = make_step(problem, steps)
     rates = jnp.array([run.learning_rate for run in runs], jnp.float32)
@@ -123,10 +125,10 @@ def learn(
             if now - said > _SAID_EVERY or step in (first, steps - 1):
                 losses, said = np.asarray(device_losses), now
                 if not np.isfinite(losses).all() or bool(state.failed.any()):
-                    run = runs[int(np.argmax(~np.isfinite(losses)))]
+                    run = runs[int(np.argmax(np.asarray(state.failed)))]
                     raise UserError(
-                        f"step {step + 1}: the loss of seed {run.seed} is not finite; accepted is a"
-                        f" smaller --learning_rate than {run.learning_rate:g}"
+                        f"step {step + 1}: the loss or gradient of seed {run.seed} is not finite;"
+                        f" accepted is a smaller --learning_rate than {run.learning_rate:g}"
                     )
                 rate = (step + 1 - first) / (time.perf_counter() - begun)
                 left = (steps - step - 1) / rate
@@ -150,12 +152,19 @@ def words_of(problem: Problem, tokenizer) -> list[int]:
     return [] if problem.method.context is None else first_words(tokenizer)
 
 
-def _check_same(workdir: Path, problem: Problem, runs: Sequence[Run], steps: int) -> None:
+def _check_same(
+    workdir: Path, problem: Problem, runs: Sequence[Run], steps: int, identity: str
+) -> None:
     """Notes in the workdir what learns there. Raises UserError if it was something else."""
-    digest = hashlib.sha256(repr((problem.config, problem.method, steps)).encode())
+    words = repr((identity, problem.config, problem.method, steps))
+    digest = hashlib.sha256(words.encode())
+    for array in (problem.classifier_DK, *(problem.prompts or ())[1:]):
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).tobytes())
     for run in runs:
         digest.update(repr((run.seed, run.learning_rate)).encode())
-        digest.update(np.ascontiguousarray(run.records).tobytes())
+        for numbers in (run.records, run.labels):
+            digest.update(np.ascontiguousarray(numbers, np.int64).tobytes())
     path = workdir / "identity.txt"
     if path.is_file() and path.read_text(encoding="utf-8").strip() != digest.hexdigest():
         raise UserError(

@@ -30,7 +30,13 @@ def build_page(result: Row, samples: dict[str, np.ndarray], names: Sequence[str]
     where = "test images" if key == "after" else "validation images"
     sections = [
         Section("Accuracy", "charts", f"Top-1 on {where}, 95 % intervals.", _charts(runs, key)),
-        Section("Runs", "lists", "The kept run has the best validation accuracy.", [_table(runs)]),
+        Section(
+            "Runs",
+            "lists",
+            "The kept run has the most shots and the best validation accuracy. Validation images"
+            " choose options and run, so that their figures are too good.",
+            [_table(runs)],
+        ),
     ]
     if samples:
         sections.append(

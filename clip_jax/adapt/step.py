@@ -158,6 +158,7 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
 
 def _rate(recipe: Recipe, step: jax.Array, steps: int, peak: jax.Array) -> jax.Array:
     """A cosine from the peak to 0, after a warm-up at a small constant rate."""
-    done = jnp.clip((step - recipe.warmup_steps) / max(steps - recipe.warmup_steps, 1), 0, 1)
+    warmup = min(recipe.warmup_steps, steps // 10)
+    done = jnp.clip((step - warmup) / max(steps - warmup, 1), 0, 1)
     cosine = peak * 0.5 * (1 + jnp.cos(jnp.pi * done))
-    return jnp.where(step < recipe.warmup_steps, jnp.minimum(peak, WARMUP_RATE), cosine)
+    return jnp.where(step < warmup, jnp.minimum(peak, WARMUP_RATE), cosine)

@@ -70,8 +70,7 @@ def is_adapter(folder: Path) -> bool:
 def read_adaptation(folder: Path, config: ClipConfig, params: Any) -> Adaptation:
     """Reads an adapter for a model whose blocks are separate.
 
-    Raises UserError: no adapter, one of another model (by its hash, or names and shapes), or a
-    damaged file.
+    Raises UserError: no adapter, one of PEFT's for other modules, or a damaged file.
     """
     if is_peft(folder):
         return Adaptation(*read_peft(folder, config, params))
@@ -80,14 +79,7 @@ def read_adaptation(folder: Path, config: ClipConfig, params: Any) -> Adaptation
     facts = read_facts(folder)
     tensors = open_raw(folder / LEAVES)
     adapter = {path: tensors.read(path) for path in tensors.shapes}
-    found = Adaptation(adapter, **facts)
-    own = hash_of_base(params)
-    if found.base_hash and found.base_hash != own:
-        raise UserError(
-            f"adapter={folder}: is of {found.base or 'a model'} with hash {found.base_hash[:16]};"
-            f" this is {config.name} with hash {own[:16]}"
-        )
-    return found
+    return Adaptation(adapter, **facts)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -113,6 +105,15 @@ def write_adaptation(folder: Path, adaptation: Adaptation) -> None:
         save_safetensors(aside / LEAVES, leaves, None, None)
 
 
+def check_base(adaptation: Adaptation, name: str, base_hash: str) -> None:
+    """Raises UserError if an adapter is of another model than `name`, which has this hash."""
+    if adaptation.base_hash and adaptation.base_hash != base_hash:
+        raise UserError(
+            f"adapter: is of {adaptation.base or 'a model'} with hash {adaptation.base_hash[:16]};"
+            f" this is {name} with hash {base_hash[:16]}"
+        )
+
+
 def unmerged(adapter: Adapter, params: Any) -> list[str]:
     """Returns the leaves of an adapter that are more than other values of the parameters."""
     names = set(flat(params))
@@ -132,6 +133,8 @@ def weighted(adaptations: list[Adaptation], weights: list[float], params: Any) -
             f"{len(adaptations)} adapters and {len(weights)} weights: accepted are as many, and one"
             " at least"
         )
+    if len({adaptation.base_hash for adaptation in adaptations}) > 1:
+        raise UserError("the adapters are of several models; accepted are those of one")
     joined: Adapter = {}
     for site in sites(params):
         parts = [

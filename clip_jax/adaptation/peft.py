@@ -80,10 +80,13 @@ def read_peft(folder: Path, config: ClipConfig, params: Any) -> Loaded:
     for name in tensors.shapes:
         path = name.removeprefix(_PREFIX)
         part = _PARTS.fullmatch(path)
-        if part is None and path in rules:
+        if part is None and path in rules and not rules[path].at:
             rule = rules[path]
             shape = np.shape(flat(params)[rule.ours])
-            found[rule.ours] = KINDS[rule.kind].read(tensors.read(name), shape)
+            whole = KINDS[rule.kind].read(tensors.read(name), shape)
+            if whole.shape != shape:
+                raise UserError(f"{name}: is of shape {whole.shape}; the model's is {shape}")
+            found[rule.ours] = whole
         elif part is not None and part[1] in modules:
             site = modules[part[1]]
             found[f"{site.path}_{_ENDS[part[2]]}"] = _ours(tensors.read(name), part[2], site, name)

@@ -120,6 +120,7 @@ def test_a_head_knows_its_classes() -> None:
     }
     classes = ("cat", "dog", "owl")
     adapted = AdaptedClip(clip, Adaptation(adapter, method="tip_adapter", classes=classes))
+    assert adapted.knows_only_classes
     found = adapted.classify(images(), ["owl", "cat"])
     cache = np.exp(-5 * (1 - features.astype(np.float64) @ features.T)) @ np.eye(3)[labels]
     logits = (1.5 * features @ classifier + 2 * cache)[:, [2, 0]]
@@ -141,11 +142,24 @@ def test_mistakes_are_one_line(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is of base with hash .*; this is .* with hash"):
         clip_jax.load(tmp_path / "other", adapter=tmp_path / "adapter")
     with pytest.raises(UserError, match=r"neither adapter.json nor PEFT's"):
-        clip_jax.load(base, adapter=tmp_path)
+        clip_jax.load(base, adapter=tmp_path / "none")
     with pytest.raises(UserError, match="no adapter to save"):
         plain.save_adapter(tmp_path / "none")
     with pytest.raises(UserError, match="format='bin': choose clip_jax or peft"):
         clip_jax.load(base, adapter=tmp_path / "adapter").save_adapter(tmp_path / "b", "bin")
+    with pytest.raises(UserError, match=r"is an adapter .*load the model that it is for"):
+        clip_jax.load(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"this is .* with hash"):
+        AdaptedClip(clip_jax.load(tmp_path / "other"), low_rank(plain))
+    with pytest.raises(UserError, match="several models"):
+        weighted(
+            [low_rank(plain), dataclasses.replace(low_rank(plain), base_hash="0")],
+            [1, 2],
+            plain.params,
+        )
+    deep = init_prompts(plain.config, plain.params, Prompts(1, 2, ("text",)), jax.random.key(0))
+    with pytest.raises(UserError, match="encode_text: method 'ivlp'"):
+        AdaptedClip(plain, Adaptation(deep, method="ivlp")).encode_text(["a"])
     with pytest.raises(UserError, match="1 adapters and 2 weights"):
         weighted([low_rank(plain)], [1, 2], plain.params)
     with pytest.raises(UserError, match=r"vision/prompts.*cannot be weighted"):

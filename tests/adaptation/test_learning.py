@@ -61,7 +61,7 @@ def trained(
     def start(seed: int) -> Adapter:
         return of.method.init(of.config, of.params, jax.random.key(seed))
 
-    return learn(of, which, inputs, STEPS, start, workdir, lambda _: None)
+    return learn(of, which, inputs, STEPS, start, workdir, "these", lambda _: None)
 
 
 def worst(one: Adapter, other: Adapter) -> float:
