@@ -114,8 +114,10 @@ def test_merged_is_unmerged(name: str) -> None:
         assert np.abs(found[tower] - whole[tower]).max() < 2e-6 * np.abs(whole[tower]).max()
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [*((name, "none") for name in METHODS), ("low_rank", "full"), ("prompts", "full")],
+)
 def test_every_leaf_of_an_adapter_has_a_gradient(name: str, remat: str) -> None:
     """Also where blocks are computed again in the backward pass; by finite differences."""
     config, params = model(remat=remat)
