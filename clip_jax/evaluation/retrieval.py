@@ -9,7 +9,7 @@ Ties are broken uniformly at random, in expectation (`metrics.ranking`).
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,14 +42,14 @@ class Queries(NamedTuple):
 
 
 def retrieval_recalls(
-    image_embeds,
-    text_embeds,
-    image_of_text,
+    image_embeds: Any,
+    text_embeds: Any,
+    image_of_text: Any,
     ks: Sequence[int] = DEFAULT_KS,
     *,
     texts: Sequence[str] | None = None,
-    image_query_mask=None,
-    text_query_mask=None,
+    image_query_mask: Any = None,
+    text_query_mask: Any = None,
 ) -> dict[str, float]:
     """Computes recalls in [0, 1] for (N, D) images and their (T,) captions, both ways.
 
@@ -61,8 +61,8 @@ def retrieval_recalls(
       ks: the k of recall@k.
       texts: the captions (T). If given, a caption is a positive of every image that has a caption
         with the same text; otherwise only an image's own captions are positives.
-      image_query_mask, text_query_mask: bool (N,), (T,): which images or captions are queries
-        (default: all); the gallery is always full.
+      image_query_mask: bool (N,): which images are queries (default: all); the gallery is full.
+      text_query_mask: bool (T,): which captions are queries.
 
     Returns:
       `image_to_text_recall_at_{k}`, `text_to_image_recall_at_{k}`, and the sizes `num_images`,

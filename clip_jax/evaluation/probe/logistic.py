@@ -11,6 +11,7 @@ correlations are.
 import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +34,7 @@ _PATH_MULTIPLE = 16  # penalties; each length is compiled
 _ROWS_AT_ONCE = 1 << 14  # that are float64 on the host
 
 
-def fit_logistic_regression(features, labels, l2) -> tuple[np.ndarray, np.ndarray]:
+def fit_logistic_regression(features: Any, labels: Any, l2: Any) -> tuple[np.ndarray, np.ndarray]:
     """Fits one classifier for each penalty.
 
     Minimises mean cross-entropy + l2/2·‖W‖² over W (D, C) and the bias (C,), which has no penalty.
