@@ -54,7 +54,7 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a person may say about the runs; None leaves it to the method's recipe."""
+    """Wishes of a person about the runs; None leaves it to the method's recipe."""
 
     shots: tuple[int, ...]  # empty: all images
     seeds: int
@@ -69,7 +69,7 @@ Judge = Callable[[Part, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
 
 
 class Learned(NamedTuple):
-    """What one run learned, how many values that are, and how it judges images."""
+    """Result of one run: the adapter, the number of values that learned, a judge of images."""
 
     adaptation: Adaptation
     values: int

@@ -120,7 +120,7 @@ def make_step(
         value, gradients = jax.value_and_grad(loss)(adapter)
         failed |= ~jnp.isfinite(value) | ~jnp.isfinite(optax.tree.norm(gradients))
         updates, new_state = optimizer.update(gradients, opt_state, adapter)
-        rate = _rate(recipe, step, steps, peak)
+        rate = learning_rate(recipe, step, steps, peak)
         new = jax.tree.map(lambda leaf, update: leaf - rate * update, adapter, updates)
 
         def kept(new: Any, old: Any) -> Any:
@@ -156,8 +156,11 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(first, optax.add_decayed_weights(recipe.weight_decay))
 
 
-def _rate(recipe: Recipe, step: jax.Array, steps: int, peak: jax.Array) -> jax.Array:
-    """A cosine from the peak to 0, after a warm-up at a small constant rate."""
+def learning_rate(recipe: Recipe, step: jax.Array, steps: int, peak: Any) -> jax.Array:
+    """Returns the rate of a step, (): a cosine from the peak to 0 over `steps`.
+
+    Before it is a warm-up at 1e-5, as in CoOp, of a tenth of the steps at most.
+    """
     warmup = min(recipe.warmup_steps, steps // 10)
     done = jnp.clip((step - warmup) / max(steps - warmup, 1), 0, 1)
     cosine = peak * 0.5 * (1 + jnp.cos(jnp.pi * done))

@@ -1,4 +1,4 @@
-"""What methods other than LoRA add to the towers, or train of them; `hooks` says how it enters."""
+"""Parts that methods other than LoRA add to the towers or train; `hooks` says how they enter."""
 
 import dataclasses
 import re

@@ -51,7 +51,7 @@ class _Hooks:
 
     def __init__(self, dropout: float) -> None:
         self._dropout = dropout
-        # What enters the projection `out` of the attention that is running.
+        # The running attention's projection `out` takes this.
         self._mixed: dict[tuple[str, ...], Array] = {}
         self._hooks: dict[tuple[type, str], Callable[..., Any]] = {
             (nn.Dense, "__call__"): self._dense,

@@ -86,7 +86,7 @@ class Method:
         return adapter
 
 
-# Of the prompt family, for a batch of 32 where the papers have epochs: about as many updates.
+# Prompts learn for about as many updates as the epochs of their papers have at this batch size.
 _PROMPTS = Recipe("sgd", 2e-3, 5e-4, 100, warmup_steps=10)
 METHODS: dict[str, Method] = {
     "lora": Method("CLIP-LoRA, Zanella and Ben Ayed 2024", (LowRank(),)),

@@ -32,7 +32,7 @@ class TaskOptions(Checked):
     # those on which a penalty is chosen; None: a tenth of the training images.
     train_data: str | None = None
     validation_data: str | None = None
-    # What they learn from: embeddings, or what the image tower has before its projection.
+    # Learning takes embeddings, or the image tower's features before its projection.
     features: Literal["projected", "unprojected"] = "projected"
 
 

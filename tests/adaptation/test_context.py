@@ -16,8 +16,11 @@ from clip_jax.adaptation.context import (
     init_context,
     with_words,
 )
+from clip_jax.adaptation.folder import Adaptation
 from clip_jax.adaptation.towers import encode
 from clip_jax.adaptation.tree import flat
+from clip_jax.adapted import AdaptedClip
+from clip_jax.clip import Clip
 from clip_jax.errors import UserError
 from clip_jax.text.rows import Tokenizer
 
@@ -88,6 +91,21 @@ def test_words_that_say_a_photo_of_a_are_that_prompt() -> None:
     tokens = tokenizer(["a photo of acat.", "a photo of ax."])
     expected = np.asarray(encode(config, params, {}, tokens, "text"))
     assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+
+
+def test_a_model_with_learned_words_classifies_by_them() -> None:
+    config, params = model()
+    clip = Clip(config, params, Letters())
+    start = first_words(Letters())
+    adapter = init_context(params, Context(len(start)), KEY, start)
+    adapted = AdaptedClip(clip, Adaptation(adapter, method="coop_4"))
+    expected = clip.zero_shot_classifier(["cat", "x"], ["a photo of a{}."])
+    found = adapted.zero_shot_classifier(["cat", "x"], ["{}"])
+    assert np.abs(found - expected).max() < 1e-6
+    other = {WORDS: -adapter[WORDS]}
+    changed = AdaptedClip(clip, Adaptation(other, method="coop_4"))
+    assert np.abs(changed.zero_shot_classifier(["cat", "x"]) - expected).max() > 1e-3
+    assert adapted.knows_only_classes
 
 
 def test_numbers_and_random_starts() -> None:

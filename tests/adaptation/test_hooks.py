@@ -1,4 +1,4 @@
-"""What enters the towers: nothing at first, then what the papers' equations say."""
+"""Arrays enter the towers: they change nothing at first, then what the papers' equations say."""
 
 import functools
 from typing import Any

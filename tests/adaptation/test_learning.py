@@ -1,5 +1,6 @@
 """Learning of adapters: several runs at once, interruptions, what is trained and what is not."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tiny_clip import random_params, tiny_architecture
 
 from clip_jax.adapt import learning
 from clip_jax.adapt.learning import Run, batch_rows, learn
-from clip_jax.adapt.step import Problem, start_state
+from clip_jax.adapt.step import Problem, learning_rate, start_state
 from clip_jax.adaptation.context import ClassPrompts
 from clip_jax.adaptation.methods import METHODS
 from clip_jax.adaptation.tree import Adapter, flat
@@ -123,6 +124,33 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
         assert worst(one, other) == 0
     with pytest.raises(UserError, match="checkpoints of another model, method"):
         trained(of, runs((0, 1), rate=2e-3), tmp_path)
+    relabelled = [run._replace(labels=run.labels[::-1]) for run in runs((0, 1))]
+    with pytest.raises(UserError, match="checkpoints of another model, method"):
+        trained(of, relabelled, tmp_path)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    of = problem("lora")
+    still = dataclasses.replace(of.method.parts[0], dropout=0.0)
+    without = dataclasses.replace(of, method=dataclasses.replace(of.method, parts=(still,)))
+    assert worst(trained(of, runs((0,)))[0], trained(without, runs((0,)))[0]) > 1e-5
+    given = jax.numpy.asarray(images(np.arange(4), 0, 0))
+    adapter = of.method.init(of.config, of.params, jax.random.key(0))
+    one, other = (p.logits(adapter, of.params, given) for p in (of, without))
+    assert (one == other).all()
+
+
+def test_a_warm_up_is_a_tenth_of_the_steps_at_most() -> None:
+    recipe = dataclasses.replace(METHODS["vpt"].recipe, warmup_steps=10)
+    few, many = (
+        [float(learning_rate(recipe, jax.numpy.asarray(step), steps, 1.0)) for step in range(steps)]
+        for steps in (5, 200)
+    )
+    assert few[0] == 1
+    assert many[:10] == pytest.approx([1e-5] * 10)
+    assert many[10] == 1
+    assert many == sorted(many[:10]) + sorted(many[10:], reverse=True)
+    assert 0 < many[-1] < 1e-3
 
 
 def test_each_epoch_is_a_permutation() -> None:

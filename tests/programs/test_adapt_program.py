@@ -73,7 +73,7 @@ def test_the_folder_is_what_it_says(tiny_run: Path, photos: Path, tmp_path: Path
     learned = {(r["method"], r["shots"]): r["after"]["accuracy_top1"] for r in result["runs"]}
     assert learned["full", 4] > 0.9
 
-    # What is loaded is what was measured.
+    # The loaded model is the one that was measured.
     ended = run_program(*words(tiny_run, photos, tmp_path / "lora", "--steps=150", flags[-1]))
     assert ended.returncode == 0, ended.stderr
     result = json.loads((tmp_path / "lora" / "result.json").read_text())

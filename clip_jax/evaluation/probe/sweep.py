@@ -32,7 +32,7 @@ STEPS_PER_DECADE = 8
 # Falling, 1e6 to 1e-6.
 LAMBDAS = 10.0 ** (6 - np.arange(12 * STEPS_PER_DECADE + 1) / STEPS_PER_DECADE)
 SEARCH_STEP = 2 * STEPS_PER_DECADE  # between the values at which the search starts
-# Of the fits that are compared. The final fit is exact.
+# The compared fits stop here. The final fit is exact.
 SWEEP_TOLERANCE = 1e-7
 
 
