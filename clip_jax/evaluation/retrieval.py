@@ -298,48 +298,49 @@ def _count_block(
     """
 
     def product(gallery_GxD):
-        return jnp.matmul(queries_BxD, gallery_GxD.T, precision=jax.lax.Precision.HIGHEST)
+        # On CPUs, sums over the first axis take a third of the time of those over the last.
+        return jnp.matmul(gallery_GxD, queries_BxD.T, precision=jax.lax.Precision.HIGHEST)
 
     def scores(block):
         gallery_GxD, labels_GxR, index_G, _ = block
-        score_BxG = product(gallery_GxD)
-        positive_BxG = jnp.zeros(score_BxG.shape, bool)
-        for p in range(labels_BxP.shape[1]):
-            for r in range(labels_GxR.shape[1]):
-                positive_BxG |= labels_BxP[:, p, None] == labels_GxR[None, :, r]
-        found_BxG = (index_G != _NO_ITEM) & (index_G != own_B[:, None])
-        return jnp.where(found_BxG, score_BxG, -jnp.inf), positive_BxG
+        score_GxB = product(gallery_GxD)
+        positive_GxB = jnp.zeros(score_GxB.shape, bool)
+        for r in range(labels_GxR.shape[1]):
+            for p in range(labels_BxP.shape[1]):
+                positive_GxB |= labels_GxR[:, r, None] == labels_BxP[None, :, p]
+        found_GxB = (index_G[:, None] != _NO_ITEM) & (index_G[:, None] != own_B)
+        return jnp.where(found_GxB, score_GxB, -jnp.inf), positive_GxB
 
     def best_of_block(best_B, block):
         def among_positives():
             score, positive = scores(block)
-            return jnp.maximum(best_B, jnp.where(positive, score, -jnp.inf).max(1))
+            return jnp.maximum(best_B, jnp.where(positive, score, -jnp.inf).max(0))
 
         return jax.lax.cond(block[-1], among_positives, lambda: best_B), None
 
-    def count_block(best_B, counts_Bx3, block):
-        best = best_B[:, None]
+    def count_block(best_B, counts_3xB, block):
+        """Adds a block's counts of better, tied negative and tied positive items."""
 
         def count_special():
             score, positive = scores(block)
-            tied = score == best
-            counts = [(score > best) & ~positive, tied & ~positive, tied & positive]
-            return jnp.stack([c.sum(1, dtype=jnp.int32) for c in counts], 1)
+            tied = score == best_B
+            counts = [(score > best_B) & ~positive, tied & ~positive, tied & positive]
+            return jnp.stack([c.sum(0, dtype=jnp.int32) for c in counts])
 
         def count_negatives():
             score = product(block[0])
             # One sum counts both, as a block is shorter than 1 << 16.
-            both = (score > best).astype(jnp.int32) + (score == best) * (1 << 16)
-            both_B = both.sum(1)
-            return jnp.stack([both_B & 0xFFFF, both_B >> 16, jnp.zeros_like(both_B)], 1)
+            both = (score > best_B).astype(jnp.int32) + (score == best_B) * (1 << 16)
+            both_B = both.sum(0)
+            return jnp.stack([both_B & 0xFFFF, both_B >> 16, jnp.zeros_like(both_B)])
 
-        return counts_Bx3 + jax.lax.cond(block[-1], count_special, count_negatives), None
+        return counts_3xB + jax.lax.cond(block[-1], count_special, count_negatives), None
 
     gallery = (gallery_NxGxD, labels_NxGxR, index_NxG, is_special_N)
     num_queries = len(queries_BxD)
     best_B, _ = jax.lax.scan(best_of_block, jnp.full(num_queries, -jnp.inf), gallery)
-    counts = jnp.zeros((num_queries, 3), jnp.int32)
-    return jax.lax.scan(partial(count_block, best_B), counts, gallery)[0]
+    counts_3xB = jnp.zeros((3, num_queries), jnp.int32)
+    return jax.lax.scan(partial(count_block, best_B), counts_3xB, gallery)[0].T
 
 
 def _blocks(array: np.ndarray, block: int, fill) -> np.ndarray:
