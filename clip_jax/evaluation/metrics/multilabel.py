@@ -7,7 +7,6 @@ order of the data never matters.
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import rankdata
 
 from clip_jax.errors import UserError
 from clip_jax.evaluation.metrics.checks import as_scores, as_targets
@@ -89,6 +88,9 @@ def roc_auc(scores: Any, targets: Any) -> np.ndarray:
     Raises:
       UserError: shapes that do not fit, NaN, or targets (N,) that are all equal.
     """
+    # Every program imports this module, and scipy.stats takes a second to import.
+    from scipy.stats import rankdata
+
     scores = as_scores(scores, "N")
     targets = as_targets(targets, scores.shape)
     positives, negatives = int(targets.sum()), int((~targets).sum())

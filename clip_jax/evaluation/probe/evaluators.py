@@ -1,7 +1,7 @@
 """Evaluators of what labelled images teach a classifier of a model's features."""
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from clip_jax.data.task_data import TaskData
 from clip_jax.evaluation.embeddings import AnyEmbedders
@@ -74,5 +74,5 @@ def _hits(
 def over_seeds(values_S: np.ndarray) -> Estimate:
     """Returns the mean and Student's interval, within the values that a share can have."""
     mean, count = values_S.mean(), len(values_S)
-    reach = student.ppf(0.975, count - 1) * values_S.std(ddof=1) / np.sqrt(count)
+    reach = stdtrit(count - 1, 0.975) * values_S.std(ddof=1) / np.sqrt(count)
     return Estimate(float(mean), float(max(mean - reach, 0)), float(min(mean + reach, 1)))
