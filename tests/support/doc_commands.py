@@ -1,22 +1,20 @@
-"""The commands and snippets of README and docs, and processes to run them in.
+"""The commands and snippets of README and docs, and a place to run them in.
 
 A block of code that cannot run here has one of `REASONS` in an HTML comment on the line before it.
 """
 
 import json
-import multiprocessing
 import os
 import re
-import runpy
 import shlex
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
 from pictures import encode, photo
 from places import REPOSITORY, SUPPORT
+from programs import run_python
 
 from clip_jax.dataset_tools.program import COMMANDS
 
@@ -161,28 +159,8 @@ def make_place(folder: Path, run: Path) -> Path:
     return folder
 
 
-def _run(words: list[str], folder: Path, log: Path) -> None:
-    os.chdir(folder)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(SUPPORT)])
-    with open(log, "wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv = words[2:] if words[1] == "-m" else words[1:]
-    if words[1] == "-m":
-        runpy.run_module(words[2], run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(words[1], run_name="__main__")
-
-
 def run(words: list[str], folder: Path) -> tuple[int, str]:
-    """Runs `python …` in a process that has jax imported; returns its exit status and output."""
-    context = multiprocessing.get_context("forkserver")
-    # None of these modules defines a flag.
-    context.set_forkserver_preload(["clip_jax.training.run.loop", "clip_jax.loading"])
-    log = folder / "log.txt"
-    process = context.Process(target=_run, args=(words, folder, log))
-    process.start()
-    process.join(300)
-    process.kill()
-    process.join()
-    return process.exitcode or 0, log.read_text(errors="replace")
+    """Runs `python …`; returns its exit status and output."""
+    path = os.pathsep.join([str(REPOSITORY), str(SUPPORT)])
+    ended = run_python(words[1:], folder, {"PYTHONPATH": path})
+    return ended.returncode, ended.stdout + ended.stderr

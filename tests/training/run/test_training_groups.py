@@ -1,6 +1,7 @@
 """Runs with weights, balance and changed captions: they train, and refuse what cannot be."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,11 @@ def test_micro_batches_change_nothing(loss: str) -> None:
         "tokens": rng.integers(0, 100, (8, 12)).astype(np.int32),
         "weights": rng.uniform(0, 3, 8).astype(np.float32),
     }
-    params, key = init_params(architecture, jax.random.key(0)), jax.random.key(1)
+    params, key = jax.jit(partial(init_params, architecture))(jax.random.key(0)), jax.random.key(1)
     one, two = (
-        loss_gradient(Objective(architecture, loss, microbatches=n), params, batch, key)[:2]
+        jax.jit(partial(loss_gradient, Objective(architecture, loss, microbatches=n)))(
+            params, batch, key
+        )[:2]
         for n in (1, 2)
     )
     np.testing.assert_allclose(one[0], two[0], rtol=1e-6)
