@@ -74,7 +74,7 @@ def _evaluate(models: list[str]) -> int:
     from clip_jax.evaluation.results import Results, results_json
     from clip_jax.evaluation.suites.sets import resolve_suite
     from clip_jax.evaluation.tasks import TASKS, check_task
-    from clip_jax.training.log.summary import format_rows
+    from clip_jax.training.log.summary import format_models
 
     if not _TASKS.value and not _SUITE.value:
         raise UserError(f"--tasks: is missing; choose of {', '.join(TASKS)}; or give --suite")
@@ -109,7 +109,7 @@ def _evaluate(models: list[str]) -> int:
         )
     if jax.process_index() != 0:
         return 0 if fine else 1
-    print(format_rows([row for row in results.rows if "error" not in row]))
+    print(format_models([row for row in results.rows if "error" not in row]))
     if file is not None:
         with telling(f"--output={file}"):
             write_text(file, results_json(results.rows))

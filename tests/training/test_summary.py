@@ -9,6 +9,7 @@ import pytest
 
 from clip_jax.training.log.summary import (
     WIDTH,
+    format_models,
     format_rows,
     next_commands,
     print_summary,
@@ -43,6 +44,13 @@ def write_run(folder, config, evaluations=(), metrics=()):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     return folder
+
+
+def test_tables_of_several_models_stand_below_their_names():
+    one, two = LETTERS | {"model": "runs/one"}, LETTERS | {"model": "runs/two"}
+    assert format_models([one]) == format_rows([one])
+    table = format_rows([LETTERS])
+    assert format_models([one, two]) == f"runs/one\n{table}\n\nruns/two\n{table}\n"
 
 
 def test_table_has_a_line_a_row_and_fits():

@@ -80,6 +80,15 @@ def format_rows(rows: list[Row]) -> str:
     return "\n".join([*lines, *(_plain_line(row) for row in rows if row not in tabled)])
 
 
+def format_models(rows: list[Row]) -> str:
+    """Formats the rows of one model as `format_rows`, those of several below their names."""
+    models = {row["model"]: None for row in rows}
+    if len(models) < 2:
+        return format_rows(rows)
+    tables = {m: format_rows([row for row in rows if row["model"] == m]) for m in models}
+    return "\n\n".join(f"{model}\n{table}" for model, table in tables.items()) + "\n"
+
+
 def _table_lines(rows: list[Row], columns: list[Column]) -> list[str]:
     titles = [f"{column.title:>5}" for column in columns]
     group_widths: Counter[str] = Counter()
