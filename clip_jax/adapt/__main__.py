@@ -17,7 +17,6 @@ import dataclasses
 import json
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -61,7 +60,7 @@ def main() -> int:
     from clip_jax.adapt.experiment import Experiment, Options
     from clip_jax.adapt.page import build_page
     from clip_jax.adaptation.folder import write_adaptation
-    from clip_jax.adapted import AdaptedClip
+    from clip_jax.adapted import AdaptedClip, named_base
     from clip_jax.loading import load
 
     methods, begun = _methods(_METHOD.value), time.perf_counter()
@@ -80,7 +79,7 @@ def main() -> int:
             f"--model={model}: has an adapter; give its base, {clip.adaptation.base}, or what"
             " clip.save writes of it"
         )
-    base = str(Path(model).expanduser().absolute()) if Path(model).expanduser().exists() else model
+    base = named_base(model)
     with writing(workdir):
         experiment = Experiment(clip, base, data, train, test, options, workdir, _say)
         outcomes, failures = [], list[dict[str, str]]()
