@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 from clip_jax.arguments import POSITIVE, Checked, Range
+from clip_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,3 +26,20 @@ class AdapterConfig(Checked):
         return {
             name: value for name, value in values.items() if name != "method" and value is not None
         }
+
+
+def check_adapter(adapter: AdapterConfig, source: str, fixed: dict[str, Any]) -> None:
+    """Raises `UserError` for an adapter without a `source`, or with settings of `fixed` set.
+
+    `fixed` are those that choose among parameters, by key.
+    """
+    if adapter.method is None:
+        if adapter.options:
+            raise UserError(f"config.adapter={adapter.options}: give config.adapter.method too")
+        return
+    where = f"config.adapter.method={adapter.method!r}"
+    if not source:
+        raise UserError(f"{where}: give the model that it is for by config.init.source")
+    for key, value in fixed.items():
+        if value:
+            raise UserError(f"config.{key}={value}: leave it out; {where} trains no parameters")

@@ -24,7 +24,7 @@ from clip_jax.images.augmentation import Augmentation
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig, override, part_fields
 from clip_jax.models.kinds import KINDS, SharedConfig
-from clip_jax.training.adapter_config import AdapterConfig
+from clip_jax.training.adapter_config import AdapterConfig, check_adapter
 from clip_jax.training.config_values import optional, to_config_dict
 from clip_jax.training.inheritance import with_inherited
 from clip_jax.typed_values import build
@@ -332,26 +332,12 @@ def _check(config: TrainConfig) -> None:
         )
     check_patterns(optimizer.freeze, "config.optimizer.freeze")
     check_patterns(config.init.only, "config.init.only")
-    _check_adapter(config)
+    fixed = {"init.only": config.init.only, "optimizer.freeze": optimizer.freeze}
+    check_adapter(config.adapter, config.init.source, fixed)
     if config.model.name:
         config.model.architecture()
     elif not config.init.source:
         raise UserError("config.model.name='': give a name, or the model of config.init.source")
-
-
-def _check_adapter(config: TrainConfig) -> None:
-    """Raises `UserError` for settings that no run with an adapter can have."""
-    adapter, init = config.adapter, config.init
-    if adapter.method is None:
-        if adapter.options:
-            raise UserError(f"config.adapter={adapter.options}: give config.adapter.method too")
-        return
-    where = f"config.adapter.method={adapter.method!r}"
-    if not init.source:
-        raise UserError(f"{where}: give the model that it is for by config.init.source")
-    for key, value in (("init.only", init.only), ("optimizer.freeze", config.optimizer.freeze)):
-        if value:
-            raise UserError(f"config.{key}={value}: leave it out; {where} trains no parameters")
 
 
 def _check_groups(config: TrainConfig) -> None:

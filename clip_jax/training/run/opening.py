@@ -4,16 +4,14 @@ import dataclasses
 import json
 import logging
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from clip_jax.adaptation.folder import hash_of_base, is_adapter
+from clip_jax.adaptation.folder import is_adapter
 from clip_jax.adapted import OF_RUN
 from clip_jax.data.records import Source
 from clip_jax.data.stream.bad_share import check_opened
@@ -24,8 +22,7 @@ from clip_jax.errors import UserError
 from clip_jax.files.disk import write_text
 from clip_jax.hosts.agreement import check_same, from_first, gather
 from clip_jax.losses import LOSSES, effective_implementation
-from clip_jax.models.config import ClipConfig, differences, override
-from clip_jax.models.fields import EFFECTS, RESUMABLE
+from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.sharding import batch_shards, explain, host_rows, make_mesh
 from clip_jax.text.tokenizer import Tokenizer, train_sentencepiece
@@ -43,6 +40,7 @@ from clip_jax.training.run.initial import (
     takes_tokens,
     with_model_of_source,
 )
+from clip_jax.training.run.resuming import check_resumable, check_same_model, hash_checked
 from clip_jax.training.step.adapter import adapter_method
 from clip_jax.training.step.compiled import abstract_run_state
 from clip_jax.training.step.optimizer import make_optimizer
@@ -219,7 +217,7 @@ def open_run(
     opening = _Opening(config, workdir, source, mesh, steps, checkpoints)
     identity, architecture, tokenizer, state = opening.start()
     first_step = int(state.step)
-    base_hash = "" if state.base is None else _hash_of_base(state.base, identity, config)
+    base_hash = "" if state.base is None else hash_checked(state.base, identity, config)
     weight = config.data.sample_weight
     batches = training_batches(
         source,
@@ -256,17 +254,6 @@ def open_run(
         begun += f" from {config.init.source}"
     _announce(run, begun)
     return run, state
-
-
-def _hash_of_base(base: Any, identity: dict[str, Any] | None, config: TrainConfig) -> str:
-    """Hashes the base of a run's adapter. Raises `UserError` if it began with another."""
-    found = hash_of_base(multihost_utils.process_allgather(base, tiled=True))
-    if identity is not None and identity["base_hash"] != found:
-        raise UserError(
-            f"config.init.source={config.init.source!r}: has hash {found[:16]}, and the run was"
-            f" begun from a model with hash {identity['base_hash'][:16]}; give that one"
-        )
-    return found
 
 
 def _announce(run: Run, begun: str) -> None:
@@ -351,44 +338,6 @@ def resolve_architecture(
 def _is_locked(params: Any, tower: str, patterns: tuple[str, ...]) -> bool:
     """Whether all of a tower is frozen."""
     return bool(patterns) and all(jax.tree.leaves(frozen_mask(params, patterns)[tower]))
-
-
-def check_same_model(architecture: ClipConfig, identity: dict[str, Any], workdir: Path) -> None:
-    """Raises `UserError` if the checkpoints in `workdir` have another architecture."""
-    saved = ClipConfig.from_dict(identity["architecture"])
-    fixed = tuple(effect for effect in EFFECTS if effect not in RESUMABLE)
-    different = differences(saved, architecture, fixed)
-    if different:
-        changes = ", ".join(f"{path}: {a} -> {b}" for path, (a, b) in different.items())
-        raise UserError(
-            f"--workdir={workdir}: holds a run of another architecture ({changes}); "
-            "use another workdir, or the configuration it was made with"
-        )
-
-
-def check_resumable(config: TrainConfig, saved: dict[str, Any], workdir: Path) -> None:
-    """Warns of settings that differ from the checkpoint's.
-
-    Raises `UserError` for those that cannot change: the tokenizer, and settings that shape the
-    optimizer's state (its name, options, frozen parameters, the adapter). Rates, decay and
-    micro-batches may.
-    """
-    fixed = re.compile(
-        r"(tokenizer|adapter)\..*|optimizer\.(name|options(\..*)?|freeze|first_moment_dtype)"
-    )
-    now = json.loads(json.dumps(configs.to_dict(config)))
-    before, now = configs.flat_values(saved), configs.flat_values(now)
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if old == new:
-            continue
-        changes_tree = name in ("optimizer.clip_norm", "optimizer.ema_decay") and None in (old, new)
-        if changes_tree or fixed.fullmatch(name):
-            raise UserError(
-                f"config.{name}={new}: the run in {workdir} was begun with {old}, and cannot go on "
-                "otherwise; use another workdir"
-            )
-        logging.warning("resuming with config.%s=%s (was %s)", name, new, old)
 
 
 def total_steps(config: TrainConfig, num_records: int) -> int:
