@@ -101,9 +101,8 @@ def _read(path: Path, where: str) -> dict[str, list[Row]]:
     for purpose in PURPOSES:
         rows = found.get(purpose) if isinstance(found, dict) else None
         if not isinstance(rows, list) or not rows:
-            raise UserError(
-                f"{where}: has no images in {purpose!r}; it needs {', '.join(PURPOSES)}"
-            )
+            needed = ", ".join(PURPOSES)
+            raise UserError(f"{where}: has no images in {purpose!r}; needed are {needed}")
         parts[purpose] = [_row(row, f"{where}: {purpose}[{n}]") for n, row in enumerate(rows)]
     return parts
 
