@@ -15,6 +15,7 @@ the most shots, the one with the best validation accuracy is kept. The folder --
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,9 @@ _CLASSES = flags.DEFINE_enum(
     "Classes: the first half, which is also judged on the second, or the second.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write.")
-_RATE = flags.DEFINE_float("learning_rate", None, "In place of the recipe's.", lower_bound=1e-12)
+_RATES = flags.DEFINE_list(
+    "learning_rate", [], "In place of the recipe's; of several, validation images choose."
+)
 _STEPS = flags.DEFINE_integer("steps", None, "In place of the recipe's.", lower_bound=1)
 _TRAIN_BATCH = flags.DEFINE_integer("train_batch_size", None, "In place of the recipe's.", 1)
 _FLIPS = flags.DEFINE_boolean("flips", True, "Mirror images at random; not if text is legible.")
@@ -78,7 +81,7 @@ def main() -> int:
     options = Options(
         _shots(_SHOTS.value),
         _SEEDS.value,
-        _RATE.value,
+        _rates(_RATES.value),
         _STEPS.value,
         _TRAIN_BATCH.value,
         _FLIPS.value,
@@ -154,6 +157,16 @@ def _shots(words: list[str]) -> tuple[int, ...]:
     if shots and shots[0] < 1:
         raise UserError(f"--shots={','.join(words)}: accepted are whole numbers of at least 1")
     return shots
+
+
+def _rates(words: list[str]) -> tuple[float, ...]:
+    try:
+        rates = tuple(dict.fromkeys(float(word) for word in words))
+    except ValueError:
+        rates = (0.0,)
+    if not all(0 < rate < math.inf for rate in rates):
+        raise UserError(f"--learning_rate={','.join(words)}: accepted are numbers above 0")
+    return rates
 
 
 def _opened(data: TaskData) -> "tuple[Part, Part | None]":

@@ -44,11 +44,11 @@ PROMPT = "a photo of a {}."  # CLIP-LoRA's, if the templates are several
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Wishes of a person about the runs; None leaves it to the method's recipe."""
+    """Wishes of a person about the runs; None or () leaves it to the method's recipe."""
 
     shots: tuple[int, ...]  # empty: all images
     seeds: int
-    learning_rate: float | None
+    learning_rates: tuple[float, ...]  # of several, validation chooses
     steps: int | None
     batch_size: int | None
     flips: bool
@@ -175,11 +175,11 @@ class Experiment:
         images = max(len(split.train) for split in splits)
         a_class = shots or max(1, images // len(self._names))
         steps = self._options.steps or recipe.steps_a_shot * min(a_class, 16)
-        rate = recipe.learning_rate
-        if self._options.learning_rate is not None:
-            rate = self._options.learning_rate
+        rates = self._options.learning_rates or (recipe.learning_rate,)
         runs = [
-            Run(split.train, labels[split.train], seed, rate) for seed, split in enumerate(splits)
+            Run(split.train, labels[split.train], seed, rate)
+            for seed, split in enumerate(splits)
+            for rate in rates
         ]
         words = words_of(problem, self._clip.tokenizer)
 
@@ -196,15 +196,27 @@ class Experiment:
         adapters = learn(problem, runs, inputs, steps, start, workdir, identity, say)
         function = jax.jit(problem.logits)
         judge = functools.partial(functools.partial, self._logits, problem, function)
-        return [
+        found = [
             Learned(
                 self._adaptation(name, adapter, problem.method.scale),
                 sum(np.size(leaf) for leaf in adapter.values()),
                 judge(adapter),
                 line_judge(adapter, self._params, judge),
+                run.learning_rate,
             )
-            for adapter in adapters
+            for run, adapter in zip(runs, adapters, strict=True)
         ]
+        of_seed = (found[first : first + len(rates)] for first in range(0, len(runs), len(rates)))
+        return [self._best(each, split) for each, split in zip(of_seed, splits, strict=True)]
+
+    def _best(self, learned: Sequence[Learned], split: Split) -> Learned:
+        """Returns what is best on the validation images of a split."""
+
+        def rank(each: Learned) -> tuple[float, float]:
+            row, _ = metrics(*each.judge(self._train, split.validation))
+            return row[ACCURACY], -row["log_loss"]
+
+        return learned[0] if len(learned) == 1 else max(learned, key=rank)
 
     def judged(self, adaptation: Adaptation) -> tuple[Row, Row]:
         """Returns the figures of the test images before, and with an adapter of other classes.
@@ -290,6 +302,7 @@ class Experiment:
             "method": name,
             "shots": shots or "all",
             "seed": seed,
+            **({} if learned.learning_rate is None else {"learning_rate": learned.learning_rate}),
             "trained_parameters": int(learned.values),
             "training_images": len(split.train),
             "seconds": round(seconds / self._options.seeds, 2),

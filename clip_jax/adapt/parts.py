@@ -39,6 +39,7 @@ class Learned(NamedTuple):
     values: int
     judge: Judge
     judge_part: Callable[[float], Judge] | None = None
+    learning_rate: float | None = None
 
 
 class Outcome(NamedTuple):

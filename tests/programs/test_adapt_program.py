@@ -103,7 +103,8 @@ def test_base_and_new_classes_of_a_split_file(tiny_run: Path, tmp_path: Path) ->
             split[purpose].append([path, label, name])
     (tmp_path / "split_zhou_Colours.json").write_text(json.dumps(split))
     workdir = tmp_path / "run"
-    flags = ("--method=full", "--shots=4", "--steps=40", "--learning_rate=0.01", "--templates=none")
+    rates = "--learning_rate=1e-9,0.01"  # validation shows that the first is none
+    flags = ("--method=full", "--shots=4", "--steps=40", rates, "--templates=none")
     ended = run_program(
         "clip_jax.adapt", f"--model={tiny_run}", f"--data={tmp_path}", f"--workdir={workdir}",
         f"--split_file={tmp_path}/split_zhou_Colours.json", "--classes=base", *flags,
@@ -111,6 +112,7 @@ def test_base_and_new_classes_of_a_split_file(tiny_run: Path, tmp_path: Path) ->
     assert ended.returncode == 0, ended.stderr
     result = json.loads((workdir / "result.json").read_text())
     assert (result["num_classes"], result["training_images"]) == (2, 8)
+    assert [row["learning_rate"] for row in result["runs"]] == [0.01]
     assert [result[x]["num_images"] for x in ("validation", "after")] == [6, 10]
     new = result["new"]
     assert [(x["num_images"], x["num_classes"]) for x in new.values()] == [(10, 2), (10, 2)]
@@ -157,6 +159,7 @@ def test_mistakes_are_one_line(tiny_run: Path, photos: Path, tmp_path: Path) -> 
     assert_mistake(said("--method=lara"), "--method=lara", "choose of linear_probe, tip_adapter")
     assert_mistake(said("--shots=8"), "shots=8", "has 9 images; needed are 12")
     assert_mistake(said("--shots=0"), "--shots=0", "at least 1")
+    assert_mistake(said("--learning_rate=1e-3,0"), "--learning_rate=1e-3,0", "above 0")
     assert_mistake(said("--classes=base"), "--classes=base", "there are 3 classes; needed are 4")
     assert_mistake(said("--split_file=x.json"), "--split_file", "leave the flags of them out")
     assert_mistake(said(f"--test_data={photos}/train"), "--test_data", "are in --data too")

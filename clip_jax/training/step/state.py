@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from clip_jax.adaptation.methods import Method
+from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import init_params
 from clip_jax.sharding import tree_shardings
@@ -42,11 +43,15 @@ def create_state(
     """Makes a fresh state; pure, see `sharded_state`.
 
     Its parameters are those of `model`, by default random; with an `adapter` they are the base.
+    Raises `UserError` for an adapter that the architecture cannot have.
     """
     init_key, step_key = jax.random.split(jax.random.key(seed))
     params, base = init_params(config, init_key) if model is None else model, None
     if adapter is not None:
-        params, base = adapter.init(config, params, init_key), params
+        try:
+            params, base = adapter.init(config, params, init_key), params
+        except UserError as error:
+            raise UserError(f"config.adapter: {error}") from error
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
