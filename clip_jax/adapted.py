@@ -34,8 +34,9 @@ from clip_jax.evaluation.zero_shot import check_classnames
 from clip_jax.models.two_tower import l2_normalize
 from clip_jax.weights.files.names import adapter as adapter_error
 from clip_jax.weights.files.names import listed
+from clip_jax.weights.layouts.bundle import is_bundle
 
-OF_RUN = "adapter"  # the folder of a run of clip_jax.adapt
+OF_RUN = "adapter"  # the folder of a run
 
 
 class AdaptedClip(Clip):
@@ -46,10 +47,13 @@ class AdaptedClip(Clip):
     several adapters take turns on one: `AdaptedClip(clip.base, other)`.
     """
 
-    def __init__(self, base: Clip, adaptation: Adaptation) -> None:
-        """Combines a model with an adapter. Raises `UserError` if the adapter is of another."""
+    def __init__(self, base: Clip, adaptation: Adaptation, base_hash: str = "") -> None:
+        """Combines a model with an adapter. Raises `UserError` if the adapter is of another.
+
+        `base_hash` is that of the model, where it is known.
+        """
         config, params = with_separate_blocks(base.config, base.params)
-        check_base(adaptation, config.name, hash_of_base(params))
+        check_base(adaptation, config.name, base_hash or hash_of_base(params))
         towers = {path: leaf for path, leaf in adaptation.towers.items() if path != WORDS}
         self._beside = unmerged(towers, params)
         if self._beside:
@@ -190,8 +194,14 @@ def read_adapted(clip: Clip, folder: str | os.PathLike[str], source: str) -> Ada
     return AdaptedClip(clip, found)
 
 
+def named_base(source: str) -> str:
+    """Returns the name of a model by which an adapter can load it from any folder."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else source
+
+
 def adapter_of_run(source: Any) -> tuple[str, Path] | None:
-    """Returns the base model and the adapter of a run of `clip_jax.adapt`; None for anything else.
+    """Returns the base model and the adapter of a run that has no merged model; else None.
 
     Raises UserError: an adapter by itself, which is no model.
     """
@@ -200,6 +210,6 @@ def adapter_of_run(source: Any) -> tuple[str, Path] | None:
     folder = Path(os.path.expanduser(os.fspath(source)))
     if (folder / FACTS).is_file():
         raise adapter_error(folder)
-    if (folder / OF_RUN / FACTS).is_file():
+    if (folder / OF_RUN / FACTS).is_file() and not is_bundle(folder / "model"):
         return str(read_facts(folder / OF_RUN)["base"]), folder / OF_RUN
     return None

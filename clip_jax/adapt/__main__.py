@@ -15,9 +15,9 @@ the most shots, the one with the best validation accuracy is kept. The folder --
 
 import dataclasses
 import json
+import math
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -31,15 +31,26 @@ from clip_jax.training import source_flags
 from clip_jax.training.source_flags import SourceFlags
 
 if TYPE_CHECKING:
-    from clip_jax.adapt.experiment import Outcome, Part
+    from clip_jax.adapt.parts import Outcome, Part
 
 _MODEL = flags.DEFINE_string("model", None, "What clip_jax.load takes: an export, a training run.")
 _METHOD = flags.DEFINE_list("method", ["lora"], "Methods (docs/adapt.md), or all.")
 _SHOTS = flags.DEFINE_list("shots", [], "Training images a class, nested; without it, all.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each, of which seeds draw the images.", 1)
 _TEST_DATA = flags.DEFINE_string("test_data", None, "As --data; only measured, before and after.")
+_SPLIT_FILE = flags.DEFINE_string(
+    "split_file", None, "CoOp's split_zhou_*.json, of images below --data; replaces --test_data."
+)
+_CLASSES = flags.DEFINE_enum(
+    "classes",
+    "all",
+    ["all", "base", "new"],
+    "Classes: the first half, which is also judged on the second, or the second.",
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write.")
-_RATE = flags.DEFINE_float("learning_rate", None, "In place of the recipe's.", lower_bound=1e-12)
+_RATES = flags.DEFINE_list(
+    "learning_rate", [], "In place of the recipe's; of several, validation images choose."
+)
 _STEPS = flags.DEFINE_integer("steps", None, "In place of the recipe's.", lower_bound=1)
 _TRAIN_BATCH = flags.DEFINE_integer("train_batch_size", None, "In place of the recipe's.", 1)
 _FLIPS = flags.DEFINE_boolean("flips", True, "Mirror images at random; not if text is legible.")
@@ -58,29 +69,32 @@ def main() -> int:
         raise UserError("--data: is missing; give labelled images to learn from")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: is a file; give a folder")
+    from clip_jax.adapt.classes import chosen_classes, judge_new
     from clip_jax.adapt.experiment import Experiment, Options
     from clip_jax.adapt.page import build_page
+    from clip_jax.adapt.parts import Part
     from clip_jax.adaptation.folder import write_adaptation
-    from clip_jax.adapted import AdaptedClip
+    from clip_jax.adapted import AdaptedClip, named_base
     from clip_jax.loading import load
 
     methods, begun = _methods(_METHOD.value), time.perf_counter()
     options = Options(
         _shots(_SHOTS.value),
         _SEEDS.value,
-        _RATE.value,
+        _rates(_RATES.value),
         _STEPS.value,
         _TRAIN_BATCH.value,
         _FLIPS.value,
     )
     train, test = _opened(data)
+    train, test, new = chosen_classes(_CLASSES.value, train, test)
     clip = load(model)
     if isinstance(clip, AdaptedClip):
         raise UserError(
             f"--model={model}: has an adapter; give its base, {clip.adaptation.base}, or what"
             " clip.save writes of it"
         )
-    base = str(Path(model).expanduser().absolute()) if Path(model).expanduser().exists() else model
+    base = named_base(model)
     with writing(workdir):
         experiment = Experiment(clip, base, data, train, test, options, workdir, _say)
         outcomes, failures = [], list[dict[str, str]]()
@@ -94,12 +108,16 @@ def main() -> int:
                 _say(f"{name}: {error}")
         if not outcomes:
             raise UserError(f"--method={','.join(methods)}: none can be run; the reasons are above")
+        if new is not None:  # nothing is learned from it
+            on_new = Experiment(clip, base, data, new, Part(*new), options, workdir, _say)
+            for outcome in outcomes:
+                judge_new(outcome, on_new)
         best = _best(outcomes)
         write_adaptation(workdir / "adapter", best.adaptation)
         result = {"failures": failures} if failures else {}
         result |= _result(best, outcomes, len(train.labels.names), time.perf_counter() - begun)
         write_text(workdir / "result.json", json.dumps(result, indent=1) + "\n")
-        page = build_page(result, best.samples, train.labels.names)
+        page = build_page(result, best.samples, None if test is None else test.source)
         write_text(workdir / "report.html", page)
     _tell(outcomes)
     print(f"written: {workdir}")
@@ -141,14 +159,29 @@ def _shots(words: list[str]) -> tuple[int, ...]:
     return shots
 
 
+def _rates(words: list[str]) -> tuple[float, ...]:
+    try:
+        rates = tuple(dict.fromkeys(float(word) for word in words))
+    except ValueError:
+        rates = (0.0,)
+    if not all(0 < rate < math.inf for rate in rates):
+        raise UserError(f"--learning_rate={','.join(words)}: accepted are numbers above 0")
+    return rates
+
+
 def _opened(data: TaskData) -> "tuple[Part, Part | None]":
     """Opens training and test images. Raises UserError if they share images, or classes differ."""
-    from clip_jax.adapt.experiment import Part
+    from clip_jax.adapt.parts import Part
+    from clip_jax.adapt.split_file import read_split_file
     from clip_jax.data.sources.refine import open_refined
     from clip_jax.evaluation.choice_data import refuse_shared_images
     from clip_jax.evaluation.labels import read_labels
     from clip_jax.evaluation.opening import open_labelled
 
+    if _SPLIT_FILE.value:
+        if _TEST_DATA.value or data.classnames:
+            raise UserError("--split_file: names tests and classes; leave the flags of them out")
+        return read_split_file(local_path(_SPLIT_FILE.value, "--split_file"), data.path)
     source = open_refined(
         data, preferred_splits=("train",), needs_captions=False, label_column=data.label_key
     )
@@ -182,7 +215,8 @@ def _result(
     return {
         "model": _MODEL.value,
         "data": _DATA.read().path,
-        "test_data": _TEST_DATA.value,
+        "test_data": _TEST_DATA.value or _SPLIT_FILE.value,
+        "classes": _CLASSES.value,
         "num_classes": classes,
         **best.row,
         "all_seconds": round(seconds, 1),

@@ -5,15 +5,17 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax.adapt.few_shot import Split, few_shot_split, whole_split
+from clip_jax.adapt.few_shot import Split, few_shot_split, given_split, whole_split
 from clip_jax.adapt.learning import CROPS, Images, Run, learn, words_of
+from clip_jax.adapt.parts import ACCURACY, BEFORE, Judge, Learned, Outcome, Part, Row, metrics
 from clip_jax.adapt.step import Problem
+from clip_jax.adapt.wise_ft import curve, line_judge
 from clip_jax.adaptation.context import ClassPrompts, class_prompts
 from clip_jax.adaptation.feature_methods import FEATURE_METHODS
 from clip_jax.adaptation.feature_training import fit_all
@@ -23,12 +25,10 @@ from clip_jax.adaptation.methods import METHODS, Method
 from clip_jax.adaptation.shots import Shots
 from clip_jax.adaptation.tree import Adapter, with_separate_blocks
 from clip_jax.clip import Clip
-from clip_jax.data.records import Source
 from clip_jax.data.stream.evaluation_batches import evaluation_batches
 from clip_jax.data.task_data import TaskData
 from clip_jax.errors import UserError
 from clip_jax.evaluation.embeddings import data_hash
-from clip_jax.evaluation.labels import Labels
 from clip_jax.evaluation.metrics.paired import paired_difference
 from clip_jax.evaluation.probe.logistic import fit_logistic_regression
 from clip_jax.evaluation.probe.sweep import Examples, sweep_penalties
@@ -36,52 +36,22 @@ from clip_jax.evaluation.recognition import prompts_of
 from clip_jax.evaluation.zero_shot import (
     METRIC,
     check_classnames,
-    evaluate_classifier,
     prompts_classifier,
 )
 
-Row = dict[str, Any]
-ACCURACY = "accuracy_top1"
 PROMPT = "a photo of a {}."  # CLIP-LoRA's, if the templates are several
-
-
-class Part(NamedTuple):
-    """Labelled images of one purpose."""
-
-    source: Source
-    labels: Labels
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Wishes of a person about the runs; None leaves it to the method's recipe."""
+    """Wishes of a person about the runs; None or () leaves it to the method's recipe."""
 
     shots: tuple[int, ...]  # empty: all images
     seeds: int
-    learning_rate: float | None
+    learning_rates: tuple[float, ...]  # of several, validation chooses
     steps: int | None
     batch_size: int | None
     flips: bool
-
-
-# (images, their record numbers or None for all) -> logits (N, K), labels (N,)
-Judge = Callable[[Part, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
-
-
-class Learned(NamedTuple):
-    """Result of one run: the adapter, the number of values that learned, a judge of images."""
-
-    adaptation: Adaptation
-    values: int
-    judge: Judge
-
-
-class Outcome(NamedTuple):
-    """One run, judged."""
-
-    row: Row
-    adaptation: Adaptation
-    samples: dict[str, np.ndarray]
 
 
 class Experiment:
@@ -105,6 +75,7 @@ class Experiment:
         self._params = jax.device_put(params)
         self._hash = hash_of_base(params)
         self._names = [names[0] for names in check_classnames(train.labels.prompt_names)]
+        self._functions: dict[str, Callable[..., jax.Array]] = {}
 
     def run(self, name: str) -> list[Outcome]:
         """Runs one method for all shots and seeds; the seeds of a number of shots together."""
@@ -121,6 +92,8 @@ class Experiment:
 
     def _split(self, shots: int, seed: int) -> Split:
         labels, names = self._train.labels.numbers, self._names
+        if (validates := self._train.validates) is not None:
+            return given_split(labels, validates, names, shots, seed, self._data.path)
         if not shots:
             return whole_split(labels, names, seed, self._data.path)
         most = max(self._options.shots)
@@ -202,11 +175,11 @@ class Experiment:
         images = max(len(split.train) for split in splits)
         a_class = shots or max(1, images // len(self._names))
         steps = self._options.steps or recipe.steps_a_shot * min(a_class, 16)
-        rate = recipe.learning_rate
-        if self._options.learning_rate is not None:
-            rate = self._options.learning_rate
+        rates = self._options.learning_rates or (recipe.learning_rate,)
         runs = [
-            Run(split.train, labels[split.train], seed, rate) for seed, split in enumerate(splits)
+            Run(split.train, labels[split.train], seed, rate)
+            for seed, split in enumerate(splits)
+            for rate in rates
         ]
         words = words_of(problem, self._clip.tokenizer)
 
@@ -222,14 +195,39 @@ class Experiment:
         inputs = self._inputs(problem)
         adapters = learn(problem, runs, inputs, steps, start, workdir, identity, say)
         function = jax.jit(problem.logits)
-        return [
+        judge = functools.partial(functools.partial, self._logits, problem, function)
+        found = [
             Learned(
                 self._adaptation(name, adapter, problem.method.scale),
                 sum(np.size(leaf) for leaf in adapter.values()),
-                functools.partial(self._logits, problem, function, adapter),
+                judge(adapter),
+                line_judge(adapter, self._params, judge),
+                run.learning_rate,
             )
-            for adapter in adapters
+            for run, adapter in zip(runs, adapters, strict=True)
         ]
+        of_seed = (found[first : first + len(rates)] for first in range(0, len(runs), len(rates)))
+        return [self._best(each, split) for each, split in zip(of_seed, splits, strict=True)]
+
+    def _best(self, learned: Sequence[Learned], split: Split) -> Learned:
+        """Returns what is best on the validation images of a split."""
+
+        def rank(each: Learned) -> tuple[float, float]:
+            row, _ = metrics(*each.judge(self._train, split.validation))
+            return row[ACCURACY], -row["log_loss"]
+
+        return learned[0] if len(learned) == 1 else max(learned, key=rank)
+
+    def judged(self, adaptation: Adaptation) -> tuple[Row, Row]:
+        """Returns the figures of the test images before, and with an adapter of other classes.
+
+        It is of one of `METHODS`, which know any classes.
+        """
+        assert self._test is not None
+        problem = self._problem(adaptation.method)
+        function = self._functions.setdefault(adaptation.method, jax.jit(problem.logits))
+        found = self._logits(problem, function, adaptation.adapter, self._test, None)
+        return self._before(None)[0], metrics(*found)[0]
 
     def _inputs(self, problem: Problem) -> Callable[[np.ndarray, int, int], np.ndarray]:
         """Returns what learning reads: images, or features if the image tower does not learn."""
@@ -297,13 +295,14 @@ class Experiment:
         self, name: str, shots: int, seed: int, split: Split, learned: Learned, seconds: float
     ) -> Outcome:
         def of(part: Part, records: np.ndarray | None) -> tuple[Row, dict[str, np.ndarray]]:
-            return _metrics(*learned.judge(part, records))
+            return metrics(*learned.judge(part, records))
 
         validation, _ = of(self._train, split.validation)
         row: Row = {
             "method": name,
             "shots": shots or "all",
             "seed": seed,
+            **({} if learned.learning_rate is None else {"learning_rate": learned.learning_rate}),
             "trained_parameters": int(learned.values),
             "training_images": len(split.train),
             "seconds": round(seconds / self._options.seeds, 2),
@@ -317,6 +316,11 @@ class Experiment:
             key = METRIC + ACCURACY
             difference = paired_difference(samples[key], samples_before[key])
             row |= {"before": before, "after": after, "difference": difference._asdict()}
+            records = _used(self._test, None, self._test_features)
+            samples |= {"records": records, "classnames": np.array(self._names)}
+            samples |= {f"before_{name}": samples_before[name] for name in BEFORE}
+        if learned.judge_part is not None and shots == max(self._options.shots, default=0):
+            row["wise_ft"] = curve(learned.judge_part, self._train, split.validation, self._test)
         return Outcome(row, learned.adaptation, samples)
 
     def _before(self, records: np.ndarray | None) -> tuple[Row, dict[str, np.ndarray]]:
@@ -328,7 +332,7 @@ class Experiment:
         numbers = _used(part, records, features)
         embeds = _rows(features, numbers)
         logits = self._clip.logit_scale * embeds @ self._classifier
-        return _metrics(logits, part.labels.numbers[numbers])
+        return metrics(logits, part.labels.numbers[numbers])
 
     @functools.cached_property
     def _test_features(self) -> dict[int, np.ndarray]:
@@ -384,7 +388,3 @@ def _used(part: Part, records: np.ndarray | None, features: dict[int, Any]) -> n
     if not found:
         raise UserError("no labelled image can be used")
     return np.asarray(found)
-
-
-def _metrics(logits: np.ndarray, labels: np.ndarray) -> tuple[Row, dict[str, np.ndarray]]:
-    return evaluate_classifier(logits, labels, logits.shape[1], lambda rows: rows)

@@ -55,6 +55,31 @@ def whole_split(labels: np.ndarray, names: Sequence[str], seed: int, where: str)
     return Split(records[~validates], records[validates])
 
 
+def given_split(
+    labels: np.ndarray,
+    validates: np.ndarray,
+    names: Sequence[str],
+    shots: int,
+    seed: int,
+    where: str,
+) -> Split:
+    """Draws `shots` images a class, 0 for all, and min(shots, 4) or fewer that are to validate.
+
+    `validates`, bool (N,), marks the images for that; the others are as in `few_shot_split`, and so
+    is the error.
+    """
+    chosen = []
+    for marked, most, needed in (
+        (~validates, shots, max(shots, 1)),
+        (validates, min(shots, MAX_VALIDATION), 1),
+    ):
+        part = np.where(marked, labels, -1)
+        what = f"shots={shots}" if shots else "all shots"
+        records = _enough(part, names, needed, where, what, "of one part of the split")
+        chosen.append(records[ranks_in_class(part[records], seed) < (most or len(records))])
+    return Split(*chosen)
+
+
 def _enough(
     labels: np.ndarray, names: Sequence[str], needed: int, where: str, what: str, why: str
 ) -> np.ndarray:

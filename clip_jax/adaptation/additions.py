@@ -7,11 +7,13 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from clip_jax.adaptation.tree import Adapter, flat
 from clip_jax.arguments import Checked, Range
 from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig
+from clip_jax.models.two_tower import is_buffer
 
 TOWERS = ("vision", "text")
 
@@ -58,8 +60,15 @@ class Prefix(Checked):
 
 
 def init_selected(params: Any, options: Selected) -> Adapter:
-    """Returns copies of the parameters, float32. Raises UserError for a pattern without any."""
-    leaves = flat(params)
+    """Returns copies of the parameters, float32, but not of running statistics.
+
+    Raises UserError for a pattern without any.
+    """
+    leaves = {
+        "/".join(keys): leaf
+        for keys, leaf in flatten_dict(params).items()
+        if not is_buffer([jax.tree_util.DictKey(key) for key in keys])
+    }
     found: Adapter = {}
     for pattern in options.patterns:
         matched = [path for path in leaves if re.fullmatch(pattern, path)]

@@ -61,7 +61,7 @@ def disagreements(pair: Pair, source: Source) -> list[Disagreement]:
         if not are_alike(better, worse):
             continue
         if "predictions" in better and "predictions" in worse:
-            total, examples = _images(better, worse, source)
+            total, examples = image_examples(better, worse, source)
         elif has_queries(better) and has_queries(worse):
             total, examples = _queries(better, worse, source)
         else:
@@ -71,7 +71,11 @@ def disagreements(pair: Pair, source: Source) -> list[Disagreement]:
     return found
 
 
-def _images(better: Samples, worse: Samples, source: Source) -> tuple[int, list[Example]]:
+def image_examples(better: Samples, worse: Samples, source: Source) -> tuple[int, list[Example]]:
+    """Returns how many images the better one alone gets right, and some of them.
+
+    Both have the arrays of `evaluate_classifier`, and `classnames` and `records`.
+    """
     truth = better["classnames"][better["labels"]]
     answers = [each["classnames"][each["predictions"]] for each in (better, worse)]
     chosen = np.flatnonzero(

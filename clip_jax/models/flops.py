@@ -102,14 +102,16 @@ def text_flops(config: ClipConfig) -> float:
     return _count(config, "encode_text", (1,))
 
 
-def step_flops(config: ClipConfig, batch_size: int, frozen: Collection[str] = ()) -> float:
+def step_flops(
+    config: ClipConfig, batch_size: int, frozen: Collection[str] = (), backward: int = 2
+) -> float:
     """Operations of one training step, without recomputation.
 
-    Backward takes twice as many as forward, and none in `frozen` towers ("vision", "text"); the
-    loss matrix counts three times.
+    Backward takes twice as many as forward (once if only an adapter is trained), and none in
+    `frozen` towers ("vision", "text"); the loss matrix counts three times.
     """
     image = _count(config, "encode_image", (0,), training=True)
-    times = {name: 1 if name in frozen else 3 for name in ("vision", "text")}
+    times = {name: 1 if name in frozen else 1 + backward for name in ("vision", "text")}
     loss = 3 * 2 * batch_size**2 * config.embed_dim
     return batch_size * (times["vision"] * image + times["text"] * text_flops(config)) + loss
 

@@ -58,7 +58,12 @@ def main() -> int:
     run = plan_run(build_config(values), target)
     if _EXPLAIN.value:
         state = run.state
-        parts = {"params": state.params, "optimizer": state.opt_state, "ema": state.ema_params}
+        parts = {
+            "params": state.params,
+            "optimizer": state.opt_state,
+            "ema": state.ema_params,
+            "base": state.base,
+        }
         print(explain(run.mesh, parts))
         return 0
     report = preflight(run, _EVALUATION.value)

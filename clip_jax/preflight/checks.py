@@ -39,7 +39,7 @@ def _parameter_sizes(run: Run) -> set[int]:
     """Element counts of every parameter, of one layer of stacked ones, and of the tensor-parallel
     shard of either."""
     sizes = set()
-    for path, leaf in leaves_by_path(run.state.params).items():
+    for path, leaf in leaves_by_path((run.state.params, run.state.base)).items():
         layer = [leaf.shape[1:]] if STACKED.search(path) else []
         for shape in (leaf.shape, *layer):
             sizes |= {math.prod(shape), math.prod(shape) // run.mesh.shape["tensor"]}

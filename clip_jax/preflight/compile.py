@@ -24,6 +24,7 @@ from clip_jax.preflight.topology import Target
 from clip_jax.sharding import batch_sharding, batch_shards, check_batch, make_mesh, replicated
 from clip_jax.text.tokenizer import OPENAI_VOCAB_SIZE, get_tokenizer
 from clip_jax.training.config import TrainConfig
+from clip_jax.training.run.initial import with_model_of_source
 from clip_jax.training.run.opening import resolve_architecture
 from clip_jax.training.step.compiled import abstract_batch, abstract_run_state, jit_train_step
 from clip_jax.training.step.state import TrainState
@@ -59,10 +60,16 @@ class Run:
         """Shapes, dtypes and shardings of the training state."""
         return abstract_run_state(self.config, self.architecture, self.mesh, self.steps)
 
+    @property
+    def model(self) -> Any:
+        """The parameters that are evaluated; an adapter is merged into a copy of its base."""
+        return self.state.eval_params if self.state.base is None else self.state.base
+
 
 def plan_run(config: TrainConfig, target: Target) -> Run:
     """Resolves a run for `target`. Raises `UserError` like training: for a mesh that does not
     multiply to the devices, or a batch that does not divide."""
+    config = with_model_of_source(config)
     tokenizer, notes = _vocabulary(config)
     architecture, _ = resolve_architecture(config, tokenizer)
     sizes = config.mesh
@@ -166,7 +173,7 @@ def compile_evaluation(run: Run) -> dict[str, Compiled]:
     compiled = {}
     for tower, (embed, shape, dtype) in inputs.items():
         batch = jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
-        compiled[tower] = _compile(run, embed, run.state.eval_params, batch, **options)
+        compiled[tower] = _compile(run, embed, run.model, batch, **options)
     return compiled
 
 

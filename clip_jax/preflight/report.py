@@ -13,7 +13,8 @@ from clip_jax.training.step.compiled import abstract_batch, run_flops
 PLANNED_UTILIZATION = (0.4, 0.5)  # share of the device's peak, in model operations
 LARGEST = 5  # exchanges shown
 DEAREST = 15  # operations shown
-STATE = {"parameter": "params", "optimizer": "opt_state", "ema": "ema_params"}  # of `TrainState`
+# Fields of `TrainState`.
+STATE = {"parameter": "params", "optimizer": "opt_state", "ema": "ema_params", "base": "base"}
 GIB = 2**30
 
 Report = dict[str, Any]
@@ -68,8 +69,9 @@ def describe(run: Run) -> Report:
     for kind, name in STATE.items():
         report[f"{kind}_bytes"] = bytes_per_device(getattr(state, name), whole=True)
         report[f"{kind}_bytes_per_device"] = bytes_per_device(getattr(state, name))
-    here = report["parameter_bytes_per_device"] + report["optimizer_bytes_per_device"]
-    whole = report["parameter_bytes"] + report["optimizer_bytes"]
+    split = ("parameter", "optimizer", "base")
+    here = sum(report[f"{kind}_bytes_per_device"] for kind in split)
+    whole = sum(report[f"{kind}_bytes"] for kind in split)
     even = whole / run.mesh.shape["fsdp"] / run.mesh.shape["tensor"]
     return report | {"state_to_even_share": here / even}
 
@@ -144,7 +146,9 @@ def state_bytes(report: Report) -> int:
 
 def add_evaluation(report: Report, run: Run, towers: dict[str, Compiled]) -> Report:
     """The report with the evaluation step, which runs beside the training state."""
-    idle = state_bytes(report) - bytes_per_device(run.state.eval_params)
+    idle = state_bytes(report)
+    if run.state.base is None:  # else the merged model is beside the state
+        idle -= bytes_per_device(run.state.eval_params)
     peak = idle + max(compiled.peak_bytes for compiled in towers.values())
     batch_size = run.config.evaluation_batch_size
     found = _verdict(f"evaluation with config.evaluations: batch_size={batch_size}", peak, run)
@@ -223,6 +227,7 @@ def _memory_lines(report: Report) -> list[str]:
         "parameter": "parameters",
         "optimizer": "optimizer",
         "ema": "moving average",
+        "base": "base of adapter",
         "batch": "batch",
         "temp": "temporaries",
         "host_temp": "in the host",

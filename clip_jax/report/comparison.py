@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_jax.evaluation.comparison import differences
-from clip_jax.evaluation.disagreement import Disagreement
+from clip_jax.evaluation.disagreement import Disagreement, Example
 from clip_jax.evaluation.results import Results, Row
 from clip_jax.report.page import Section
 from clip_jax.report.result_words import main_metric, metric_words, row_name
@@ -66,7 +66,16 @@ def examples_section(found: Disagreement, short_name: Mapping[str, str]) -> Sect
         title, lead, what = f"{better} ranks higher than {worse}", _QUERIES, "Caption"
     else:
         title, lead, what = f"{better} is right and {worse} wrong", _IMAGES, "True label"
-    cards = [
+    lead = lead.format(total=found.total, worse=worse)
+    body = cards(found.examples, better, worse, what)
+    return Section(f"{row_name(found.better)}: {title}", "answers", lead, body)
+
+
+def cards(
+    examples: Sequence[Example], better: str, worse: str, what: str = "True label"
+) -> list[dict[str, Any]]:
+    """Returns examples as the page shows them, with the answers of two models so called."""
+    return [
         {
             "image": example.picture,
             "answers": [
@@ -76,10 +85,8 @@ def examples_section(found: Disagreement, short_name: Mapping[str, str]) -> Sect
             "what": what,
             "note": example.text,
         }
-        for example in found.examples
+        for example in examples
     ]
-    lead = lead.format(total=found.total, worse=worse)
-    return Section(f"{row_name(found.better)}: {title}", "answers", lead, cards)
 
 
 def _answer(

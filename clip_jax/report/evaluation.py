@@ -183,7 +183,7 @@ def _details(name: str, rows: Sequence[tuple[Row, Samples]], several: bool) -> I
     for row, samples in rows:
         title = f"{name}, {row['model']}" if several else name
         if "predictions" in samples and "classnames" in samples:
-            made = functools.partial(_confusions, samples)
+            made = functools.partial(confusions, samples)
             yield made_or_left_out(f"{title}: classes", "lists", made)
         if "mistakes" in samples:
             made = functools.partial(_mistakes, samples)
@@ -205,7 +205,8 @@ def _reliability(models: Sequence[tuple[str, Samples]]) -> Chart:
     )  # fmt: skip
 
 
-def _confusions(samples: Samples) -> tuple[str, Any]:
+def confusions(samples: Samples) -> tuple[str, Any]:
+    """Returns what is said of classes taken for each other, and their tables."""
     labels, predictions = samples["labels"], samples["predictions"]
     names = samples["classnames"].tolist()
     count = len(names)

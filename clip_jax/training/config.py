@@ -24,6 +24,7 @@ from clip_jax.images.augmentation import Augmentation
 from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig, override, part_fields
 from clip_jax.models.kinds import KINDS, SharedConfig
+from clip_jax.training.adapter_config import AdapterConfig, check_adapter
 from clip_jax.training.config_values import optional, to_config_dict
 from clip_jax.training.inheritance import with_inherited
 from clip_jax.typed_values import build
@@ -172,7 +173,7 @@ class EvaluationConfig(TaskOptions):
 class ModelConfig:
     """Name of an architecture, and the fields of `ClipConfig` that this run changes."""
 
-    name: str = "ViT-B-32"
+    name: str = "ViT-B-32"  # "": that of config.init.source
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def architecture(self) -> ClipConfig:
@@ -225,6 +226,7 @@ class TrainConfig(Checked):
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
+    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
@@ -330,7 +332,12 @@ def _check(config: TrainConfig) -> None:
         )
     check_patterns(optimizer.freeze, "config.optimizer.freeze")
     check_patterns(config.init.only, "config.init.only")
-    config.model.architecture()
+    fixed = {"init.only": config.init.only, "optimizer.freeze": optimizer.freeze}
+    check_adapter(config.adapter, config.init.source, fixed)
+    if config.model.name:
+        config.model.architecture()
+    elif not config.init.source:
+        raise UserError("config.model.name='': give a name, or the model of config.init.source")
 
 
 def _check_groups(config: TrainConfig) -> None:

@@ -175,6 +175,11 @@ def _first_readable(checkpoints: list[Path]) -> tuple[Source | None, list[str]]:
 def _open_checkpoint(directory: Path) -> Source:
     identity = read_identity(directory)
     config = ClipConfig.from_dict(identity["architecture"])
+    if identity.get("base_hash"):
+        raise UserError(
+            f"{directory}: holds only an adapter; its run writes the model at its end, which the"
+            " training command goes on to"
+        )
     return Source(
         layout="clip_jax",
         path=directory,

@@ -16,6 +16,7 @@ from clip_jax.adaptation.context import ClassPrompts
 from clip_jax.adaptation.methods import METHODS
 from clip_jax.adaptation.tree import Adapter, flat
 from clip_jax.errors import UserError
+from clip_jax.models.two_tower import count_trainable
 
 COUNT, CLASSES, STEPS = 12, 3, 7
 ON_BOTH = ("lora", "dora", "bottleneck", "bitfit", "layer_norm", "full", "prefix")
@@ -164,3 +165,14 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     which = [run._replace(learning_rate=float(10.0**30)) for run in runs((0,))]
     with pytest.raises(UserError, match="not finite; accepted is a smaller --learning_rate"):
         trained(of, which)
+
+
+def test_running_statistics_are_not_trained() -> None:
+    """They are no parameters: a variance that a gradient moves may end below 0."""
+    config = tiny_architecture(vision__kind="resnet")
+    params = random_params(config)
+    adapter = METHODS["full"].init(config, params, jax.random.key(0))
+    left = {path for path in flat(params) if path.startswith(("vision/", "text/"))} - set(adapter)
+    assert left
+    assert all(path.endswith(("/mean", "/var")) for path in left)
+    assert sum(np.size(leaf) for leaf in adapter.values()) == count_trainable(params) - 1

@@ -207,3 +207,17 @@ def test_the_compilers_refusal_is_read() -> None:
     )
     assert after.needed_bytes == int(21.84 * 2**30)
     assert after.allocations == [(512 << 20, "bf16[256,197,3072]{2,1,0}", "jit(train_step)/mlp")]
+
+
+@pytest.mark.slow
+def test_a_run_that_trains_an_adapter() -> None:
+    """The state of what is trained is small, and the base is split as parameters are."""
+    found = preflight(plan(adapter__method="lora", init__source="not opened"))
+    assert found["fits"]
+    assert found["parameter_bytes"] == 4 * found["parameters"]
+    assert 0 <= found["optimizer_bytes"] - 2 * found["parameter_bytes"] <= 32
+    assert found["base_bytes"] > 20 * found["parameter_bytes"]
+    assert found["base_bytes_per_device"] < 0.4 * found["base_bytes"]
+    # Backward is that of activations alone.
+    assert 0.8 < found["compiled_to_model_flops"] <= 1.1
+    assert "base of adapter" in format_report(found)

@@ -90,6 +90,44 @@ def test_the_folder_is_what_it_says(tiny_run: Path, photos: Path, tmp_path: Path
     assert np.abs(clip.encode_image(str(paths[0])) - base.encode_image(str(paths[0]))).max() > 1e-3
 
 
+def test_base_and_new_classes_of_a_split_file(tiny_run: Path, tmp_path: Path) -> None:
+    """Two colours learn, of the two others some are lost; and the curve from one model to the
+    other."""
+    rng = np.random.default_rng(0)
+    split: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
+    for label, (name, colour) in enumerate({**COLOURS, "yellow": (200, 200, 30)}.items()):
+        for number, purpose in enumerate(["train"] * 4 + ["val"] * 3 + ["test"] * 5):
+            path = f"{name}_{number}.png"
+            pixels = np.clip(rng.normal(colour, 25, (24, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / path)
+            split[purpose].append([path, label, name])
+    (tmp_path / "split_zhou_Colours.json").write_text(json.dumps(split))
+    workdir = tmp_path / "run"
+    rates = "--learning_rate=1e-9,0.01"  # validation shows that the first is none
+    flags = ("--method=full", "--shots=4", "--steps=40", rates, "--templates=none")
+    ended = run_program(
+        "clip_jax.adapt", f"--model={tiny_run}", f"--data={tmp_path}", f"--workdir={workdir}",
+        f"--split_file={tmp_path}/split_zhou_Colours.json", "--classes=base", *flags,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads((workdir / "result.json").read_text())
+    assert (result["num_classes"], result["training_images"]) == (2, 8)
+    assert [row["learning_rate"] for row in result["runs"]] == [0.01]
+    assert [result[x]["num_images"] for x in ("validation", "after")] == [6, 10]
+    new = result["new"]
+    assert [(x["num_images"], x["num_classes"]) for x in new.values()] == [(10, 2), (10, 2)]
+    both = result["after"]["accuracy_top1"], new["after"]["accuracy_top1"]
+    assert result["harmonic_mean"]["after"] == pytest.approx(2 / (1 / both[0] + 1 / both[1]))
+    line = result["wise_ft"]
+    assert [point["part"] for point in line] == [step / 10 for step in range(11)]
+    assert line[0]["test"] == result["before"]["accuracy_top1"]
+    assert line[-1]["test"] == result["after"]["accuracy_top1"] > line[0]["test"]
+    assert line[-1]["validation"] == result["validation"]["accuracy_top1"]
+    page = (workdir / "report.html").read_text()
+    for words in ("WiSE-FT", "Base and new classes", "Classes before", "Right after, wrong before"):
+        assert words in page
+
+
 def test_killed_and_run_again(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
     flags = ("--shots=4", "--steps=450")
     command = [sys.executable, "-m", *words(tiny_run, photos, tmp_path / "killed", *flags)]
@@ -121,6 +159,9 @@ def test_mistakes_are_one_line(tiny_run: Path, photos: Path, tmp_path: Path) -> 
     assert_mistake(said("--method=lara"), "--method=lara", "choose of linear_probe, tip_adapter")
     assert_mistake(said("--shots=8"), "shots=8", "has 9 images; needed are 12")
     assert_mistake(said("--shots=0"), "--shots=0", "at least 1")
+    assert_mistake(said("--learning_rate=1e-3,0"), "--learning_rate=1e-3,0", "above 0")
+    assert_mistake(said("--classes=base"), "--classes=base", "there are 3 classes; needed are 4")
+    assert_mistake(said("--split_file=x.json"), "--split_file", "leave the flags of them out")
     assert_mistake(said(f"--test_data={photos}/train"), "--test_data", "are in --data too")
     assert_mistake(said("--learning_rate=1e30"), "not finite", "--learning_rate")
     (tmp_path / "file").write_text("")

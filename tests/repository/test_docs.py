@@ -130,5 +130,6 @@ def test_links_lead_to_files(page: Path) -> None:
 
 
 def test_no_address_of_the_repository_is_made_up() -> None:
-    for page in [*PAGES, REPOSITORY / "notebooks" / "quickstart.ipynb", REPOSITORY / "setup.py"]:
+    notebooks = (REPOSITORY / "notebooks").glob("*.ipynb")
+    for page in [*PAGES, *notebooks, REPOSITORY / "setup.py"]:
         assert "github.com/clip-jax" not in page.read_text(encoding="utf-8"), page

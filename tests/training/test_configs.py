@@ -53,7 +53,8 @@ def test_snapshot(path: Path) -> None:
     for overrides in getattr(module_of(path), "sweep", list)():
         load(path, **overrides)
     defaults = resolved(TrainConfig(), ClipConfig())
-    ours = resolved(config, config.model.architecture())
+    # Without a name the architecture is that of a model elsewhere.
+    ours = resolved(config, config.model.architecture() if config.model.name else ClipConfig())
     changed = {key: value for key, value in ours.items() if defaults.get(key, ...) != value}
     assert_snapshot(path.stem, changed)
 

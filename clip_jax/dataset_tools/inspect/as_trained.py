@@ -95,7 +95,9 @@ def trained_loader(config: TrainConfig, source: Source, found: Survey) -> Loader
 
 
 def _loader(config: TrainConfig, tokenizer: Tokenizer, name: str) -> Loader:
-    architecture = config.model.architecture()
+    from clip_jax.training.run.initial import with_model_of_source
+
+    architecture = with_model_of_source(config).model.architecture()
     return Loader(
         tokenizer=tokenizer.with_context_length(architecture.context_length),
         tokenizer_name=name,

@@ -141,7 +141,10 @@ def print_summary(workdir: Path) -> None:
             f"\ntrained {last['step']:,} steps, {last['samples_seen']:,} pairs, in "
             f"{format_seconds(last['seconds'])}; final loss {last['loss']:.3f}"
         )
-    print(f"\nmodel    {shown / 'model'}")
+    print()
+    for name in ("model", "adapter"):
+        if (workdir / name).is_dir():
+            print(f"{name:<9}{shown / name}")
     if (workdir / "report.html").exists():
         print(f"report   {shown / 'report.html'}   (open it in a browser)")
     print("\nNext:")

@@ -21,12 +21,13 @@ from jax.sharding import Mesh
 
 from clip_jax.errors import UserError
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.config import ClipConfig, differences
+from clip_jax.models.config import ClipConfig, differences, override
 from clip_jax.models.fields import Effect
 from clip_jax.models.kinds import KINDS
 from clip_jax.sharding import leaves_by_path
 from clip_jax.text.tokenizer import Tokenizer, get_tokenizer
-from clip_jax.training.config import TrainConfig
+from clip_jax.training.config import ModelConfig, TrainConfig
+from clip_jax.training.step.adapter import adapter_method
 from clip_jax.training.step.parameter_groups import matching
 from clip_jax.training.step.state import TrainState, abstract_state, create_state
 from clip_jax.weights.load import Source, open_model
@@ -71,6 +72,21 @@ def _open_as(path: Path, config: TrainConfig) -> Source | None:
     except UserError:
         return None
     return dataclasses.replace(source, config=config.model.architecture())
+
+
+def with_model_of_source(config: TrainConfig) -> TrainConfig:
+    """Returns the configuration with the architecture of its source, if it names no other.
+
+    Raises `UserError` as `open_initial` does, and for fields that this architecture cannot have.
+    """
+    source = None if config.model.name else open_initial(config)
+    if source is None:
+        return config
+    try:
+        fields = override(source.config, **config.model.overrides).to_dict()
+    except UserError as error:
+        raise UserError(f"config.model.{error}") from error
+    return dataclasses.replace(config, model=ModelConfig(fields.pop("name"), fields))
 
 
 def takes_tokens(config: TrainConfig) -> bool:
@@ -130,16 +146,18 @@ def initial_state(
     """Makes a state whose parameters, all or those of `config.init.only`, come from `source`.
 
     Tensors go one by one from the file to their shards; only the others get random values. The
-    optimizer and the moving average start from the resulting parameters.
+    optimizer and the moving average start from the resulting parameters; with `config.adapter` they
+    are of the adapter, and the parameters its base.
 
     If image_size or context_length differs from the source's, its position tables are resized: see
     `fit_text_positions`, and `resize_grid` for the grid of patches.
 
     Raises `UserError` if a pattern matches nothing, or its parameters do not fit the architecture.
     """
-    ema = config.optimizer.ema_decay is not None
-    abstract = abstract_state(mesh, architecture, optimizer, ema)
-    leaves = leaves_by_path(abstract.params)
+    ema, adapter = config.optimizer.ema_decay is not None, adapter_method(config.adapter)
+    abstract = abstract_state(mesh, architecture, optimizer, ema, adapter)
+    model = "params" if adapter is None else "base"
+    leaves = leaves_by_path(getattr(abstract, model))
     only = config.init.only
     taken = matching(only, leaves, ONLY) if only else frozenset(leaves)
     loaded = _load(config, architecture, source, leaves, taken)
@@ -155,16 +173,24 @@ def initial_state(
     params = unflatten_dict(flat, sep="/")
 
     def begin(params: Any) -> TrainState:
-        state = create_state(architecture, optimizer, config.seed, ema=False)
-        copy = jax.tree.map(
-            jnp.copy, params
-        )  # a step donates its state, so no buffers may be shared
-        return state.replace(
-            params=None, opt_state=optimizer.init(copy), ema_params=copy if ema else None
-        )
+        # A step donates its state, so no buffers may be shared.
+        copy = jax.tree.map(jnp.copy, params)
+        state = create_state(architecture, optimizer, config.seed, ema, adapter, copy)
+        return state.replace(**{model: None})
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.replace(params=None))
-    return jax.jit(begin, out_shardings=shardings)(params).replace(params=params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.replace(**{model: None}))
+    return jax.jit(begin, out_shardings=shardings)(params).replace(**{model: params})
+
+
+def load_base(config: TrainConfig, architecture: ClipConfig, abstract: Any) -> Any:
+    """Loads the parameters that the run's adapter is for, onto the shards of `abstract`.
+
+    Raises `UserError` if they are not found, or do not fit.
+    """
+    source, leaves = open_initial(config), leaves_by_path(abstract)
+    assert source is not None, "the configuration is checked"
+    loaded = _load(config, architecture, source, leaves, frozenset(leaves))
+    return unflatten_dict(loaded, sep="/")
 
 
 def _load(

@@ -13,22 +13,28 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from clip_jax.adaptation.folder import Adaptation, write_adaptation
+from clip_jax.adaptation.hooks import ADAPTER
+from clip_jax.adapted import OF_RUN, AdaptedClip, named_base
 from clip_jax.clip import Clip
 from clip_jax.evaluation.embeddings import Embedders
 from clip_jax.evaluation.tasks import check_task, run_task
 from clip_jax.files.disk import writing
 from clip_jax.hosts.agreement import check_same, check_shared, from_first, wait_for_all
 from clip_jax.sharding import check_batch, global_batch, make_mesh
+from clip_jax.text.tokenizer import Tokenizer
 from clip_jax.training import config as configs
 from clip_jax.training.config import EvaluationConfig, TrainConfig
 from clip_jax.training.log.profile import CompileWatch, Profiling, Tracer, write_hlo
 from clip_jax.training.run.checkpoint import GO_ON
 from clip_jax.training.run.clock import Clock
 from clip_jax.training.run.data import open_training_data
+from clip_jax.training.run.initial import with_model_of_source
 from clip_jax.training.run.opening import Run, open_run
 from clip_jax.training.run.preemption import Preemption
 from clip_jax.training.run.reporting import StepReporter
 from clip_jax.training.run.workdir import enable_compilation_cache, make_workdir, only_trainer
+from clip_jax.training.step.adapter import adapter_method
 from clip_jax.training.step.compiled import jit_train_step
 from clip_jax.training.step.state import TrainState
 from clip_jax.weights.layouts.bundle import exported_step, is_whole, write_bundle
@@ -45,6 +51,7 @@ def train(
     same call resumes it. All processes of a job make the same call, inside
     `clip_jax.hosts.join.joined`. Raises `UserError` for mistakes that the user can correct.
     """
+    config = with_model_of_source(config)
     values = configs.flat_values(configs.to_dict(config))
     check_same(values, "config.", "start every process with the same configuration")
     for number, each in enumerate(config.evaluations):
@@ -128,8 +135,7 @@ def evaluate_state(
     run: Run, state: TrainState, step: int, evaluations: Sequence[EvaluationConfig]
 ) -> list[dict[str, Any]]:
     """Runs evaluations of the state's parameters and writes their rows."""
-    cutting = run.tokenizer.with_truncation(True)  # captions may be long
-    clip = Clip(run.architecture, state.eval_params, cutting, run.mesh)
+    clip = _clip(run, state, run.tokenizer.with_truncation(True))  # captions may be long
     embedders = Embedders(clip.encode_image, clip.encode_text, clip.transform, clip.logit_scale)
     rows = []
     for each in evaluations:
@@ -139,6 +145,22 @@ def evaluate_state(
     return rows
 
 
+def _clip(run: Run, state: TrainState, tokenizer: Tokenizer) -> Clip:
+    """Returns the model of the state, with the adapter if there is one."""
+    method = adapter_method(run.config.adapter)
+    if method is None:
+        return Clip(run.architecture, state.eval_params, tokenizer, run.mesh)
+    adaptation = Adaptation(
+        multihost_utils.process_allgather(state.eval_params, tiled=True),
+        method.scale,
+        str(run.config.adapter.method),
+        named_base(run.config.init.source),
+        run.base_hash,
+    )
+    base = Clip(run.architecture, state.base, tokenizer, run.mesh)
+    return AdaptedClip(base, adaptation, run.base_hash)
+
+
 def _is_exported(run: Run) -> bool:
     """Whether process 0 finds a complete export of the last step; every process must call it."""
     export = run.workdir / "model"
@@ -146,20 +168,27 @@ def _is_exported(run: Run) -> bool:
 
 
 def _finish(run: Run, state: TrainState) -> Clip:
-    """Exports the model and runs the final evaluation, unless they exist already."""
-    params = state.eval_params
-    clip = Clip(run.architecture, params, run.tokenizer, run.mesh)
-    export = run.workdir / "model"
-    if not _is_exported(run):
-        on_host = multihost_utils.process_allgather(params, tiled=True)
-        if jax.process_index() == 0:
-            with writing(export, GO_ON):
-                write_bundle(
-                    export, run.architecture, on_host, run.tokenizer, run.steps,
-                    replace_damaged=True,
-                )  # fmt: skip
+    """Exports the model and runs the final evaluation, unless they exist already.
+
+    An adapter is written too, alone if it cannot be merged into the model.
+    """
+    clip = _clip(run, state, run.tokenizer)
+    if isinstance(clip, AdaptedClip) and jax.process_index() == 0:
+        write_adaptation(run.workdir / OF_RUN, clip.adaptation)
+    if ADAPTER not in clip.params and not _is_exported(run):
+        _export(run, clip.params)
     if not from_first(run.log.has_evaluation(run.steps)):  # only process 0 has the files
         evaluate_state(run, state, run.steps, run.config.evaluations)
     for kind, count in run.batches.dropped.most_common():
         logging.warning("%d records were left out: %s", count, kind)
     return clip
+
+
+def _export(run: Run, params: Any) -> None:
+    export = run.workdir / "model"
+    on_host = multihost_utils.process_allgather(params, tiled=True)
+    if jax.process_index() == 0:
+        with writing(export, GO_ON):
+            write_bundle(
+                export, run.architecture, on_host, run.tokenizer, run.steps, replace_damaged=True
+            )

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -12,6 +11,8 @@ from typing import Any, TypeVar, cast
 import jax
 from jax.sharding import Mesh
 
+from clip_jax.adaptation.folder import is_adapter
+from clip_jax.adapted import OF_RUN
 from clip_jax.data.records import Source
 from clip_jax.data.stream.bad_share import check_opened
 from clip_jax.data.stream.caption_words import caption_words
@@ -21,8 +22,7 @@ from clip_jax.errors import UserError
 from clip_jax.files.disk import write_text
 from clip_jax.hosts.agreement import check_same, from_first, gather
 from clip_jax.losses import LOSSES, effective_implementation
-from clip_jax.models.config import ClipConfig, differences, override
-from clip_jax.models.fields import EFFECTS, RESUMABLE
+from clip_jax.models.config import ClipConfig, override
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.sharding import batch_shards, explain, host_rows, make_mesh
 from clip_jax.text.tokenizer import Tokenizer, train_sentencepiece
@@ -34,10 +34,14 @@ from clip_jax.training.run.data import captions_of, gathered_cursor, open_data
 from clip_jax.training.run.initial import (
     initial_state,
     initial_tokenizer,
+    load_base,
     named_tokenizer,
     open_initial,
     takes_tokens,
+    with_model_of_source,
 )
+from clip_jax.training.run.resuming import check_resumable, check_same_model, hash_checked
+from clip_jax.training.step.adapter import adapter_method
 from clip_jax.training.step.compiled import abstract_run_state
 from clip_jax.training.step.optimizer import make_optimizer
 from clip_jax.training.step.parameter_groups import frozen_mask
@@ -61,6 +65,7 @@ class Run:
     config: TrainConfig
     workdir: Path
     architecture: ClipConfig
+    base_hash: str  # of the parameters that an adapter is for; "" without one
     tokenizer: Tokenizer
     source: Source
     mesh: Mesh
@@ -80,6 +85,7 @@ class Run:
             "version": 1,
             "config": configs.to_dict(self.config),
             "architecture": self.architecture.to_dict(),
+            "base_hash": self.base_hash,
             "tokenizer": tokenizer_to_identity(self.tokenizer),
             # The reader is ahead of the trainer, so the batch of the next step is stored.
             "data": {**state, "next_batch": step},
@@ -152,15 +158,17 @@ class _Opening:
                 f"config.steps={self.steps}: {workdir} is at step {step} already; "
                 "give at least that, or another workdir"
             )
-        ema = config.optimizer.ema_decay is not None
-        abstract = abstract_state(self.mesh, architecture, optimizer, ema)
+        ema, adapter = config.optimizer.ema_decay is not None, adapter_method(config.adapter)
+        abstract = abstract_state(self.mesh, architecture, optimizer, ema, adapter)
         state = _readable(lambda: self.checkpoints.restore(step, abstract))
+        if adapter is not None:
+            state = state.replace(base=load_base(config, architecture, abstract.base))
         return identity, architecture, tokenizer, state
 
     def _anew(self, optimizer: Any) -> _Start:
         """Starts a new run. Raises `UserError` if the workdir already holds an exported model."""
         config, mesh = self.config, self.mesh
-        if exported_step(self.workdir / "model") is not None:
+        if exported_step(self.workdir / "model") is not None or is_adapter(self.workdir / OF_RUN):
             raise UserError(
                 f"--workdir={self.workdir}: holds a finished model but no checkpoint to go on from;"
                 " use another workdir"
@@ -209,6 +217,7 @@ def open_run(
     opening = _Opening(config, workdir, source, mesh, steps, checkpoints)
     identity, architecture, tokenizer, state = opening.start()
     first_step = int(state.step)
+    base_hash = "" if state.base is None else hash_checked(state.base, identity, config)
     weight = config.data.sample_weight
     batches = training_batches(
         source,
@@ -234,7 +243,8 @@ def open_run(
         text = json.dumps(configs.to_dict(config), indent=1) + "\n"
         write_text(workdir / "config.json", text)
     run = Run(
-        config, workdir, architecture, tokenizer, source, mesh, steps, batches, checkpoints,
+        config, workdir, architecture, base_hash, tokenizer, source, mesh, steps, batches,
+        checkpoints,
         log=RunLog(workdir, first_step, enabled=is_first),
         progress=Progress(steps, enabled=is_first),
         first_step=first_step,
@@ -314,51 +324,20 @@ def resolve_architecture(
     bias = LOSSES[config.loss].logit_bias_init
     if bias is not None and architecture.logit_bias_init is None:
         architecture = override(architecture, logit_bias_init=bias)
-    locked = _is_locked(param_shapes(architecture), "vision", config.optimizer.freeze)
+    locked = config.adapter.method is not None or _is_locked(
+        param_shapes(architecture), "vision", config.optimizer.freeze
+    )
     if locked and hasattr(architecture.vision, "batch_norm"):
         # A locked tower must be the same function in training and evaluation.
         architecture = override(architecture, vision={"batch_norm": "frozen"})
+    if config.adapter.method is not None:  # it names separate blocks
+        architecture = override(architecture, scan_layers=False)
     return architecture, tokenizer
 
 
 def _is_locked(params: Any, tower: str, patterns: tuple[str, ...]) -> bool:
     """Whether all of a tower is frozen."""
     return bool(patterns) and all(jax.tree.leaves(frozen_mask(params, patterns)[tower]))
-
-
-def check_same_model(architecture: ClipConfig, identity: dict[str, Any], workdir: Path) -> None:
-    """Raises `UserError` if the checkpoints in `workdir` have another architecture."""
-    saved = ClipConfig.from_dict(identity["architecture"])
-    fixed = tuple(effect for effect in EFFECTS if effect not in RESUMABLE)
-    different = differences(saved, architecture, fixed)
-    if different:
-        changes = ", ".join(f"{path}: {a} -> {b}" for path, (a, b) in different.items())
-        raise UserError(
-            f"--workdir={workdir}: holds a run of another architecture ({changes}); "
-            "use another workdir, or the configuration it was made with"
-        )
-
-
-def check_resumable(config: TrainConfig, saved: dict[str, Any], workdir: Path) -> None:
-    """Warns of settings that differ from the checkpoint's.
-
-    Raises `UserError` for those that cannot change: the tokenizer, and settings that shape the
-    optimizer's state (its name, options, frozen parameters). Rates, decay and micro-batches may.
-    """
-    fixed = re.compile(r"tokenizer\..*|optimizer\.(name|options(\..*)?|freeze|first_moment_dtype)")
-    now = json.loads(json.dumps(configs.to_dict(config)))
-    before, now = configs.flat_values(saved), configs.flat_values(now)
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if old == new:
-            continue
-        changes_tree = name in ("optimizer.clip_norm", "optimizer.ema_decay") and None in (old, new)
-        if changes_tree or fixed.fullmatch(name):
-            raise UserError(
-                f"config.{name}={new}: the run in {workdir} was begun with {old}, and cannot go on "
-                "otherwise; use another workdir"
-            )
-        logging.warning("resuming with config.%s=%s (was %s)", name, new, old)
 
 
 def total_steps(config: TrainConfig, num_records: int) -> int:
@@ -376,6 +355,7 @@ def explain_sharding(config: TrainConfig) -> str:
     a mesh that does not fit the devices, and as `open_data` does.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    config = with_model_of_source(config)
     initial = open_initial(config)
     rows = None if initial is None else initial.config.vocab_size
     own = config.tokenizer.source == "captions" and (initial is None or not takes_tokens(config))
@@ -385,4 +365,6 @@ def explain_sharding(config: TrainConfig) -> str:
     parts = {"params": state.params, "optimizer": state.opt_state}
     if state.ema_params is not None:
         parts["ema"] = state.ema_params
+    if state.base is not None:
+        parts["base"] = state.base
     return f"{architecture.name} on {mesh.size} devices\n{explain(mesh, parts)}"

@@ -11,6 +11,7 @@ from clip_jax.models.flops import step_flops
 from clip_jax.models.two_tower import param_shapes
 from clip_jax.sharding import batch_sharding
 from clip_jax.training.config import TrainConfig
+from clip_jax.training.step.adapter import adapter_method
 from clip_jax.training.step.gradient import WEIGHTS, Objective
 from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
 from clip_jax.training.step.parameter_groups import frozen_mask
@@ -22,8 +23,8 @@ def abstract_run_state(
     config: TrainConfig, architecture: ClipConfig, mesh: Mesh, steps: int
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state of a run of `steps` steps."""
-    optimizer = make_optimizer(config.optimizer, steps)
-    return abstract_state(mesh, architecture, optimizer, config.optimizer.ema_decay is not None)
+    optimizer, ema = make_optimizer(config.optimizer, steps), config.optimizer.ema_decay is not None
+    return abstract_state(mesh, architecture, optimizer, ema, adapter_method(config.adapter))
 
 
 def abstract_batch(
@@ -48,7 +49,8 @@ def run_flops(config: TrainConfig, architecture: ClipConfig) -> float:
     """Model FLOPs of one training step; see `step_flops`."""
     frozen = frozen_mask(param_shapes(architecture), config.optimizer.freeze)
     towers = [name for name in ("vision", "text") if all(jax.tree.leaves(frozen[name]))]
-    return step_flops(architecture, config.batch_size, towers)
+    backward = 2 if config.adapter.method is None else 1
+    return step_flops(architecture, config.batch_size, towers, backward)
 
 
 def jit_train_step(config: TrainConfig, architecture: ClipConfig, mesh: Mesh, steps: int) -> Any:
@@ -63,6 +65,7 @@ def jit_train_step(config: TrainConfig, architecture: ClipConfig, mesh: Mesh, st
         config.loss_implementation,
         config.optimizer.microbatches,
         config.optimizer.freeze,
+        adapter_method(config.adapter),
     )
     step = make_train_step(
         objective,

@@ -4,6 +4,7 @@ Shape letters: B pairs of the global batch, k micro-batches of m = B/k pairs, D 
 space.
 """
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from clip_jax.adaptation.hooks import ADAPTER, entering
+from clip_jax.adaptation.methods import Method
+from clip_jax.adaptation.towers import entered
 from clip_jax.errors import UserError
 from clip_jax.losses import DEFAULT, LOSSES
 from clip_jax.models.config import ClipConfig
@@ -35,22 +39,32 @@ class Objective:
     implementation: str = DEFAULT
     microbatches: int = 1
     frozen: tuple[str, ...] = ()  # regular expressions of parameters without a gradient
+    adapter: Method | None = None  # what is trained in place of the parameters
 
 
 def _towers(
-    objective: Objective, key: jax.Array, params: Params, batch: Batch
+    objective: Objective, key: jax.Array, base: Params | None, params: Params, batch: Batch
 ) -> tuple[CLIPOutput, Any]:
     """Computes the embeddings of (part of) a batch, and the batch statistics that ResNets sow."""
-    # The compiler drops the backward pass of frozen parameters.
-    out, sown = TwoTower(objective.config).apply(
-        {"params": stop_frozen(params, objective.frozen)},
-        normalize_images(batch["images"], objective.config),
-        batch["tokens"],
-        train=True,
-        rows=batch[ROWS],
-        mutable=[BATCH_STATISTICS],
-        rngs={"dropout": key},
-    )
+    rngs = {"dropout": key}
+    hooks: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if objective.adapter is None:
+        # The compiler drops the backward pass of frozen parameters.
+        variables = {"params": stop_frozen(params, objective.frozen)}
+    else:
+        variables = entered(base, params, objective.adapter.scale)
+        rngs[ADAPTER] = jax.random.fold_in(key, batch[ROWS][0])  # other for each micro-batch
+        hooks = entering(objective.adapter.dropout)
+    with hooks:
+        out, sown = TwoTower(objective.config).apply(
+            variables,
+            normalize_images(batch["images"], objective.config),
+            batch["tokens"],
+            train=True,
+            rows=batch[ROWS],
+            mutable=[BATCH_STATISTICS],
+            rngs=rngs,
+        )
     return out, sown.get(BATCH_STATISTICS, {})
 
 
@@ -64,19 +78,21 @@ def _loss(objective: Objective, out: CLIPOutput, batch: Batch) -> jax.Array:
 
 
 def loss_gradient(
-    objective: Objective, params: Params, batch: Batch, key: jax.Array
+    objective: Objective, params: Params, batch: Batch, key: jax.Array, base: Params | None = None
 ) -> tuple[jax.Array, Params, Any]:
     """Returns the loss, its gradient and the batch statistics that ResNets sow (empty for others).
 
+    `params` are the model's, or an adapter's of the model `base`, by which there is no gradient.
+
     `batch` is {"images": (B, S, S, 3) uint8, "tokens": (B, L) int32}, and may have "weights": (B,)
-    float32 of the pairs. Except for rounding, the result is the same for any number of
-    micro-batches on any mesh. Raises `UserError` if it cannot be: a model with batch statistics in
-    micro-batches.
+    float32 of the pairs. Except for rounding, and for the dropout of an adapter, the result is the
+    same for any number of micro-batches on any mesh. Raises `UserError` if it cannot be: a model
+    with batch statistics in micro-batches.
     """
     batch = {**batch, ROWS: jnp.arange(len(batch["tokens"]), dtype=jnp.int32)}
-    towers = functools.partial(_towers, objective, key)
+    towers = functools.partial(_towers, objective, key, base)
     if objective.microbatches > 1:
-        return *_cached_gradient(objective, towers, params, batch), {}
+        return *_cached_gradient(objective, towers, params, batch, base or {}), {}
 
     def loss(params: Params) -> tuple[jax.Array, Any]:
         out, statistics = towers(params, batch)
@@ -87,7 +103,7 @@ def loss_gradient(
 
 
 def _cached_gradient(
-    objective: Objective, towers: Any, params: Params, batch: Batch
+    objective: Objective, towers: Any, params: Params, batch: Batch, base: Params
 ) -> tuple[jax.Array, Params]:
     """Computes the loss and its gradient part by part (GradCache, Gao et al. 2021).
 
@@ -121,7 +137,7 @@ def _cached_gradient(
     _, parts = jax.lax.scan(lambda _, number: (None, embed(params, number)), None, numbers)
 
     def loss(embeds: tuple[jax.Array, jax.Array], scalars: Params) -> jax.Array:
-        scalars = stop_frozen({**params, **scalars}, objective.frozen)
+        scalars = stop_frozen({**base, **params, **scalars}, objective.frozen)
         bias = scalars.get("logit_bias", jnp.zeros((), jnp.float32))
         out = CLIPOutput(*embeds, jnp.exp(scalars["logit_scale"]), bias)
         return _loss(objective, out, batch)

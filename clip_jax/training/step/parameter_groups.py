@@ -20,7 +20,7 @@ FREEZE = "config.optimizer.freeze"
 
 # Decay applies to weights that multiply activations. Gains, biases, position tables, the class
 # token and the logit scale have none (CLIP paper section 2.5); running statistics are not trained.
-NO_DECAY = re.compile(r"(^|/)(\w*bias|\w*scale|positions|class_token|mean|var)$")
+NO_DECAY = re.compile(r"(^|/)(\w*bias|\w*scale|\w*magnitude|positions|class_token|mean|var)$")
 
 # No loss of the trainer reaches a caption decoder, which decay alone would shrink.
 WITHOUT_LOSS = re.compile(r"decoder/")

@@ -34,14 +34,15 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        value, grads, statistics = loss_gradient(objective, state.params, batch, key)
+        value, grads, statistics = loss_gradient(objective, state.params, batch, key, state.base)
         grad_norm = optax.tree.norm(grads)
         failed = state.failed | ~jnp.isfinite(value) | ~jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, MAX_LOGIT_SCALE)
-        params = update_running_statistics(params, statistics)
-        params = keep_frozen(params, state.params, objective.frozen)
+        if state.base is None:
+            params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, MAX_LOGIT_SCALE)
+            params = update_running_statistics(params, statistics)
+            params = keep_frozen(params, state.params, objective.frozen)
         updated = state.replace(
             step=state.step + 1,
             params=params,
@@ -51,16 +52,16 @@ def make_train_step(
         metrics = {
             "loss": value,
             "grad_norm": grad_norm,
-            "logit_scale": jnp.exp(state.params["logit_scale"]),
+            "logit_scale": jnp.exp((state.base or state.params)["logit_scale"]),
             "learning_rate": schedule(state.step),
             "failed": failed,
         }
         kept = jax.tree.map(
             lambda new, old: jnp.where(failed, old, new),
-            updated.replace(key=None),
-            state.replace(key=None),
+            updated.replace(key=None, base=None),
+            state.replace(key=None, base=None),
         )
-        return kept.replace(key=state.key, failed=failed), metrics
+        return kept.replace(key=state.key, failed=failed, base=state.base), metrics
 
     return train_step
 

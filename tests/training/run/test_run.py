@@ -11,7 +11,8 @@ from tiny import tiny_config
 from clip_jax.errors import UserError
 from clip_jax.text.tokenizer import train_sentencepiece
 from clip_jax.training.config import build_config, to_dict
-from clip_jax.training.run.opening import check_resumable, resolve_architecture
+from clip_jax.training.run.opening import resolve_architecture
+from clip_jax.training.run.resuming import check_resumable
 
 OLD: dict[str, Any] = {
     "optimizer__name": "sgd",
