@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax.adaptation.context import WORDS, class_prompts, with_words
+from clip_jax.adaptation.context import (
+    WORDS,
+    class_prompts,
+    cosines_of_each,
+    has_meta_net,
+    text_classifier,
+    without_words,
+)
+from clip_jax.adaptation.derived import bases, derived
 from clip_jax.adaptation.folder import (
     FACTS,
     Adaptation,
@@ -25,13 +34,12 @@ from clip_jax.adaptation.heads import has_head, head_logits
 from clip_jax.adaptation.hooks import ADAPTER
 from clip_jax.adaptation.low_rank import merged
 from clip_jax.adaptation.peft import write_peft
-from clip_jax.adaptation.towers import encode, entered
-from clip_jax.adaptation.tree import with_separate_blocks, with_stacked_blocks
+from clip_jax.adaptation.towers import entered
+from clip_jax.adaptation.tree import Adapter, with_separate_blocks, with_stacked_blocks
 from clip_jax.arguments import local_path
 from clip_jax.clip import Clip
 from clip_jax.errors import UserError
 from clip_jax.evaluation.zero_shot import check_classnames
-from clip_jax.models.two_tower import l2_normalize
 from clip_jax.weights.files.names import adapter as adapter_error
 from clip_jax.weights.files.names import listed
 
@@ -50,7 +58,8 @@ class AdaptedClip(Clip):
         """Combines a model with an adapter. Raises `UserError` if the adapter is of another."""
         config, params = with_separate_blocks(base.config, base.params)
         check_base(adaptation, config.name, hash_of_base(params))
-        towers = {path: leaf for path, leaf in adaptation.towers.items() if path != WORDS}
+        self._towers = derived(adaptation.towers, bases(params, adaptation.towers))
+        towers = without_words(self._towers)
         self._beside = unmerged(towers, params)
         if self._beside:
             variables = entered(params, towers, adaptation.scale)
@@ -84,18 +93,23 @@ class AdaptedClip(Clip):
     ) -> np.ndarray:
         """Builds `Clip.zero_shot_classifier`; with the learned words of CoOp in place of templates.
 
-        Raises `UserError` as that does.
+        Raises `UserError` as that does, and if each image has a classifier of its own (CoCoOp).
         """
-        words = self.adaptation.adapter.get(WORDS)
-        if words is None:
+        if WORDS not in self._towers:
             return super().zero_shot_classifier(classnames, templates, truncate)
+        if has_meta_net(self._towers):
+            raise UserError(
+                f"zero_shot_classifier: method {self.adaptation.method!r} makes a classifier for"
+                " each image; classify uses them"
+            )
+        return np.asarray(self._words_classifier(classnames)(self._towers))
+
+    def _words_classifier(self, classnames: Any) -> Callable[[Adapter], jax.Array]:
+        """Returns a function of an adapter with learned words: the classifier (D, K)."""
         names = [of_class[0] for of_class in check_classnames(classnames)]
         config, params = with_separate_blocks(*self._of_base)
-        prompts = class_prompts(config, self.tokenizer, names, len(words))
-        params, others = with_words(params, self.adaptation.towers, prompts.rows)
-        tokens, scale = jnp.asarray(prompts.tokens_KL), self.adaptation.scale
-        embeds = encode(prompts.config, params, others, tokens, "text", scale)
-        return np.asarray(l2_normalize(embeds)).T
+        prompts = class_prompts(config, self.tokenizer, names, len(self._towers[WORDS]))
+        return lambda adapter: text_classifier(prompts, params, adapter, self.adaptation.scale)
 
     def classify(
         self,
@@ -109,6 +123,10 @@ class AdaptedClip(Clip):
         Raises `UserError` as that does, and for another class than these.
         """
         adapter = self.adaptation.adapter
+        if has_meta_net(adapter):
+            function, embeds = self._words_classifier(classnames), self.encode_image(images)
+            cosines = cosines_of_each(function, self._towers, jnp.asarray(embeds))
+            return np.asarray(jax.nn.softmax(self.logit_scale * cosines, axis=-1))
         if not has_head(adapter):
             return super().classify(images, classnames, templates, truncate)
         known = {name: number for number, name in enumerate(self.adaptation.classes)}

@@ -31,7 +31,8 @@ from clip_jax.training import source_flags
 from clip_jax.training.source_flags import SourceFlags
 
 if TYPE_CHECKING:
-    from clip_jax.adapt.experiment import Outcome, Part
+    from clip_jax.adapt.experiment import Outcome
+    from clip_jax.adapt.features import Part
 
 _MODEL = flags.DEFINE_string("model", None, "What clip_jax.load takes: an export, a training run.")
 _METHOD = flags.DEFINE_list("method", ["lora"], "Methods (docs/adapt.md), or all.")
@@ -43,6 +44,12 @@ _RATE = flags.DEFINE_float("learning_rate", None, "In place of the recipe's.", l
 _STEPS = flags.DEFINE_integer("steps", None, "In place of the recipe's.", lower_bound=1)
 _TRAIN_BATCH = flags.DEFINE_integer("train_batch_size", None, "In place of the recipe's.", 1)
 _FLIPS = flags.DEFINE_boolean("flips", True, "Mirror images at random; not if text is legible.")
+_VIEWS = flags.DEFINE_integer(
+    "views", 0, "Augmented views of each image for methods that read features once; 0: none.", 0
+)
+_DISTILLATION = flags.DEFINE_float(
+    "distillation", 0.0, "Weight of the divergence from the zero-shot model.", lower_bound=0
+)
 _DATA = SourceFlags(TaskData)
 flags.adopt_module_key_flags(source_flags)
 
@@ -65,6 +72,8 @@ def main() -> int:
     from clip_jax.loading import load
 
     methods, begun = _methods(_METHOD.value), time.perf_counter()
+    if _DISTILLATION.value:
+        _check_distillation(methods)
     options = Options(
         _shots(_SHOTS.value),
         _SEEDS.value,
@@ -72,6 +81,8 @@ def main() -> int:
         _STEPS.value,
         _TRAIN_BATCH.value,
         _FLIPS.value,
+        _VIEWS.value,
+        _DISTILLATION.value,
     )
     train, test = _opened(data)
     clip = load(model)
@@ -121,6 +132,16 @@ def _methods(names: list[str]) -> list[str]:
     return names
 
 
+def _check_distillation(methods: list[str]) -> None:
+    from clip_jax.adaptation.methods import METHODS
+
+    if not set(methods) & set(METHODS):
+        raise UserError(
+            f"--distillation={_DISTILLATION.value:g}: no method of --method={','.join(methods)}"
+            f" takes it; accepted are {', '.join(METHODS)}"
+        )
+
+
 def _best(outcomes: "list[Outcome]") -> "Outcome":
     """Returns the run of the most shots that is best on its validation images."""
 
@@ -143,7 +164,7 @@ def _shots(words: list[str]) -> tuple[int, ...]:
 
 def _opened(data: TaskData) -> "tuple[Part, Part | None]":
     """Opens training and test images. Raises UserError if they share images, or classes differ."""
-    from clip_jax.adapt.experiment import Part
+    from clip_jax.adapt.features import Part
     from clip_jax.data.sources.refine import open_refined
     from clip_jax.evaluation.choice_data import refuse_shared_images
     from clip_jax.evaluation.labels import read_labels

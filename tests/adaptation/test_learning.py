@@ -11,8 +11,9 @@ from tiny_clip import random_params, tiny_architecture
 
 from clip_jax.adapt import learning
 from clip_jax.adapt.learning import Run, batch_rows, learn
-from clip_jax.adapt.step import Problem, learning_rate, start_state
+from clip_jax.adapt.step import Frozen, Problem, learning_rate, start_state
 from clip_jax.adaptation.context import ClassPrompts
+from clip_jax.adaptation.derived import bases
 from clip_jax.adaptation.methods import METHODS
 from clip_jax.adaptation.tree import Adapter, flat
 from clip_jax.errors import UserError
@@ -35,8 +36,9 @@ def problem(name: str) -> Problem:
         method = METHODS["vpt"]
     params = random_params(config)
     params["logit_scale"] = np.float32(2.0)
-    arguments = (prompts, None) if both else (None, jax.numpy.asarray(classifier))
-    return Problem(config, params, method, *arguments, learns_images=True)
+    frozen = Frozen(params, bases(params, method.init(config, params, jax.random.key(0))))
+    columns = jax.numpy.asarray(classifier)
+    return Problem(config, frozen, method, prompts if both else None, columns, learns_images=True)
 
 
 def images(records: np.ndarray, seed: int, step: int) -> np.ndarray:
@@ -60,7 +62,7 @@ def trained(
     inputs: Callable[..., np.ndarray] = images,
 ) -> list[Adapter]:
     def start(seed: int) -> Adapter:
-        return of.method.init(of.config, of.params, jax.random.key(seed))
+        return of.method.init(of.config, of.frozen.params, jax.random.key(seed))
 
     return learn(of, which, inputs, STEPS, start, workdir, "these", lambda _: None)
 
@@ -83,13 +85,13 @@ def test_runs_together_are_runs_in_turn(name: str) -> None:
 @pytest.mark.parametrize("name", ["lora", "bottleneck", "bitfit", "full", "prefix", "vpt"])
 def test_only_the_adapter_learns(name: str) -> None:
     of = problem(name)
-    before = {path: np.array(leaf) for path, leaf in flat(of.params).items()}
+    before = {path: np.array(leaf) for path, leaf in flat(of.frozen.params).items()}
     (found,) = trained(of, runs((0,)))
-    start = of.method.init(of.config, of.params, jax.random.key(0))
+    start = of.method.init(of.config, of.frozen.params, jax.random.key(0))
     changed = [path for path in found if np.abs(found[path] - start[path]).max() > 0]
     # A bias of keys alone changes no attention; of these, query and value share an array with it.
     assert set(changed) == set(found)
-    assert all((before[path] == leaf).all() for path, leaf in flat(of.params).items())
+    assert all((before[path] == leaf).all() for path, leaf in flat(of.frozen.params).items())
     state = start_state(of, jax.tree.map(lambda x: x[None], start), np.array([0]))
     of_adapter = sum(np.asarray(leaf).nbytes for leaf in start.values())
     copies = {"adamw": 2, "sgd": 1}[of.method.recipe.optimizer]
@@ -135,8 +137,8 @@ def test_dropout_acts_in_training_alone() -> None:
     without = dataclasses.replace(of, method=dataclasses.replace(of.method, parts=(still,)))
     assert worst(trained(of, runs((0,)))[0], trained(without, runs((0,)))[0]) > 1e-5
     given = jax.numpy.asarray(images(np.arange(4), 0, 0))
-    adapter = of.method.init(of.config, of.params, jax.random.key(0))
-    one, other = (p.logits(adapter, of.params, given) for p in (of, without))
+    adapter = of.method.init(of.config, of.frozen.params, jax.random.key(0))
+    one, other = (p.logits(adapter, of.frozen, given) for p in (of, without))
     assert (one == other).all()
 
 
