@@ -91,6 +91,16 @@ class Problem:
         classifier_DK = classifier(adapter)
         return Seen(images_BD, classifier_DK, scale * images_BD @ classifier_DK)
 
+    def loss(
+        self, adapter: Adapter, frozen: Frozen, batch: Batch, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns the mean cross-entropy of a batch in nats, (), and the method's pull."""
+        seen, pull = self.seen(adapter, frozen, batch["inputs"], key), self.method.pull
+        losses_B = optax.softmax_cross_entropy_with_integer_labels(seen.logits_BK, batch["labels"])
+        if pull == NO_PULL:
+            return losses_B.mean()
+        return losses_B.mean() + pull.cost(seen, self.zero_shot(frozen, batch["inputs"]))
+
     def zero_shot(self, frozen: Frozen, inputs: jax.Array) -> Seen:
         """Returns what the model alone makes of a batch."""
         images_BD = self._images({}, frozen, inputs, None)
@@ -139,7 +149,7 @@ def make_step(
     A batch's arrays have a leading axis R. The rate follows a cosine to 0 over `steps`. A run whose
     loss or gradient is not finite stays as it was from then on.
     """
-    recipe, pull = problem.method.recipe, problem.method.pull
+    recipe = problem.method.recipe
     optimizer = _optimizer(recipe)
     shares = jnp.asarray(_shares(recipe, steps))
 
@@ -154,16 +164,8 @@ def make_step(
         step: jax.Array,
         frozen: Frozen,
     ) -> tuple[Adapter, Any, Adapter | None, jax.Array, jax.Array]:
-        def loss(adapter: Adapter) -> jax.Array:
-            drop_key = jax.random.fold_in(key, step) if problem.method.dropout else None
-            seen = problem.seen(adapter, frozen, batch["inputs"], drop_key)
-            labels = batch["labels"]
-            losses = optax.softmax_cross_entropy_with_integer_labels(seen.logits_BK, labels)
-            if pull == NO_PULL:
-                return losses.mean()
-            return losses.mean() + pull.cost(seen, problem.zero_shot(frozen, batch["inputs"]))
-
-        value, gradients = jax.value_and_grad(loss)(adapter)
+        drop_key = jax.random.fold_in(key, step) if problem.method.dropout else None
+        value, gradients = jax.value_and_grad(problem.loss)(adapter, frozen, batch, drop_key)
         failed |= ~jnp.isfinite(value) | ~jnp.isfinite(optax.tree.norm(gradients))
         updates, new_state = optimizer.update(gradients, opt_state, adapter)
         rate = learning_rate(recipe, step, steps, peak)

@@ -11,10 +11,11 @@ from tiny_clip import random_params, tiny_architecture
 
 from clip_jax.adapt import learning
 from clip_jax.adapt.learning import Run, batch_rows, learn
-from clip_jax.adapt.step import Frozen, Problem, learning_rate, start_state
+from clip_jax.adapt.step import Frozen, Problem, learning_rate, make_step, start_state
+from clip_jax.adaptation.additions import Selected
 from clip_jax.adaptation.context import ClassPrompts
 from clip_jax.adaptation.derived import bases
-from clip_jax.adaptation.methods import METHODS
+from clip_jax.adaptation.methods import METHODS, Method, Recipe
 from clip_jax.adaptation.tree import Adapter, flat
 from clip_jax.errors import UserError
 
@@ -153,6 +154,29 @@ def test_a_warm_up_is_a_tenth_of_the_steps_at_most() -> None:
     assert many[10] == 1
     assert many == sorted(many[:10]) + sorted(many[10:], reverse=True)
     assert 0 < many[-1] < 1e-3
+
+
+def test_layer_wise_decay_is_of_the_rate_from_the_last_block() -> None:
+    """Against the same step without it, by the paths' distances from the top."""
+    changes = []
+    for decay in (1.0, 0.5):
+        recipe = Recipe("sgd", weight_decay=0.0, layer_decay=decay)
+        of = dataclasses.replace(problem("full"), learns_images=False)
+        method = Method("none", (Selected(("text/.*",)),), recipe)
+        of = dataclasses.replace(of, method=method)
+        start = of.method.init(of.config, of.frozen.params, jax.random.key(0))
+        before = {path: np.array(leaf) for path, leaf in start.items()}
+        features = np.random.default_rng(0).normal(size=(1, 4, of.config.embed_dim))
+        batch = {"inputs": features.astype(np.float32), "labels": np.array([[0, 1, 2, 0]])}
+        state = start_state(of, jax.tree.map(lambda x: x[None], start), np.array([0]))
+        state, _ = make_step(of, 3)(state, of.frozen, batch, jax.numpy.ones(1))
+        changes.append({p: np.asarray(leaf)[0] - before[p] for p, leaf in state.params.items()})
+    plain, decayed = changes
+    places = {"token_embedding": 3, "positions": 3, "blocks_0": 2, "blocks_1": 1}
+    for path, change in plain.items():
+        factor = 0.5 ** next((n for place, n in places.items() if place in path), 0)
+        assert np.abs(decayed[path] - factor * change).max() < 1e-6
+    assert max(np.abs(change).max() for change in plain.values()) > 0.01
 
 
 def test_each_epoch_is_a_permutation() -> None:
