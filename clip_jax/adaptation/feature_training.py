@@ -201,12 +201,12 @@ def _train(
         learner, best = carry
         batches = rows
         if views_VND is not None:
-            # Orders take the numbers of epochs, from 1.
-            view_key = jax.random.fold_in(jax.random.fold_in(key, 0), number)
-            count = len(shots.labels_N)
-            drawn_N = jax.random.randint(view_key, (count,), 0, len(views_VND))
-            features_ND = views_VND[drawn_N, jnp.arange(count)]
-            batches = rows._replace(features_ND=rows.features_ND.at[:count].set(features_ND))
+            view_key = jax.random.fold_in(jax.random.fold_in(key, 0), number)  # orders have 1, 2, …
+            drawn_N = _draws(view_key, len(shots.labels_N), len(views_VND))
+            features_ND = views_VND[drawn_N, jnp.arange(len(drawn_N))]
+            batches = rows._replace(
+                features_ND=rows.features_ND.at[: len(drawn_N)].set(features_ND)
+            )
         if batch_size < len(rows.labels_N):
             order_N = _order(jax.random.fold_in(key, number), rows.weights_N)
             batches = Shots(*(x[order_N] for x in batches))
@@ -224,6 +224,12 @@ def _train(
     carry = (start, optimizer.init(start)), nothing
     (_, (best, _, _)), _ = jax.lax.scan(epoch, carry, jnp.arange(1, recipe.epochs + 1))
     return {**fixed, **best}
+
+
+def _draws(key: Array, count: int, below: int) -> Array:
+    """Returns random numbers int32 (count,) from 0, each by its row's number alone."""
+    keys_N = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(count))
+    return jax.vmap(lambda row_key: jax.random.randint(row_key, (), 0, below))(keys_N)
 
 
 def _order(key: Array, weights_N: Array) -> Array:
