@@ -58,8 +58,9 @@ class AdaptedClip(Clip):
         """Combines a model with an adapter. Raises `UserError` if the adapter is of another."""
         config, params = with_separate_blocks(base.config, base.params)
         check_base(adaptation, config.name, hash_of_base(params))
-        self._towers = derived(adaptation.towers, bases(params, adaptation.towers))
-        towers = without_words(self._towers)
+        towers = derived(adaptation.towers, bases(params, adaptation.towers))
+        self._with_words = towers if WORDS in towers else {}
+        towers = without_words(towers)
         self._beside = unmerged(towers, params)
         if self._beside:
             variables = entered(params, towers, adaptation.scale)
@@ -95,20 +96,20 @@ class AdaptedClip(Clip):
 
         Raises `UserError` as that does, and if each image has a classifier of its own (CoCoOp).
         """
-        if WORDS not in self._towers:
+        if WORDS not in self._with_words:
             return super().zero_shot_classifier(classnames, templates, truncate)
-        if has_meta_net(self._towers):
+        if has_meta_net(self._with_words):
             raise UserError(
                 f"zero_shot_classifier: method {self.adaptation.method!r} makes a classifier for"
                 " each image; classify uses them"
             )
-        return np.asarray(self._words_classifier(classnames)(self._towers))
+        return np.asarray(self._words_classifier(classnames)(self._with_words))
 
     def _words_classifier(self, classnames: Any) -> Callable[[Adapter], jax.Array]:
         """Returns a function of an adapter with learned words: the classifier (D, K)."""
         names = [of_class[0] for of_class in check_classnames(classnames)]
         config, params = with_separate_blocks(*self._of_base)
-        prompts = class_prompts(config, self.tokenizer, names, len(self._towers[WORDS]))
+        prompts = class_prompts(config, self.tokenizer, names, len(self._with_words[WORDS]))
         return lambda adapter: text_classifier(prompts, params, adapter, self.adaptation.scale)
 
     def classify(
@@ -125,7 +126,7 @@ class AdaptedClip(Clip):
         adapter = self.adaptation.adapter
         if has_meta_net(adapter):
             function, embeds = self._words_classifier(classnames), self.encode_image(images)
-            cosines = cosines_of_each(function, self._towers, jnp.asarray(embeds))
+            cosines = cosines_of_each(function, self._with_words, jnp.asarray(embeds))
             return np.asarray(jax.nn.softmax(self.logit_scale * cosines, axis=-1))
         if not has_head(adapter):
             return super().classify(images, classnames, templates, truncate)

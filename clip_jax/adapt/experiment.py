@@ -284,7 +284,7 @@ class Experiment:
         )
         towers = {path.split("/")[0] for path in shapes}
         prompts = self._prompts(method) if "text" in towers else None
-        frozen = Frozen(self._params, jax.device_put(bases(self._params, shapes)))
+        frozen = Frozen(self._params, bases(self._params, shapes))
         classifier = jnp.asarray(self._classifier)
         return Problem(self.config, frozen, method, prompts, classifier, "vision" in towers)
 

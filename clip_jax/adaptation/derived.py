@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from clip_jax.adaptation.additions import (
     TOWERS,
@@ -76,8 +75,8 @@ def bases(params: Any, adapter: Adapter) -> Adapter:
     leaves = flat(params)
     for site in sites(params):
         if f"{site.path}_singular" in adapter:
-            weight = np.asarray(matrix(leaves[site.kernel], site), np.float32)
-            left, _, right = np.linalg.svd(weight, full_matrices=False)
+            weight = jnp.asarray(matrix(leaves[site.kernel], site), jnp.float32)
+            left, _, right = jnp.linalg.svd(weight, full_matrices=False)
             found |= {f"{site.path}_left": left, f"{site.path}_right": right}
     return found
 

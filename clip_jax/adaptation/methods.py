@@ -1,7 +1,6 @@
 """Methods that change the towers: what each adds or trains, and its one recipe."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -48,7 +47,7 @@ class Recipe:
         """Returns the number of steps for so many images a class."""
         if self.epochs is None:
             return self.steps_a_shot * shots
-        return math.ceil(self.epochs * shots * classes / self.batch_size)
+        return self.epochs * max(shots * classes // self.batch_size, 1)
 
     def warmup(self, steps: int) -> int:
         """Returns how many of the steps warm up: of `warmup_steps`, a tenth of all at most."""

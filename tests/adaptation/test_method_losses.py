@@ -213,7 +213,7 @@ def test_a_loaded_model_classifies_as_it_learned(name: str, tmp_path: Path) -> N
     inputs = images if of.learns_images else features_of(of.config, images, exact, {})
     expected = softmax(paper(name, of, added, inputs)[1])
     found = adapted.classify(images, NAMES, ["{}."])
-    assert np.abs(found - expected).max() < 2e-6
+    assert np.abs(found - expected).max() < 5e-6
     if name == "clip_svd":  # other values of the parameters
         AdaptedClip(Clip(of.config, clip.params), adapted.adaptation).save(tmp_path / "merged")
         again = flat(clip_jax.load(tmp_path / "merged").params)
@@ -256,7 +256,8 @@ def test_numbers_of_values_of_a_vit_b16(name: str, values: int) -> None:
 
 def test_epochs_are_steps_of_their_batches() -> None:
     recipe = METHODS["maple"].recipe  # 5 epochs of batches of 4
-    assert recipe.steps(shots=2, classes=3) == 8  # 7.5
+    assert recipe.steps(shots=3, classes=5) == 15  # without the last rest
+    assert METHODS["kgcoop"].recipe.steps(shots=1, classes=3) == 100  # a batch of all
     assert METHODS["coop"].recipe.steps(shots=2, classes=3) == 200
     assert recipe.warmup(100) == 20  # the first epoch
 
