@@ -99,10 +99,8 @@ class Experiment:
         self._params = jax.device_put(params)
         augmentation = dataclasses.replace(CROPS, flip_probability=0.5 if options.flips else 0.0)
         self._images = Images(train.source, self.config, augmentation)
-        self._features = [
-            None if part is None else Features(clip, part, self._images, data.batch_size)
-            for part in (train, test)
-        ]
+        features = functools.partial(Features, clip, self._images, data.batch_size)
+        self._own, self._of_test = features(train), None if test is None else features(test)
         self._hash = hash_of_base(params)
         self._names = [names[0] for names in check_classnames(train.labels.prompt_names)]
 
@@ -132,7 +130,6 @@ class Experiment:
         if name == PROBE:
             return [self._probe(split) for split in splits]
         method, classifier = FEATURE_METHODS[name], jnp.asarray(self._classifier)
-
         keys = jax.vmap(jax.random.key)(jnp.arange(len(splits)))
         fitted = fit_all(
             method,
@@ -230,11 +227,8 @@ class Experiment:
 
         workdir = self._workdir / "runs" / f"{name}-{shots or 'all'}"
         options = self._options
-        drawn = (
-            options.flips
-            if problem.learns_images
-            else options.views and (options.views, options.flips)
-        )
+        views = 0 if problem.learns_images else options.views
+        drawn = (options.flips, views) if problem.learns_images or views else None
         identity = repr((self._hash, self._names, self._content, drawn))
         inputs = self._inputs(problem, splits)
         adapters = learn(problem, runs, inputs, steps, start, workdir, identity, say)
@@ -345,14 +339,11 @@ class Experiment:
         logits = self._clip.logit_scale * embeds @ self._classifier
         return _metrics(logits, part.labels.numbers[numbers])
 
-    @property
-    def _own(self) -> Features:
-        return self._features_of(self._train)
-
     def _features_of(self, part: Part) -> Features:
-        features = self._features[part is not self._train]
-        assert features is not None
-        return features
+        if part is self._train:
+            return self._own
+        assert self._of_test is not None
+        return self._of_test
 
     def _logits(
         self,

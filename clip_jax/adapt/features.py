@@ -23,7 +23,7 @@ class Part(NamedTuple):
 class Features:
     """Embeddings of images by record, float32 with rows of length 1."""
 
-    def __init__(self, clip: Clip, part: Part, images: Images, batch_size: int) -> None:
+    def __init__(self, clip: Clip, images: Images, batch_size: int, part: Part) -> None:
         """Embeds nothing yet. `images` draws the views."""
         self._clip, self._part, self._images = clip, part, images
         self._batch_size = batch_size

@@ -38,7 +38,7 @@ def make(pictures: list[Any], batch_size: int) -> tuple[Features, Means]:
     source, clip = Source(pictures), Means()
     images = Images(source, tiny_architecture(), CROPS)  # type: ignore[arg-type]
     part = Part(source, SimpleNamespace(numbers=np.zeros(5)))  # type: ignore[arg-type]
-    return Features(clip, part, images, batch_size), clip  # type: ignore[arg-type]
+    return Features(clip, images, batch_size, part), clip  # type: ignore[arg-type]
 
 
 def test_views_depend_on_their_image_alone() -> None:

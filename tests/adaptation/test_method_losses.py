@@ -57,9 +57,9 @@ def problem(name: str) -> Problem:
     return Problem(config, frozen, method, prompts, jnp.asarray(classifier), learns_images)
 
 
-def adapter_of(of: Problem) -> Adapter:
+def adapter_of(of: Problem, seed: int = 1) -> Adapter:
     """Random values in every leaf, near those that it has."""
-    rng, start = np.random.default_rng(1), of.method.init(of.config, of.frozen.params, KEY)
+    rng, start = np.random.default_rng(seed), of.method.init(of.config, of.frozen.params, KEY)
     return {p: jnp.asarray(x + rng.normal(0, 0.2, x.shape), jnp.float32) for p, x in start.items()}
 
 
@@ -163,23 +163,28 @@ def paper(name: str, of: Problem, added: Flat, inputs: np.ndarray) -> tuple[floa
 
 @pytest.mark.parametrize("name", ["cocoop", "kgcoop", "maple", "promptsrc", "clip_svd"])
 def test_a_step_is_that_of_the_paper_and_leaves_the_rest_alone(name: str) -> None:
-    """The loss; the gradient, by differences of the restatement along a random direction."""
+    """Of two runs at once; the gradient, by differences of the restatement in one direction."""
     of = problem(name)
     recipe = Recipe("sgd", weight_decay=0.0, averaged=of.method.recipe.averaged)
     of = dataclasses.replace(of, method=dataclasses.replace(of.method, recipe=recipe))
     start, inputs, rate = adapter_of(of), inputs_of(of), 0.1
-    exact = {path: np.asarray(leaf, np.float64) for path, leaf in start.items()}
+    exact, others = (
+        {path: np.asarray(leaf, np.float64) for path, leaf in adapter.items()}
+        for adapter in (start, adapter_of(of, 2))
+    )
     before = {path: np.array(leaf) for path, leaf in flat(of.frozen.params).items()}
-    batch = {"inputs": inputs[None], "labels": LABELS[None]}
-    state = start_state(of, {path: leaf[None] for path, leaf in start.items()}, np.array([0]))
+    batch = {"inputs": np.stack([inputs] * 2), "labels": np.stack([LABELS] * 2)}
+    both = {path: jnp.asarray([leaf, others[path]], jnp.float32) for path, leaf in exact.items()}
+    state = start_state(of, both, np.array([0, 1]))
     of_optimizer = sum(leaf.nbytes for leaf in jax.tree.leaves(state.opt_state))
-    assert of_optimizer == sum(leaf.nbytes for leaf in start.values())
+    assert of_optimizer == 2 * sum(leaf.nbytes for leaf in start.values())
     step, adapters = make_step(of, STEPS), []
     for number in range(STEPS):
-        state, losses = step(state, of.frozen, batch, jnp.array([rate]))
+        state, losses = step(state, of.frozen, batch, jnp.array([rate] * 2))
         adapters.append({path: np.asarray(leaf)[0] for path, leaf in state.params.items()})
         if number == 0:
-            assert float(losses[0]) == pytest.approx(paper(name, of, exact, inputs)[0], rel=1e-6)
+            expected = [paper(name, of, adapter, inputs)[0] for adapter in (exact, others)]
+            assert losses.tolist() == pytest.approx(expected, rel=1e-6)
     assert all((before[path] == leaf).all() for path, leaf in flat(of.frozen.params).items())
 
     gradients = {path: (exact[path] - adapters[0][path]) / rate for path in exact}
