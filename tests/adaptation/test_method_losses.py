@@ -184,7 +184,9 @@ def test_a_step_is_that_of_the_paper_and_leaves_the_rest_alone(name: str) -> Non
         adapters.append({path: np.asarray(leaf)[0] for path, leaf in state.params.items()})
         if number == 0:
             expected = [paper(name, of, adapter, inputs)[0] for adapter in (exact, others)]
-            assert losses.tolist() == pytest.approx(expected, rel=1e-6)
+            # Singular vectors in float32 are exact to a few 1e-6.
+            tolerance = 1e-5 if name == "clip_svd" else 1e-6
+            assert losses.tolist() == pytest.approx(expected, rel=tolerance)
     assert all((before[path] == leaf).all() for path, leaf in flat(of.frozen.params).items())
 
     gradients = {path: (exact[path] - adapters[0][path]) / rate for path in exact}
