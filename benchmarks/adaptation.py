@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from clip_jax.adapt.step import Problem, make_step, start_state
+from clip_jax.adapt.step import Frozen, Problem, make_step, start_state
 from clip_jax.adaptation.context import ClassPrompts
 from clip_jax.adaptation.methods import METHODS
 from clip_jax.models.architectures import get_architecture
@@ -52,7 +52,8 @@ def make_problem(config: ClipConfig, method: str) -> Problem:
     tokens = rng.integers(1, config.vocab_size - 1, (_CLASSES.value, config.context_length))
     tokens[:, -1] = config.vocab_size - 1
     prompts = ClassPrompts(config, tokens.astype(np.int32), np.arange(config.vocab_size))
-    return Problem(config, params, METHODS[method], prompts, None, learns_images=True)
+    classifier = jnp.ones((config.embed_dim, _CLASSES.value))  # no method measured here reads it
+    return Problem(config, Frozen(params, {}), METHODS[method], prompts, classifier, True)
 
 
 def batches(config: ClipConfig, runs: int, count: int) -> dict[str, jax.Array]:
@@ -66,7 +67,9 @@ def batches(config: ClipConfig, runs: int, count: int) -> dict[str, jax.Array]:
 
 def state_of(problem: Problem, seeds: list[int]) -> Any:
     """Returns the state of runs with these seeds."""
-    make = [problem.method.init(problem.config, problem.params, jax.random.key(s)) for s in seeds]
+    make = [
+        problem.method.init(problem.config, problem.frozen.params, jax.random.key(s)) for s in seeds
+    ]
     return start_state(problem, jax.tree.map(lambda *x: jnp.stack(x), *make), np.array(seeds))
 
 
@@ -90,7 +93,7 @@ def sixteen_runs() -> dict[str, Any]:
         state = state_of(problem, seeds[chosen])
         part = {name: values[chosen] for name, values in given.items()}
         for _ in range(_STEPS.value):
-            state, _ = step(state, problem.params, part, rates[chosen])
+            state, _ = step(state, problem.frozen, part, rates[chosen])
         return state.params
 
     def together() -> Any:
@@ -124,12 +127,12 @@ def one_step() -> dict[str, Any]:
     for method in ("lora", "full"):
         problem = make_problem(config, method)
         state = state_of(problem, [0])
-        arguments = (state, problem.params, given, rate)
+        arguments = (state, problem.frozen, given, rate)
         compiled[method] = make_step(problem, 100).lower(*arguments).compile()
         memory = compiled[method].memory_analysis()
         own = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
         bytes_of[method] = memory.temp_size_in_bytes + own
-        states[method] = [state, problem.params]
+        states[method] = [state, problem.frozen]
     times: dict[str, list[float]] = {"lora": [], "full": []}
     for _ in range(_ROUNDS.value + 1):
         for method, program in compiled.items():

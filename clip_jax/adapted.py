@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax.adaptation.context import WORDS, class_prompts, with_words
+from clip_jax.adaptation.context import (
+    WORDS,
+    class_prompts,
+    cosines_of_each,
+    has_meta_net,
+    text_classifier,
+    without_words,
+)
+from clip_jax.adaptation.derived import bases, derived
 from clip_jax.adaptation.folder import (
     FACTS,
     Adaptation,
@@ -25,13 +34,12 @@ from clip_jax.adaptation.heads import has_head, head_logits
 from clip_jax.adaptation.hooks import ADAPTER
 from clip_jax.adaptation.low_rank import merged
 from clip_jax.adaptation.peft import write_peft
-from clip_jax.adaptation.towers import encode, entered
-from clip_jax.adaptation.tree import with_separate_blocks, with_stacked_blocks
+from clip_jax.adaptation.towers import entered
+from clip_jax.adaptation.tree import Adapter, with_separate_blocks, with_stacked_blocks
 from clip_jax.arguments import local_path
 from clip_jax.clip import Clip
 from clip_jax.errors import UserError
 from clip_jax.evaluation.zero_shot import check_classnames
-from clip_jax.models.two_tower import l2_normalize
 from clip_jax.weights.files.names import adapter as adapter_error
 from clip_jax.weights.files.names import listed
 from clip_jax.weights.layouts.bundle import is_bundle
@@ -54,7 +62,9 @@ class AdaptedClip(Clip):
         """
         config, params = with_separate_blocks(base.config, base.params)
         check_base(adaptation, config.name, base_hash or hash_of_base(params))
-        towers = {path: leaf for path, leaf in adaptation.towers.items() if path != WORDS}
+        towers = derived(adaptation.towers, bases(params, adaptation.towers))
+        self._with_words = towers if WORDS in towers else {}
+        towers = without_words(towers)
         self._beside = unmerged(towers, params)
         if self._beside:
             variables = entered(params, towers, adaptation.scale)
@@ -88,18 +98,23 @@ class AdaptedClip(Clip):
     ) -> np.ndarray:
         """Builds `Clip.zero_shot_classifier`; with the learned words of CoOp in place of templates.
 
-        Raises `UserError` as that does.
+        Raises `UserError` as that does, and if each image has a classifier of its own (CoCoOp).
         """
-        words = self.adaptation.adapter.get(WORDS)
-        if words is None:
+        if WORDS not in self._with_words:
             return super().zero_shot_classifier(classnames, templates, truncate)
+        if has_meta_net(self._with_words):
+            raise UserError(
+                f"zero_shot_classifier: method {self.adaptation.method!r} makes a classifier for"
+                " each image; classify uses them"
+            )
+        return np.asarray(self._words_classifier(classnames)(self._with_words))
+
+    def _words_classifier(self, classnames: Any) -> Callable[[Adapter], jax.Array]:
+        """Returns a function of an adapter with learned words: the classifier (D, K)."""
         names = [of_class[0] for of_class in check_classnames(classnames)]
         config, params = with_separate_blocks(*self._of_base)
-        prompts = class_prompts(config, self.tokenizer, names, len(words))
-        params, others = with_words(params, self.adaptation.towers, prompts.rows)
-        tokens, scale = jnp.asarray(prompts.tokens_KL), self.adaptation.scale
-        embeds = encode(prompts.config, params, others, tokens, "text", scale)
-        return np.asarray(l2_normalize(embeds)).T
+        prompts = class_prompts(config, self.tokenizer, names, len(self._with_words[WORDS]))
+        return lambda adapter: text_classifier(prompts, params, adapter, self.adaptation.scale)
 
     def classify(
         self,
@@ -113,6 +128,10 @@ class AdaptedClip(Clip):
         Raises `UserError` as that does, and for another class than these.
         """
         adapter = self.adaptation.adapter
+        if has_meta_net(adapter):
+            function, embeds = self._words_classifier(classnames), self.encode_image(images)
+            cosines = cosines_of_each(function, self._with_words, jnp.asarray(embeds))
+            return np.asarray(jax.nn.softmax(self.logit_scale * cosines, axis=-1))
         if not has_head(adapter):
             return super().classify(images, classnames, templates, truncate)
         known = {name: number for number, name in enumerate(self.adaptation.classes)}

@@ -54,6 +54,12 @@ _RATES = flags.DEFINE_list(
 _STEPS = flags.DEFINE_integer("steps", None, "In place of the recipe's.", lower_bound=1)
 _TRAIN_BATCH = flags.DEFINE_integer("train_batch_size", None, "In place of the recipe's.", 1)
 _FLIPS = flags.DEFINE_boolean("flips", True, "Mirror images at random; not if text is legible.")
+_VIEWS = flags.DEFINE_integer(
+    "views", 0, "Augmented views of each image for methods that read features once; 0: none.", 0
+)
+_DISTILLATION = flags.DEFINE_float(
+    "distillation", 0.0, "Weight of the divergence from the zero-shot model.", lower_bound=0
+)
 _DATA = SourceFlags(TaskData)
 flags.adopt_module_key_flags(source_flags)
 
@@ -78,6 +84,8 @@ def main() -> int:
     from clip_jax.loading import load
 
     methods, begun = _methods(_METHOD.value), time.perf_counter()
+    if _DISTILLATION.value:
+        _check_distillation(methods)
     options = Options(
         _shots(_SHOTS.value),
         _SEEDS.value,
@@ -85,6 +93,8 @@ def main() -> int:
         _STEPS.value,
         _TRAIN_BATCH.value,
         _FLIPS.value,
+        _VIEWS.value,
+        _DISTILLATION.value,
     )
     train, test = _opened(data)
     train, test, new = chosen_classes(_CLASSES.value, train, test)
@@ -137,6 +147,16 @@ def _methods(names: list[str]) -> list[str]:
         if name not in every:
             raise UserError(f"--method={name}: choose of {', '.join(every)}, or all")
     return names
+
+
+def _check_distillation(methods: list[str]) -> None:
+    from clip_jax.adaptation.methods import METHODS
+
+    if not set(methods) & set(METHODS):
+        raise UserError(
+            f"--distillation={_DISTILLATION.value:g}: no method of --method={','.join(methods)}"
+            f" takes it; accepted are {', '.join(METHODS)}"
+        )
 
 
 def _best(outcomes: "list[Outcome]") -> "Outcome":

@@ -5,18 +5,19 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clip_jax.adapt.features import Features
 from clip_jax.adapt.few_shot import Split, few_shot_split, given_split, whole_split
 from clip_jax.adapt.learning import CROPS, Images, Run, learn, words_of
 from clip_jax.adapt.parts import ACCURACY, BEFORE, Judge, Learned, Outcome, Part, Row, metrics
-from clip_jax.adapt.step import Problem
+from clip_jax.adapt.step import Frozen, Problem
 from clip_jax.adapt.wise_ft import curve, line_judge
 from clip_jax.adaptation.context import ClassPrompts, class_prompts
+from clip_jax.adaptation.derived import bases
 from clip_jax.adaptation.feature_methods import FEATURE_METHODS
 from clip_jax.adaptation.feature_training import fit_all
 from clip_jax.adaptation.folder import HEAD, Adaptation, hash_of_base
@@ -27,7 +28,6 @@ from clip_jax.adaptation.tree import Adapter, with_separate_blocks
 from clip_jax.clip import Clip
 from clip_jax.data.stream.evaluation_batches import evaluation_batches
 from clip_jax.data.task_data import TaskData
-from clip_jax.errors import UserError
 from clip_jax.evaluation.embeddings import data_hash
 from clip_jax.evaluation.metrics.paired import paired_difference
 from clip_jax.evaluation.probe.logistic import fit_logistic_regression
@@ -52,6 +52,8 @@ class Options:
     steps: int | None
     batch_size: int | None
     flips: bool
+    views: int = 0  # augmented views of each image for methods on features; 0: the image as it is
+    distillation: float = 0.0  # weight of the divergence from the zero-shot model
 
 
 class Experiment:
@@ -73,6 +75,10 @@ class Experiment:
         self._train, self._test, self._workdir, self._say = train, test, workdir, say
         self.config, params = with_separate_blocks(clip.config, clip.params)
         self._params = jax.device_put(params)
+        augmentation = dataclasses.replace(CROPS, flip_probability=0.5 if options.flips else 0.0)
+        self._images = Images(train.source, self.config, augmentation)
+        features = functools.partial(Features, clip, self._images, data.batch_size)
+        self._own, self._of_test = features(train), None if test is None else features(test)
         self._hash = hash_of_base(params)
         self._names = [names[0] for names in check_classnames(train.labels.prompt_names)]
         self._functions: dict[str, Callable[..., jax.Array]] = {}
@@ -105,23 +111,15 @@ class Experiment:
         if name == PROBE:
             return [self._probe(split) for split in splits]
         method, classifier = FEATURE_METHODS[name], jnp.asarray(self._classifier)
-
-        def stacked(records: Sequence[np.ndarray]) -> Shots:
-            features = np.stack([_rows(self._own, rows) for rows in records])
-            labels = np.stack([self._train.labels.numbers[rows] for rows in records])
-            weights = np.ones(labels.shape, np.float32)
-            return Shots(
-                jnp.asarray(features), jnp.asarray(labels, jnp.int32), jnp.asarray(weights)
-            )
-
         keys = jax.vmap(jax.random.key)(jnp.arange(len(splits)))
         fitted = fit_all(
             method,
-            stacked([split.train for split in splits]),
-            stacked([split.validation for split in splits]),
+            _stacked([self._examples(split.train, method.each_view) for split in splits]),
+            _stacked([self._examples(split.validation) for split in splits]),
             classifier,
             keys,
             self._clip.logit_scale,
+            None if method.each_view else self._views([split.train for split in splits]),
         )
         whole = jax.tree.map(np.asarray, fitted)
         found = []
@@ -140,11 +138,8 @@ class Experiment:
     def _probe(self, split: Split) -> Learned:
         """Fits the plain linear probe of one seed."""
 
-        def examples(records: np.ndarray) -> Examples:
-            return Examples(_rows(self._own, records), self._train.labels.numbers[records])
-
-        train = examples(split.train)
-        sweep = sweep_penalties(train, examples(split.validation))
+        train = self._examples(split.train, each_view=True)
+        sweep = sweep_penalties(train, self._examples(split.validation))
         l2 = [sweep.best / len(train.labels)]
         # Validation images do not join the fit, as they compare the methods.
         weights, bias = fit_logistic_regression(*train, l2)
@@ -156,11 +151,33 @@ class Experiment:
         values = weights[0].size + bias[0].size
         return Learned(self._adaptation(PROBE, adapter), values, self._judge_fitted(PROBE, adapter))
 
+    def _examples(self, records: np.ndarray, each_view: bool | None = None) -> Examples:
+        """Returns features with unit rows, and labels.
+
+        They are of the images as they are, if `each_view` is None or there are no views; else of
+        each view, or of the views' means.
+        """
+        labels = self._train.labels.numbers[records]
+        if each_view is None or not self._options.views:
+            return Examples(self._own.rows(records), labels)
+        views_VND = self._own.views(records, self._options.views)
+        if each_view:
+            rows = views_VND.reshape(-1, views_VND.shape[-1])
+            return Examples(rows, np.tile(labels, len(views_VND)))
+        means_ND = views_VND.mean(0)
+        return Examples(means_ND / np.linalg.norm(means_ND, axis=1, keepdims=True), labels)
+
+    def _views(self, records: Sequence[np.ndarray]) -> jax.Array | None:
+        """Returns the views of the images of R runs, (R, V, N, D), if there are some."""
+        if not self._options.views:
+            return None
+        return jnp.stack([self._own.views(rows, self._options.views) for rows in records])
+
     def _judge_fitted(self, name: str, adapter: Adapter) -> Judge:
         def judge(part: Part, records: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-            features = self._own if part is self._train else self._test_features
-            numbers = _used(part, records, features)
-            logits = head_logits(name, adapter, _rows(features, numbers))
+            features = self._features_of(part)
+            numbers = features.used(records)
+            logits = head_logits(name, adapter, features.rows(numbers))
             return logits, part.labels.numbers[numbers]
 
         return judge
@@ -174,7 +191,7 @@ class Experiment:
         labels = self._train.labels.numbers
         images = max(len(split.train) for split in splits)
         a_class = shots or max(1, images // len(self._names))
-        steps = self._options.steps or recipe.steps_a_shot * min(a_class, 16)
+        steps = self._options.steps or recipe.steps(min(a_class, 16), len(self._names))
         rates = self._options.learning_rates or (recipe.learning_rate,)
         runs = [
             Run(split.train, labels[split.train], seed, rate)
@@ -190,9 +207,11 @@ class Experiment:
             self._say(f"{name}, {shots or 'all'} shots: {text}")
 
         workdir = self._workdir / "runs" / f"{name}-{shots or 'all'}"
-        augmentation = self._options.flips if problem.learns_images else None
-        identity = repr((self._hash, self._names, self._content, augmentation))
-        inputs = self._inputs(problem)
+        options = self._options
+        views = 0 if problem.learns_images else options.views
+        drawn = (options.flips, views) if problem.learns_images or views else None
+        identity = repr((self._hash, self._names, self._content, drawn))
+        inputs = self._inputs(problem, splits)
         adapters = learn(problem, runs, inputs, steps, start, workdir, identity, say)
         function = jax.jit(problem.logits)
         judge = functools.partial(functools.partial, self._logits, problem, function)
@@ -229,28 +248,23 @@ class Experiment:
         found = self._logits(problem, function, adaptation.adapter, self._test, None)
         return self._before(None)[0], metrics(*found)[0]
 
-    def _inputs(self, problem: Problem) -> Callable[[np.ndarray, int, int], np.ndarray]:
+    def _inputs(
+        self, problem: Problem, splits: Sequence[Split]
+    ) -> Callable[[np.ndarray, int, int], np.ndarray]:
         """Returns what learning reads: images, or features if the image tower does not learn."""
-        augmentation = dataclasses.replace(
-            CROPS, flip_probability=0.5 if self._options.flips else 0.0
-        )
         if problem.learns_images:
-            return Images(self._train.source, self.config, augmentation).batch
+            return self._images.batch
+        count = self._options.views
+        # All are embedded in large batches here, and found again in small ones.
+        self._views([split.train for split in splits])
 
         def batch(records: np.ndarray, seed: int, step: int) -> np.ndarray:
-            del seed, step
-            return _rows(self._own, records)
+            if not count:
+                return self._own.rows(records)
+            drawn = np.random.default_rng((seed, step)).integers(count, size=len(records))
+            return self._own.views(records, count)[drawn, np.arange(len(records))]
 
         return batch
-
-    def _features(self, part: Part) -> dict[int, np.ndarray]:
-        """Returns the embeddings of images by record."""
-        batches = evaluation_batches(part.source, self._clip.transform, self._data.batch_size)
-        return {
-            int(number): embed
-            for numbers, images in batches
-            for number, embed in zip(numbers, self._clip.encode_image(images), strict=True)
-        }
 
     @functools.cached_property
     def _classifier(self) -> np.ndarray:
@@ -258,17 +272,21 @@ class Experiment:
         return prompts_classifier(functools.partial(self._clip.encode_text, truncate=True), prompts)
 
     def _problem(self, name: str) -> Problem:
-        method = METHODS[name]
-        if self._options.batch_size is not None:
-            recipe = dataclasses.replace(method.recipe, batch_size=self._options.batch_size)
+        method, options = METHODS[name], self._options
+        if options.batch_size is not None:
+            recipe = dataclasses.replace(method.recipe, batch_size=options.batch_size)
             method = dataclasses.replace(method, recipe=recipe)
+        if options.distillation:
+            pull = dataclasses.replace(method.pull, distillation=options.distillation)
+            method = dataclasses.replace(method, pull=pull)
         shapes = jax.eval_shape(
             lambda: method.init(self.config, self._params, jax.random.key(0), ())
         )
         towers = {path.split("/")[0] for path in shapes}
         prompts = self._prompts(method) if "text" in towers else None
-        classifier = None if "text" in towers else jnp.asarray(self._classifier)
-        return Problem(self.config, self._params, method, prompts, classifier, "vision" in towers)
+        frozen = Frozen(self._params, bases(self._params, shapes))
+        classifier = jnp.asarray(self._classifier)
+        return Problem(self.config, frozen, method, prompts, classifier, "vision" in towers)
 
     def _prompts(self, method: Method) -> ClassPrompts:
         """Returns one prompt a class, as the methods' papers have it."""
@@ -316,7 +334,7 @@ class Experiment:
             key = METRIC + ACCURACY
             difference = paired_difference(samples[key], samples_before[key])
             row |= {"before": before, "after": after, "difference": difference._asdict()}
-            records = _used(self._test, None, self._test_features)
+            records = self._features_of(self._test).used(None)
             samples |= {"records": records, "classnames": np.array(self._names)}
             samples |= {f"before_{name}": samples_before[name] for name in BEFORE}
         if learned.judge_part is not None and shots == max(self._options.shots, default=0):
@@ -325,23 +343,19 @@ class Experiment:
 
     def _before(self, records: np.ndarray | None) -> tuple[Row, dict[str, np.ndarray]]:
         """Returns the zero-shot figures of the test images, or of some training images."""
-        part, features = (
-            (self._test, self._test_features) if records is None else (self._train, self._own)
-        )
+        part = self._test if records is None else self._train
         assert part is not None
-        numbers = _used(part, records, features)
-        embeds = _rows(features, numbers)
+        features = self._features_of(part)
+        numbers = features.used(records)
+        embeds = features.rows(numbers)
         logits = self._clip.logit_scale * embeds @ self._classifier
         return metrics(logits, part.labels.numbers[numbers])
 
-    @functools.cached_property
-    def _test_features(self) -> dict[int, np.ndarray]:
-        assert self._test is not None
-        return self._features(self._test)
-
-    @functools.cached_property
-    def _own(self) -> dict[int, np.ndarray]:
-        return self._features(self._train)
+    def _features_of(self, part: Part) -> Features:
+        if part is self._train:
+            return self._own
+        assert self._of_test is not None
+        return self._of_test
 
     def _logits(
         self,
@@ -352,12 +366,12 @@ class Experiment:
         records: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns logits (N, K) and labels (N,) of images."""
-        features = self._own if part is self._train else self._test_features
+        features, frozen = self._features_of(part), problem.frozen
+        used = features.used(records)
         if not problem.learns_images:
-            numbers = _used(part, records, features)
-            inputs = _rows(features, numbers)
-            return np.asarray(function(adapter, self._params, inputs)), part.labels.numbers[numbers]
-        wanted = set(_used(part, records, features).tolist())
+            logits = np.asarray(function(adapter, frozen, features.rows(used)))
+            return logits, part.labels.numbers[used]
+        wanted = set(used.tolist())
         size = self._data.batch_size
         found, numbers_of = [], []
         for numbers, images in evaluation_batches(part.source, self._clip.transform, size):
@@ -366,25 +380,14 @@ class Experiment:
                 continue
             padded = np.zeros((size, *images.shape[1:]), images.dtype)
             padded[: kept.sum()] = images[kept]
-            logits = np.asarray(function(adapter, self._params, padded))
+            logits = np.asarray(function(adapter, frozen, padded))
             found.append(logits[: kept.sum()])
             numbers_of.append(numbers[kept])
         return np.concatenate(found), part.labels.numbers[np.concatenate(numbers_of)]
 
 
-def _rows(features: dict[int, np.ndarray], records: np.ndarray) -> np.ndarray:
-    """Returns the features of records, (N, D). Raises UserError for one that was not decoded."""
-    missing = [int(number) for number in records if int(number) not in features]
-    if missing:
-        raise UserError(f"training image number {missing[0]} cannot be decoded")
-    return np.stack([features[int(number)] for number in records])
-
-
-def _used(part: Part, records: np.ndarray | None, features: dict[int, Any]) -> np.ndarray:
-    """Returns the records that are asked for, have a label, and could be decoded."""
-    labels = part.labels.numbers
-    numbers = np.arange(len(labels)) if records is None else np.sort(records)
-    found = [int(n) for n in numbers if labels[n] >= 0 and int(n) in features]
-    if not found:
-        raise UserError("no labelled image can be used")
-    return np.asarray(found)
+def _stacked(runs: Sequence[Examples]) -> Shots:
+    """Returns the examples of R runs, with a leading axis R."""
+    features, labels = (np.stack(arrays) for arrays in zip(*runs, strict=True))
+    weights = jnp.ones(labels.shape, jnp.float32)
+    return Shots(jnp.asarray(features), jnp.asarray(labels, jnp.int32), weights)

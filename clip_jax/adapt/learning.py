@@ -120,7 +120,7 @@ def learn(
                 "inputs": np.stack([inputs(r.records[i], r.seed, step) for r, i in picked]),
                 "labels": np.stack([r.labels[i] for r, i in picked]).astype(np.int32),
             }
-            state, device_losses = step_function(state, problem.params, batches, rates)
+            state, device_losses = step_function(state, problem.frozen, batches, rates)
             now = time.perf_counter()
             if now - said > _SAID_EVERY or step in (first, steps - 1):
                 losses, said = np.asarray(device_losses), now
@@ -143,7 +143,7 @@ def learn(
     finally:
         if checkpoints is not None:
             checkpoints.close()
-    whole = jax.tree.map(np.asarray, state.params)
+    whole = jax.tree.map(np.asarray, state.eval_params)
     return [{path: leaf[r] for path, leaf in whole.items()} for r in range(len(runs))]
 
 
@@ -159,8 +159,7 @@ def _check_same(
     words = repr((identity, problem.config, problem.method, steps))
     digest = hashlib.sha256(words.encode())
     for array in (problem.classifier_DK, *(problem.prompts or ())[1:]):
-        if array is not None:
-            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).tobytes())
     for run in runs:
         digest.update(repr((run.seed, run.learning_rate)).encode())
         for numbers in (run.records, run.labels):

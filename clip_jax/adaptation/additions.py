@@ -82,8 +82,8 @@ def init_bottleneck(params: Any, options: Bottleneck, key: jax.Array) -> Adapter
     """Makes bottlenecks, of which `up` is zero. Raises UserError for a tower without blocks."""
     names = ("mlp", "attention") if options.after_attention else ("mlp",)
     found: Adapter = {}
-    for number, block in enumerate(_blocks(params, options.towers)):
-        width = _width(params, block)
+    for number, block in enumerate(blocks_of(params, options.towers)):
+        width = width_of(params, block)
         for place, name in enumerate(names):
             shape = (width, options.width)
             down_key = jax.random.fold_in(key, number * len(names) + place)
@@ -100,12 +100,12 @@ def init_prompts(config: ClipConfig, params: Any, options: Prompts, key: jax.Arr
     """Makes tokens from N(0, 0.02²). Raises UserError for a tower that cannot have them."""
     found: Adapter = {}
     for number, tower in enumerate(options.towers):
-        blocks = _blocks(params, (tower,))
-        _check_tokens(config, tower)
+        blocks = blocks_of(params, (tower,))
+        check_tokens(config, tower)
         places = blocks[1 : options.depth]
         places = [tower, *places] if tower == "vision" else places
         for layer, place in enumerate(places):
-            shape = (options.count, _width(params, blocks[0]))
+            shape = (options.count, width_of(params, blocks[0]))
             token_key = jax.random.fold_in(jax.random.fold_in(key, number), layer)
             found[f"{place}/prompts"] = 0.02 * jax.random.normal(token_key, shape)
     return found
@@ -114,8 +114,8 @@ def init_prompts(config: ClipConfig, params: Any, options: Prompts, key: jax.Arr
 def init_prefix(config: ClipConfig, params: Any, options: Prefix, key: jax.Array) -> Adapter:
     """Makes keys and values from N(0, 0.02²). Raises UserError for a tower without blocks."""
     found: Adapter = {}
-    for number, block in enumerate(_blocks(params, options.towers)):
-        _check_tokens(config, block.split("/")[0])
+    for number, block in enumerate(blocks_of(params, options.towers)):
+        check_tokens(config, block.split("/")[0])
         heads, head_dim, _ = np.shape(flat(params)[f"{block}/attention/out"])
         shape = (options.count, heads, head_dim)
         for place, name in enumerate(("key", "value")):
@@ -124,7 +124,18 @@ def init_prefix(config: ClipConfig, params: Any, options: Prefix, key: jax.Array
     return found
 
 
-def _check_tokens(config: ClipConfig, tower: str) -> None:
+def linear_map(key: jax.Array, inputs: int, outputs: int) -> tuple[jax.Array, jax.Array]:
+    """Makes a matrix (in, out) and a bias (out,) from U(-1/√in, 1/√in), as PyTorch's layers."""
+    kernel_key, bias_key = jax.random.split(key)
+    bound = inputs**-0.5
+    return (
+        jax.random.uniform(kernel_key, (inputs, outputs), jnp.float32, -bound, bound),
+        jax.random.uniform(bias_key, (outputs,), jnp.float32, -bound, bound),
+    )
+
+
+def check_tokens(config: ClipConfig, tower: str) -> None:
+    """Raises UserError if a tower cannot have learned tokens."""
     if tower == "vision" and getattr(config.vision, "rope", "none") != "none":
         raise UserError(
             f"{config.name}: its image tower rotates positions (RoPE), which learned tokens do not"
@@ -132,8 +143,8 @@ def _check_tokens(config: ClipConfig, tower: str) -> None:
         )
 
 
-def _blocks(params: Any, towers: tuple[str, ...]) -> list[str]:
-    """Returns the paths of the towers' blocks in their order."""
+def blocks_of(params: Any, towers: tuple[str, ...]) -> list[str]:
+    """Returns the paths of the towers' blocks in their order. Raises UserError for none."""
     found: list[str] = []
     for tower in towers:
         numbers = {
@@ -150,5 +161,6 @@ def _blocks(params: Any, towers: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _width(params: Any, block: str) -> int:
+def width_of(params: Any, block: str) -> int:
+    """Returns the width of a block."""
     return int(np.shape(flat(params)[f"{block}/attention/out"])[-1])

@@ -1,4 +1,4 @@
-"""Learned words of class prompts: CoOp (Zhou et al. 2022), section 3.
+"""Learned words of class prompts: CoOp (Zhou et al. 2022), section 3; CoCoOp (Zhou et al. 2022b).
 
 A learned word is a row of the token table. Class prompts use few of the table's rows, so that they
 get a small table of their own, with the learned rows first: the text tower is as it is, and its
@@ -6,21 +6,25 @@ gradient has the size of what is learned.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clip_jax.adaptation.additions import linear_map
+from clip_jax.adaptation.towers import encode
 from clip_jax.adaptation.tree import Adapter
 from clip_jax.arguments import Checked, Range
 from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig, override
+from clip_jax.models.two_tower import l2_normalize
 from clip_jax.text.tokenizer import Tokenizer
 
 WORDS = "text/context"  # (M, D), of an adapter
-FIRST_WORDS = "a photo of a"  # the context of as many words starts from these
+META_NET = f"{WORDS}_net/"  # before the names of the meta-net's arrays
+FIRST_WORDS = "a photo of a"  # a context of at most as many words starts from these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +32,16 @@ class Context(Checked):
     """Learned words before each class name, the same for all classes."""
 
     words: Annotated[int, Range(1)] = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaNet(Checked):
+    """A net that shifts all learned words by what it makes of the image (CoCoOp, section 3.2).
+
+    The shift of an image of features f (D,), of length 1, is relu(f·down + down_bias)·up + up_bias.
+    """
+
+    reduction: Annotated[int, Range(1)] = 16  # D over the hidden width
 
 
 class ClassPrompts(NamedTuple):
@@ -45,11 +59,22 @@ class ClassPrompts(NamedTuple):
 
 
 def init_context(params: Any, options: Context, key: jax.Array, words: Sequence[int]) -> Adapter:
-    """Makes the learned words: those of `words` if there are as many, else N(0, 0.02²)."""
+    """Makes the learned words: the first of `words` if there are as many, else N(0, 0.02²)."""
     table = params["text"]["token_embedding"]
-    if len(words) == options.words:
-        return {WORDS: jnp.array(table[np.asarray(words)], jnp.float32)}
+    if len(words) >= options.words:
+        return {WORDS: jnp.array(table[np.asarray(words[: options.words])], jnp.float32)}
     return {WORDS: 0.02 * jax.random.normal(key, (options.words, table.shape[1]))}
+
+
+def init_meta_net(config: ClipConfig, params: Any, options: MetaNet, key: jax.Array) -> Adapter:
+    """Makes a net from the shared space to the text tower's words, as PyTorch's layers start."""
+    width = params["text"]["token_embedding"].shape[1]
+    hidden = max(config.embed_dim // options.reduction, 1)
+    down_key, up_key = jax.random.split(key)
+    down, down_bias = linear_map(down_key, config.embed_dim, hidden)
+    up, up_bias = linear_map(up_key, hidden, width)
+    leaves = {"down": down, "down_bias": down_bias, "up": up, "up_bias": up_bias}
+    return {f"{META_NET}{name}": leaf for name, leaf in leaves.items()}
 
 
 def first_words(tokenizer: Tokenizer) -> list[int]:
@@ -97,4 +122,53 @@ def with_words(params: Any, adapter: Adapter, rows: np.ndarray) -> tuple[Any, Ad
     table = jnp.asarray(params["text"]["token_embedding"])[rows]
     table = jnp.concatenate([words_MD.astype(table.dtype), table])
     params = params | {"text": params["text"] | {"token_embedding": table}}
-    return params, {path: leaf for path, leaf in adapter.items() if path != WORDS}
+    return params, without_words(adapter)
+
+
+def without_words(adapter: Adapter) -> Adapter:
+    """Returns what enters the towers by itself: all but the learned words and their meta-net."""
+    return {path: leaf for path, leaf in adapter.items() if not path.startswith(WORDS)}
+
+
+def has_meta_net(adapter: Adapter) -> bool:
+    """Whether each image has a classifier of its own."""
+    return any(path.startswith(META_NET) for path in adapter)
+
+
+def text_classifier(
+    prompts: ClassPrompts,
+    params: Any,
+    adapter: Adapter,
+    scale: Any = 1.0,
+    dropout: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the classifier of the prompts, float32 (D, K) with columns of length 1.
+
+    The arguments are those of `towers.encode`; the adapter may have learned words.
+    """
+    if WORDS in adapter:
+        params, adapter = with_words(params, adapter, prompts.rows)
+    tokens_KL = jnp.asarray(prompts.tokens_KL)
+    embeds_KD = encode(prompts.config, params, adapter, tokens_KL, "text", scale, dropout, key)
+    return l2_normalize(embeds_KD).T
+
+
+def cosines_of_each(
+    classifier: Callable[[Adapter], jax.Array], adapter: Adapter, images_BD: jax.Array
+) -> jax.Array:
+    """Returns (B, K): cosines of images with the classifiers that a meta-net makes for each.
+
+    One image after the other: each takes a pass of the text tower over all K prompts, of which a
+    gradient keeps no more than one at a time.
+    """
+    leaves = {name: adapter[META_NET + name] for name in ("down", "down_bias", "up", "up_bias")}
+
+    def cosines(image_D: jax.Array) -> jax.Array:
+        hidden = jax.nn.relu(image_D @ leaves["down"] + leaves["down_bias"])
+        shift_D = hidden @ leaves["up"] + leaves["up_bias"]
+        return image_D @ classifier(adapter | {WORDS: adapter[WORDS] + shift_D})
+
+    # With one image alone there is nothing to save by computing it again.
+    each = cosines if len(images_BD) == 1 else jax.checkpoint(cosines)
+    return jax.lax.map(each, images_BD)

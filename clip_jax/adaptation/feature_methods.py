@@ -57,6 +57,8 @@ class FeatureMethod:
         longer computation depends.
       fit_options: the grid's options while the parameters are made, if the grid is searched only
         after that. None: they are made at each point of the grid.
+      each_view: whether each augmented view of an image is a shot; if not, their normalised mean
+        is, as a key of Tip-Adapter, and each epoch draws one view of each.
     """
 
     paper: str
@@ -65,6 +67,7 @@ class FeatureMethod:
     recipe: Recipe | None = None
     grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     fit_options: Mapping[str, float] | None = None
+    each_view: bool = False
 
 
 def _one_hot(shots: Shots, classifier_DC: Array) -> Array:
@@ -290,6 +293,7 @@ FEATURE_METHODS: dict[str, FeatureMethod] = {
             epochs=300,
             batch_size=None,
         ),
+        each_view=True,
     ),
     "proker": FeatureMethod(
         "Bendou et al. 2025, ProKeR, CVPR, arXiv 2501.11175",
@@ -306,5 +310,6 @@ FEATURE_METHODS: dict[str, FeatureMethod] = {
         gda_logits,
         fit_options={},
         grid={"alpha": (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0)},
+        each_view=True,
     ),
 }

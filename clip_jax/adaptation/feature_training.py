@@ -52,6 +52,7 @@ def fit(
     classifier_DC: Array,
     key: Array,
     logit_scale: Array | float = 100.0,
+    views_VND: Array | None = None,
 ) -> Fitted:
     """Makes a method's parameters from shots, and chooses its options on validation shots.
 
@@ -62,6 +63,8 @@ def fit(
       classifier_DC: float32 (D, C), the zero-shot classifier with unit columns.
       key: of the initial parameters and the order of the shots.
       logit_scale: what the model multiplies cosines by.
+      views_VND: float32 (V, N, D), features of views of the shots, of which each epoch draws one a
+        shot to learn from; None: it learns from the shots' features.
     """
 
     def options(point: Mapping[str, Any]) -> dict[str, Array]:
@@ -73,7 +76,7 @@ def fit(
         params = method.init(shots, classifier_DC, init_key, options)
         if method.recipe is None:
             return params
-        training = shots, validation, classifier_DC, order_key, options
+        training = shots, validation, classifier_DC, order_key, options, views_VND
         return _train(method, method.recipe, params, *training)
 
     def score(params: Params, options: Options) -> tuple[Array, Array]:
@@ -114,17 +117,18 @@ def fit_all(
     classifier_DC: Array,
     keys_R: Array,
     logit_scale: Array | float = 100.0,
+    views_RVND: Array | None = None,
 ) -> Fitted:
     """Fits R runs, such as seeds × numbers of shots, as one program.
 
-    Arguments are those of `fit`, with a leading axis R of `shots`, `validation` and keys; `Fitted`
-    has it too. The classifier is shared.
+    Arguments are those of `fit`, with a leading axis R of `shots`, `validation`, keys and views;
+    `Fitted` has it too. The classifier is shared.
     """
 
-    def run(shots: Shots, validation: Shots, key: Array) -> Fitted:
-        return fit(method, shots, validation, classifier_DC, key, logit_scale)
+    def run(shots: Shots, validation: Shots, key: Array, views_VND: Array | None) -> Fitted:
+        return fit(method, shots, validation, classifier_DC, key, logit_scale, views_VND)
 
-    return jax.vmap(run)(shots, validation, keys_R)
+    return jax.vmap(run)(shots, validation, keys_R, views_RVND)
 
 
 @partial(jax.jit, static_argnames="method")
@@ -172,6 +176,7 @@ def _train(
     classifier_DC: Array,
     key: Array,
     options: Options,
+    views_VND: Array | None,
 ) -> Params:
     """Returns the parameters after the epoch that is best on the validation shots."""
     batch_size = min(recipe.batch_size or len(shots.labels_N), len(shots.labels_N))
@@ -195,9 +200,16 @@ def _train(
     def epoch(carry: Any, number: Array) -> tuple[Any, None]:
         learner, best = carry
         batches = rows
+        if views_VND is not None:
+            view_key = jax.random.fold_in(jax.random.fold_in(key, 0), number)  # orders have 1, 2, …
+            drawn_N = _draws(view_key, len(shots.labels_N), len(views_VND))
+            features_ND = views_VND[drawn_N, jnp.arange(len(drawn_N))]
+            batches = rows._replace(
+                features_ND=rows.features_ND.at[: len(drawn_N)].set(features_ND)
+            )
         if batch_size < len(rows.labels_N):
             order_N = _order(jax.random.fold_in(key, number), rows.weights_N)
-            batches = Shots(*(x[order_N] for x in rows))
+            batches = Shots(*(x[order_N] for x in batches))
         batches = Shots(*(x.reshape(-1, batch_size, *x.shape[1:]) for x in batches))
         learner, _ = jax.lax.scan(step, learner, batches)
         hits, loss = _score(method, {**fixed, **learner[0]}, validation, classifier_DC, options)
@@ -212,6 +224,12 @@ def _train(
     carry = (start, optimizer.init(start)), nothing
     (_, (best, _, _)), _ = jax.lax.scan(epoch, carry, jnp.arange(1, recipe.epochs + 1))
     return {**fixed, **best}
+
+
+def _draws(key: Array, count: int, below: int) -> Array:
+    """Returns random numbers int32 (count,) from 0, each by its row's number alone."""
+    keys_N = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(count))
+    return jax.vmap(lambda row_key: jax.random.randint(row_key, (), 0, below))(keys_N)
 
 
 def _order(key: Array, weights_N: Array) -> Array:

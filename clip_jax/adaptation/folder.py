@@ -118,7 +118,7 @@ def unmerged(adapter: Adapter, params: Any) -> list[str]:
     """Returns the leaves of an adapter that are more than other values of the parameters."""
     names = set(flat(params))
     for site in sites(params):
-        names |= {f"{site.path}_{end}" for end in ("a", "b", "magnitude")}
+        names |= {f"{site.path}_{end}" for end in ("a", "b", "magnitude", "singular")}
     return sorted(set(adapter) - names)
 
 

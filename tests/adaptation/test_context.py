@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import textbook_towers
+from letters import END, Letters
 from tiny_clip import random_params, tiny_architecture
 
 from clip_jax.adaptation.context import (
@@ -22,32 +23,9 @@ from clip_jax.adaptation.tree import flat
 from clip_jax.adapted import AdaptedClip
 from clip_jax.clip import Clip
 from clip_jax.errors import UserError
-from clip_jax.text.rows import Tokenizer
 
 NAMES = ("cat", "big dog", "x")
 KEY = jax.random.key(0)
-START, END, PAD, FIRST = 57, 59, 0, 10
-
-
-class Letters(Tokenizer):
-    """A letter is a token."""
-
-    vocab_size, eos_id, pad_id, prefix_ids, suffix_ids = 60, END, PAD, (START,), (END,)
-
-    def __init__(self, context_length: int = 24) -> None:
-        self.context_length = context_length
-
-    def with_context_length(self, context_length: int) -> "Letters":
-        return Letters(context_length)
-
-    def __call__(self, texts, truncate=None) -> np.ndarray:  # type: ignore[no-untyped-def]
-        rows = np.full((len(texts), self.context_length), PAD, np.int32)
-        for row, text in zip(rows, texts, strict=True):
-            ids = [START, *(FIRST + ord(letter) % 40 for letter in text), END]
-            if len(ids) > self.context_length:
-                raise UserError(f"text {text!r} has {len(ids)} ids")
-            row[: len(ids)] = ids
-        return rows
 
 
 @functools.cache

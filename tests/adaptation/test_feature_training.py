@@ -93,6 +93,33 @@ def best_of(torch, steps, validation, logits):
     return best[1]
 
 
+def test_each_epoch_draws_one_view_of_each_shot():
+    """Views that are the shots change nothing; of two kinds, both are drawn, by row."""
+    world, method = World(1), replace(FEATURE_METHODS["clip_adapter"], grid={})
+    recipe = Recipe(("down_DH",), lambda *_: optax.sgd(1.0), epochs=1, batch_size=None)
+    kernel = jnp.zeros((D, 1))
+    method = replace(
+        method,
+        init=lambda *_: {"down_DH": kernel},
+        logits=lambda params, x_BD, *_: (x_BD @ params["down_DH"]) * jnp.eye(C)[0],
+        recipe=recipe,
+    )
+    shots, validation = world.draw(2), world.draw(2)
+    arguments = method, shots, validation, world.classifier, KEY, 1.0
+    same = jnp.stack([shots.features_ND] * 3)
+    assert_close(fit(*arguments, same).params, fit(*arguments).params, 1e-7)
+    # The gradient is Σ (p - y)·x / N: which view a row had can be read from it.
+    signs = jnp.array([1.0, -1.0])
+    found = fit(*arguments, jnp.stack([sign * shots.features_ND for sign in signs]))
+    pull_N = np.where(np.asarray(shots.labels_N) == 0, 1.0, 0.0) - 1 / C
+    drawn, *_ = np.linalg.lstsq(
+        (np.asarray(shots.features_ND) * pull_N[:, None]).T / len(pull_N),
+        np.asarray(found.params["down_DH"])[:, 0],
+    )
+    assert np.abs(np.abs(drawn) - 1).max() < 1e-2
+    assert 0 < (drawn > 0).sum() < len(drawn)
+
+
 def test_tip_adapter_f_learns_as_in_pytorch(torch):
     world = World(0)
     shots, validation = world.draw(4), world.draw(4)

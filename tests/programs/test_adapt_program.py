@@ -77,17 +77,33 @@ def test_the_folder_is_what_it_says(tiny_run: Path, photos: Path, tmp_path: Path
     ended = run_program(*words(tiny_run, photos, tmp_path / "lora", "--steps=150", flags[-1]))
     assert ended.returncode == 0, ended.stderr
     result = json.loads((tmp_path / "lora" / "result.json").read_text())
-    clip = clip_jax.load(tmp_path / "lora")
-    paths = sorted((photos / "test").glob("*/*.png"))
-    names = sorted(COLOURS)
-    shares = clip.classify([str(path) for path in paths], names, get_templates("none"))
-    right = [names[i] == path.parent.name for i, path in zip(shares.argmax(1), paths, strict=True)]
-    assert np.mean(right) == pytest.approx(result["after"]["accuracy_top1"])
-    base = clip_jax.load(tiny_run)
+    assert accuracy(tmp_path / "lora", photos) == pytest.approx(result["after"]["accuracy_top1"])
+    clip, base = clip_jax.load(tmp_path / "lora"), clip_jax.load(tiny_run)
+    path = next((photos / "test").glob("*/*.png"))
     assert result["trained_parameters"] == sum(
         leaf.size for leaf in clip.adaptation.adapter.values()
     )
-    assert np.abs(clip.encode_image(str(paths[0])) - base.encode_image(str(paths[0]))).max() > 1e-3
+    assert np.abs(clip.encode_image(str(path)) - base.encode_image(str(path))).max() > 1e-3
+
+
+def test_methods_of_every_kind_in_one_run(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
+    methods = ["cocoop", "kgcoop", "maple", "promptsrc", "clip_svd", "full_layer_decay"]
+    on_features = ["linear_probe", "tip_adapter_f", "gda"]
+    flags = ("--shots=2", "--steps=3", "--views=2", "--distillation=0.5", "--learning_rate=0.01")
+    method = f"--method={','.join(methods + on_features)}"
+    ended = run_program(*words(tiny_run, photos, tmp_path / "run", method, *flags))
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [row["method"] for row in result["runs"]] == methods + on_features
+    assert accuracy(tmp_path / "run", photos) == pytest.approx(result["after"]["accuracy_top1"])
+
+
+def accuracy(run: Path, photos: Path) -> float:
+    """Of the model that is loaded from a run, on the test images."""
+    paths, names = sorted((photos / "test").glob("*/*.png")), sorted(COLOURS)
+    chosen = clip_jax.load(run).classify(list(map(str, paths)), names, get_templates("none"))
+    right = [names[i] == path.parent.name for i, path in zip(chosen.argmax(1), paths, strict=True)]
+    return float(np.mean(right))
 
 
 def test_base_and_new_classes_of_a_split_file(tiny_run: Path, tmp_path: Path) -> None:
@@ -158,6 +174,8 @@ def test_mistakes_are_one_line(tiny_run: Path, photos: Path, tmp_path: Path) -> 
 
     assert_mistake(said("--method=lara"), "--method=lara", "choose of linear_probe, tip_adapter")
     assert_mistake(said("--shots=8"), "shots=8", "has 9 images; needed are 12")
+    distilled = said("--method=proker", "--distillation=1")
+    assert_mistake(distilled, "--distillation=1", "--method=proker", "accepted are lora")
     assert_mistake(said("--shots=0"), "--shots=0", "at least 1")
     assert_mistake(said("--learning_rate=1e-3,0"), "--learning_rate=1e-3,0", "above 0")
     assert_mistake(said("--classes=base"), "--classes=base", "there are 3 classes; needed are 4")
