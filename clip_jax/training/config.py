@@ -25,6 +25,7 @@ from clip_jax.models.architectures import get_architecture
 from clip_jax.models.config import ClipConfig, override, part_fields
 from clip_jax.models.kinds import KINDS, SharedConfig
 from clip_jax.training.adapter_config import AdapterConfig, check_adapter
+from clip_jax.training.adversary_config import AdversaryConfig, check_adversary
 from clip_jax.training.config_values import optional, to_config_dict
 from clip_jax.training.inheritance import with_inherited
 from clip_jax.typed_values import build
@@ -229,6 +230,7 @@ class TrainConfig(Checked):
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    adversary: AdversaryConfig = dataclasses.field(default_factory=AdversaryConfig)
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -334,6 +336,7 @@ def _check(config: TrainConfig) -> None:
     check_patterns(config.init.only, "config.init.only")
     fixed = {"init.only": config.init.only, "optimizer.freeze": optimizer.freeze}
     check_adapter(config.adapter, config.init.source, fixed)
+    check_adversary(config.adversary)
     if config.model.name:
         config.model.architecture()
     elif not config.init.source:

@@ -1,4 +1,5 @@
-"""Groups of a source's records by a metadata field: balanced sampling, and weights in the loss."""
+"""Groups of a source's records by a metadata field: balanced sampling, weights in the loss, and
+the groups that an adversary tells apart."""
 
 import hashlib
 import math
@@ -90,6 +91,29 @@ class SampleWeight:
                 f" {value!r}; accepted is a number of at least 0"
             )
         return weight
+
+
+@dataclass(frozen=True)
+class GroupNumber:
+    """Number of a record's group, from its metadata; pickled to workers.
+
+    Attributes:
+      field: of the metadata.
+      groups: the values of the field.
+    """
+
+    field: str
+    groups: tuple[str, ...]
+
+    def __call__(self, source: Source, index: int) -> int:
+        """Returns the place of the record's value. Raises UserError if it has none, or another."""
+        value = str(_value(source, index, self.field, "config.adversary.field"))
+        if value not in self.groups:
+            raise UserError(
+                f"config.adversary.groups={self.groups}: record {source.key(index)} has"
+                f" {self.field}={value!r}; give all values, or leave such records out"
+            )
+        return self.groups.index(value)
 
 
 def sample_weight(source: Source, spec: str) -> SampleWeight:

@@ -12,7 +12,7 @@ import numpy as np
 
 from clip_jax.data.records import Record, Source
 from clip_jax.data.stream.caption_words import CaptionWords
-from clip_jax.data.stream.groups import SampleWeight
+from clip_jax.data.stream.groups import GroupNumber, SampleWeight
 from clip_jax.data.stream.order import ShuffledOrder
 from clip_jax.data.stream.shard_order import StreamOrder
 from clip_jax.errors import DecodeError, UserError
@@ -56,11 +56,12 @@ class MakeBatch:
     rows: Sequence[int]
     seed: int
     weigh: SampleWeight | None = None
+    group: GroupNumber | None = None
     change_caption: CaptionWords | None = None
 
     def __call__(self, number: int) -> dict[str, Any]:
-        """Returns {"images", "tokens", "indices", "report"}, and "weights" if records have some;
-        only "report" if there is no batch.
+        """Returns {"images", "tokens", "indices", "report"}, and "weights" and "groups" if records
+        have some; only "report" if there is no batch.
 
         The report is one JSON string, because workers can send only arrays and plain values. It
         has "bad" (a list of `Bad`), "counts" (of `telemetry`), "fatal" if the run must end, and
@@ -88,20 +89,26 @@ class MakeBatch:
                 used[place], caption, size_bytes = found
                 captions.append(caption)
                 bytes_read += size_bytes
-            weights = self._weights(used)
+            fields = self._fields(used)
         except UserError as error:
             return {"report": _report(bad, fatal=str(error))}
         tokens = np.asarray(self.tokenize(captions), np.int32)
         telemetry.add(bytes_read=bytes_read)
         progress = self.order.progress(positions) if isinstance(self.order, StreamOrder) else {}
         report = _report(bad, **progress)
-        return {"images": images, "tokens": tokens, "indices": used, "report": report, **weights}
+        return {"images": images, "tokens": tokens, "indices": used, "report": report, **fields}
 
-    def _weights(self, used: np.ndarray) -> dict[str, np.ndarray]:
-        if self.weigh is None:
-            return {}
-        found = [self.weigh(self.source, int(index)) for index in used]
-        return {"weights": np.asarray(found, np.float32)}
+    def _fields(self, used: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the arrays (B,) that come from the records' metadata."""
+        found: dict[str, np.ndarray] = {}
+        for name, read, dtype in (
+            ("weights", self.weigh, np.float32),
+            ("groups", self.group, np.int32),
+        ):
+            if read is not None:
+                values = [read(self.source, int(index)) for index in used]
+                found[name] = np.asarray(values, dtype)
+        return found
 
     def _first_good(
         self, position: int, index: int, out: np.ndarray, rng: np.random.Generator, bad: list[Bad]

@@ -24,7 +24,7 @@ from clip_jax.data.records import Source
 from clip_jax.data.sources.refine import RefinedSource
 from clip_jax.data.stream.bad_share import Tally, check_opened, opened
 from clip_jax.data.stream.caption_words import CaptionWords
-from clip_jax.data.stream.groups import BalancedSource, SampleWeight
+from clip_jax.data.stream.groups import BalancedSource, GroupNumber, SampleWeight
 from clip_jax.data.stream.make_batch import Bad, MakeBatch, Tokenize
 from clip_jax.data.stream.mixture import MixtureSource
 from clip_jax.data.stream.order import ShuffledOrder
@@ -184,6 +184,7 @@ def training_batches(
     window_shards: int = 2,
     cursor: Mapping[str, Sequence[int]] | None = None,
     weigh: SampleWeight | None = None,
+    group: GroupNumber | None = None,
     change_caption: CaptionWords | None = None,
 ) -> BatchIterator:
     """Returns an iterator of endless shuffled batches, or of this host's share of them.
@@ -202,6 +203,7 @@ def training_batches(
       streams, window_shards: for a streaming source, see `StreamOrder`.
       cursor: for a streaming source, from the state in a checkpoint.
       weigh: of each record; batches then have "weights", float32 (B,).
+      group: of each record; batches then have "groups", int32 (B,).
       change_caption: applied to each chosen caption.
 
     Raises:
@@ -236,6 +238,7 @@ def training_batches(
         rows=rows,
         seed=seed,
         weigh=weigh,
+        group=group,
         change_caption=change_caption,
     )
     return BatchIterator(make_batch, workers, start_batch, max_bad_fraction)

@@ -133,7 +133,9 @@ class _Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
+    adversary = {} if state.adversary is None else {"adversary": state.adversary}
     return {
+        **adversary,
         "step": state.step,
         "opt_state": state.opt_state,
         "key": state.key,

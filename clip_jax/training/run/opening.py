@@ -16,7 +16,7 @@ from clip_jax.adapted import OF_RUN
 from clip_jax.data.records import Source
 from clip_jax.data.stream.bad_share import check_opened
 from clip_jax.data.stream.caption_words import caption_words
-from clip_jax.data.stream.groups import sample_weight
+from clip_jax.data.stream.groups import GroupNumber, sample_weight
 from clip_jax.data.stream.pipeline import BatchIterator, training_batches
 from clip_jax.errors import UserError
 from clip_jax.files.disk import write_text
@@ -41,11 +41,11 @@ from clip_jax.training.run.initial import (
     with_model_of_source,
 )
 from clip_jax.training.run.resuming import check_resumable, check_same_model, hash_checked
-from clip_jax.training.step.adapter import adapter_method
+from clip_jax.training.step.adversary import replicated_adversary
 from clip_jax.training.step.compiled import abstract_run_state
 from clip_jax.training.step.optimizer import make_optimizer
 from clip_jax.training.step.parameter_groups import frozen_mask
-from clip_jax.training.step.state import TrainState, abstract_state, sharded_state
+from clip_jax.training.step.state import TrainState, sharded_state
 from clip_jax.weights.fitting import fit_tokenizer
 from clip_jax.weights.layouts.bundle import (
     exported_step,
@@ -158,10 +158,9 @@ class _Opening:
                 f"config.steps={self.steps}: {workdir} is at step {step} already; "
                 "give at least that, or another workdir"
             )
-        ema, adapter = config.optimizer.ema_decay is not None, adapter_method(config.adapter)
-        abstract = abstract_state(self.mesh, architecture, optimizer, ema, adapter)
+        abstract = abstract_run_state(config, architecture, self.mesh, self.steps)
         state = _readable(lambda: self.checkpoints.restore(step, abstract))
-        if adapter is not None:
+        if abstract.base is not None:
             state = state.replace(base=load_base(config, architecture, abstract.base))
         return identity, architecture, tokenizer, state
 
@@ -182,6 +181,10 @@ class _Opening:
         else:
             ema = config.optimizer.ema_decay is not None
             state = sharded_state(mesh, architecture, optimizer, config.seed, ema)
+        if config.adversary.field is not None:
+            width, groups = architecture.embed_dim, len(config.adversary.groups)
+            adversary = replicated_adversary(mesh, width, groups, config.seed)
+            state = state.replace(adversary=adversary)
         return None, architecture, tokenizer, state
 
 
@@ -218,7 +221,7 @@ def open_run(
     identity, architecture, tokenizer, state = opening.start()
     first_step = int(state.step)
     base_hash = "" if state.base is None else hash_checked(state.base, identity, config)
-    weight = config.data.sample_weight
+    weight, adversary = config.data.sample_weight, config.adversary
     batches = training_batches(
         source,
         tokenizer.with_truncation(True),
@@ -235,6 +238,7 @@ def open_run(
         window_shards=config.data.window_shards,
         cursor=None if identity is None else identity["data"].get("cursor"),
         weigh=None if weight is None else sample_weight(source, weight),
+        group=None if adversary.field is None else GroupNumber(adversary.field, adversary.groups),
         change_caption=caption_words(config.data.attribute_words),
     )
     if identity is not None:

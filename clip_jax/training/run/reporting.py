@@ -11,6 +11,7 @@ from clip_jax.training.log.profile import CompileWatch
 from clip_jax.training.run.clock import Clock
 from clip_jax.training.run.data import DataWatch
 from clip_jax.training.run.opening import Run
+from clip_jax.training.step.adversary import ADVERSARY_LOSS
 from clip_jax.training.step.compiled import run_flops
 from clip_jax.training.step.state import TrainState
 
@@ -73,6 +74,7 @@ class StepReporter:
                 "step": step,
                 "samples_seen": step * run.config.batch_size,
                 "loss": loss,
+                **{name: float(metrics[name]) for name in (ADVERSARY_LOSS,) if name in metrics},
                 "logit_scale": float(metrics["logit_scale"]),
                 "learning_rate": float(metrics["learning_rate"]),
                 "grad_norm": float(metrics["grad_norm"]),

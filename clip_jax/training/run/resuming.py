@@ -37,7 +37,7 @@ def check_resumable(config: TrainConfig, saved: dict[str, Any], workdir: Path) -
     micro-batches may.
     """
     fixed = re.compile(
-        r"(tokenizer|adapter)\..*|optimizer\.(name|options(\..*)?|freeze|first_moment_dtype)"
+        r"(tokenizer|adapter|adversary)\..*|optimizer\.(name|options(\..*)?|freeze|first_moment_dtype)"
     )
     now = json.loads(json.dumps(configs.to_dict(config)))
     before, now = configs.flat_values(saved), configs.flat_values(now)

@@ -12,6 +12,7 @@ from clip_jax.models.two_tower import param_shapes
 from clip_jax.sharding import batch_sharding
 from clip_jax.training.config import TrainConfig
 from clip_jax.training.step.adapter import adapter_method
+from clip_jax.training.step.adversary import GROUPS, abstract_adversary
 from clip_jax.training.step.gradient import WEIGHTS, Objective
 from clip_jax.training.step.optimizer import learning_rate_schedule, make_optimizer
 from clip_jax.training.step.parameter_groups import frozen_mask
@@ -24,7 +25,11 @@ def abstract_run_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state of a run of `steps` steps."""
     optimizer, ema = make_optimizer(config.optimizer, steps), config.optimizer.ema_decay is not None
-    return abstract_state(mesh, architecture, optimizer, ema, adapter_method(config.adapter))
+    state = abstract_state(mesh, architecture, optimizer, ema, adapter_method(config.adapter))
+    if config.adversary.field is None:
+        return state
+    groups = len(config.adversary.groups)
+    return state.replace(adversary=abstract_adversary(mesh, architecture.embed_dim, groups))
 
 
 def abstract_batch(
@@ -38,6 +43,8 @@ def abstract_batch(
     }
     if config.data.sample_weight is not None:
         shapes[WEIGHTS] = ((count,), jnp.float32)
+    if config.adversary.field is not None:
+        shapes[GROUPS] = ((count,), jnp.int32)
     sharding = batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -66,6 +73,7 @@ def jit_train_step(config: TrainConfig, architecture: ClipConfig, mesh: Mesh, st
         config.optimizer.microbatches,
         config.optimizer.freeze,
         adapter_method(config.adapter),
+        config.adversary.weight,
     )
     step = make_train_step(
         objective,

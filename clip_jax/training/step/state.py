@@ -13,6 +13,7 @@ from clip_jax.errors import UserError
 from clip_jax.models.config import ClipConfig
 from clip_jax.models.two_tower import init_params
 from clip_jax.sharding import tree_shardings
+from clip_jax.training.step.adversary import Adversary
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -24,6 +25,7 @@ class TrainState(flax.struct.PyTreeNode):
     ema_params: Any  # like params, or None
     key: jax.Array  # () typed random key, into which a step folds its number
     failed: jax.Array  # () bool: a loss or gradient was not finite, and nothing has changed since
+    adversary: Adversary | None = None  # it learns beside `params`
     base: Any = None  # float32, never changed: parameters of the model of an adapter
 
     @property

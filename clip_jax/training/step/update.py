@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from clip_jax.models.resnet import update_running_statistics
+from clip_jax.training.step.adversary import ADVERSARY, learned
 from clip_jax.training.step.gradient import Batch, Objective, loss_gradient
 from clip_jax.training.step.parameter_groups import keep_frozen
 from clip_jax.training.step.state import TrainState
@@ -34,9 +35,14 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        value, grads, statistics = loss_gradient(objective, state.params, batch, key, state.base)
+        trained, adversary = state.params, state.adversary
+        if adversary is not None:
+            trained = {**trained, ADVERSARY: adversary.params}
+        losses, grads, statistics = loss_gradient(objective, trained, batch, key, state.base)
+        if adversary is not None:
+            adversary = learned(adversary, grads.pop(ADVERSARY))
         grad_norm = optax.tree.norm(grads)
-        failed = state.failed | ~jnp.isfinite(value) | ~jnp.isfinite(grad_norm)
+        failed = state.failed | ~jnp.isfinite(losses["loss"]) | ~jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if state.base is None:
@@ -47,10 +53,11 @@ def make_train_step(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
+            adversary=adversary,
             ema_params=_ema(state, params, ema_decay, objective.frozen),
         )
         metrics = {
-            "loss": value,
+            **losses,
             "grad_norm": grad_norm,
             "logit_scale": jnp.exp((state.base or state.params)["logit_scale"]),
             "learning_rate": schedule(state.step),

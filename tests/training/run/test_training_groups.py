@@ -1,6 +1,7 @@
 """Runs with weights, balance and changed captions: they train, and refuse what cannot be."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from shards import png, write_shard
 from tiny import tiny_config
 
@@ -59,6 +61,27 @@ def test_balance_is_part_of_a_runs_identity(people: str, tmp_path: Path) -> None
     assert len(losses(configured(people, steps=5, **everything), tmp_path / "run")) == 5
 
 
+def test_an_adversary_learns_beside_the_towers_and_goes_on(people: str, tmp_path: Path) -> None:
+    group = {"adversary__field": "gender", "adversary__groups": ("male", "female")}
+    config = configured(people, steps=4, checkpoint__every_steps=2, **group)
+    losses(config, tmp_path / "run")
+    whole = read_rows(tmp_path / "run" / "metrics.jsonl")
+    exported = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert not [name for name in exported if "adversary" in name]
+    for later in ("model", "checkpoints/4"):
+        shutil.rmtree(tmp_path / "run" / later)
+    losses(config, tmp_path / "run")
+    again = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["adversary_loss"] for row in whole] == [row["adversary_loss"] for row in again]
+    assert 0.3 < whole[0]["adversary_loss"] < 1.5
+
+
+def test_a_group_that_the_configuration_does_not_name(people: str, tmp_path: Path) -> None:
+    group = {"adversary__field": "gender", "adversary__groups": ("female", "other")}
+    with pytest.raises(UserError, match=r"'other'\): record .* has gender='male'; give all"):
+        train(configured(people, **group), tmp_path / "run")
+
+
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_micro_batches_change_nothing(loss: str) -> None:
     architecture = build_config(tiny_config()).model.architecture()
@@ -77,7 +100,7 @@ def test_micro_batches_change_nothing(loss: str) -> None:
         )[:2]
         for n in (1, 2)
     )
-    np.testing.assert_allclose(one[0], two[0], rtol=1e-6)
+    np.testing.assert_allclose(one[0]["loss"], two[0]["loss"], rtol=1e-6)
     for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(two[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * (np.abs(b).max() + 1e-6))
 
@@ -97,6 +120,8 @@ def test_micro_batches_change_nothing(loss: str) -> None:
             },
             r"sample_weight='1/x': .*data\.mixture",
         ),
+        ({"adversary__field": "gender"}, r"adversary\.groups=\(\): give at least two values"),
+        ({"adversary__groups": ("a", "b")}, r"groups=\('a', 'b'\): give config\.adversary\.field"),
         ({"data__attribute_words__words": "hair"}, r"attribute_words\.words='hair': accepted are"),
         (
             {"data__sample_weight": "x", "loss": "plain"},
