@@ -1,5 +1,5 @@
 # make quickstart   install, train a CLIP in five minutes, evaluate it, write runs/quickstart/report.html
-# make test         everything: formatting, types, floors, all tests (18 minutes on 2 cores)
+# make test         everything: formatting, types, floors, all tests (23 minutes on 2 cores, cold)
 # make test-fast    the daily tier (2:20 on 2 cores)
 # make docs         the site of docs/, into site/; a broken link fails
 # make test-parity  every family against transformers and open_clip, metrics against clip-benchmark,

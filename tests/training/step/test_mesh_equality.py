@@ -87,7 +87,7 @@ def test_patches_left_out_differ_between_images_and_steps() -> None:
     """And without any, the loss is another: the comparison above is not one of equal nothings."""
     batch, params = equality.make_batch(), equality.make_params()
     values = [
-        float(compiled(Objective(config))(params, batch, jax.random.key(seed))[0])
+        float(compiled(Objective(config))(params, batch, jax.random.key(seed))[0]["loss"])
         for config, seed in (
             (equality.TINY, 0),
             (equality.TINY, 1),
@@ -119,4 +119,4 @@ def test_statistics_of_a_batch_are_those_of_the_global_one() -> None:
     with pytest.raises(UserError, match="microbatches=2: the model normalises by the statistics"):
         compiled(Objective(config, microbatches=2)).trace(params, batch, jax.random.key(0))
     frozen = Objective(changed(config, vision__batch_norm="frozen"), microbatches=2)
-    assert np.isfinite(compiled(frozen)(params, batch, jax.random.key(0))[0])
+    assert np.isfinite(compiled(frozen)(params, batch, jax.random.key(0))[0]["loss"])
