@@ -1,4 +1,4 @@
-"""What runs of adaptation take and give: labelled images, and adapters with their judges."""
+"""Labelled images that runs of adaptation take, and adapters with their judges that they give."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -36,7 +36,7 @@ Batch = dict[str, Any]  # "inputs": images (B, S, S, 3) uint8, or features (B, D
 
 
 class Frozen(NamedTuple):
-    """What does not learn, on the devices.
+    """Arrays that do not learn, on the devices.
 
     Attributes:
       params: of a model whose blocks are separate.

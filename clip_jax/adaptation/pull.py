@@ -12,7 +12,7 @@ Weight = Annotated[float, Range(0)]
 
 
 class Seen(NamedTuple):
-    """What a model makes of a batch: B images of K classes, in a space of width D.
+    """Embeddings and logits of a batch: B images of K classes, in a space of width D.
 
     Attributes:
       images_BD: float32, rows of length 1.

@@ -163,7 +163,7 @@ def paper(name: str, of: Problem, added: Flat, inputs: np.ndarray) -> tuple[floa
 
 @pytest.mark.parametrize("name", ["cocoop", "kgcoop", "maple", "promptsrc", "clip_svd"])
 def test_a_step_is_that_of_the_paper_and_leaves_the_rest_alone(name: str) -> None:
-    """Of two runs at once; the gradient, by differences of the restatement in one direction."""
+    """Compares two runs at once; the gradient by differences of the restatement."""
     of = problem(name)
     recipe = Recipe("sgd", weight_decay=0.0, averaged=of.method.recipe.averaged)
     of = dataclasses.replace(of, method=dataclasses.replace(of.method, recipe=recipe))

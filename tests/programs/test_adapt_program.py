@@ -99,7 +99,7 @@ def test_methods_of_every_kind_in_one_run(tiny_run: Path, photos: Path, tmp_path
 
 
 def accuracy(run: Path, photos: Path) -> float:
-    """Of the model that is loaded from a run, on the test images."""
+    """Returns the accuracy of the model that is loaded from a run, on the test images."""
     paths, names = sorted((photos / "test").glob("*/*.png")), sorted(COLOURS)
     chosen = clip_jax.load(run).classify(list(map(str, paths)), names, get_templates("none"))
     right = [names[i] == path.parent.name for i, path in zip(chosen.argmax(1), paths, strict=True)]

@@ -30,7 +30,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def eval_params(self) -> Any:
-        """What to evaluate and export of `params`: the moving average if there is one."""
+        """Arrays to evaluate and export: the moving average of `params` if there is one."""
         return self.params if self.ema_params is None else self.ema_params
 
 

@@ -34,6 +34,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Returns the next state, and the metrics of the one before; see `make_train_step`."""
         key = jax.random.fold_in(state.key, state.step)
         trained, adversary = state.params, state.adversary
         if adversary is not None:

@@ -26,7 +26,7 @@ TARGETS = ("query", "value", "mlp")
 
 
 def changes(base: Path, method: str, **more: Any) -> dict[str, Any]:
-    """Of the tiny run: an adapter of a finished one, whose architecture it takes over."""
+    """Returns what a tiny run changes to train an adapter of `base`, whose architecture it has."""
     unset = {f"model__{name}": None for name in ("embed_dim", "image_size", "context_length")}
     for tower in ("vision", "text"):
         fields = ("width", "layers", "heads", "mlp_dim")

@@ -13,11 +13,13 @@ from safetensors.numpy import load_file
 from shards import png, write_shard
 from tiny import tiny_config
 
+from clip_jax.data.stream.groups import GroupNumber
 from clip_jax.errors import UserError
 from clip_jax.losses import LOSSES, Loss
 from clip_jax.models.two_tower import init_params
 from clip_jax.training.config import TrainConfig, build_config
 from clip_jax.training.log.metrics import read_rows
+from clip_jax.training.run.data import open_training_data
 from clip_jax.training.run.loop import train
 from clip_jax.training.step.gradient import Objective, loss_gradient
 
@@ -74,6 +76,13 @@ def test_an_adversary_learns_beside_the_towers_and_goes_on(people: str, tmp_path
     again = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["adversary_loss"] for row in whole] == [row["adversary_loss"] for row in again]
     assert 0.3 < whole[0]["adversary_loss"] < 1.5
+
+
+def test_the_adversary_gets_the_groups_of_the_records(people: str) -> None:
+    source = open_training_data(configured(people))
+    group = GroupNumber("gender", ("male", "female"))
+    found = {source.key(index): group(source, index) for index in range(24)}
+    assert [number for _, number in sorted(found.items())] == [int(n % 3 == 0) for n in range(24)]
 
 
 def test_a_group_that_the_configuration_does_not_name(people: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import tiny_config
 
@@ -19,6 +20,8 @@ from clip_jax.training.step.adversary import (
     start_adversary,
 )
 from clip_jax.training.step.gradient import Objective, loss_gradient
+from clip_jax.training.step.state import create_state
+from clip_jax.training.step.update import make_train_step
 
 WEIGHT = 0.3
 RNG = np.random.default_rng(0)
@@ -102,3 +105,21 @@ def test_the_step_adds_it_to_the_loss_in_micro_batches_too(architecture: ClipCon
         pairs = zip(*(jax.tree.leaves(g[tower]) for g in (grads, plain_grads)), strict=True)
         equal = all(np.allclose(a, b, rtol=0, atol=1e-6 * np.abs(b).max()) for a, b in pairs)
         assert equal is same
+
+
+def test_a_step_moves_the_classifier_and_reports_its_loss(architecture: ClipConfig) -> None:
+    batch = {
+        "images": RNG.integers(0, 256, (8, 32, 32, 3), np.uint8),
+        "tokens": RNG.integers(0, 100, (8, 12)).astype(np.int32),
+        "groups": GROUPS,
+    }
+    optimizer = optax.sgd(0.0)
+    step = make_train_step(Objective(architecture, adversary=WEIGHT), optimizer, lambda _: 0.0)
+    state = jax.jit(lambda: create_state(architecture, optimizer, 0, ema=False))()
+    state = state.replace(adversary=start_adversary(architecture.embed_dim, 3, 0))
+    new, metrics = jax.jit(step)(state, batch)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.adversary, new.adversary)
+    # Adam's first step is the rate, wherever there is a gradient.
+    assert moved.params["out"] == pytest.approx(1e-3, rel=1e-2)
+    _, later = jax.jit(step)(new, batch)
+    assert later[ADVERSARY_LOSS] < metrics[ADVERSARY_LOSS]
