@@ -164,6 +164,7 @@ def make_step(
         step: jax.Array,
         frozen: Frozen,
     ) -> tuple[Adapter, Any, Adapter | None, jax.Array, jax.Array]:
+        """Returns one run's adapter, optimizer state, sum for the mean, failure and loss."""
         drop_key = jax.random.fold_in(key, step) if problem.method.dropout else None
         value, gradients = jax.value_and_grad(problem.loss)(adapter, frozen, batch, drop_key)
         failed |= ~jnp.isfinite(value) | ~jnp.isfinite(optax.tree.norm(gradients))
@@ -187,6 +188,7 @@ def make_step(
     def run(
         state: TrainState, frozen: Frozen, batches: Batch, rates: jax.Array
     ) -> tuple[TrainState, jax.Array]:
+        """Steps all runs; see `make_step`."""
         together = jax.vmap(one, in_axes=(0, 0, 0, 0, 0, 0, 0, None, None))
         adapters, opt_state, total, failed, losses = together(
             state.params,

@@ -181,6 +181,7 @@ def _draw_level(axes: Axes, value: float, name: str, theme: Theme) -> None:
 
 
 def new_figure(theme: Theme, legend_rows: int = 0) -> tuple[Figure, Axes]:
+    """Returns an empty chart in the page's style, with room for rows of a legend below."""
     size = (SIZE[0], SIZE[1] + LEGEND_ROW * legend_rows)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
